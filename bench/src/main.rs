@@ -1,0 +1,3 @@
+//! The benchmark program of `ringpoll`.
+
+fn main() {}

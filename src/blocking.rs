@@ -1,0 +1,230 @@
+//! The same connection for plain threads: every method waits instead of returning a future.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+
+use crate::buffer::{LinkBuffer, Slice};
+use crate::connection::{self, Detached, Handle, current_poller};
+use crate::dial::{self, Dialer};
+use crate::error::{Error, Result};
+
+/// A [`crate::Connection`] that blocks the calling thread while it waits.
+///
+/// Every method that waits fails with an unsupported error on a poller thread, where waiting would stop the connection it
+/// waits for; everything else is as for the async connection.
+#[derive(Debug)]
+pub struct Connection(connection::Connection);
+
+/// Connects to `address`. See [`Dialer::connect`].
+///
+/// # Errors
+/// See [`Dialer::connect`]; unsupported on a poller.
+pub fn connect(address: &str) -> Result<Connection> {
+    connect_with(&Dialer::new(), address)
+}
+
+/// Connects to `address` with the dialer's settings.
+///
+/// # Errors
+/// See [`Dialer::connect`]; unsupported on a poller.
+pub fn connect_with(dialer: &Dialer, address: &str) -> Result<Connection> {
+    wait_off_poller("connect", dialer.connect(address)).map(Connection)
+}
+
+/// Makes a connection of a connected stream socket. See [`Dialer::adopt`].
+///
+/// # Errors
+/// See [`Dialer::adopt`].
+pub fn adopt(fd: OwnedFd) -> Result<Connection> {
+    dial::adopt(fd).map(Connection)
+}
+
+/// Runs `future` on this thread, asleep while it waits.
+///
+/// On a poller thread a future that waits for one of that poller's connections never ends; there, `await` it.
+pub fn wait<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+fn wait_off_poller<T>(operation: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
+    if current_poller().is_some() {
+        return Err(Error::unsupported(format!("{operation}: a blocking call on a poller thread")));
+    }
+    wait(future)
+}
+
+macro_rules! blocking {
+    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> $output:ty;)+) => {
+        /// The waiting methods. Their errors are those of the method of the same name on [`crate::Connection`].
+        impl Connection {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// See the method of the same name on [`crate::Connection`]; unsupported on a poller.
+                pub fn $name(&mut self, $($argument: $type),*) -> Result<$output> {
+                    wait_off_poller(stringify!($name), self.0.$name($($argument),*))
+                }
+            )+
+        }
+    };
+}
+
+blocking! {
+    /// Takes the next `bytes`.
+    next(bytes: usize) -> Slice;
+    /// Returns the next `bytes`, which stay to be read.
+    peek(bytes: usize) -> Slice;
+    /// Drops the next `bytes`.
+    skip(bytes: usize) -> ();
+    /// Takes everything up to and including `delimiter`.
+    until(delimiter: u8) -> Slice;
+    /// Copies what is here into `buffer`; 0 at the end of the stream.
+    read(buffer: &mut [u8]) -> usize;
+    /// Fills `buffer`.
+    read_exact(buffer: &mut [u8]) -> ();
+    /// Takes one byte.
+    read_byte() -> u8;
+    /// Takes `bytes` as text.
+    read_string(bytes: usize) -> String;
+    /// Takes a copy of the next `bytes`.
+    read_to_vec(bytes: usize) -> Vec<u8>;
+    /// Takes the next `bytes` as they lie, never copying.
+    slice(bytes: usize) -> LinkBuffer;
+    /// Waits for bytes to read; 0 at the end of the stream.
+    readable() -> usize;
+    /// Hands over what is written, and waits until the kernel has it.
+    flush() -> ();
+    /// Flushes, then ends this side of the stream.
+    shutdown_write() -> ();
+}
+
+impl Connection {
+    /// Blocks where `connection` would have been awaited.
+    pub fn new(connection: connection::Connection) -> Connection {
+        Connection(connection)
+    }
+
+    /// Back to the async connection.
+    pub fn into_async(self) -> connection::Connection {
+        self.0
+    }
+
+    /// See [`crate::Connection::try_next`].
+    pub fn try_next(&mut self, bytes: usize) -> Option<Slice> {
+        self.0.try_next(bytes)
+    }
+
+    /// See [`crate::Connection::try_peek`].
+    pub fn try_peek(&mut self, bytes: usize) -> Option<Slice> {
+        self.0.try_peek(bytes)
+    }
+
+    /// Bytes that can be read without waiting.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the next read has to wait.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// See [`crate::Connection::reserve`].
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        self.0.reserve(bytes)
+    }
+
+    /// See [`crate::Connection::commit`].
+    ///
+    /// # Errors
+    /// Closed; invalid, if less was reserved.
+    pub fn commit(&mut self, bytes: usize) -> Result<()> {
+        self.0.commit(bytes)
+    }
+
+    /// See [`crate::Connection::write`].
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn write(&mut self, data: impl Into<Slice>) -> Result<()> {
+        self.0.write(data)
+    }
+
+    /// See [`crate::Connection::write_copy`].
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn write_copy(&mut self, data: &[u8]) -> Result<()> {
+        self.0.write_copy(data)
+    }
+
+    /// See [`crate::Connection::insert`].
+    ///
+    /// # Errors
+    /// Closed; invalid, if less is reserved.
+    pub fn insert(&mut self, data: impl Into<Slice>, remaining: usize) -> Result<()> {
+        self.0.insert(data, remaining)
+    }
+
+    /// See [`crate::Connection::append`].
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn append(&mut self, buffer: LinkBuffer) -> Result<()> {
+        self.0.append(buffer)
+    }
+
+    /// Bytes written and not submitted.
+    pub fn pending_len(&self) -> usize {
+        self.0.pending_len()
+    }
+
+    /// See [`crate::Connection::submit`].
+    ///
+    /// # Errors
+    /// See [`crate::Connection::submit`].
+    pub fn submit(&mut self) -> Result<()> {
+        self.0.submit()
+    }
+
+    /// See [`crate::Connection::detach`].
+    ///
+    /// # Errors
+    /// See [`crate::Connection::detach`]; unsupported on a poller.
+    pub fn detach(self) -> Result<Detached> {
+        wait_off_poller("detach", self.0.detach())
+    }
+}
+
+impl Deref for Connection {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.0
+    }
+}

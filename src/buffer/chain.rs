@@ -1,0 +1,378 @@
+//! Ordered slices: the one structure behind input, output and `LinkBuffer`.
+//!
+//! Owned and used by one thread at a time. Between calls: no piece is empty, `head` is empty only
+//! when the chain is, and an empty chain owns no memory but the spare it was asked for last.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::IoSlice;
+
+use super::block::{Block, Slice};
+use super::pool::Pool;
+use super::{APPEND_COPY_BYTES_MAX, CHAIN_PIECES_KEPT};
+
+/// Bytes in order, in as few pieces as they came.
+#[derive(Default)]
+pub(crate) struct Chain {
+    len: usize,
+    /// The first piece, apart so that a chain of one piece needs no queue.
+    head: Slice,
+    rest: VecDeque<Slice>,
+    /// Room for the next bytes; directly behind the last piece unless something was pushed since.
+    tail: Option<Block>,
+}
+
+impl Chain {
+    #[inline]
+    pub(crate) fn new() -> Chain {
+        Chain::default()
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds `slice` at the end, without copying.
+    #[inline]
+    pub(crate) fn push(&mut self, slice: Slice) {
+        if slice.is_empty() {
+            return;
+        }
+        if self.len == 0 {
+            self.len = slice.len();
+            self.head = slice;
+            return;
+        }
+        let bytes = slice.len();
+        if let Err(slice) = self.last_mut().try_merge(slice) {
+            self.rest.push_back(slice);
+        }
+        self.len += bytes;
+    }
+
+    /// Adds a copy of `data` at the end: into the spare first, then into one new block. The block
+    /// is as large as what the chain already has, so that many small writes take few blocks.
+    #[inline]
+    pub(crate) fn write_copy(&mut self, data: &[u8], pool: &Pool) {
+        let (fitting, rest) = data.split_at(data.len().min(self.capacity_left()));
+        if let Some(tail) = &mut self.tail {
+            tail.spare()[..fitting.len()].copy_from_slice(fitting);
+            self.extend(fitting.len());
+        }
+        if !rest.is_empty() {
+            self.spare(rest.len(), pool)[..rest.len()].copy_from_slice(rest);
+            self.extend(rest.len());
+        }
+    }
+
+    /// Moves everything from `other` to the end. A few bytes that fit the spare are copied instead,
+    /// so that a peer that sends byte by byte does not keep a block for each.
+    pub(crate) fn append(&mut self, other: &mut Chain) {
+        if self.len == 0 {
+            std::mem::swap(self, other);
+        } else if other.len <= APPEND_COPY_BYTES_MAX && other.len <= self.capacity_left() {
+            for piece in other.slices() {
+                if let Some(tail) = &mut self.tail {
+                    tail.spare()[..piece.len()].copy_from_slice(piece);
+                    self.extend(piece.len());
+                }
+            }
+        } else {
+            if other.capacity_left() > self.capacity_left() {
+                self.tail = other.tail.take();
+            }
+            self.push_all(other);
+        }
+        other.clear();
+    }
+
+    /// Removes the first `bytes` as one slice: a reference when they lie in one piece, otherwise
+    /// one copy. `None` when there are fewer.
+    #[inline]
+    pub(crate) fn next(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
+        if bytes < self.head.len() {
+            self.len -= bytes;
+            return Some(self.head.split_to(bytes));
+        }
+        if bytes == self.head.len() {
+            return Some(self.pop_front());
+        }
+        if bytes > self.len {
+            return None;
+        }
+        Some(self.join_front(bytes, pool))
+    }
+
+    /// Like [`next`](Self::next), but the bytes stay. After a copy they stay as one piece, so
+    /// asking again is free.
+    #[inline]
+    pub(crate) fn peek(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
+        if bytes <= self.head.len() {
+            return Some(self.head.slice(..bytes));
+        }
+        if bytes > self.len {
+            return None;
+        }
+        let joined = self.join_front(bytes, pool);
+        self.push_front(joined.clone());
+        Some(joined)
+    }
+
+    /// Drops the first `bytes`; `false`, and nothing dropped, when there are fewer.
+    #[inline]
+    pub(crate) fn skip(&mut self, bytes: usize) -> bool {
+        let enough = bytes <= self.len;
+        if enough {
+            self.advance(bytes);
+        }
+        enough
+    }
+
+    /// Drops the first `bytes`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[inline]
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        assert!(bytes <= self.len, "advance {bytes} of {} bytes", self.len);
+        let mut left = bytes;
+        while left > 0 && left >= self.head.len() {
+            left -= self.pop_front().len();
+        }
+        self.head.advance(left);
+        self.len -= left;
+    }
+
+    /// Index of the first `byte` at or after index `from`.
+    pub(crate) fn find(&self, byte: u8, from: usize) -> Option<usize> {
+        let mut piece_start = 0;
+        for piece in self.slices() {
+            let skipped = from.saturating_sub(piece_start).min(piece.len());
+            if let Some(index) = memchr::memchr(byte, &piece[skipped..]) {
+                return Some(piece_start + skipped + index);
+            }
+            piece_start += piece.len();
+        }
+        None
+    }
+
+    /// Removes the first `bytes` without copying any; `None` when there are fewer.
+    pub(crate) fn split(&mut self, bytes: usize) -> Option<Chain> {
+        if bytes > self.len {
+            return None;
+        }
+        let mut front = Chain::new();
+        let mut left = bytes;
+        while left > 0 && left >= self.head.len() {
+            let piece = self.pop_front();
+            left -= piece.len();
+            front.push(piece);
+        }
+        if left > 0 {
+            front.push(self.head.split_to(left));
+            self.len -= left;
+        }
+        Some(front)
+    }
+
+    /// Moves bytes from the front into `into` until one of them ends; returns how many.
+    pub(crate) fn read_into(&mut self, into: &mut [u8]) -> usize {
+        let bytes = into.len().min(self.len);
+        self.copy_front(&mut into[..bytes]);
+        self.advance(bytes);
+        bytes
+    }
+
+    /// Removes everything, the spare included.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Chain {
+        std::mem::take(self)
+    }
+
+    /// Drops everything, the spare included.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        *self = Chain::new();
+    }
+
+    /// Drops everything after the first `bytes`.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        drop(self.split_back(bytes));
+        if self.len == 0 {
+            self.release();
+        }
+    }
+
+    /// Puts `slice` before the last `remaining` bytes, without copying.
+    ///
+    /// # Panics
+    /// When `remaining` is more than the length.
+    pub(crate) fn insert(&mut self, slice: Slice, remaining: usize) {
+        assert!(remaining <= self.len, "insert {remaining} bytes before the end of {}", self.len);
+        let mut back = self.split_back(self.len - remaining);
+        self.push(slice);
+        self.push_all(&mut back);
+    }
+
+    /// Room for at least `bytes_min` after the last byte. [`extend`](Self::extend) makes it part of
+    /// the chain.
+    #[inline]
+    pub(crate) fn spare(&mut self, bytes_min: usize, pool: &Pool) -> &mut [u8] {
+        if bytes_min > self.capacity_left() {
+            self.tail = None;
+        }
+        let wanted = bytes_min.max(self.len.min(pool.growth_bytes_max()));
+        self.tail.get_or_insert_with(|| pool.allocate(wanted)).spare()
+    }
+
+    /// Length of the spare in bytes.
+    #[inline]
+    pub(crate) fn capacity_left(&self) -> usize {
+        self.tail.as_ref().map_or(0, Block::capacity_left)
+    }
+
+    /// Makes the first `bytes` of the spare the end of the chain.
+    ///
+    /// # Panics
+    /// When the spare is shorter.
+    #[inline]
+    pub(crate) fn extend(&mut self, bytes: usize) {
+        assert!(bytes <= self.capacity_left(), "extend {bytes} of {}", self.capacity_left());
+        if let Some(tail) = &mut self.tail {
+            let last = self.rest.back_mut().unwrap_or(&mut self.head);
+            if tail.extend(last, bytes) {
+                self.len += bytes;
+            } else {
+                let slice = tail.take(bytes);
+                self.push(slice);
+            }
+        }
+    }
+
+    /// Fills `iovs` from the front; returns how many of them, and how many bytes they cover.
+    pub(crate) fn fill_iovs<'a>(&'a self, iovs: &mut [IoSlice<'a>]) -> (usize, usize) {
+        let (mut count, mut bytes) = (0, 0);
+        for (iov, piece) in iovs.iter_mut().zip(self.slices()) {
+            *iov = IoSlice::new(piece);
+            count += 1;
+            bytes += piece.len();
+        }
+        (count, bytes)
+    }
+
+    /// The pieces in order.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = &Slice> {
+        let head = (self.len > 0).then_some(&self.head);
+        head.into_iter().chain(&self.rest)
+    }
+
+    /// The first piece; empty when the chain is.
+    #[inline]
+    pub(crate) fn front_slice(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Length of the first piece in bytes.
+    #[inline]
+    pub(crate) fn front_len(&self) -> usize {
+        self.head.len()
+    }
+
+    /// The only piece, if there is exactly one.
+    #[inline]
+    pub(crate) fn single(&self) -> Option<&Slice> {
+        (self.len > 0 && self.rest.is_empty()).then_some(&self.head)
+    }
+
+    /// Removes the first `bytes`, which lie in several pieces, as one copy.
+    fn join_front(&mut self, bytes: usize, pool: &Pool) -> Slice {
+        let mut block = pool.allocate(bytes);
+        self.copy_front(&mut block.spare()[..bytes]);
+        self.advance(bytes);
+        block.take(bytes)
+    }
+
+    /// Copies as many bytes from the front as `into` has.
+    fn copy_front(&self, into: &mut [u8]) {
+        let mut copied = 0;
+        for piece in self.slices() {
+            if copied == into.len() {
+                break;
+            }
+            let bytes = piece.len().min(into.len() - copied);
+            into[copied..copied + bytes].copy_from_slice(&piece[..bytes]);
+            copied += bytes;
+        }
+    }
+
+    /// Removes everything after the first `bytes`; the spare stays.
+    fn split_back(&mut self, bytes: usize) -> Chain {
+        let mut back = Chain::new();
+        while self.len > bytes {
+            let mut piece = self.rest.pop_back().unwrap_or_else(|| std::mem::take(&mut self.head));
+            self.len -= piece.len();
+            if self.len < bytes {
+                let moved = piece.split_off(bytes - self.len);
+                self.push(std::mem::replace(&mut piece, moved));
+            }
+            back.push_front(piece);
+        }
+        back
+    }
+
+    fn push_all(&mut self, other: &mut Chain) {
+        self.rest.reserve(other.rest.len());
+        while other.len > 0 {
+            self.push(other.pop_front());
+        }
+    }
+
+    fn push_front(&mut self, slice: Slice) {
+        let second = std::mem::replace(&mut self.head, slice);
+        if self.len > 0 {
+            self.rest.push_front(second);
+        }
+        self.len += self.head.len();
+    }
+
+    /// Removes the first piece; empty when the chain is.
+    #[inline]
+    fn pop_front(&mut self) -> Slice {
+        let next = self.rest.pop_front().unwrap_or_default();
+        let piece = std::mem::replace(&mut self.head, next);
+        self.len -= piece.len();
+        if self.len == 0 {
+            self.release();
+        }
+        piece
+    }
+
+    /// Lets go of what an empty chain does not need.
+    #[inline]
+    fn release(&mut self) {
+        self.tail = None;
+        if self.rest.capacity() > CHAIN_PIECES_KEPT {
+            self.rest = VecDeque::new();
+        }
+    }
+
+    #[inline]
+    fn last_mut(&mut self) -> &mut Slice {
+        self.rest.back_mut().unwrap_or(&mut self.head)
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain").field("len", &self.len()).finish_non_exhaustive()
+    }
+}

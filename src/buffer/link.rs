@@ -1,0 +1,208 @@
+//! A queue of bytes in memory: written at one end, read at the other.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io::{self, BufRead, Read, Write};
+
+use super::block::Slice;
+use super::chain::Chain;
+use super::pool::Pool;
+use super::staging::Staging;
+use super::{Reader, Writer};
+use crate::error::{Error, Result};
+
+/// A buffer that links blocks of memory instead of growing one.
+///
+/// What is written becomes readable with a flush. Reading, writing and moving bytes from one buffer
+/// into another copy them only where a method says so. Also usable as [`Read`], [`BufRead`] and
+/// [`Write`].
+///
+/// ```
+/// use ringpoll::buffer::{LinkBuffer, Reader, Writer};
+///
+/// let mut buffer = LinkBuffer::new();
+/// buffer.reserve(4)?.copy_from_slice(&5_u32.to_be_bytes());
+/// buffer.write("hello")?;
+/// buffer.flush()?;
+/// assert_eq!(buffer.skip(4)?, ());
+/// assert_eq!(buffer.next(5)?, "hello");
+/// # Ok::<(), ringpoll::Error>(())
+/// ```
+#[derive(Default)]
+pub struct LinkBuffer {
+    readable: Chain,
+    staging: Staging,
+    /// Where new blocks come from; `None` is the pool of the process.
+    pool: Option<Pool>,
+}
+
+impl LinkBuffer {
+    /// An empty buffer. Allocates nothing.
+    pub fn new() -> LinkBuffer {
+        LinkBuffer::default()
+    }
+
+    /// An empty buffer that allocates blocks of `block_bytes`, rounded up to a power of two, or as
+    /// large as a single write needs. Tiny blocks show what happens at their borders; real work
+    /// wants [`new`](Self::new).
+    pub fn with_block_bytes(block_bytes: usize) -> LinkBuffer {
+        LinkBuffer::with_pool(Pool::with_block_bytes(block_bytes))
+    }
+
+    /// An empty buffer that allocates from `pool`.
+    pub(crate) fn with_pool(pool: Pool) -> LinkBuffer {
+        LinkBuffer { pool: Some(pool), ..LinkBuffer::default() }
+    }
+
+    /// A buffer in which `chain` is readable.
+    pub(crate) fn from_chain(chain: Chain) -> LinkBuffer {
+        LinkBuffer { readable: chain, ..LinkBuffer::default() }
+    }
+
+    /// Everything: first what is flushed, then what is not.
+    pub(crate) fn into_chain(mut self) -> Chain {
+        self.readable.append(&mut self.staging.take());
+        self.readable
+    }
+
+    /// The readable bytes in the pieces they lie in.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.readable.slices()
+    }
+}
+
+impl Reader for LinkBuffer {
+    #[inline]
+    fn next(&mut self, bytes: usize) -> Result<Slice> {
+        let len = self.readable.len();
+        let pool = pool_of(&self.pool);
+        self.readable.next(bytes, pool).ok_or_else(|| Error::eof("next", bytes, len))
+    }
+
+    #[inline]
+    fn peek(&mut self, bytes: usize) -> Result<Slice> {
+        let len = self.readable.len();
+        let pool = pool_of(&self.pool);
+        self.readable.peek(bytes, pool).ok_or_else(|| Error::eof("peek", bytes, len))
+    }
+
+    #[inline]
+    fn skip(&mut self, bytes: usize) -> Result<()> {
+        let len = self.readable.len();
+        if self.readable.skip(bytes) { Ok(()) } else { Err(Error::eof("skip", bytes, len)) }
+    }
+
+    /// The bytes stay where they are when there is no `delimiter`: more may be flushed.
+    fn until(&mut self, delimiter: u8) -> Result<Slice> {
+        match self.readable.find(delimiter, 0) {
+            Some(index) => Reader::next(self, index + 1),
+            None => Err(Error::eof("until", self.readable.len() + 1, self.readable.len())),
+        }
+    }
+
+    #[inline]
+    fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        Ok(self.readable.read_into(into))
+    }
+
+    fn slice(&mut self, bytes: usize) -> Result<LinkBuffer> {
+        match self.readable.split(bytes) {
+            Some(readable) => {
+                Ok(LinkBuffer { readable, pool: self.pool.clone(), ..LinkBuffer::new() })
+            }
+            None => Err(Error::eof("slice", bytes, self.readable.len())),
+        }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.readable.len()
+    }
+}
+
+impl Writer for LinkBuffer {
+    #[inline]
+    fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        Ok(self.staging.reserve(bytes, pool_of(&self.pool)))
+    }
+
+    #[inline]
+    fn commit(&mut self, bytes: usize) -> Result<()> {
+        self.staging.commit(bytes)
+    }
+
+    #[inline]
+    fn write(&mut self, data: impl Into<Slice>) -> Result<()> {
+        self.staging.write(data.into(), pool_of(&self.pool));
+        Ok(())
+    }
+
+    #[inline]
+    fn write_copy(&mut self, data: &[u8]) -> Result<()> {
+        self.staging.write_copy(data, pool_of(&self.pool));
+        Ok(())
+    }
+
+    fn insert(&mut self, data: impl Into<Slice>, remaining: usize) -> Result<()> {
+        self.staging.insert(data.into(), remaining)
+    }
+
+    fn append(&mut self, other: LinkBuffer) -> Result<()> {
+        self.staging.append(&mut other.into_chain());
+        Ok(())
+    }
+
+    #[inline]
+    fn flush(&mut self) -> Result<()> {
+        self.readable.append(&mut self.staging.take());
+        Ok(())
+    }
+
+    #[inline]
+    fn pending_len(&self) -> usize {
+        self.staging.len()
+    }
+}
+
+impl Read for LinkBuffer {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        Ok(self.readable.read_into(into))
+    }
+}
+
+impl BufRead for LinkBuffer {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        Ok(self.readable.front_slice())
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.readable.advance(bytes);
+    }
+}
+
+impl Write for LinkBuffer {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.staging.write_copy(data, pool_of(&self.pool));
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(Writer::flush(self)?)
+    }
+}
+
+impl fmt::Debug for LinkBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkBuffer")
+            .field("len", &self.readable.len())
+            .field("pending_len", &self.staging.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A function of the field alone, so that the chains can be borrowed beside it.
+#[inline]
+fn pool_of(pool: &Option<Pool>) -> &Pool {
+    pool.as_ref().unwrap_or_else(|| Pool::shared())
+}

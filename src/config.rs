@@ -1,0 +1,258 @@
+//! Every setting and limit, with its reason.
+//!
+//! Settings are public enums and [`Limits`]; the constants are the bounds of our own queues, loops and retries. A
+//! leaf: imports nothing of ours but the error.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Who talks to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The best one this host offers.
+    #[default]
+    Auto,
+    /// Readiness by `epoll(7)`: works on every Linux.
+    Epoll,
+}
+
+/// Where handlers run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Placement {
+    /// Let the library choose. Today that is [`Inline`](Self::Inline).
+    #[default]
+    Auto,
+    /// On the poller that received the bytes, between two waits. Best for handlers that finish within microseconds:
+    /// caches, proxies, routers. A handler that blocks holds up every connection of its poller.
+    Inline,
+    /// On work-stealing worker threads; pollers only move bytes. Best for handlers that compute or block.
+    Pool {
+        /// How many threads; 0 means one per CPU this process may use.
+        workers: usize,
+    },
+}
+
+/// How new connections spread over pollers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Balance {
+    /// Each poller in turn.
+    #[default]
+    RoundRobin,
+    /// Any poller.
+    Random,
+    /// The poller that has the fewest connections.
+    LeastConnections,
+}
+
+/// Whether a poller that ran out of work looks again before it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PollMode {
+    /// Spin for a short, bounded time while that keeps finding work and CPUs are free; otherwise sleep.
+    #[default]
+    Adaptive,
+    /// Never sleep: one full CPU per poller, the lowest latency.
+    Always,
+    /// Sleep at once.
+    Never,
+}
+
+/// The bounds of one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// How long a read may wait; `None` is for ever.
+    pub(crate) read_timeout: Option<Duration>,
+    /// How long a flush may wait; `None` is for ever.
+    pub(crate) write_timeout: Option<Duration>,
+    /// After how long without a byte either way an unoccupied connection is closed.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Reception resumes when no more than this is buffered.
+    pub(crate) input_low_bytes: usize,
+    /// Reception pauses when this much is buffered and no read waits for more.
+    pub(crate) input_high_bytes: usize,
+    /// The most a single read may ask for: a length field from the network ends here, not in our memory.
+    pub(crate) read_bytes_max: usize,
+    /// `submit` refuses while this much waits for the peer.
+    pub(crate) output_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            read_timeout: None,
+            write_timeout: None,
+            idle_timeout: None,
+            // Half a high mark of work is left when reception resumes, so the handler never runs dry meanwhile.
+            input_low_bytes: 512 << 10,
+            // Enough for sixteen receives of the largest block.
+            input_high_bytes: 1 << 20,
+            read_bytes_max: 256 << 20,
+            output_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses bounds that contradict each other.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.input_high_bytes == 0 || self.input_low_bytes >= self.input_high_bytes {
+            return Err(Error::invalid(format!(
+                "input watermarks: low {} must be below high {}",
+                self.input_low_bytes, self.input_high_bytes
+            )));
+        }
+        if self.read_bytes_max == 0 || self.output_bytes_max == 0 {
+            return Err(Error::invalid("read_bytes_max and output_bytes_max must not be 0"));
+        }
+        Ok(())
+    }
+}
+
+/// One receive: as much as a fast sender puts on the wire between two visits of the poller. Measured with pipelined
+/// 1 KB messages, 4 KB blocks lose a factor of four against this.
+pub(crate) const RECEIVE_BLOCK_BYTES: usize = 64 << 10;
+
+/// A receive that fills at least this much of its block is handed over as it is; a smaller one is copied into a block
+/// of its size, so that a few bytes never pin a large block.
+pub(crate) const RECEIVE_LEND_BYTES_MIN: usize = RECEIVE_BLOCK_BYTES / 4;
+const _: () = assert!(RECEIVE_LEND_BYTES_MIN * 4 <= RECEIVE_BLOCK_BYTES);
+
+/// Events taken from the kernel at once: bounds how long a connection waits for its turn.
+pub(crate) const EVENTS_MAX: usize = 512;
+
+/// Connections accepted per event, so that a burst of newcomers does not starve the ones that are here.
+pub(crate) const ACCEPTS_PER_EVENT_MAX: usize = 64;
+
+/// Slices in one gathered send. `UIO_MAXIOV` allows 1024; beyond 64 the system call no longer gets cheaper.
+pub(crate) const GATHER_SLICES_MAX: usize = 64;
+
+/// Bytes one connection may send before the others get their turn.
+pub(crate) const SEND_TURN_BYTES: usize = 1 << 20;
+
+/// How long a connection whose peer has ended its side may take to accept the rest of our output.
+pub(crate) const LINGER: Duration = Duration::from_secs(30);
+
+/// How long accepting pauses when the process or the host is out of descriptors or memory.
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// The kernel's queue of connections nobody accepted yet; `net.core.somaxconn` caps it.
+pub(crate) const LISTEN_BACKLOG: i32 = 4096;
+
+/// Block memory one poller may hold before the connections that hold more than their share are paused, or, where their
+/// reader can never be satisfied, closed.
+pub(crate) const POLLER_BLOCK_BYTES_MAX: usize = 1 << 30;
+
+/// No connection is throttled below this share.
+pub(crate) const SHARE_BYTES_MIN: usize = 16 << 10;
+
+/// Tries when a port cannot be had: self-connect, or `EADDRNOTAVAIL`.
+pub(crate) const DIAL_RETRIES_MAX: usize = 3;
+
+/// Pause before a unix socket whose backlog is full is tried again.
+pub(crate) const DIAL_RETRY_PAUSE: Duration = Duration::from_millis(2);
+
+/// The longest an adaptive poller spins without finding work.
+pub(crate) const SPIN_NS_MAX: u64 = 100_000;
+
+/// How often an idle worker looks for work again before it parks.
+pub(crate) const WORKER_SPINS_MAX: usize = 32;
+
+/// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
+pub(crate) const CPUS_PER_POLLER: usize = 20;
+
+/// Threads nobody means to start in one process.
+pub(crate) const THREADS_MAX: usize = 1024;
+
+macro_rules! named {
+    ($type:ident, $what:literal, $($name:literal => $value:ident),+) => {
+        impl FromStr for $type {
+            type Err = Error;
+
+            fn from_str(name: &str) -> Result<$type> {
+                match name {
+                    $($name => Ok($type::$value),)+
+                    _ => Err(unknown($what, name, &[$($name),+])),
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $($type::$value => $name,)+ })
+            }
+        }
+    };
+}
+
+named!(Backend, "backend", "auto" => Auto, "epoll" => Epoll);
+named!(PollMode, "poll mode", "adaptive" => Adaptive, "always" => Always, "never" => Never);
+named!(Balance, "balance", "round-robin" => RoundRobin, "random" => Random, "least" => LeastConnections);
+
+impl FromStr for Placement {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Placement> {
+        match name {
+            "auto" => Ok(Placement::Auto),
+            "inline" => Ok(Placement::Inline),
+            "pool" => Ok(Placement::Pool { workers: 0 }),
+            _ => name
+                .strip_prefix("pool:")
+                .and_then(|count| count.parse().ok())
+                .filter(|workers| (1..=THREADS_MAX).contains(workers))
+                .map(|workers| Placement::Pool { workers })
+                .ok_or_else(|| unknown("placement", name, &["auto", "inline", "pool", "pool:4"])),
+        }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Placement::Auto => f.pad("auto"),
+            Placement::Inline => f.pad("inline"),
+            Placement::Pool { workers: 0 } => f.pad("pool"),
+            Placement::Pool { workers } => write!(f, "pool:{workers}"),
+        }
+    }
+}
+
+fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
+    Error::invalid(format!("unknown {what} {name:?}: choose one of {}", known.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_as_what_they_print() {
+        for placement in ["auto", "inline", "pool", "pool:4"] {
+            assert_eq!(placement.parse::<Placement>().unwrap().to_string(), placement);
+        }
+        for backend in ["auto", "epoll"] {
+            assert_eq!(backend.parse::<Backend>().unwrap().to_string(), backend);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones() {
+        let error = "kqueue".parse::<Backend>().unwrap_err();
+        assert!(error.is_invalid());
+        assert_eq!(error.to_string(), "unknown backend \"kqueue\": choose one of auto, epoll");
+        assert!("pool:0".parse::<Placement>().is_err());
+        assert!("pool:x".parse::<Placement>().is_err());
+    }
+
+    #[test]
+    fn watermarks_that_cross_are_refused() {
+        let limits = Limits { input_low_bytes: 10, input_high_bytes: 10, ..Limits::default() };
+        assert!(limits.check().unwrap_err().is_invalid());
+    }
+}

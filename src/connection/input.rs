@@ -1,0 +1,233 @@
+//! Bytes coming in.
+//!
+//! The poller fills `inbox`; whoever holds the reader takes all of it at once and then reads without a lock. At home,
+//! `inbox` is all there is. Guarded by the input lock; the waker is fired outside it.
+
+use std::io;
+use std::task::{Context, Waker};
+
+use crate::buffer::{Chain, Pool, Staging};
+use crate::config::Limits;
+use crate::poller::Received;
+use crate::poller::timers::NEVER;
+
+use super::state::{Kind, Runs};
+
+pub(super) struct Input {
+    pub(super) inbox: Chain,
+    /// Bytes ever received.
+    received: u64,
+    /// What the reader had when it last looked in; it may have consumed some since.
+    held_bytes: usize,
+    pub(super) wait: Option<Wait>,
+    /// Nothing more will come, and why.
+    pub(super) end: Option<End>,
+    /// Reception is paused until the reader has made room.
+    paused: bool,
+    pub(super) runs: Runs,
+    /// The poller has given up the slot.
+    pub(super) removed: bool,
+    /// There is a handler for requests: bytes that nobody waits for start a run.
+    pub(super) serves: bool,
+    /// What a run wrote and did not submit.
+    pub(super) unflushed: Option<Box<Staging>>,
+    /// The peer has gone during `on_connect`; the user is told after it.
+    disconnect_owed: bool,
+    /// How connecting ended.
+    pub(super) connected: Option<io::Result<()>>,
+}
+
+/// A reader that waits.
+pub(super) struct Wait {
+    /// For so many bytes, in all.
+    bytes: usize,
+    waker: Waker,
+    /// Until then.
+    pub(super) until_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    /// The peer finished its side.
+    Eof,
+    /// The kernel reported this error.
+    Failed(io::ErrorKind, Option<i32>),
+    /// The poller's memory is used up by readers that wait for more than their share.
+    Memory,
+}
+
+/// What the poller does after filing bytes.
+#[derive(Default)]
+pub(super) struct Filed {
+    pub(super) wake: Option<Waker>,
+    pub(super) start_run: bool,
+    pub(super) pause: bool,
+    /// Nobody will have anything to do here any more.
+    pub(super) close: bool,
+    /// Give up on this connection: it holds more than its share and waits for more.
+    pub(super) over_share: bool,
+}
+
+impl Input {
+    pub(super) fn new(serves: bool) -> Input {
+        Input {
+            inbox: Chain::new(),
+            received: 0,
+            held_bytes: 0,
+            wait: None,
+            end: None,
+            paused: false,
+            runs: Runs::Home,
+            removed: false,
+            serves,
+            unflushed: None,
+            disconnect_owed: false,
+            connected: None,
+        }
+    }
+
+    /// Takes in what the poller received.
+    pub(super) fn file(
+        &mut self,
+        bytes: Received<'_>,
+        pool: &Pool,
+        limits: &Limits,
+        share_bytes: Option<usize>,
+    ) -> Filed {
+        match bytes {
+            Received::Copied(bytes) => {
+                self.received += bytes.len() as u64;
+                self.inbox.write_copy(bytes, pool);
+            }
+            Received::Lent(slice) => {
+                self.received += slice.len() as u64;
+                self.inbox.push(slice);
+            }
+        }
+        let buffered = self.buffered_bytes();
+        let mut filed = Filed::default();
+        match &self.wait {
+            Some(wait) if buffered < wait.bytes => {
+                filed.over_share = share_bytes.is_some_and(|share| buffered > share);
+                return filed;
+            }
+            Some(_) => filed.wake = self.take_waker(),
+            None => filed.start_run = self.start_run(),
+        }
+        filed.pause = buffered >= limits.input_high_bytes.min(share_bytes.unwrap_or(usize::MAX));
+        self.paused |= filed.pause;
+        filed
+    }
+
+    /// Notes the end; returns who waits and whether a run is to be started for it.
+    pub(super) fn end(&mut self, end: End) -> Filed {
+        self.end.get_or_insert(end);
+        let home = self.runs == Runs::Home;
+        let drained = self.inbox.is_empty();
+        Filed {
+            wake: self.take_waker(),
+            start_run: !(home && drained) && self.start_run(),
+            close: home && drained && self.serves,
+            ..Filed::default()
+        }
+    }
+
+    /// Notes news; `true`: a run has started for it.
+    #[inline]
+    fn start_run(&mut self) -> bool {
+        let start = self.runs.on_news() && self.serves;
+        if start {
+            // The news itself is not consumed yet.
+            let consumed = self.consumed();
+            self.runs.start(Kind::Request, consumed);
+        }
+        start
+    }
+
+    /// What a run that has started works with.
+    pub(super) fn hand_out(&mut self) -> (Kind, Chain, Staging) {
+        let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
+        let reader = self.inbox.take();
+        self.held_bytes = reader.len();
+        let writer = self.unflushed.take().map_or_else(Staging::new, |staging| *staging);
+        (kind, reader, writer)
+    }
+
+    /// `true`: `on_connect` runs, and the user will be told after it.
+    pub(super) fn owe_disconnect_if_connecting(&mut self) -> bool {
+        self.disconnect_owed |= self.runs.is_connecting();
+        self.disconnect_owed
+    }
+
+    pub(super) fn take_disconnect_owed(&mut self) -> bool {
+        std::mem::take(&mut self.disconnect_owed)
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.wait.is_some()
+    }
+
+    /// Hands everything to the reader. `true`: it has made room, and reception can go on.
+    pub(super) fn refill(&mut self, reader: &mut Chain, wanted_bytes: usize, limits: &Limits) -> bool {
+        reader.append(&mut self.inbox);
+        self.held_bytes = reader.len();
+        self.make_room(wanted_bytes, limits)
+    }
+
+    /// Takes the reader's rest back.
+    pub(super) fn bring_home(&mut self, mut rest: Chain, limits: &Limits) -> bool {
+        rest.append(&mut self.inbox);
+        self.inbox = rest;
+        self.held_bytes = 0;
+        self.wait = None;
+        self.make_room(0, limits)
+    }
+
+    /// Registers the reader; `file` wakes it when `bytes` are there.
+    pub(super) fn wait_for(&mut self, bytes: usize, until_ns: u64, cx: &Context<'_>) {
+        let waker = match self.wait.take() {
+            Some(wait) if wait.waker.will_wake(cx.waker()) => wait.waker,
+            _ => cx.waker().clone(),
+        };
+        self.wait = Some(Wait { bytes, waker, until_ns });
+    }
+
+    /// Whom to wake if its wait is over at `now_ns`, otherwise when to look again.
+    pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Waker>, u64) {
+        match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
+            Some(wait) => (Some(wait.waker), NEVER),
+            None => (None, self.wait.as_ref().map_or(NEVER, |wait| wait.until_ns)),
+        }
+    }
+
+    pub(super) fn take_waker(&mut self) -> Option<Waker> {
+        self.wait.take().map(|wait| wait.waker)
+    }
+
+    /// Buffered here and, at most, by the reader.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.inbox.len() + self.held_bytes
+    }
+
+    /// Bytes the user has consumed; exact when the reader is home.
+    pub(super) fn consumed(&self) -> u64 {
+        self.received - self.buffered_bytes() as u64
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The reader drops what nobody will read.
+    pub(super) fn discard(&mut self) {
+        self.inbox.clear();
+    }
+
+    fn make_room(&mut self, wanted_bytes: usize, limits: &Limits) -> bool {
+        let buffered = self.buffered_bytes();
+        let room = buffered <= limits.input_low_bytes || wanted_bytes > buffered;
+        let resume = self.paused && room;
+        self.paused &= !resume;
+        resume
+    }
+}

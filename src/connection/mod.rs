@@ -1,0 +1,270 @@
+//! One peer: what users hold.
+//!
+//! A [`Connection`] owns its peer's reader and writer. Both work without a lock on what they have; only to get more, or
+//! to hand bytes over, do they meet the poller, under the input or the output lock of [`shared`]. In a server a
+//! connection is handed out to a run of a handler and comes home when it is dropped.
+
+mod handle;
+mod input;
+mod output;
+mod reader;
+mod shared;
+mod state;
+mod timeout;
+mod wait;
+mod writer;
+
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::address::PeerAddr;
+use crate::buffer::{Chain, LinkBuffer, Slice, Staging};
+use crate::error::{Error, Result};
+use crate::poller::{Command, Side, Socket};
+use crate::sync::lock;
+
+pub use handle::{ConnectionStats, Handle};
+use reader::impl_reader;
+use writer::impl_writer;
+
+pub(crate) use shared::{Remote, Shared, current_poller};
+pub(crate) use state::Kind;
+use state::{READER, WRITER};
+
+/// What a server does for its connections: the calls upward. They run user code.
+pub(crate) trait Service: Send + Sync {
+    fn serves_connect(&self) -> bool;
+    fn serves_requests(&self) -> bool;
+    fn is_draining(&self) -> bool;
+    /// On the poller, before registration; an error refuses the connection.
+    fn prepare(&self, handle: &Handle) -> Result<()>;
+    /// Runs a handler where the placement says.
+    fn run(&self, kind: Kind, connection: Connection, end: RunEnd);
+    fn disconnected(&self, handle: &Handle);
+    fn failed(&self, handle: &Handle, error: &Error);
+    /// A connection is finished.
+    fn gone(&self);
+}
+
+/// A stream to one peer, and the only owner of its reader and writer.
+///
+/// `Send + Sync`, and usable from any executor or thread. It dereferences to its [`Handle`].
+///
+/// Dropping one that was dialled or adopted closes it. Dropping one that a server handed to a handler gives it back: the
+/// next run starts when the handler's future is done *and* its connection is back. What is buffered, unread or written,
+/// is there again in the next run.
+pub struct Connection {
+    handle: Handle,
+    reader: Chain,
+    writer: Staging,
+    /// Given up as a whole, into halves or by detaching.
+    dissolved: bool,
+}
+
+/// The reading half of a [`Connection`].
+pub struct ReadHalf {
+    handle: Handle,
+    reader: Chain,
+}
+
+/// The writing half of a [`Connection`].
+pub struct WriteHalf {
+    handle: Handle,
+    writer: Staging,
+}
+
+/// A connection that has left its poller.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Detached {
+    /// The socket, open and non-blocking.
+    pub fd: OwnedFd,
+    /// What was received and not read.
+    pub unread: LinkBuffer,
+}
+
+impl_reader!(Connection);
+impl_reader!(ReadHalf);
+impl_writer!(Connection);
+impl_writer!(WriteHalf);
+
+impl Connection {
+    /// A connection that its user owns for good.
+    pub(crate) fn owned(shared: &Arc<Shared>) -> Connection {
+        Connection::handed_out(shared, Chain::new(), Staging::new())
+    }
+
+    pub(crate) fn handed_out(shared: &Arc<Shared>, reader: Chain, writer: Staging) -> Connection {
+        Connection { handle: Handle::of(shared), reader, writer, dissolved: false }
+    }
+
+    /// A handle to keep elsewhere.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Parts reading from writing, so that two tasks can do both at once. The connection closes, or goes home, when both
+    /// halves are dropped.
+    pub fn split(mut self) -> (ReadHalf, WriteHalf) {
+        self.dissolved = true;
+        let (reader, writer) = (std::mem::take(&mut self.reader), std::mem::take(&mut self.writer));
+        self.handle.0.count_halves();
+        (
+            ReadHalf { handle: self.handle.clone(), reader },
+            WriteHalf { handle: self.handle.clone(), writer },
+        )
+    }
+
+    /// Flushes, then takes the socket away from its poller, with everything received and not read. Close callbacks run;
+    /// the descriptor stays open.
+    ///
+    /// # Errors
+    /// As for [`flush`](Self::flush); the connection closes then.
+    pub async fn detach(mut self) -> Result<Detached> {
+        self.flush().await?;
+        let shared = Arc::clone(&self.handle.0);
+        if !shared.life.close() {
+            return Err(Error::closed("detach"));
+        }
+        lock(&shared.output).detaching = true;
+        self.handle.request_removal();
+        wait::removed(&shared).await;
+        let socket = lock(&shared.output).socket.take();
+        let socket = socket.ok_or_else(|| Error::closed("detach"))?;
+        let fd = match Arc::try_unwrap(socket) {
+            Ok(socket) => socket.into_fd(),
+            // Somebody is inside `with_fd`: another number for the same socket does as well.
+            Err(socket) => socket.duplicate().map_err(|error| Error::io("detach", error))?,
+        };
+        lock(&shared.input).refill(&mut self.reader, 0, &shared.limits);
+        let unread = LinkBuffer::from_chain(std::mem::take(&mut self.reader));
+        Ok(Detached { fd, unread })
+    }
+}
+
+impl Handle {
+    fn end_output(&self) -> Result<()> {
+        let mut output = lock(&self.0.output);
+        output.ended = true;
+        let socket = output.socket.as_ref().ok_or_else(|| Error::closed("shutdown_write"))?;
+        self.0.remote.counters.setup_calls.add(1);
+        match socket.shutdown(Side::Write) {
+            // The peer has reset the connection: its reader will not miss our end.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done.map_err(|error| Error::io("shutdown", error)),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.dissolved {
+            return;
+        }
+        let shared = &self.handle.0;
+        if shared.is_serving() {
+            let (reader, writer) = (std::mem::take(&mut self.reader), std::mem::take(&mut self.writer));
+            shared.release(shared::BOTH, Some(reader), Some(writer));
+        } else {
+            shared.close();
+        }
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        self.handle.0.drop_half(READER, Some(std::mem::take(&mut self.reader)), None);
+    }
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        self.handle.0.drop_half(WRITER, None, Some(std::mem::take(&mut self.writer)));
+    }
+}
+
+impl Deref for Connection {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Deref for ReadHalf {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Deref for WriteHalf {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+macro_rules! impl_debug {
+    ($($type:ident),+) => {$(
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($type)).field(&self.handle).finish()
+            }
+        }
+    )+};
+}
+
+impl_debug!(Connection, ReadHalf, WriteHalf);
+
+/// The end of a run: made when it starts, dropped when its future is done, has panicked, or was given up.
+pub(crate) struct RunEnd {
+    shared: Arc<Shared>,
+    outcome: Option<Result<()>>,
+}
+
+impl RunEnd {
+    fn new(shared: &Arc<Shared>) -> RunEnd {
+        RunEnd { shared: Arc::clone(shared), outcome: None }
+    }
+
+    pub(crate) fn set(&mut self, outcome: Result<()>) {
+        self.outcome = Some(outcome);
+    }
+
+    pub(crate) fn remote(&self) -> &Arc<Remote> {
+        &self.shared.remote
+    }
+}
+
+impl Drop for RunEnd {
+    fn drop(&mut self) {
+        let failure = match self.outcome.take() {
+            Some(outcome) => outcome.err(),
+            None if std::thread::panicking() => Some(Error::panicked("handler panicked")),
+            // Its threads have ended, and the connection with them.
+            None => Some(Error::closed("handler given up")),
+        };
+        self.shared.end_run(failure);
+    }
+}
+
+/// Starts to connect; [`wait_connected`] tells how it ended.
+pub(crate) fn start_connect(shared: &Arc<Shared>, socket: Arc<Socket>, peer: PeerAddr) {
+    shared.remote.send(Command::Connect(Arc::clone(shared), socket, peer));
+}
+
+/// Registers a connected stream with its poller.
+pub(crate) fn attach(shared: &Arc<Shared>, socket: Arc<Socket>) {
+    shared.remote.send(Command::Attach(Arc::clone(shared), socket));
+}
+
+/// Waits for the end of [`start_connect`]; `None` is a timeout.
+pub(crate) async fn wait_connected(shared: &Arc<Shared>, until_ns: u64) -> Option<io::Result<()>> {
+    wait::connected(shared, until_ns).await
+}

@@ -1,0 +1,249 @@
+//! The life of a connection, as pure transitions.
+//!
+//! Two owners, two facts. [`Life`] are bits that only ever get set, by anyone: whether the connection was closed, and
+//! whether the peer has gone. [`Runs`] says who holds the reader and the writer, and lives under the input lock:
+//!
+//! ```text
+//!            start                     last holder lets go
+//!   Home ─────────────► Held ──────────────────────────────► Home
+//!    ▲  holder: nobody   │  holders: handler's future,         │ finish
+//!    │                   │  reader, writer                     ▼
+//!    └───────────────────┘                                    Over
+//! ```
+//!
+//! In `Home` the poller may start a run; in `Held` it only notes that there is news; in `Over` callbacks have run and the
+//! descriptor is gone.
+
+use crate::sync::atomic::{AtomicU8, Ordering};
+
+/// Bits that only ever get set.
+pub(super) struct Life(AtomicU8);
+
+const CLOSED: u8 = 1;
+const PEER_GONE: u8 = 2;
+
+impl Life {
+    pub(super) fn new() -> Life {
+        Life(AtomicU8::new(0))
+    }
+
+    /// `true` for the one caller that closes.
+    pub(super) fn close(&self) -> bool {
+        self.0.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0
+    }
+
+    /// `true` for the one caller that notices.
+    pub(super) fn peer_gone(&self) -> bool {
+        self.0.fetch_or(PEER_GONE, Ordering::AcqRel) & PEER_GONE == 0
+    }
+
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    #[inline]
+    pub(super) fn is_active(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Which handler a run is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Connect,
+    Request,
+}
+
+/// Parts of a connection that a run hands out: it is over when all have come back.
+pub(super) const FUTURE: u8 = 1;
+pub(super) const READER: u8 = 2;
+pub(super) const WRITER: u8 = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Runs {
+    /// Everything is here.
+    Home,
+    /// Handed out.
+    Held {
+        kind: Kind,
+        /// What is still out.
+        parts: u8,
+        /// Bytes or an end came since the run started.
+        news: bool,
+        /// Bytes the reader had consumed before, all runs together.
+        consumed_before: u64,
+    },
+    /// Finished for good.
+    Over,
+}
+
+/// What a run's end finds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    pub(super) unread: bool,
+    pub(super) consumed: u64,
+    pub(super) peer_gone: bool,
+    pub(super) closed: bool,
+    pub(super) removed: bool,
+    /// The server is shutting down.
+    pub(super) draining: bool,
+    /// There is a handler for requests.
+    pub(super) serves_requests: bool,
+}
+
+/// What follows a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The run is not over yet.
+    Held,
+    /// Wait for bytes.
+    Rest,
+    /// Another run.
+    Again,
+    /// Nothing is left to do: send what is submitted, then close.
+    Close,
+    /// Closed and removed: finish.
+    Finish,
+}
+
+impl Runs {
+    pub(super) fn start(&mut self, kind: Kind, consumed_before: u64) {
+        assert_eq!(*self, Runs::Home, "one run at a time");
+        *self = Runs::Held { kind, parts: FUTURE | READER | WRITER, news: false, consumed_before };
+    }
+
+    /// Bytes or an end came. `true`: start a run for them.
+    #[inline]
+    pub(super) fn on_news(&mut self) -> bool {
+        match self {
+            Runs::Home => true,
+            Runs::Held { news, .. } => {
+                *news = true;
+                false
+            }
+            Runs::Over => false,
+        }
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self, Runs::Held { .. })
+    }
+
+    /// Whether `on_connect` runs.
+    pub(super) fn is_connecting(&self) -> bool {
+        matches!(self, Runs::Held { kind: Kind::Connect, .. })
+    }
+
+    /// Takes back `returned`; decides what follows when that was the last part.
+    pub(super) fn release(&mut self, returned: u8, found: Found) -> Next {
+        let Runs::Held { kind, parts, news, consumed_before } = self else {
+            return Next::Held;
+        };
+        *parts &= !returned;
+        if *parts != 0 {
+            return Next::Held;
+        }
+        let progress = *news || *kind == Kind::Connect || found.consumed > *consumed_before;
+        *self = Runs::Home;
+        match found {
+            Found { closed: true, removed: true, .. } => Next::Finish,
+            Found { closed: true, .. } => Next::Rest,
+            Found { serves_requests: false, .. } => Next::Close,
+            Found { unread: true, .. } if progress => Next::Again,
+            Found { peer_gone: true, .. } => Next::Close,
+            Found { draining: true, unread: false, .. } => Next::Close,
+            _ => Next::Rest,
+        }
+    }
+
+    /// `true` once: the connection is finished now.
+    pub(super) fn finish(&mut self) -> bool {
+        let first = *self != Runs::Over;
+        *self = Runs::Over;
+        first
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const SERVING: Found = Found {
+        unread: false,
+        consumed: 0,
+        peer_gone: false,
+        closed: false,
+        removed: false,
+        draining: false,
+        serves_requests: true,
+    };
+
+    fn ended(news: bool, found: Found) -> Next {
+        let mut runs = Runs::Home;
+        runs.start(Kind::Request, 10);
+        if news {
+            assert!(!runs.on_news());
+        }
+        assert_eq!(runs.release(READER | WRITER, found), Next::Held);
+        runs.release(FUTURE, found)
+    }
+
+    #[test]
+    fn a_run_is_over_when_its_last_part_is_back_in_whatever_order() {
+        for order in [[FUTURE, READER, WRITER], [WRITER, FUTURE, READER], [READER, WRITER, FUTURE]] {
+            let mut runs = Runs::Home;
+            runs.start(Kind::Request, 0);
+            assert_eq!(runs.release(order[0], SERVING), Next::Held);
+            assert_eq!(runs.release(order[1], SERVING), Next::Held);
+            assert_eq!(runs.release(order[2], SERVING), Next::Rest);
+        }
+    }
+
+    #[test]
+    fn a_handler_that_consumed_nothing_waits_for_more_bytes() {
+        let unread = Found { unread: true, consumed: 10, ..SERVING };
+        assert_eq!(ended(false, unread), Next::Rest);
+        assert_eq!(ended(true, unread), Next::Again);
+        assert_eq!(ended(false, Found { consumed: 11, ..unread }), Next::Again);
+    }
+
+    #[test]
+    fn after_the_peer_has_gone_a_drained_or_refused_input_ends_the_connection() {
+        let gone = Found { peer_gone: true, ..SERVING };
+        assert_eq!(ended(true, gone), Next::Close);
+        assert_eq!(ended(false, Found { unread: true, consumed: 10, ..gone }), Next::Close);
+        assert_eq!(ended(true, Found { unread: true, ..gone }), Next::Again);
+    }
+
+    #[test]
+    fn news_during_a_run_is_never_lost() {
+        let mut runs = Runs::Home;
+        assert!(runs.on_news());
+        runs.start(Kind::Request, 0);
+        assert!(!runs.on_news());
+        let found = Found { unread: true, ..SERVING };
+        assert_eq!(runs.release(FUTURE | READER | WRITER, found), Next::Again);
+    }
+
+    #[test]
+    fn a_closed_connection_finishes_once_and_starts_nothing() {
+        let closed = Found { closed: true, unread: true, consumed: 11, ..SERVING };
+        assert_eq!(ended(true, closed), Next::Rest);
+        assert_eq!(ended(true, Found { removed: true, ..closed }), Next::Finish);
+        let mut runs = Runs::Home;
+        assert!(runs.finish());
+        assert!(!runs.finish());
+        assert!(!runs.on_news());
+    }
+
+    #[test]
+    fn closing_has_one_winner() {
+        let life = Life::new();
+        assert!(life.is_active());
+        assert!(life.peer_gone());
+        assert!(!life.is_active() && !life.is_closed());
+        assert!(life.close());
+        assert!(!life.close());
+    }
+}

@@ -1,0 +1,174 @@
+//! When waits end: per-wait timeouts, deadlines, the idle timeout.
+//!
+//! Settings are atomics that any thread may move. A wait computes its end from them; the poller's timer only wakes it to
+//! compute again, so a deadline that moves needs no more than a wake-up.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Limits;
+use crate::poller::timers::{NEVER, ns_at};
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// One direction's timeout and deadline.
+pub(super) struct Timeout {
+    /// Nanoseconds a wait may take; 0 is for ever.
+    after_ns: AtomicU64,
+    /// Time at which every wait ends; 0 is none.
+    deadline_ns: AtomicU64,
+}
+
+impl Timeout {
+    fn new(after: Option<Duration>) -> Timeout {
+        Timeout { after_ns: AtomicU64::new(ns(after)), deadline_ns: AtomicU64::new(0) }
+    }
+
+    /// A new timeout clears the deadline.
+    pub(super) fn set_timeout(&self, after: Option<Duration>) {
+        self.after_ns.store(ns(after), Ordering::SeqCst);
+        self.deadline_ns.store(0, Ordering::SeqCst);
+    }
+
+    pub(super) fn set_deadline(&self, deadline: Option<Instant>) {
+        self.deadline_ns.store(deadline.map_or(0, |at| ns_at(at).max(1)), Ordering::SeqCst);
+    }
+
+    /// When a wait that began at `started_ns` ends. A deadline overrides the timeout.
+    pub(super) fn end_of_wait(&self, started_ns: impl FnOnce() -> u64) -> u64 {
+        match self.deadline_ns.load(Ordering::SeqCst) {
+            0 => match self.after_ns.load(Ordering::SeqCst) {
+                0 => NEVER,
+                after_ns => started_ns().saturating_add(after_ns),
+            },
+            deadline_ns => deadline_ns,
+        }
+    }
+}
+
+/// All the timers of one connection, and the earliest time the poller was asked to look at them.
+pub(super) struct Timeouts {
+    pub(super) read: Timeout,
+    pub(super) write: Timeout,
+    idle_ns: AtomicU64,
+    last_active_ns: AtomicU64,
+    armed: Armed,
+}
+
+impl Timeouts {
+    pub(super) fn new(limits: &Limits) -> Timeouts {
+        Timeouts {
+            read: Timeout::new(limits.read_timeout),
+            write: Timeout::new(limits.write_timeout),
+            idle_ns: AtomicU64::new(ns(limits.idle_timeout)),
+            last_active_ns: AtomicU64::new(0),
+            armed: Armed::new(),
+        }
+    }
+
+    pub(super) fn set_idle(&self, after: Option<Duration>) {
+        self.idle_ns.store(ns(after), Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(super) fn watches_idle(&self) -> bool {
+        self.idle_ns.load(Ordering::Relaxed) != 0
+    }
+
+    #[inline]
+    pub(super) fn touch(&self, now_ns: u64) {
+        self.last_active_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// When the connection has been idle for too long, unless something happens before.
+    pub(super) fn idle_at(&self) -> u64 {
+        match self.idle_ns.load(Ordering::SeqCst) {
+            0 => NEVER,
+            idle_ns => self.last_active_ns.load(Ordering::Relaxed).saturating_add(idle_ns),
+        }
+    }
+
+    pub(super) fn armed(&self) -> &Armed {
+        &self.armed
+    }
+}
+
+/// The earliest time at which the poller was asked to look.
+///
+/// No timer is lost: a waiter publishes its time, then reads this; the poller resets this, then reads the waiters' times.
+/// So either the waiter sees that it must ask, or the poller sees the waiter.
+pub(super) struct Armed(AtomicU64);
+
+impl Armed {
+    pub(super) fn new() -> Armed {
+        Armed(AtomicU64::new(NEVER))
+    }
+
+    /// `true`: the poller must be asked to look at `at_ns`.
+    #[inline]
+    pub(super) fn ask(&self, at_ns: u64) -> bool {
+        at_ns < self.0.load(Ordering::SeqCst) && at_ns < self.0.fetch_min(at_ns, Ordering::SeqCst)
+    }
+
+    /// The entry for `at_ns` came up; `false`: it was overtaken by an earlier one.
+    pub(super) fn came_up(&self, at_ns: u64) -> bool {
+        self.0.compare_exchange(at_ns, NEVER, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+}
+
+fn ns(after: Option<Duration>) -> u64 {
+    after.map_or(0, |after| u64::try_from(after.as_nanos()).unwrap_or(NEVER))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_overrides_the_timeout_and_a_new_timeout_clears_it() {
+        let timeout = Timeout::new(Some(Duration::from_nanos(5)));
+        assert_eq!(timeout.end_of_wait(|| 100), 105);
+        timeout.set_deadline(Some(Instant::now()));
+        assert_ne!(timeout.end_of_wait(|| 100), 105);
+        timeout.set_timeout(Some(Duration::from_nanos(7)));
+        assert_eq!(timeout.end_of_wait(|| 100), 107);
+        timeout.set_timeout(None);
+        assert_eq!(timeout.end_of_wait(|| 100), NEVER);
+    }
+
+    #[test]
+    fn only_an_earlier_time_asks_the_poller() {
+        let armed = Armed::new();
+        assert!(armed.ask(50));
+        assert!(!armed.ask(50));
+        assert!(!armed.ask(60));
+        assert!(armed.ask(40));
+        assert!(!armed.came_up(50));
+        assert!(armed.came_up(40));
+        assert!(armed.ask(60));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::sync::{Arc, Mutex, lock};
+
+    #[test]
+    fn loom_a_waiter_s_time_is_seen_by_the_poller_or_asked_for() {
+        loom::model(|| {
+            let armed = Arc::new(Armed::new());
+            let wanted = Arc::new(Mutex::new(NEVER));
+            assert!(armed.ask(10));
+            let waiter = {
+                let (armed, wanted) = (Arc::clone(&armed), Arc::clone(&wanted));
+                loom::thread::spawn(move || {
+                    *lock(&wanted) = 20;
+                    armed.ask(20)
+                })
+            };
+            let came_up = armed.came_up(10);
+            let seen = *lock(&wanted) == 20;
+            let asked = waiter.join().expect("waiter");
+            assert!(came_up && (seen || asked));
+        });
+    }
+}

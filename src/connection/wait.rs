@@ -1,0 +1,206 @@
+//! Waiting: the futures behind reads and flushes.
+//!
+//! They own no operation. Dropping one withdraws its registration and loses nothing.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::input::End;
+use super::output::Submitted;
+use super::shared::Shared;
+use crate::buffer::{Chain, Staging};
+use crate::error::{Error, Result};
+use crate::poller::Command;
+use crate::poller::timers::{NEVER, now_ns};
+use crate::sync::lock;
+
+/// Waits until `reader` has `bytes`, or nothing more will come.
+#[cold]
+pub(super) async fn fill(
+    shared: &Arc<Shared>,
+    reader: &mut Chain,
+    operation: &'static str,
+    bytes: usize,
+) -> Result<()> {
+    if bytes > shared.limits.read_bytes_max {
+        return Err(Error::limit(format!(
+            "{operation}: {bytes} bytes are more than the {} allowed",
+            shared.limits.read_bytes_max
+        )));
+    }
+    let mut wait = Wait::new(shared);
+    poll_fn(|cx| wait.poll_fill(reader, operation, bytes, cx)).await
+}
+
+/// Waits until connecting has ended, at most until `until_ns`. `None` is a timeout.
+pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std::io::Result<()>> {
+    let _withdraw = Wait::new(shared);
+    poll_fn(|cx| {
+        let mut input = lock(&shared.input);
+        if let Some(result) = input.connected.take() {
+            return Poll::Ready(Some(result));
+        }
+        if shared.life.is_closed() {
+            return Poll::Ready(Some(Err(std::io::ErrorKind::NotConnected.into())));
+        }
+        if now_ns() >= until_ns {
+            return Poll::Ready(None);
+        }
+        input.wait_for(usize::MAX, until_ns, cx);
+        drop(input);
+        shared.arm(until_ns);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits until the poller has let go of the socket.
+pub(super) async fn removed(shared: &Arc<Shared>) {
+    poll_fn(|cx| {
+        let mut input = lock(&shared.input);
+        if input.removed {
+            return Poll::Ready(());
+        }
+        input.wait_for(usize::MAX, NEVER, cx);
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Hands written bytes over. `Ok(None)`: the kernel has them; `Some`: it will, when so many are sent in all.
+pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Option<u64>> {
+    let mut output = lock(&shared.output);
+    if shared.life.is_closed() || output.ended {
+        return Err(Error::closed("flush"));
+    }
+    if staging.is_empty() {
+        return Ok((output.unsent() > 0).then(|| output.submitted()));
+    }
+    if output.unsent() >= shared.limits.output_bytes_max as u64 {
+        return Err(Error::limit(format!(
+            "submit: {} bytes wait for the peer, {} are allowed",
+            output.unsent(),
+            shared.limits.output_bytes_max
+        )));
+    }
+    let done = output.submit(staging.take(), &shared.remote.counters);
+    let submitted = output.submitted();
+    drop(output);
+    if shared.timeouts.watches_idle() {
+        shared.timeouts.touch(now_ns());
+    }
+    match done {
+        Ok(Submitted::Sent) => Ok(None),
+        Ok(Submitted::Queued { ask }) => {
+            if ask {
+                shared.remote.send(Command::Send(Arc::clone(shared)));
+            }
+            Ok(Some(submitted))
+        }
+        Err(error) => Err(Error::io("send", error)),
+    }
+}
+
+/// Waits until `sent` bytes are in the kernel, all flushes together.
+#[cold]
+pub(super) async fn sent(shared: &Arc<Shared>, sent: u64) -> Result<()> {
+    let mut started_ns = None;
+    poll_fn(|cx| {
+        let mut output = lock(&shared.output);
+        if output.sent() >= sent {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = output.failure() {
+            return Poll::Ready(Err(Error::io("send", error)));
+        }
+        if shared.life.is_closed() {
+            return Poll::Ready(Err(Error::closed("flush")));
+        }
+        let now_ns = now_ns();
+        let started_ns = *started_ns.get_or_insert(now_ns);
+        let until_ns = shared.timeouts.write.end_of_wait(|| started_ns);
+        if now_ns >= until_ns {
+            let after = Duration::from_nanos(now_ns - started_ns);
+            return Poll::Ready(Err(Error::write_timeout("flush", after)));
+        }
+        output.wait_for(sent, until_ns, cx);
+        drop(output);
+        shared.arm(until_ns);
+        Poll::Pending
+    })
+    .await
+}
+
+/// One wait of a reader; withdraws its registration when it ends, however it ends. A forgotten one would let the input
+/// grow to what it waited for.
+struct Wait<'a> {
+    shared: &'a Arc<Shared>,
+    started_ns: Option<u64>,
+}
+
+impl<'a> Wait<'a> {
+    fn new(shared: &'a Arc<Shared>) -> Wait<'a> {
+        Wait { shared, started_ns: None }
+    }
+
+    fn poll_fill(
+        &mut self,
+        reader: &mut Chain,
+        operation: &'static str,
+        bytes: usize,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        let shared = self.shared;
+        let mut input = lock(&shared.input);
+        let resume = input.refill(reader, bytes, &shared.limits);
+        let mut until_ns = NEVER;
+        let done = if reader.len() >= bytes {
+            Some(Ok(()))
+        } else if shared.life.is_closed() && !matches!(input.end, Some(End::Memory)) {
+            Some(Err(Error::closed(operation)))
+        } else if let Some(end) = input.end {
+            Some(Err(ended(operation, end, bytes, reader.len())))
+        } else {
+            let now_ns = now_ns();
+            let started_ns = *self.started_ns.get_or_insert(now_ns);
+            until_ns = shared.timeouts.read.end_of_wait(|| started_ns);
+            let late = now_ns >= until_ns;
+            late.then(|| Err(Error::read_timeout(operation, Duration::from_nanos(now_ns - started_ns))))
+        };
+        if done.is_none() {
+            input.wait_for(bytes, until_ns, cx);
+        }
+        drop(input);
+        if resume {
+            shared.resume();
+        }
+        match done {
+            Some(done) => Poll::Ready(done),
+            None => {
+                shared.arm(until_ns);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        drop(lock(&self.shared.input).take_waker());
+    }
+}
+
+fn ended(operation: &'static str, end: End, wanted_bytes: usize, left_bytes: usize) -> Error {
+    match end {
+        End::Eof => Error::eof(operation, wanted_bytes, left_bytes),
+        End::Failed(kind, errno) => {
+            let error = errno.map_or_else(|| kind.into(), std::io::Error::from_raw_os_error);
+            Error::io(operation, error)
+        }
+        End::Memory => Error::limit(format!(
+            "{operation}: the poller's memory is used up, and {left_bytes} bytes are more than a fair share"
+        )),
+    }
+}

@@ -1,0 +1,119 @@
+//! The writer's methods, once for every type that has a writer.
+
+/// Implements the writer for `$type`, which has the fields `handle` and `writer`.
+macro_rules! impl_writer {
+    ($type:ident) => {
+        /// Writing. What is written stays here until [`submit`](Self::submit) or [`flush`](Self::flush). After a close every
+        /// method fails with a closed error.
+        impl $type {
+            /// Adds `bytes` zeroes and returns them to be filled. They count as written.
+            ///
+            /// # Errors
+            /// Closed.
+            #[inline]
+            pub fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
+                self.check("reserve")?;
+                Ok(self.writer.reserve(bytes, &self.handle.0.remote.pool))
+            }
+
+            /// Keeps only the first `bytes` of all that was reserved since the last commit, write or flush.
+            ///
+            /// # Errors
+            /// Closed; invalid, if less was reserved: then nothing changes.
+            #[inline]
+            pub fn commit(&mut self, bytes: usize) -> Result<()> {
+                self.check("commit")?;
+                self.writer.commit(bytes)
+            }
+
+            /// Adds `data`: a copy up to 4096 bytes, a reference above.
+            ///
+            /// # Errors
+            /// Closed.
+            #[inline]
+            pub fn write(&mut self, data: impl Into<Slice>) -> Result<()> {
+                self.check("write")?;
+                self.writer.write(data.into(), &self.handle.0.remote.pool);
+                Ok(())
+            }
+
+            /// Adds a copy of `data`.
+            ///
+            /// # Errors
+            /// Closed.
+            #[inline]
+            pub fn write_copy(&mut self, data: &[u8]) -> Result<()> {
+                self.check("write_copy")?;
+                self.writer.write_copy(data, &self.handle.0.remote.pool);
+                Ok(())
+            }
+
+            /// Puts `data` before the last `remaining` bytes of what is reserved and not committed, by reference. `data`
+            /// counts as reserved for the next commit.
+            ///
+            /// # Errors
+            /// Closed; invalid, if less is reserved: then nothing changes.
+            pub fn insert(&mut self, data: impl Into<Slice>, remaining: usize) -> Result<()> {
+                self.check("insert")?;
+                self.writer.insert(data.into(), remaining)
+            }
+
+            /// Moves everything from `buffer` to the end, without copying.
+            ///
+            /// # Errors
+            /// Closed.
+            pub fn append(&mut self, buffer: LinkBuffer) -> Result<()> {
+                self.check("append")?;
+                self.writer.append(&mut buffer.into_chain());
+                Ok(())
+            }
+
+            /// Bytes written and not submitted.
+            pub fn pending_len(&self) -> usize {
+                self.writer.len()
+            }
+
+            /// Hands over what is written, without waiting for the peer to make room.
+            ///
+            /// # Errors
+            /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then everything stays as it is;
+            /// the kernel's.
+            pub fn submit(&mut self) -> Result<()> {
+                wait::submit(&self.handle.0, &mut self.writer)?;
+                Ok(())
+            }
+
+            /// Hands over what is written, and waits until the kernel has every byte submitted so far.
+            ///
+            /// # Errors
+            /// Closed, write timeout (the bytes are still on their way then), a limit as for [`submit`](Self::submit),
+            /// the kernel's.
+            #[inline]
+            pub async fn flush(&mut self) -> Result<()> {
+                match wait::submit(&self.handle.0, &mut self.writer)? {
+                    None => Ok(()),
+                    Some(sent) => wait::sent(&self.handle.0, sent).await,
+                }
+            }
+
+            /// Flushes, then ends this side of the stream: the peer reads its end, and can still send.
+            ///
+            /// # Errors
+            /// As for [`flush`](Self::flush).
+            pub async fn shutdown_write(&mut self) -> Result<()> {
+                self.flush().await?;
+                self.handle.end_output()
+            }
+
+            #[inline]
+            fn check(&self, operation: &'static str) -> Result<()> {
+                if self.handle.0.life.is_closed() {
+                    return Err(Error::closed(operation));
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+pub(super) use impl_writer;

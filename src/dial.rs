@@ -1,0 +1,289 @@
+//! Making connections.
+//!
+//! Runs on the caller's thread; the poller connects and watches the time. Giving up, by a timeout or by dropping the
+//! future, closes the socket.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::address::{Address, PeerAddr};
+use crate::config::{self, Limits};
+use crate::connection::{
+    Connection, Remote, Shared, attach, current_poller, start_connect, wait_connected,
+};
+use crate::error::{Error, Result};
+use crate::poller::Command;
+use crate::poller::timers::{NEVER, now_ns, ns_after};
+use crate::pollers::Pollers;
+use crate::sync::{Mutex, lock};
+use crate::sys::socket::Socket;
+
+/// Connects to `address` with the default settings. See [`Dialer`].
+///
+/// # Errors
+/// See [`Dialer::connect`].
+pub async fn connect(address: &str) -> Result<Connection> {
+    Dialer::new().connect(address).await
+}
+
+/// Makes a connection of a connected stream socket. See [`Dialer::adopt`].
+///
+/// # Errors
+/// See [`Dialer::adopt`].
+pub fn adopt(fd: OwnedFd) -> Result<Connection> {
+    Dialer::new().adopt(fd)
+}
+
+/// Makes connections that share settings.
+///
+/// Without [`pollers`](Self::pollers), a connection made inside a handler that runs on a poller lives on that poller, so
+/// that a proxy's two sides meet on one thread; any other on one poller that the whole process shares.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Dialer {
+    timeout: Option<Duration>,
+    local_addr: Option<SocketAddr>,
+    pollers: Option<Pollers>,
+    limits: Limits,
+}
+
+impl Dialer {
+    /// No timeouts, the default limits.
+    pub fn new() -> Dialer {
+        Dialer::default()
+    }
+
+    /// Bounds the making of a connection, all its addresses together; zero is for ever.
+    pub fn timeout(mut self, timeout: Duration) -> Dialer {
+        self.timeout = some(timeout);
+        self
+    }
+
+    /// The local end of TCP connections.
+    pub fn local_addr(mut self, addr: SocketAddr) -> Dialer {
+        self.local_addr = Some(addr);
+        self
+    }
+
+    /// The pollers that connections live on.
+    pub fn pollers(mut self, pollers: Pollers) -> Dialer {
+        self.pollers = Some(pollers);
+        self
+    }
+
+    /// Bounds each wait of a read; zero is for ever.
+    pub fn read_timeout(mut self, timeout: Duration) -> Dialer {
+        self.limits.read_timeout = some(timeout);
+        self
+    }
+
+    /// Bounds each wait of a flush; zero is for ever.
+    pub fn write_timeout(mut self, timeout: Duration) -> Dialer {
+        self.limits.write_timeout = some(timeout);
+        self
+    }
+
+    /// Closes a connection on which no byte moved for so long; zero is never.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Dialer {
+        self.limits.idle_timeout = some(timeout);
+        self
+    }
+
+    /// Reception pauses when `high_bytes` are buffered and resumes at `low_bytes`.
+    pub fn input_watermarks(mut self, low_bytes: usize, high_bytes: usize) -> Dialer {
+        (self.limits.input_low_bytes, self.limits.input_high_bytes) = (low_bytes, high_bytes);
+        self
+    }
+
+    /// The most that may wait for the peer before `submit` refuses more.
+    pub fn output_bytes_max(mut self, bytes: usize) -> Dialer {
+        self.limits.output_bytes_max = bytes;
+        self
+    }
+
+    /// The most that one read may ask for.
+    pub fn read_bytes_max(mut self, bytes: usize) -> Dialer {
+        self.limits.read_bytes_max = bytes;
+        self
+    }
+
+    /// Connects to `address` (see [`Address`]): to each address its name has, in order, until one answers.
+    ///
+    /// # Errors
+    /// Invalid address or settings; dial timeout; otherwise what the last address failed with.
+    pub async fn connect(&self, address: &str) -> Result<Connection> {
+        self.limits.check()?;
+        let parsed: Address = address.parse()?;
+        let until_ns = self.timeout.map_or(NEVER, ns_after);
+        let remote = self.remote()?;
+        let peers = self.resolve(&parsed, &remote, until_ns).await?;
+        let limits = Arc::new(self.limits.clone());
+        let mut failure = None;
+        for (index, peer) in peers.iter().enumerate() {
+            let left = peers.len() - index;
+            let slice_ns = until_ns.saturating_sub(now_ns()) / left as u64;
+            let peer_until_ns = if until_ns == NEVER { NEVER } else { now_ns() + slice_ns };
+            match self.connect_peer(&remote, &limits, peer, peer_until_ns).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(match failure {
+            Some(error) if error.kind() != io::ErrorKind::TimedOut || self.timeout.is_none() => {
+                Error::io(format_args!("connect {address}"), error)
+            }
+            _ => self.timed_out(address),
+        })
+    }
+
+    /// Makes a connection of a connected stream socket, which becomes non-blocking.
+    ///
+    /// # Errors
+    /// Invalid settings; the kernel's, if `fd` is no stream socket.
+    pub fn adopt(&self, fd: OwnedFd) -> Result<Connection> {
+        self.limits.check()?;
+        let socket = Socket::adopt(fd).map_err(|error| Error::io("adopt", error))?;
+        socket.set_nodelay().map_err(|error| Error::io("adopt", error))?;
+        let peer = socket.peer_addr().map_err(|error| Error::io("adopt", error))?;
+        let socket = Arc::new(socket);
+        let limits = Arc::new(self.limits.clone());
+        let shared = Shared::new(&self.remote()?, &limits, None, Arc::clone(&socket), peer);
+        attach(&shared, socket);
+        Ok(Connection::owned(&shared))
+    }
+
+    fn remote(&self) -> Result<Arc<Remote>> {
+        match (&self.pollers, current_poller()) {
+            (Some(pollers), _) => Ok(Arc::clone(pollers.pick())),
+            (None, Some(here)) => Ok(here),
+            (None, None) => Ok(Arc::clone(Pollers::shared()?.pick())),
+        }
+    }
+
+    fn timed_out(&self, address: &str) -> Error {
+        Error::dial_timeout(address, self.timeout.unwrap_or_default())
+    }
+
+    /// Asks the resolver on a thread of its own: it blocks.
+    async fn resolve(
+        &self,
+        address: &Address,
+        remote: &Arc<Remote>,
+        until_ns: u64,
+    ) -> Result<Vec<PeerAddr>> {
+        if !address.needs_resolver() {
+            return address.resolve_peers();
+        }
+        let answer = Arc::new(Mutex::new((None, None::<std::task::Waker>)));
+        let (asked, place) = (address.clone(), Arc::clone(&answer));
+        crate::threads::spawn("ringpoll-dns", Vec::new(), move || {
+            let found = asked.resolve_peers();
+            let waker = {
+                let mut place = lock(&place);
+                place.0 = Some(found);
+                place.1.take()
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        })?;
+        let mut timer_set = until_ns == NEVER;
+        poll_fn(|cx| {
+            let mut place = lock(&answer);
+            if let Some(found) = place.0.take() {
+                return Poll::Ready(found);
+            }
+            if now_ns() >= until_ns {
+                return Poll::Ready(Err(self.timed_out(&address.to_string())));
+            }
+            place.1 = Some(cx.waker().clone());
+            drop(place);
+            if !std::mem::replace(&mut timer_set, true) {
+                remote.send(Command::WakeAt(until_ns, cx.waker().clone()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn connect_peer(
+        &self,
+        remote: &Arc<Remote>,
+        limits: &Arc<Limits>,
+        peer: &PeerAddr,
+        until_ns: u64,
+    ) -> io::Result<Connection> {
+        let mut retries = 0;
+        loop {
+            let error = match self.try_peer(remote, limits, peer, until_ns).await {
+                Ok(connection) if !is_self_connected(&connection) => return Ok(connection),
+                // A port of ours was free, was chosen, and answered itself: nobody listens there.
+                Ok(_) => io::ErrorKind::ConnectionRefused.into(),
+                Err(error) => error,
+            };
+            let backlog_full = error.kind() == io::ErrorKind::WouldBlock;
+            let again = match error.kind() {
+                io::ErrorKind::WouldBlock => now_ns() < until_ns,
+                io::ErrorKind::AddrNotAvailable => retries < config::DIAL_RETRIES_MAX,
+                io::ErrorKind::ConnectionRefused if error.raw_os_error().is_none() => {
+                    retries < config::DIAL_RETRIES_MAX
+                }
+                _ => false,
+            };
+            if !again {
+                return Err(if backlog_full { io::ErrorKind::TimedOut.into() } else { error });
+            }
+            retries += 1;
+            pause(remote, config::DIAL_RETRY_PAUSE).await;
+        }
+    }
+
+    async fn try_peer(
+        &self,
+        remote: &Arc<Remote>,
+        limits: &Arc<Limits>,
+        peer: &PeerAddr,
+        until_ns: u64,
+    ) -> io::Result<Connection> {
+        let local = self.local_addr.filter(|_| matches!(peer, PeerAddr::Inet(_)));
+        let socket = Arc::new(Socket::for_peer(peer, local)?);
+        let shared = Shared::new(remote, limits, None, Arc::clone(&socket), peer.clone());
+        // Dropping it, with this future or on a failure below, closes the socket.
+        let connection = Connection::owned(&shared);
+        start_connect(&shared, socket, peer.clone());
+        match wait_connected(&shared, until_ns).await {
+            Some(Ok(())) => Ok(connection),
+            Some(Err(error)) => Err(error),
+            None => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+fn is_self_connected(connection: &Connection) -> bool {
+    let peer = connection.peer_addr();
+    peer.as_inet().is_some() && connection.local_addr().is_ok_and(|local| local == peer)
+}
+
+async fn pause(remote: &Arc<Remote>, pause: Duration) {
+    let until_ns = ns_after(pause);
+    let mut asked = false;
+    poll_fn(|cx| {
+        if now_ns() >= until_ns {
+            return Poll::Ready(());
+        }
+        if !std::mem::replace(&mut asked, true) {
+            remote.send(Command::WakeAt(until_ns, cx.waker().clone()));
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+fn some(timeout: Duration) -> Option<Duration> {
+    (!timeout.is_zero()).then_some(timeout)
+}

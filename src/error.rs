@@ -1,0 +1,270 @@
+//! The one error type of the crate.
+//!
+//! Opaque outside, an enum of kinds inside. Every message carries the operation and its value. A leaf: imports
+//! nothing of ours.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the operation and the value it failed on.
+///
+/// One pointer wide. Ask it with the `is_…` methods; it converts into [`io::Error`] with the matching
+/// [`io::ErrorKind`].
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+    partial: Option<Bytes>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Closed,
+    Eof,
+    ReadTimeout,
+    WriteTimeout,
+    DialTimeout,
+    ShutdownTimeout,
+    Limit,
+    Unsupported,
+    Invalid,
+    Panicked,
+    Io,
+    Other,
+}
+
+impl Error {
+    /// An error of the caller's own making, so that a handler can return it with `?`.
+    pub fn other(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        let source = source.into();
+        Error(Box::new(Inner {
+            kind: Kind::Other,
+            message: source.to_string(),
+            source: Some(source),
+            partial: None,
+        }))
+    }
+
+    /// Any timeout: read, write, dial or shutdown.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self.0.kind,
+            Kind::ReadTimeout | Kind::WriteTimeout | Kind::DialTimeout | Kind::ShutdownTimeout
+        )
+    }
+
+    /// A read did not get its bytes in time.
+    pub fn is_read_timeout(&self) -> bool {
+        self.0.kind == Kind::ReadTimeout
+    }
+
+    /// A flush did not get its bytes into the kernel in time.
+    pub fn is_write_timeout(&self) -> bool {
+        self.0.kind == Kind::WriteTimeout
+    }
+
+    /// No connection was made in time.
+    pub fn is_dial_timeout(&self) -> bool {
+        self.0.kind == Kind::DialTimeout
+    }
+
+    /// The connection is closed: by us, by the peer (which is also [`is_eof`](Self::is_eof)), or by a reset.
+    pub fn is_closed(&self) -> bool {
+        match self.0.kind {
+            Kind::Closed | Kind::Eof => true,
+            Kind::Io => matches!(
+                self.io_kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+            ),
+            _ => false,
+        }
+    }
+
+    /// The peer ended its stream and fewer bytes are left than were asked for.
+    pub fn is_eof(&self) -> bool {
+        self.0.kind == Kind::Eof
+    }
+
+    /// A configured bound was reached: frame length, output bytes, connections.
+    pub fn is_limit(&self) -> bool {
+        self.0.kind == Kind::Limit
+    }
+
+    /// The operation makes no sense here, for example a blocking call on a poller thread.
+    pub fn is_unsupported(&self) -> bool {
+        self.0.kind == Kind::Unsupported
+    }
+
+    /// An argument was out of its range.
+    pub fn is_invalid(&self) -> bool {
+        self.0.kind == Kind::Invalid
+    }
+
+    /// A handler panicked.
+    pub fn is_panicked(&self) -> bool {
+        self.0.kind == Kind::Panicked
+    }
+
+    /// The kernel's error number, where the kernel said no.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.0.source.as_ref()?.downcast_ref::<io::Error>()?.raw_os_error()
+    }
+
+    /// The matching [`io::ErrorKind`].
+    pub fn io_kind(&self) -> io::ErrorKind {
+        match self.0.kind {
+            Kind::Closed => io::ErrorKind::NotConnected,
+            Kind::Eof => io::ErrorKind::UnexpectedEof,
+            Kind::ReadTimeout | Kind::WriteTimeout | Kind::DialTimeout | Kind::ShutdownTimeout => {
+                io::ErrorKind::TimedOut
+            }
+            Kind::Limit => io::ErrorKind::QuotaExceeded,
+            Kind::Unsupported => io::ErrorKind::Unsupported,
+            Kind::Invalid => io::ErrorKind::InvalidInput,
+            Kind::Panicked | Kind::Other => io::ErrorKind::Other,
+            Kind::Io => self
+                .0
+                .source
+                .as_ref()
+                .and_then(|source| source.downcast_ref::<io::Error>())
+                .map_or(io::ErrorKind::Other, io::Error::kind),
+        }
+    }
+
+    /// What a search for a delimiter had collected when the stream ended. These bytes are consumed.
+    pub fn partial(&self) -> Option<&Bytes> {
+        self.0.partial.as_ref()
+    }
+
+    pub(crate) fn closed(operation: &str) -> Error {
+        Error::new(Kind::Closed, format!("{operation}: connection closed"))
+    }
+
+    pub(crate) fn eof(operation: &str, wanted_bytes: usize, left_bytes: usize) -> Error {
+        Error::new(
+            Kind::Eof,
+            format!("{operation}: end of stream, wanted {wanted_bytes} bytes, {left_bytes} left"),
+        )
+    }
+
+    pub(crate) fn read_timeout(operation: &str, after: Duration) -> Error {
+        Error::new(Kind::ReadTimeout, format!("{operation}: no data in {after:?}"))
+    }
+
+    pub(crate) fn write_timeout(operation: &str, after: Duration) -> Error {
+        Error::new(Kind::WriteTimeout, format!("{operation}: peer does not read, gave up after {after:?}"))
+    }
+
+    pub(crate) fn dial_timeout(address: &str, after: Duration) -> Error {
+        Error::new(Kind::DialTimeout, format!("connect {address}: no reply in {after:?}"))
+    }
+
+    pub(crate) fn shutdown_timeout(busy_count: usize, after: Duration) -> Error {
+        Error::new(
+            Kind::ShutdownTimeout,
+            format!("shutdown: {busy_count} connections still busy after {after:?}"),
+        )
+    }
+
+    pub(crate) fn limit(message: impl Into<String>) -> Error {
+        Error::new(Kind::Limit, message.into())
+    }
+
+    pub(crate) fn unsupported(message: impl Into<String>) -> Error {
+        Error::new(Kind::Unsupported, message.into())
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Error {
+        Error::new(Kind::Invalid, message.into())
+    }
+
+    pub(crate) fn panicked(message: impl Into<String>) -> Error {
+        Error::new(Kind::Panicked, message.into())
+    }
+
+    /// A kernel error, with what was being done: `io("bind 127.0.0.1:80", error)`.
+    pub(crate) fn io(operation: impl fmt::Display, source: impl Into<io::Error>) -> Error {
+        let source = source.into();
+        let mut error = Error::new(Kind::Io, format!("{operation}: {source}"));
+        error.0.source = Some(Box::new(source));
+        error
+    }
+
+    pub(crate) fn with_partial(mut self, partial: Bytes) -> Error {
+        self.0.partial = Some(partial);
+        self
+    }
+
+    fn new(kind: Kind, message: String) -> Error {
+        Error(Box::new(Inner { kind, message, source: None, partial: None }))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {})", self.0.kind, self.0.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Error {
+        let mut error = Error::new(Kind::Io, source.to_string());
+        error.0.source = Some(Box::new(source));
+        error
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        io::Error::new(error.io_kind(), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eof_is_also_closed_but_closed_is_not_eof() {
+        assert!(Error::eof("next", 4, 1).is_closed());
+        assert!(Error::eof("next", 4, 1).is_eof());
+        assert!(!Error::closed("next").is_eof());
+    }
+
+    #[test]
+    fn a_kernel_error_keeps_its_number_through_io_error() {
+        let error = Error::io("send", io::Error::from_raw_os_error(32));
+        assert_eq!(error.raw_os_error(), Some(32));
+        assert!(error.is_closed());
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn an_error_is_one_pointer_wide() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+        assert_eq!(size_of::<Result<()>>(), size_of::<usize>());
+    }
+}

@@ -1,0 +1,72 @@
+//! Network I/O for RPC servers, clients and proxies on Linux.
+//!
+//! Event-loop pollers receive into pooled blocks and hand the bytes over as reference-counted [`Slice`]s; a [`Connection`]
+//! reads and writes them without copying, from whichever executor or thread holds it; a [`Server`] runs handlers where they
+//! are cheapest.
+//!
+//! ```no_run
+//! use ringpoll::{Connection, Result, Server};
+//!
+//! fn main() -> Result<()> {
+//!     Server::builder()
+//!         .on_request(|mut conn: Connection| async move {
+//!             let head = conn.peek(4).await?;
+//!             let body = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+//!             let frame = conn.next(4 + body).await?; // a Slice: no copy
+//!             conn.write(frame)?; // by reference
+//!             conn.flush().await // Ok: every byte is in the kernel
+//!         })
+//!         .bind("127.0.0.1:8972")?
+//!         .serve() // until the process ends or a `ServerHandle` shuts it down
+//! }
+//! ```
+//!
+//! # The flow
+//! ```text
+//! socket → sys/epoll → buffer/block → poller → connection/input → task → handler
+//! socket ← sys/epoll ← buffer/chain ← connection/output ← handler's writer
+//! ```
+//!
+//! # Fork
+//! Descriptors are close-on-exec. A child that forks without exec shares the pollers' epoll instances and must not use
+//! what it inherited.
+
+#![deny(unsafe_code)]
+
+#[forbid(unsafe_code)]
+mod address;
+#[forbid(unsafe_code)]
+pub mod blocking;
+#[allow(unsafe_code)]
+pub mod buffer;
+#[forbid(unsafe_code)]
+mod config;
+#[forbid(unsafe_code)]
+mod connection;
+#[forbid(unsafe_code)]
+mod dial;
+#[forbid(unsafe_code)]
+mod error;
+#[forbid(unsafe_code)]
+mod poller;
+#[forbid(unsafe_code)]
+mod pollers;
+#[forbid(unsafe_code)]
+mod server;
+#[forbid(unsafe_code)]
+mod sync;
+mod sys;
+#[forbid(unsafe_code)]
+mod task;
+#[forbid(unsafe_code)]
+mod threads;
+
+pub use address::{Address, Family, PeerAddr};
+pub use buffer::{LinkBuffer, Slice};
+pub use config::{Backend, Balance, Placement, PollMode};
+pub use connection::{Connection, ConnectionStats, Detached, Handle, ReadHalf, WriteHalf};
+pub use dial::{Dialer, adopt, connect};
+pub use error::{Error, Result};
+pub use poller::PollerStats;
+pub use pollers::{Pollers, PollersBuilder};
+pub use server::{Server, ServerBuilder, ServerHandle, ServerStats};

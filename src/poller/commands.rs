@@ -1,0 +1,191 @@
+//! How other threads, and handlers on the poller itself, talk to a poller.
+//!
+//! A queue and one flag. No lost wake-up: the sender pushes under the lock and then reads the flag; the poller sets the
+//! flag and then looks into the queue under the same lock. Whichever came second sees the other. While the poller is
+//! awake a command costs no system call.
+
+use std::task::Waker;
+
+use crate::address::PeerAddr;
+use crate::buffer::Pool;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, lock};
+use crate::sys::{Counters, Socket, Wake};
+use crate::task::Runnable;
+
+use super::{Accept, Endpoint};
+
+/// What a poller can be asked to do.
+pub(crate) enum Command<E> {
+    /// Take in a connected stream.
+    Attach(Arc<E>, Arc<Socket>),
+    /// Connect, then take in.
+    Connect(Arc<E>, Arc<Socket>, PeerAddr),
+    /// Accept on a listener.
+    Listen(Arc<dyn Accept>, Arc<Socket>),
+    /// Forget a listener.
+    Unlisten(Arc<dyn Accept>),
+    /// Run a task that was woken.
+    Run(Runnable),
+    /// Start another run of a connection's handler.
+    Again(Arc<E>),
+    /// Send what the flusher could not.
+    Send(Arc<E>),
+    /// Receive again after a pause.
+    Resume(Arc<E>),
+    /// Look at the endpoint's timers at this time (see [`super::timers::now_ns`]).
+    Timer(Arc<E>, u64),
+    /// Fire the waker at this time.
+    WakeAt(u64, Waker),
+    /// End all operations of the endpoint and give up its slot.
+    Remove(Arc<E>),
+    /// Call this for every endpoint.
+    Visit(Box<dyn FnMut(&Arc<E>) + Send>),
+    /// Close everything, then end the thread.
+    Stop,
+}
+
+/// A poller, as everybody else sees it.
+pub(crate) struct Remote<E> {
+    inbox: Inbox<Command<E>>,
+    wake: Arc<Wake>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) pool: Pool,
+    /// Connections given to the poller and not yet gone: what balancing looks at.
+    pub(crate) load: AtomicUsize,
+    pub(crate) listeners: AtomicUsize,
+    pub(crate) timers: AtomicUsize,
+}
+
+impl<E: Endpoint> Remote<E> {
+    pub(crate) fn new(wake: Wake, pool: Pool) -> Remote<E> {
+        Remote {
+            inbox: Inbox::new(),
+            wake: Arc::new(wake),
+            counters: Arc::default(),
+            pool,
+            load: AtomicUsize::new(0),
+            listeners: AtomicUsize::new(0),
+            timers: AtomicUsize::new(0),
+        }
+    }
+
+    /// Hands over a command. A poller that has ended drops it, and with it what it carries.
+    pub(crate) fn send(&self, command: Command<E>) {
+        match self.inbox.push(command) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.counters.wake_calls.add(1);
+                self.wake.wake();
+            }
+            Err(command) => drop(command),
+        }
+    }
+
+    pub(super) fn inbox(&self) -> &Inbox<Command<E>> {
+        &self.inbox
+    }
+
+    pub(super) fn wake_handle(&self) -> &Arc<Wake> {
+        &self.wake
+    }
+}
+
+/// Many senders, one receiver that may sleep.
+pub(super) struct Inbox<T> {
+    queue: Mutex<Queue<T>>,
+    /// The receiver sleeps, or is about to, and must be woken.
+    sleeping: AtomicBool,
+}
+
+struct Queue<T> {
+    items: Vec<T>,
+    closed: bool,
+}
+
+impl<T> Inbox<T> {
+    pub(super) fn new() -> Inbox<T> {
+        Inbox {
+            queue: Mutex::new(Queue { items: Vec::new(), closed: false }),
+            sleeping: AtomicBool::new(false),
+        }
+    }
+
+    /// Says whether the receiver must be woken; gives the item back if it has ended.
+    pub(super) fn push(&self, item: T) -> Result<bool, T> {
+        {
+            let mut queue = lock(&self.queue);
+            if queue.closed {
+                return Err(item);
+            }
+            queue.items.push(item);
+        }
+        // A plain read first: while the receiver is awake, senders share the cache line.
+        Ok(self.sleeping.load(Ordering::SeqCst) && self.sleeping.swap(false, Ordering::SeqCst))
+    }
+
+    /// Swaps the queued items into `into`, which must be empty.
+    pub(super) fn take(&self, into: &mut Vec<T>) {
+        debug_assert!(into.is_empty());
+        std::mem::swap(&mut lock(&self.queue).items, into);
+    }
+
+    /// Announces a sleep. `false`: there is work, do not sleep.
+    pub(super) fn prepare_sleep(&self) -> bool {
+        self.sleeping.store(true, Ordering::SeqCst);
+        if lock(&self.queue).items.is_empty() {
+            return true;
+        }
+        self.sleeping.store(false, Ordering::SeqCst);
+        false
+    }
+
+    pub(super) fn end_sleep(&self) {
+        self.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.queue).items.is_empty()
+    }
+
+    /// Refuses all further items; returns the ones nobody will take any more.
+    pub(super) fn close(&self) -> Vec<T> {
+        let mut queue = lock(&self.queue);
+        queue.closed = true;
+        std::mem::take(&mut queue.items)
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use super::*;
+    use loom::sync::Notify;
+    use loom::thread;
+
+    /// The receiver sleeps on `Notify` where the poller sleeps in the kernel: both remember a wake-up that comes early.
+    #[test]
+    fn loom_no_command_waits_for_a_sleeping_poller() {
+        loom::model(|| {
+            let inbox = Arc::new(Inbox::new());
+            let bell = Arc::new(Notify::new());
+            for item in 0..2 {
+                let (inbox, bell) = (Arc::clone(&inbox), Arc::clone(&bell));
+                thread::spawn(move || {
+                    if inbox.push(item).expect("open") {
+                        bell.notify();
+                    }
+                });
+            }
+            let (mut taken, mut batch) = (0, Vec::new());
+            while taken < 2 {
+                inbox.take(&mut batch);
+                taken += batch.len();
+                batch.clear();
+                if taken < 2 && inbox.prepare_sleep() {
+                    bell.wait();
+                    inbox.end_sleep();
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,425 @@
+//! A poller: one thread, one backend, the connections in its slots.
+//!
+//! Each round collects everything that has arrived into the connections, and only then runs what they asked for: so a
+//! handler sees all its bytes, and its output leaves as one gathered send. Nothing here blocks but the backend's wait.
+//!
+//! ```text
+//! commands → wait (completions → endpoints → batch) → timers → batch: handlers, wake-ups → commands → …
+//! ```
+
+pub(crate) mod commands;
+pub(crate) mod group;
+mod slots;
+mod spin;
+pub(crate) mod timers;
+
+use std::io;
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::address::PeerAddr;
+use crate::buffer::{Chain, Slice};
+use crate::config;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
+use crate::sys::{Backend, Completion, Sink};
+use crate::task;
+
+pub(crate) use crate::sys::socket::{Side, Socket};
+pub use crate::sys::PollerStats;
+pub(crate) use crate::sys::{Flow, Token};
+pub(crate) use commands::{Command, Remote};
+use slots::Slots;
+use spin::Spin;
+use timers::{NEVER, Timers, Whom, now_ns};
+
+/// What a slot holds for a connection: the calls upward. All of them come from the poller's thread, none may block.
+pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
+    /// This thread is `remote`'s poller from now on.
+    fn enter_poller(remote: &Arc<Remote<Self>>);
+    fn token(&self) -> Token;
+    /// The endpoint has a slot. `false` refuses, and the slot is given up.
+    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool;
+    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow;
+    /// The peer is known to have ended, though bytes of it are still to be received.
+    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>);
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
+    /// The bytes that the backend is to send now.
+    fn take_output(&self) -> Option<Chain>;
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>);
+    /// A timer came up: when is the next one due? Called for entries that were overtaken as well.
+    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64>;
+    /// The slot is given up; the backend has dropped the socket.
+    fn on_removed(self: &Arc<Self>);
+    /// Runs what the endpoint put into the batch. This is where user code runs.
+    fn act(self: Arc<Self>, action: Action);
+    /// Asks for the removal of the endpoint.
+    fn close(self: &Arc<Self>);
+}
+
+/// Takes the connections of one listener.
+pub(crate) trait Accept: Send + Sync {
+    fn on_accepted(&self, socket: Socket, peer: PeerAddr);
+    /// Accepting failed. `true`: try again after a pause.
+    fn on_failed(&self, error: io::Error) -> bool;
+    /// The listener is closed.
+    fn on_removed(&self);
+}
+
+/// Bytes from a peer.
+pub(crate) enum Received<'a> {
+    Copied(&'a [u8]),
+    Lent(Slice),
+}
+
+/// What an endpoint wants run once everything is collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// A run of the connection's handler.
+    Run,
+    /// Tell the user that the peer has gone.
+    Disconnected,
+    /// Nothing more will happen: close.
+    Close,
+}
+
+/// What a round collected.
+pub(crate) struct Batch<E> {
+    pub(crate) actions: Vec<(Arc<E>, Action)>,
+    pub(crate) wakers: Vec<Waker>,
+    /// The clock at the end of the last wait.
+    pub(crate) now_ns: u64,
+    /// Set while too much block memory is in use: what each connection may hold.
+    pub(crate) share_bytes: Option<usize>,
+}
+
+enum Slot<E> {
+    Endpoint(Arc<E>),
+    Listener(Arc<dyn Accept>),
+}
+
+/// One poller thread's own data.
+pub(crate) struct Poller<B, E> {
+    backend: B,
+    core: Core<E>,
+    spin: Spin,
+    commands: Vec<Command<E>>,
+    stopping: bool,
+}
+
+/// All but the backend, so that the backend can report into it.
+struct Core<E> {
+    remote: Arc<Remote<E>>,
+    slots: Slots<Slot<E>>,
+    timers: Timers,
+    batch: Batch<E>,
+    /// Backlog of connections whose send just ended.
+    resend: Vec<Token>,
+    completions: usize,
+}
+
+impl<B: Backend, E: Endpoint> Poller<B, E> {
+    pub(crate) fn new(remote: Arc<Remote<E>>, spin: Spin) -> io::Result<Poller<B, E>> {
+        let backend = B::new(remote.wake_handle(), &remote.pool, &remote.counters)?;
+        Ok(Poller {
+            backend,
+            core: Core {
+                remote,
+                slots: Slots::new(),
+                timers: Timers::new(),
+                batch: Batch {
+                    actions: Vec::new(),
+                    wakers: Vec::new(),
+                    now_ns: now_ns(),
+                    share_bytes: None,
+                },
+                resend: Vec::new(),
+                completions: 0,
+            },
+            spin,
+            commands: Vec::new(),
+            stopping: false,
+        })
+    }
+
+    /// Runs until told to stop and everything is closed.
+    pub(crate) fn run(mut self) {
+        E::enter_poller(&self.core.remote);
+        loop {
+            self.take_commands();
+            self.core.batch.run();
+            if self.stopping && self.core.slots.count() == 0 {
+                break;
+            }
+            if let Err(error) = self.wait() {
+                // EBADF or EINVAL: the backend itself is broken, and waiting again would spin.
+                tracing::error!(%error, "poller ends: its backend cannot wait");
+                break;
+            }
+            self.core.fire_timers(&mut self.backend);
+            self.resend();
+            self.core.batch.run();
+        }
+        drop(self.core.remote.inbox().close());
+        for (_, slot) in self.core.slots.iter() {
+            match slot {
+                Slot::Endpoint(endpoint) => endpoint.on_removed(),
+                Slot::Listener(listener) => listener.on_removed(),
+            }
+        }
+    }
+
+    /// Waits for events: spinning first where that pays, then asleep.
+    fn wait(&mut self) -> io::Result<()> {
+        let remote = Arc::clone(&self.core.remote);
+        let started_ns = now_ns();
+        let due = self.core.timers.next_in(started_ns);
+        let budget_ns = self.spin.budget_ns().min(due.map_or(NEVER, |due| due.as_nanos() as u64));
+        self.core.completions = 0;
+        self.core.limit_shares();
+        if budget_ns > 0 {
+            loop {
+                self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
+                self.core.batch.now_ns = now_ns();
+                let waited_ns = self.core.batch.now_ns - started_ns;
+                let won = self.core.completions > 0 || !remote.inbox().is_empty();
+                if won || waited_ns >= budget_ns {
+                    let count = if won { &remote.counters.spins_won } else { &remote.counters.spins_lost };
+                    count.add_owned(1);
+                    self.spin.record(won, waited_ns);
+                    if won || due.is_some_and(|due| waited_ns >= due.as_nanos() as u64) {
+                        return Ok(());
+                    }
+                    break;
+                }
+            }
+        }
+        let due = self.core.timers.next_in(self.core.batch.now_ns.max(started_ns));
+        if remote.inbox().prepare_sleep() {
+            self.backend.wait(due, &mut self.core)?;
+            remote.inbox().end_sleep();
+        } else {
+            self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
+        }
+        self.core.batch.now_ns = now_ns();
+        self.spin.record_sleep(self.core.batch.now_ns - started_ns);
+        Ok(())
+    }
+
+    fn take_commands(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        self.core.remote.inbox().take(&mut commands);
+        for command in commands.drain(..) {
+            self.obey(command);
+        }
+        self.commands = commands;
+    }
+
+    fn obey(&mut self, command: Command<E>) {
+        let core = &mut self.core;
+        match command {
+            Command::Run(runnable) => task::run(runnable),
+            Command::Again(endpoint) => core.batch.actions.push((endpoint, Action::Run)),
+            Command::Attach(endpoint, socket) => {
+                if let Some(token) = self.insert(endpoint)
+                    && let Err(error) = self.backend.attach(token, socket)
+                {
+                    tracing::warn!(%error, "attach connection");
+                    self.refuse(token);
+                }
+            }
+            Command::Connect(endpoint, socket, peer) => {
+                if let Some(token) = self.insert(endpoint) {
+                    self.backend.connect(token, socket, &peer);
+                }
+            }
+            Command::Listen(listener, socket) => self.listen(listener, socket),
+            Command::Unlisten(listener) => {
+                let found = core.slots.iter().find_map(|(token, slot)| match slot {
+                    Slot::Listener(other) if Arc::ptr_eq(other, &listener) => Some(token),
+                    _ => None,
+                });
+                if let Some(token) = found {
+                    self.backend.remove(token);
+                }
+            }
+            Command::Send(endpoint) => self.send(&endpoint),
+            Command::Resume(endpoint) => self.backend.resume(endpoint.token()),
+            Command::Timer(endpoint, at_ns) => {
+                core.timers.arm(at_ns, Whom::Slot(endpoint.token()));
+                core.count_timers();
+            }
+            Command::WakeAt(at_ns, waker) => {
+                core.timers.arm(at_ns, Whom::Waker(waker));
+                core.count_timers();
+            }
+            Command::Remove(endpoint) => {
+                let token = endpoint.token();
+                match core.slots.get(token) {
+                    Some(Slot::Endpoint(here)) if Arc::ptr_eq(here, &endpoint) => self.backend.remove(token),
+                    _ => endpoint.on_removed(),
+                }
+            }
+            Command::Visit(mut visit) => {
+                for (_, slot) in core.slots.iter() {
+                    if let Slot::Endpoint(endpoint) = slot {
+                        visit(endpoint);
+                    }
+                }
+            }
+            Command::Stop => self.stop(),
+        }
+    }
+
+    /// Gives the endpoint a slot, unless it or the poller's end refuses.
+    fn insert(&mut self, endpoint: Arc<E>) -> Option<Token> {
+        let token = self.core.slots.insert(Slot::Endpoint(Arc::clone(&endpoint)));
+        if self.stopping || !endpoint.on_attached(token, &mut self.core.batch) {
+            self.refuse(token);
+            return None;
+        }
+        Some(token)
+    }
+
+    fn refuse(&mut self, token: Token) {
+        if let Some(Slot::Endpoint(endpoint)) = self.core.slots.remove(token) {
+            endpoint.close();
+            endpoint.on_removed();
+        }
+    }
+
+    fn listen(&mut self, listener: Arc<dyn Accept>, socket: Arc<Socket>) {
+        let token = self.core.slots.insert(Slot::Listener(Arc::clone(&listener)));
+        self.core.remote.listeners.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.backend.listen(token, socket) {
+            listener.on_failed(error);
+            self.backend.remove(token);
+        }
+    }
+
+    fn send(&mut self, endpoint: &Arc<E>) {
+        if let Some(gather) = endpoint.take_output() {
+            self.backend.send(endpoint.token(), gather);
+        }
+    }
+
+    fn resend(&mut self) {
+        for index in 0..self.core.resend.len() {
+            if let Some(Slot::Endpoint(endpoint)) = self.core.slots.get(self.core.resend[index]) {
+                let endpoint = Arc::clone(endpoint);
+                self.send(&endpoint);
+            }
+        }
+        self.core.resend.clear();
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        for (token, slot) in self.core.slots.iter() {
+            match slot {
+                Slot::Endpoint(endpoint) => endpoint.close(),
+                Slot::Listener(_) => self.backend.remove(token),
+            }
+        }
+    }
+}
+
+impl<E: Endpoint> Core<E> {
+    fn fire_timers<B: Backend>(&mut self, backend: &mut B) {
+        let now_ns = self.batch.now_ns;
+        if self.timers.count() == 0 {
+            return;
+        }
+        while let Some(entry) = self.timers.pop_due(now_ns) {
+            let token = match entry.whom {
+                Whom::Waker(waker) => {
+                    self.batch.wakers.push(waker);
+                    continue;
+                }
+                Whom::Slot(token) => token,
+            };
+            match self.slots.get(token) {
+                Some(Slot::Endpoint(endpoint)) => {
+                    if let Some(at_ns) = endpoint.on_timer(entry.at_ns, &mut self.batch) {
+                        self.timers.arm(at_ns, Whom::Slot(token));
+                    }
+                }
+                Some(Slot::Listener(_)) => backend.resume(token),
+                None => {}
+            }
+        }
+        self.count_timers();
+    }
+
+    fn count_timers(&self) {
+        self.remote.timers.store(self.timers.count(), Ordering::Relaxed);
+    }
+
+    fn limit_shares(&mut self) {
+        let over = self.remote.pool.stats().block_bytes > config::POLLER_BLOCK_BYTES_MAX;
+        self.batch.share_bytes = over.then(|| {
+            let share = config::POLLER_BLOCK_BYTES_MAX / self.slots.count().max(1);
+            share.max(config::SHARE_BYTES_MIN)
+        });
+    }
+
+    fn removed(&mut self, token: Token) {
+        match self.slots.remove(token) {
+            Some(Slot::Endpoint(endpoint)) => endpoint.on_removed(),
+            Some(Slot::Listener(listener)) => {
+                self.remote.listeners.fetch_sub(1, Ordering::Relaxed);
+                listener.on_removed();
+            }
+            None => {}
+        }
+    }
+}
+
+impl<E: Endpoint> Sink for Core<E> {
+    fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow {
+        self.completions += 1;
+        if matches!(completion, Completion::Removed) {
+            self.removed(token);
+            return Flow::Continue;
+        }
+        let batch = &mut self.batch;
+        match (self.slots.get(token), completion) {
+            (Some(Slot::Endpoint(endpoint)), completion) => match completion {
+                Completion::Copied(bytes) => return endpoint.on_received(Received::Copied(bytes), batch),
+                Completion::Lent(slice) => return endpoint.on_received(Received::Lent(slice), batch),
+                Completion::Connected(result) => endpoint.on_connected(result, batch),
+                Completion::HungUp => endpoint.on_hung_up(batch),
+                Completion::Ended(result) => endpoint.on_ended(result, batch),
+                Completion::Sent(result) => {
+                    endpoint.on_sent(result, batch);
+                    self.resend.push(token);
+                }
+                Completion::Accepted(..) | Completion::AcceptFailed(_) | Completion::Removed => {}
+            },
+            (Some(Slot::Listener(listener)), Completion::Accepted(socket, peer)) => {
+                listener.on_accepted(socket, peer);
+            }
+            (Some(Slot::Listener(listener)), Completion::AcceptFailed(error)) => {
+                if listener.on_failed(error) {
+                    let at_ns = timers::ns_after(config::ACCEPT_RETRY);
+                    self.timers.arm(at_ns, Whom::Slot(token));
+                }
+            }
+            _ => {}
+        }
+        Flow::Continue
+    }
+}
+
+impl<E: Endpoint> Batch<E> {
+    /// Runs what was collected: handlers first, then the wake-ups of other threads' tasks.
+    fn run(&mut self) {
+        for (endpoint, action) in self.actions.drain(..) {
+            endpoint.act(action);
+        }
+        for waker in self.wakers.drain(..) {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether to look again before sleeping.
+//!
+//! A wake-up out of the kernel costs more than a short look around, but only while work keeps coming and no other
+//! thread needs the CPU. So: spin for about twice the usual gap between arrivals, within a bound, and only while at
+//! least half of the recent spins found something.
+
+use crate::config::{self, PollMode};
+
+pub(crate) struct Spin {
+    mode: PollMode,
+    /// CPUs are left over beside the pollers.
+    affordable: bool,
+    /// Mean time between arrivals, decayed.
+    gap_ns: u64,
+    /// Wins and losses of late, 0..=SCORE_MAX; above the middle it pays.
+    score: u32,
+    sleeps: u32,
+}
+
+const SCORE_MAX: u32 = 16;
+/// Sleeps after which a policy that gave up tries again.
+const RETRY_SLEEPS: u32 = 256;
+
+impl Spin {
+    pub(crate) fn new(mode: PollMode, affordable: bool) -> Spin {
+        Spin { mode, affordable, gap_ns: config::SPIN_NS_MAX, score: SCORE_MAX / 2, sleeps: 0 }
+    }
+
+    /// How long to spin now; 0 is not at all, `u64::MAX` for ever.
+    pub(crate) fn budget_ns(&self) -> u64 {
+        match self.mode {
+            PollMode::Always => u64::MAX,
+            PollMode::Never => 0,
+            PollMode::Adaptive if !self.affordable || self.score < SCORE_MAX / 2 => 0,
+            PollMode::Adaptive => (2 * self.gap_ns).min(config::SPIN_NS_MAX),
+        }
+    }
+
+    /// A spin ended: after `waited_ns`, with or without work.
+    pub(crate) fn record(&mut self, won: bool, waited_ns: u64) {
+        self.score = if won { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(1) };
+        if won {
+            self.observe_gap(waited_ns);
+        }
+    }
+
+    /// The poller slept for `slept_ns` until work came.
+    pub(crate) fn record_sleep(&mut self, slept_ns: u64) {
+        self.observe_gap(slept_ns);
+        self.sleeps += 1;
+        if self.sleeps >= RETRY_SLEEPS {
+            self.sleeps = 0;
+            if 2 * self.gap_ns <= config::SPIN_NS_MAX {
+                self.score = self.score.max(SCORE_MAX / 2);
+            }
+        }
+    }
+
+    fn observe_gap(&mut self, gap_ns: u64) {
+        // One long pause must not outweigh the traffic before and after it.
+        let gap_ns = gap_ns.min(16 * config::SPIN_NS_MAX);
+        self.gap_ns = (7 * self.gap_ns + gap_ns) / 8;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adaptive_poller_stops_spinning_when_it_finds_nothing() {
+        let mut spin = Spin::new(PollMode::Adaptive, true);
+        assert!(spin.budget_ns() > 0);
+        for _ in 0..SCORE_MAX {
+            spin.record(false, config::SPIN_NS_MAX);
+        }
+        assert_eq!(spin.budget_ns(), 0);
+    }
+
+    #[test]
+    fn it_tries_again_when_work_comes_quickly() {
+        let mut spin = Spin::new(PollMode::Adaptive, true);
+        spin.record(false, 0);
+        assert_eq!(spin.budget_ns(), 0);
+        for _ in 0..RETRY_SLEEPS {
+            spin.record_sleep(10_000);
+        }
+        assert!(spin.budget_ns() >= 20_000 && spin.budget_ns() <= config::SPIN_NS_MAX);
+    }
+
+    #[test]
+    fn without_spare_cpus_it_never_spins_unless_told_to() {
+        assert_eq!(Spin::new(PollMode::Adaptive, false).budget_ns(), 0);
+        assert_eq!(Spin::new(PollMode::Always, false).budget_ns(), u64::MAX);
+    }
+}

@@ -1,0 +1,344 @@
+//! Servers: listeners, handlers, shutdown.
+//!
+//! A server's connections live on its pollers; each carries an `Arc` of [`Hooks`], which holds the handlers and the books.
+//! Listeners live on the first poller, which accepts and hands connections out to all, or, with `reuse_port`, one on each
+//! poller.
+
+mod builder;
+mod shutdown;
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crate::address::PeerAddr;
+use crate::config::{Backend, Limits, Placement};
+use crate::connection::{Connection, Handle, Kind, RunEnd, Service, Shared, attach};
+use crate::error::{Error, Result};
+use crate::poller::{Accept, Command, PollerStats};
+use crate::pollers::Pollers;
+use crate::sync::{Mutex, lock};
+use crate::sys::socket::Socket;
+use crate::task::{self, Executor};
+
+pub use builder::ServerBuilder;
+use shutdown::Progress;
+
+/// A server that is bound and does not accept yet.
+pub struct Server {
+    inner: Arc<Inner>,
+    listeners: Vec<Bound>,
+}
+
+/// Watches and ends a server. Clones refer to the same one.
+#[derive(Clone)]
+pub struct ServerHandle(Arc<Inner>);
+
+/// Counts of a server, and what it chose.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// Connections accepted and served.
+    pub accepted: u64,
+    /// Connections closed at once: over the limit, or by `on_prepare`.
+    pub refused: u64,
+    /// Connections open now.
+    pub open: u64,
+    /// Runs of `on_connect` and `on_request`.
+    pub handler_runs: u64,
+    /// Runs that returned an error.
+    pub handler_errors: u64,
+    /// Runs that panicked.
+    pub handler_panics: u64,
+    /// Times accepting paused because the process or the host was out of descriptors or memory.
+    pub accept_pauses: u64,
+    /// Connections cut by a forced shutdown.
+    pub cut: u64,
+    /// The pollers' counts.
+    pub pollers: PollerStats,
+    /// The backend in use.
+    pub backend: Backend,
+    /// The placement in use.
+    pub placement: Placement,
+    /// How many poller threads.
+    pub poller_count: usize,
+}
+
+type Run = Box<dyn Fn(Connection, RunEnd, &Executor) + Send + Sync>;
+type Prepare = Box<dyn Fn(&Handle) -> Result<()> + Send + Sync>;
+type Notify = Box<dyn Fn(&Handle) + Send + Sync>;
+type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
+
+/// The user's code.
+#[derive(Default)]
+struct Handlers {
+    prepare: Option<Prepare>,
+    connect: Option<Run>,
+    request: Option<Run>,
+    disconnect: Option<Notify>,
+    error: Option<Report>,
+}
+
+/// What each connection of a server refers to.
+struct Hooks {
+    handlers: Handlers,
+    executor: Executor,
+    counts: Counts,
+    draining: AtomicBool,
+    connections_max: usize,
+    progress: Progress,
+}
+
+#[derive(Default)]
+struct Counts {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    open: AtomicUsize,
+    runs: AtomicU64,
+    errors: AtomicU64,
+    panics: AtomicU64,
+    pauses: AtomicU64,
+    cut: AtomicU64,
+}
+
+struct Inner {
+    hooks: Arc<Hooks>,
+    /// The same, as connections know it.
+    service: Arc<dyn Service>,
+    pollers: Pollers,
+    owns_pollers: bool,
+    limits: Arc<Limits>,
+    addrs: Vec<PeerAddr>,
+    acceptors: Mutex<Vec<Arc<dyn Accept>>>,
+}
+
+/// A listener before its server runs.
+struct Bound {
+    socket: Socket,
+    addr: PeerAddr,
+    /// The socket file, which is ours to remove.
+    path: Option<std::path::PathBuf>,
+}
+
+impl Server {
+    /// A server with nothing set.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+
+    /// What the first listener is bound to, with the port that the kernel chose.
+    pub fn local_addr(&self) -> PeerAddr {
+        self.inner.addrs[0].clone()
+    }
+
+    /// What every listener is bound to, in the order they were added.
+    pub fn local_addrs(&self) -> Vec<PeerAddr> {
+        self.inner.addrs.clone()
+    }
+
+    /// A handle, to end the server from elsewhere.
+    pub fn handle(&self) -> ServerHandle {
+        ServerHandle(Arc::clone(&self.inner))
+    }
+
+    /// Accepts and serves until it is shut down, or until a listener dies.
+    ///
+    /// # Errors
+    /// What a listener died of.
+    pub fn serve(self) -> Result<()> {
+        self.spawn()?.wait()
+    }
+
+    /// Accepts and serves in the background.
+    ///
+    /// # Errors
+    /// Closed, if it was shut down before.
+    pub fn spawn(self) -> Result<ServerHandle> {
+        let inner = self.inner;
+        inner.hooks.progress.start(self.listeners.len())?;
+        let remotes = inner.pollers.remotes();
+        for (index, bound) in self.listeners.into_iter().enumerate() {
+            let acceptor: Arc<dyn Accept> =
+                Arc::new(Acceptor { inner: Arc::downgrade(&inner), path: bound.path });
+            lock(&inner.acceptors).push(Arc::clone(&acceptor));
+            let remote = &remotes[index % remotes.len()];
+            remote.send(Command::Listen(acceptor, Arc::new(bound.socket)));
+        }
+        Ok(ServerHandle(inner))
+    }
+}
+
+impl ServerHandle {
+    /// What the first listener is bound to.
+    pub fn local_addr(&self) -> PeerAddr {
+        self.0.addrs[0].clone()
+    }
+
+    /// The pollers that the connections live on.
+    pub fn pollers(&self) -> Pollers {
+        self.0.pollers.clone()
+    }
+
+    /// What the server did and holds.
+    pub fn stats(&self) -> ServerStats {
+        let counts = &self.0.hooks.counts;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        ServerStats {
+            accepted: read(&counts.accepted),
+            refused: read(&counts.refused),
+            open: counts.open.load(Ordering::Relaxed) as u64,
+            handler_runs: read(&counts.runs),
+            handler_errors: read(&counts.errors),
+            handler_panics: read(&counts.panics),
+            accept_pauses: read(&counts.pauses),
+            cut: read(&counts.cut),
+            pollers: self.0.pollers.stats(),
+            backend: self.0.pollers.backend(),
+            placement: self.0.hooks.executor.placement(),
+            poller_count: self.0.pollers.count(),
+        }
+    }
+}
+
+/// Wraps a handler: one task for each run, on the placement.
+fn runner<H, F>(handler: H) -> Run
+where
+    H: Fn(Connection) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let handler = Arc::new(handler);
+    Box::new(move |connection, mut end, executor| {
+        let handler = Arc::clone(&handler);
+        let remote = Arc::clone(end.remote());
+        let run = async move {
+            let outcome = handler(connection).await;
+            end.set(outcome);
+        };
+        match executor {
+            Executor::Inline => {
+                let first = task::spawn(run, move |task| remote.send(Command::Run(task)));
+                task::run(first);
+            }
+            Executor::Pool(workers) => {
+                let again = workers.clone();
+                workers.schedule(task::spawn(run, move |task| again.schedule(task)));
+            }
+        }
+    })
+}
+
+impl Service for Hooks {
+    fn serves_connect(&self) -> bool {
+        self.handlers.connect.is_some()
+    }
+
+    fn serves_requests(&self) -> bool {
+        self.handlers.request.is_some()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn prepare(&self, handle: &Handle) -> Result<()> {
+        let prepared = self.handlers.prepare.as_ref().map_or(Ok(()), |prepare| prepare(handle));
+        let count = if prepared.is_ok() { &self.counts.accepted } else { &self.counts.refused };
+        count.fetch_add(1, Ordering::Relaxed);
+        prepared
+    }
+
+    fn run(&self, kind: Kind, connection: Connection, end: RunEnd) {
+        let handler = match kind {
+            Kind::Connect => &self.handlers.connect,
+            Kind::Request => &self.handlers.request,
+        };
+        self.counts.runs.fetch_add(1, Ordering::Relaxed);
+        if let Some(handler) = handler {
+            handler(connection, end, &self.executor);
+        }
+    }
+
+    fn disconnected(&self, handle: &Handle) {
+        if let Some(disconnect) = &self.handlers.disconnect {
+            disconnect(handle);
+        }
+    }
+
+    fn failed(&self, handle: &Handle, error: &Error) {
+        let count = if error.is_panicked() { &self.counts.panics } else { &self.counts.errors };
+        count.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(peer = %handle.peer_addr(), %error, "handler failed");
+        if let Some(report) = &self.handlers.error {
+            report(handle, error);
+        }
+    }
+
+    fn gone(&self) {
+        let before = self.counts.open.fetch_sub(1, Ordering::AcqRel);
+        if before == 1 {
+            self.progress.check();
+        }
+    }
+}
+
+/// Takes the connections of one listener.
+struct Acceptor {
+    inner: std::sync::Weak<Inner>,
+    path: Option<std::path::PathBuf>,
+}
+
+impl Accept for Acceptor {
+    fn on_accepted(&self, socket: Socket, peer: PeerAddr) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let counts = &inner.hooks.counts;
+        if inner.hooks.is_draining() || counts.open.load(Ordering::Relaxed) >= inner.hooks.connections_max {
+            // Accepted and closed: the peer sees an end at once, instead of waiting in the backlog.
+            counts.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        counts.open.fetch_add(1, Ordering::AcqRel);
+        let socket = Arc::new(socket);
+        let service = Some(Arc::clone(&inner.service));
+        let remote = inner.pollers.pick();
+        let shared = Shared::new(remote, &inner.limits, service, Arc::clone(&socket), peer);
+        attach(&shared, socket);
+    }
+
+    fn on_failed(&self, error: io::Error) -> bool {
+        use rustix::io::Errno;
+        const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+        let Some(inner) = self.inner.upgrade() else { return false };
+        if SHORT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
+            let before = inner.hooks.counts.pauses.fetch_add(1, Ordering::Relaxed);
+            if before == 0 {
+                tracing::warn!(%error, "accept: pausing until there is room");
+            }
+            return true;
+        }
+        inner.hooks.progress.fail(Error::io("accept", error));
+        false
+    }
+
+    fn on_removed(&self) {
+        if let Some(path) = &self.path {
+            // Somebody else may have removed it.
+            let _ = std::fs::remove_file(path);
+        }
+        if let Some(inner) = self.inner.upgrade() {
+            inner.hooks.progress.listener_gone();
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("addrs", &self.inner.addrs).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerHandle").field("addrs", &self.0.addrs).finish_non_exhaustive()
+    }
+}

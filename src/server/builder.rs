@@ -1,0 +1,321 @@
+//! Setting a server up.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shutdown::Progress;
+use super::{Bound, Counts, Handlers, Hooks, Inner, Server, runner};
+use crate::address::{Address, PeerAddr};
+use crate::config::{self, Backend, Balance, Limits, Placement, PollMode};
+use crate::connection::{Connection, Handle, Service};
+use crate::error::{Error, Result};
+use crate::poller::group::Plan;
+use crate::pollers::Pollers;
+use crate::sync::{Mutex, atomic::AtomicBool};
+use crate::sys::socket::Socket;
+use crate::task::Executor;
+use crate::threads;
+
+/// Says what a server is to be; made by [`Server::builder`].
+#[derive(Default)]
+#[must_use]
+pub struct ServerBuilder {
+    plan: Plan,
+    pollers: Option<Pollers>,
+    placement: Placement,
+    worker_cpus: Vec<usize>,
+    limits: Limits,
+    connections_max: Option<usize>,
+    reuse_port: bool,
+    handlers: Handlers,
+    listeners: Vec<Bound>,
+}
+
+/// Handlers.
+///
+/// A run of `on_connect` or `on_request` owns the [`Connection`], and there is one run at a time for each connection.
+impl ServerBuilder {
+    /// Called on the poller for each new connection, before it can receive. An error refuses it. The place to set
+    /// timeouts, contexts and close callbacks. Must not block.
+    pub fn on_prepare(
+        mut self,
+        prepare: impl Fn(&Handle) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.prepare = Some(Box::new(prepare));
+        self
+    }
+
+    /// Runs once for each connection, before any `on_request`. It may read, write, wait and close. Without an
+    /// `on_request` it serves the whole connection, which closes when it returns.
+    pub fn on_connect<H, F>(mut self, handler: H) -> Self
+    where
+        H: Fn(Connection) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.handlers.connect = Some(runner(handler));
+        self
+    }
+
+    /// Runs when there are bytes to read, and again as long as some are left and it consumed any. A run that consumed
+    /// none is not repeated before more arrive, so wait for what you need instead of returning: reception pauses at the
+    /// high watermark unless a read waits for more. After the peer has ended its side it runs until the input is
+    /// drained, or refused by a run that consumes nothing; then the output is sent and the connection closed. An error
+    /// closes the connection and is reported to `on_error`.
+    pub fn on_request<H, F>(mut self, handler: H) -> Self
+    where
+        H: Fn(Connection) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.handlers.request = Some(runner(handler));
+        self
+    }
+
+    /// Called on the poller when the peer has closed, once, after `on_connect`, possibly beside a running `on_request`:
+    /// the place to cancel it. Not called for connections that this side closes. Must not block.
+    pub fn on_disconnect(mut self, disconnect: impl Fn(&Handle) + Send + Sync + 'static) -> Self {
+        self.handlers.disconnect = Some(Box::new(disconnect));
+        self
+    }
+
+    /// Called when a run has failed or panicked, before its connection closes. Must not block.
+    pub fn on_error(
+        mut self,
+        report: impl Fn(&Handle, &Error) + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.error = Some(Box::new(report));
+        self
+    }
+}
+
+/// Threads.
+impl ServerBuilder {
+    /// Who talks to the kernel.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.plan.backend = backend;
+        self
+    }
+
+    /// Where handlers run.
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// How many pollers; 0 is one for each CPU with inline handlers, and one for 20 CPUs with a pool.
+    pub fn pollers(mut self, count: usize) -> Self {
+        self.plan.count = count;
+        self
+    }
+
+    /// Whether pollers spin before they sleep.
+    pub fn poll_mode(mut self, poll_mode: PollMode) -> Self {
+        self.plan.poll_mode = poll_mode;
+        self
+    }
+
+    /// How connections spread over the pollers.
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.plan.balance = balance;
+        self
+    }
+
+    /// The CPUs that pollers may run on; empty is all.
+    pub fn poller_cpus(mut self, cpus: Vec<usize>) -> Self {
+        self.plan.cpus = cpus;
+        self
+    }
+
+    /// The CPUs that the pool's workers may run on; empty is all.
+    pub fn worker_cpus(mut self, cpus: Vec<usize>) -> Self {
+        self.worker_cpus = cpus;
+        self
+    }
+
+    /// Uses a group of pollers that exists, instead of starting one; the server leaves it running when it ends.
+    pub fn use_pollers(mut self, pollers: Pollers) -> Self {
+        self.pollers = Some(pollers);
+        self
+    }
+}
+
+/// Bounds.
+impl ServerBuilder {
+    /// Bounds each wait of a read; zero is for ever.
+    pub fn read_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.read_timeout = some(timeout);
+        self
+    }
+
+    /// Bounds each wait of a flush; zero is for ever.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_timeout = some(timeout);
+        self
+    }
+
+    /// Closes a connection on which no byte moved for so long while no handler computed; zero is never.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.idle_timeout = some(timeout);
+        self
+    }
+
+    /// The most connections at a time; further ones are accepted and closed at once.
+    pub fn connections_max(mut self, count: usize) -> Self {
+        self.connections_max = Some(count);
+        self
+    }
+
+    /// Reception pauses when `high_bytes` are buffered and no read waits for more, and resumes at `low_bytes`.
+    pub fn input_watermarks(mut self, low_bytes: usize, high_bytes: usize) -> Self {
+        (self.limits.input_low_bytes, self.limits.input_high_bytes) = (low_bytes, high_bytes);
+        self
+    }
+
+    /// The most that may wait for a peer before `submit` refuses more.
+    pub fn output_bytes_max(mut self, bytes: usize) -> Self {
+        self.limits.output_bytes_max = bytes;
+        self
+    }
+
+    /// The most that one read may ask for: the bound of a length field.
+    pub fn read_bytes_max(mut self, bytes: usize) -> Self {
+        self.limits.read_bytes_max = bytes;
+        self
+    }
+
+    /// Sets SO_REUSEPORT on the listeners added after this: several processes, or several listeners of this one, may
+    /// share an address, and the kernel spreads the connections.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.reuse_port = reuse;
+        self
+    }
+}
+
+/// Listeners.
+impl ServerBuilder {
+    /// Adds a listener on `address` (see [`Address`]).
+    ///
+    /// # Errors
+    /// Invalid address; the kernel's, for example when the address is in use.
+    pub fn listen(mut self, address: &str) -> Result<Self> {
+        let parsed: Address = address.parse()?;
+        let (mut addr, both_ip) = parsed.resolve_local()?;
+        let failed = |error| Error::io(format_args!("listen {address}"), error);
+        let mut socket = Socket::listen(&addr, both_ip, self.reuse_port);
+        if both_ip && socket.is_err() {
+            // A host without IPv6.
+            addr = PeerAddr::Inet(([0, 0, 0, 0], addr.as_inet().map_or(0, |inet| inet.port())).into());
+            socket = Socket::listen(&addr, false, self.reuse_port);
+        }
+        let path = match &addr {
+            PeerAddr::Unix(path) => path.clone(),
+            PeerAddr::Inet(_) => None,
+        };
+        let socket = socket.map_err(failed)?;
+        self.add(socket, path)?;
+        Ok(self)
+    }
+
+    /// Adds a listener of the standard library's.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn listener(mut self, listener: TcpListener) -> Result<Self> {
+        let socket = adopt(listener.into())?;
+        socket.set_nodelay().map_err(|error| Error::io("listen", error))?;
+        self.add(socket, None)?;
+        Ok(self)
+    }
+
+    /// Adds a unix listener of the standard library's. Its socket file stays the caller's.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn unix_listener(mut self, listener: UnixListener) -> Result<Self> {
+        let socket = adopt(listener.into())?;
+        self.add(socket, None)?;
+        Ok(self)
+    }
+
+    /// Adds a listener on `address` and makes the server.
+    ///
+    /// # Errors
+    /// As for [`listen`](Self::listen) and [`build`](Self::build).
+    pub fn bind(self, address: &str) -> Result<Server> {
+        self.listen(address)?.build()
+    }
+
+    /// Makes the server: starts its threads, which have nothing to do yet.
+    ///
+    /// # Errors
+    /// Invalid, if there is no listener, no handler, or settings contradict each other; the kernel's, for lack of
+    /// descriptors or threads.
+    pub fn build(mut self) -> Result<Server> {
+        if self.listeners.is_empty() {
+            return Err(Error::invalid("server: no listener; call listen or bind"));
+        }
+        if self.handlers.connect.is_none() && self.handlers.request.is_none() {
+            return Err(Error::invalid("server: no handler; set on_request or on_connect"));
+        }
+        self.limits.check()?;
+        threads::check_cpus("worker_cpus", &self.worker_cpus)?;
+        let owns_pollers = self.pollers.is_none();
+        let pollers = match self.pollers.take() {
+            Some(pollers) => pollers,
+            None => self.start_pollers()?,
+        };
+        let hooks = Arc::new(Hooks {
+            handlers: self.handlers,
+            executor: Executor::start(self.placement, &self.worker_cpus)?,
+            counts: Counts::default(),
+            draining: AtomicBool::new(false),
+            connections_max: self.connections_max.unwrap_or(usize::MAX),
+            progress: Progress::new(),
+        });
+        let inner = Arc::new(Inner {
+            service: Arc::clone(&hooks) as Arc<dyn Service>,
+            hooks,
+            pollers,
+            owns_pollers,
+            limits: Arc::new(self.limits),
+            addrs: self.listeners.iter().map(|bound| bound.addr.clone()).collect(),
+            acceptors: Mutex::new(Vec::new()),
+        });
+        Ok(Server { inner, listeners: self.listeners })
+    }
+
+    fn start_pollers(&self) -> Result<Pollers> {
+        let mut plan = self.plan.clone();
+        if plan.count == 0 {
+            let cpus = threads::cpu_count(&plan.cpus);
+            plan.count = match self.placement {
+                Placement::Pool { .. } => cpus.div_ceil(config::CPUS_PER_POLLER),
+                Placement::Auto | Placement::Inline => cpus,
+            };
+        }
+        Pollers::start(&plan)
+    }
+
+    fn add(&mut self, socket: Socket, path: Option<std::path::PathBuf>) -> Result<()> {
+        let addr = socket.local_addr().map_err(|error| Error::io("getsockname", error))?;
+        self.listeners.push(Bound { socket, addr, path });
+        Ok(())
+    }
+}
+
+fn adopt(fd: OwnedFd) -> Result<Socket> {
+    Socket::adopt(fd).map_err(|error| Error::io("listen", error))
+}
+
+fn some(timeout: Duration) -> Option<Duration> {
+    (!timeout.is_zero()).then_some(timeout)
+}
+
+impl std::fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerBuilder").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}

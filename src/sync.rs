@@ -1,0 +1,12 @@
+//! Locks and atomics: `std`, or `loom` under `--cfg loom`. The only file that knows which.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{Arc, Mutex, MutexGuard, atomic};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Arc, Mutex, MutexGuard, atomic};
+
+/// Locks `mutex`; a poisoned lock is taken all the same, since no code of ours panics while it holds one and leaves
+/// the data half-changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,371 @@
+//! Readiness turned into completions: `epoll(7)`, level-triggered.
+//!
+//! Owned by one poller thread. A short receive empties the socket, so most requests cost one receive and one send; what
+//! a full receive leaves behind is reported by the next wait, after everybody else had a turn.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::Timespec;
+use rustix::io::Errno;
+
+use super::{Backend, Completion, Counters, Flow, Sink, Socket, Token, Wake};
+use crate::address::PeerAddr;
+use crate::buffer::{Block, Chain, Pool};
+use crate::config;
+
+const READ: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+const GONE: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
+
+pub(crate) struct Epoll {
+    epoll: OwnedFd,
+    events: Vec<Event>,
+    entries: Vec<Option<Entry>>,
+    /// Done without waiting; reported by the next `wait`.
+    done: Vec<(Token, Completion<'static>)>,
+    receiver: Receiver,
+    counters: Arc<Counters>,
+}
+
+struct Entry {
+    token: Token,
+    socket: Arc<Socket>,
+    role: Role,
+    /// What the kernel watches now; empty is not watched at all, since it reports ERR and HUP unasked.
+    watched: EventFlags,
+    paused: bool,
+    /// The peer ended its side while reception was paused.
+    hung_up: bool,
+    /// End of stream was reported.
+    ended: bool,
+    sending: Option<Box<Sending>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Listener,
+    Connecting,
+    Stream,
+}
+
+struct Sending {
+    rest: Chain,
+    sent_bytes: usize,
+}
+
+/// The block that the next receive fills.
+struct Receiver {
+    block: Block,
+    pool: Pool,
+}
+
+impl Backend for Epoll {
+    fn new(wake: &Arc<Wake>, pool: &Pool, counters: &Arc<Counters>) -> io::Result<Epoll> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let data = EventData::new_u64(Token::NONE.bits());
+        epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;
+        Ok(Epoll {
+            epoll,
+            events: Vec::with_capacity(config::EVENTS_MAX),
+            entries: Vec::new(),
+            done: Vec::new(),
+            receiver: Receiver {
+                block: pool.allocate(config::RECEIVE_BLOCK_BYTES),
+                pool: pool.clone(),
+            },
+            counters: Arc::clone(counters),
+        })
+    }
+
+    fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()> {
+        self.insert(token, listener, Role::Listener)
+    }
+
+    fn attach(&mut self, token: Token, socket: Arc<Socket>) -> io::Result<()> {
+        self.insert(token, socket, Role::Stream)
+    }
+
+    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr) {
+        self.counters.setup_calls.add_owned(1);
+        let started = match socket.connect(peer) {
+            Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {
+                self.insert(token, socket, Role::Connecting)
+            }
+            Ok(()) => {
+                let attached = self.insert(token, socket, Role::Stream);
+                self.done.push((token, Completion::Connected(attached)));
+                return;
+            }
+            failed => failed,
+        };
+        if let Err(error) = started {
+            self.done.push((token, Completion::Connected(Err(error))));
+        }
+    }
+
+    fn resume(&mut self, token: Token) {
+        if let Some(entry) = find(&mut self.entries, token) {
+            entry.paused = false;
+            watch(&self.epoll, &self.counters, entry);
+        }
+    }
+
+    fn send(&mut self, token: Token, gather: Chain) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        debug_assert!(entry.sending.is_none(), "one send in flight per token");
+        entry.sending = Some(Box::new(Sending { rest: gather, sent_bytes: 0 }));
+        self.counters.sends_in_flight.add(1);
+        if let Some(result) = advance_send(entry, &self.counters) {
+            self.done.push((token, Completion::Sent(result)));
+        }
+        watch(&self.epoll, &self.counters, entry);
+    }
+
+    fn remove(&mut self, token: Token) {
+        if find(&mut self.entries, token).is_some()
+            && let Some(mut entry) = self.entries[token.index()].take()
+        {
+            if entry.sending.take().is_some() {
+                self.counters.sends_in_flight.subtract(1);
+            }
+            entry.ended = true;
+            entry.role = Role::Stream;
+            watch(&self.epoll, &self.counters, &mut entry);
+        }
+        self.done.push((token, Completion::Removed));
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
+        let timeout = if self.done.is_empty() { timeout } else { Some(Duration::ZERO) };
+        for (token, completion) in std::mem::take(&mut self.done) {
+            sink.complete(token, completion);
+        }
+        self.counters.wait_calls.add_owned(1);
+        self.events.clear();
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs().min(i64::MAX as u64) as i64,
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for index in 0..self.events.len() {
+            let event = self.events[index];
+            self.handle(Token::from_bits(event.data.u64()), event.flags, sink);
+        }
+        Ok(())
+    }
+}
+
+impl Epoll {
+    fn insert(&mut self, token: Token, socket: Arc<Socket>, role: Role) -> io::Result<()> {
+        let index = token.index();
+        if index >= self.entries.len() {
+            self.entries.resize_with(index + 1, || None);
+        }
+        debug_assert!(self.entries[index].is_none(), "slot in use");
+        let watched = wanted(role, false, false, false, false);
+        self.counters.control_calls.add_owned(1);
+        epoll::add(&self.epoll, &*socket, EventData::new_u64(token.bits()), watched)?;
+        self.entries[index] = Some(Entry {
+            token,
+            socket,
+            role,
+            watched,
+            paused: false,
+            hung_up: false,
+            ended: false,
+            sending: None,
+        });
+        Ok(())
+    }
+
+    fn handle(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
+        // An event of a slot that was removed or reused since it was queued names an old generation.
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        match entry.role {
+            Role::Listener => accept(entry, &self.counters, sink),
+            Role::Connecting => {
+                let connected = entry.socket.take_error();
+                entry.role = Role::Stream;
+                entry.ended = connected.is_err();
+                sink.complete(token, Completion::Connected(connected));
+            }
+            Role::Stream => {
+                if entry.sending.is_some()
+                    && flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR)
+                    && let Some(result) = advance_send(entry, &self.counters)
+                {
+                    sink.complete(token, Completion::Sent(result));
+                }
+                if !entry.ended && !entry.paused {
+                    self.receiver.receive(entry, flags, &self.counters, sink);
+                } else if !entry.ended && flags.intersects(GONE) && !entry.hung_up {
+                    entry.hung_up = true;
+                    sink.complete(token, Completion::HungUp);
+                }
+            }
+        }
+        watch(&self.epoll, &self.counters, entry);
+    }
+}
+
+impl Receiver {
+    /// Receives once; again while the peer is known to have finished, to report its end in the same pass.
+    fn receive(
+        &mut self,
+        entry: &mut Entry,
+        flags: EventFlags,
+        counters: &Counters,
+        sink: &mut impl Sink,
+    ) {
+        if !flags.intersects(READ | GONE) {
+            return;
+        }
+        loop {
+            counters.receive_calls.add_owned(1);
+            let bytes = match entry.socket.receive(self.block.spare()) {
+                Ok(0) => return end(entry, Ok(()), sink),
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return end(entry, Err(error), sink),
+            };
+            counters.received_bytes.add_owned(bytes as u64);
+            let flow = if bytes < config::RECEIVE_LEND_BYTES_MIN {
+                sink.complete(entry.token, Completion::Copied(&self.block.spare()[..bytes]))
+            } else {
+                let fresh = self.pool.allocate(config::RECEIVE_BLOCK_BYTES);
+                let lent = std::mem::replace(&mut self.block, fresh).take(bytes);
+                sink.complete(entry.token, Completion::Lent(lent))
+            };
+            if flow == Flow::Pause {
+                entry.paused = true;
+                return;
+            }
+            if !flags.intersects(GONE) {
+                return;
+            }
+        }
+    }
+}
+
+fn end(entry: &mut Entry, result: io::Result<()>, sink: &mut impl Sink) {
+    entry.ended = true;
+    sink.complete(entry.token, Completion::Ended(result));
+}
+
+fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
+    for _ in 0..config::ACCEPTS_PER_EVENT_MAX {
+        counters.accept_calls.add_owned(1);
+        let flow = match entry.socket.accept() {
+            Ok((socket, peer)) => {
+                counters.accepts.add_owned(1);
+                sink.complete(entry.token, Completion::Accepted(socket, peer))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // The connection was gone before we came; the next one may be fine.
+            Err(error) if is_of_the_newcomer(&error) => Flow::Continue,
+            Err(error) => {
+                sink.complete(entry.token, Completion::AcceptFailed(error));
+                Flow::Pause
+            }
+        };
+        if flow == Flow::Pause {
+            entry.paused = true;
+            return;
+        }
+    }
+}
+
+/// Errors that accept(2) passes on from the new connection; they say nothing of the listener.
+fn is_of_the_newcomer(error: &io::Error) -> bool {
+    const OF_THE_NEWCOMER: [Errno; 10] = [
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::PROTO,
+        Errno::PERM,
+        Errno::NETDOWN,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+    ];
+    OF_THE_NEWCOMER.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Sends one turn's worth; `None` while bytes are left, for the next time the socket has room.
+fn advance_send(entry: &mut Entry, counters: &Counters) -> Option<io::Result<usize>> {
+    let sending = entry.sending.as_mut()?;
+    let mut turn_bytes = 0;
+    let result = loop {
+        if sending.rest.is_empty() {
+            break Ok(sending.sent_bytes);
+        }
+        if turn_bytes >= config::SEND_TURN_BYTES {
+            return None;
+        }
+        match entry.socket.send_chain(&mut sending.rest, counters) {
+            Ok((asked, sent)) => {
+                sending.sent_bytes += sent;
+                turn_bytes += sent;
+                if sent < asked {
+                    return None;
+                }
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    entry.sending = None;
+    counters.sends_in_flight.subtract(1);
+    Some(result)
+}
+
+fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
+    entries.get_mut(token.index())?.as_mut().filter(|entry| entry.token == token)
+}
+
+/// Tells the kernel what to watch, if that changed. A failure leaves the connection deaf, so it is ended by the
+/// events that are still watched or by its timeouts; `epoll_ctl` fails here only for lack of kernel memory.
+fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
+    let sending = entry.sending.is_some();
+    let want = wanted(entry.role, entry.paused, entry.hung_up, entry.ended, sending);
+    if want == entry.watched {
+        return;
+    }
+    counters.control_calls.add_owned(1);
+    let data = EventData::new_u64(entry.token.bits());
+    let done = if want.is_empty() {
+        epoll::delete(epoll, &*entry.socket)
+    } else if entry.watched.is_empty() {
+        epoll::add(epoll, &*entry.socket, data, want)
+    } else {
+        epoll::modify(epoll, &*entry.socket, data, want)
+    };
+    match done {
+        Ok(()) => entry.watched = want,
+        Err(error) => tracing::error!(%error, "epoll_ctl"),
+    }
+}
+
+fn wanted(role: Role, paused: bool, hung_up: bool, ended: bool, sending: bool) -> EventFlags {
+    let mut want = EventFlags::empty();
+    match role {
+        Role::Listener if paused => {}
+        Role::Listener => want |= EventFlags::IN,
+        Role::Connecting => want |= EventFlags::OUT,
+        Role::Stream if ended => {}
+        Role::Stream if !paused => want |= READ,
+        Role::Stream if !hung_up => want |= EventFlags::RDHUP,
+        Role::Stream => {}
+    }
+    if sending {
+        want |= EventFlags::OUT;
+    }
+    want
+}

@@ -1,0 +1,119 @@
+//! The kernel: descriptors, bytes and tokens, nothing above them.
+//!
+//! A [`Backend`] carries out operations and reports what is *done*, never what is possible. Everything here is called
+//! by one poller thread, which owns the backend; only [`Socket`] and [`Wake`] are shared.
+//!
+//! What a backend promises:
+//! 1. A token passed in is reported back with each completion, until `Removed`, which is the last one.
+//! 2. It holds the `Arc<Socket>` from the first operation to `Removed`, so no operation names a closed descriptor.
+//! 3. At most one gathered send is in flight per token, and its memory belongs to the backend until `Sent`.
+//! 4. `Received` comes in stream order; nothing follows `Ended` but `Sent` and `Removed`.
+
+pub(crate) mod counters;
+pub(crate) mod epoll;
+pub(crate) mod socket;
+pub(crate) mod wake;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::PeerAddr;
+use crate::buffer::{Chain, Pool, Slice};
+
+pub use counters::PollerStats;
+
+pub(crate) use counters::Counters;
+pub(crate) use socket::Socket;
+pub(crate) use wake::Wake;
+
+/// Names an operation's owner: a slot's index and its generation. Made by the poller, opaque here but for the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Token(u64);
+
+impl Token {
+    /// Names no slot.
+    pub(crate) const NONE: Token = Token(u64::MAX);
+
+    pub(crate) fn new(index: u32, generation: u32) -> Token {
+        Token(u64::from(generation) << 32 | u64::from(index))
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Token {
+        Token(bits)
+    }
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn index(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+
+    pub(crate) fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// An operation that is done.
+pub(crate) enum Completion<'a> {
+    /// A listener has a new connection.
+    Accepted(Socket, PeerAddr),
+    /// A listener could not accept; it is paused until `resume`.
+    AcceptFailed(io::Error),
+    /// An outgoing connection stands, and receives from now on; or it failed.
+    Connected(io::Result<()>),
+    /// Bytes, to be copied out before the call returns.
+    Copied(&'a [u8]),
+    /// Bytes in memory of their own.
+    Lent(Slice),
+    /// The peer ended its side while reception is paused; bytes may still be in the kernel.
+    HungUp,
+    /// Nothing more will be received: end of stream, or the reason.
+    Ended(io::Result<()>),
+    /// The send is through, whole, or it failed.
+    Sent(io::Result<usize>),
+    /// The backend has forgotten the token and dropped its socket.
+    Removed,
+}
+
+/// What the owner of a token wants after a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Continue,
+    /// Stop receiving or accepting until `resume`.
+    Pause,
+}
+
+/// Takes completions as the backend collects them. It must not run user code: it only files them.
+pub(crate) trait Sink {
+    fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow;
+}
+
+/// Carries out operations for one poller thread. Tokens must be in use: `attach`ed, not yet `remove`d.
+pub(crate) trait Backend: Sized {
+    /// Called on the poller's own thread; `wake` interrupts a wait.
+    fn new(wake: &Arc<Wake>, pool: &Pool, counters: &Arc<Counters>) -> io::Result<Self>;
+
+    /// Starts accepting on `listener`.
+    fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()>;
+
+    /// Starts receiving on a connected stream.
+    fn attach(&mut self, token: Token, socket: Arc<Socket>) -> io::Result<()>;
+
+    /// Starts connecting; reports `Connected`, then receives.
+    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr);
+
+    /// Receives or accepts again after a pause.
+    fn resume(&mut self, token: Token);
+
+    /// Sends all of `gather`, however often the socket is full meanwhile; reports `Sent`.
+    fn send(&mut self, token: Token, gather: Chain);
+
+    /// Ends every operation of `token`, unsent bytes included; reports `Removed`.
+    fn remove(&mut self, token: Token);
+
+    /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and files them in `sink`.
+    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()>;
+}

@@ -1,0 +1,241 @@
+//! Socket calls on owned descriptors.
+//!
+//! A [`Socket`] closes its descriptor when the last `Arc` to it drops: backends and connections share it that way, so
+//! a number is never reused while an operation still names it.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny,
+    SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect, getpeername, getsockname,
+    listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
+};
+
+use super::Counters;
+use crate::address::PeerAddr;
+use crate::buffer::Chain;
+use crate::config;
+
+/// A stream socket or a listener, non-blocking and close-on-exec.
+pub(crate) struct Socket(OwnedFd);
+
+/// Which sides of a stream to end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    Write,
+    Both,
+}
+
+impl Socket {
+    /// Adopts a stream socket or a listener of the caller's.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Socket> {
+        if sockopt::socket_type(&fd)? != SocketType::STREAM {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a stream socket"));
+        }
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Socket(fd))
+    }
+
+    /// A listener on `addr`. A socket file nobody listens on any more is replaced.
+    pub(crate) fn listen(addr: &PeerAddr, both_ip: bool, reuse_port: bool) -> io::Result<Socket> {
+        let fd = new_stream(addr)?;
+        if let PeerAddr::Inet(inet) = addr {
+            sockopt::set_socket_reuseaddr(&fd, true)?;
+            // Accepted sockets inherit it, which saves a call for each.
+            sockopt::set_tcp_nodelay(&fd, true)?;
+            if inet.is_ipv6() {
+                sockopt::set_ipv6_v6only(&fd, !both_ip)?;
+            }
+        }
+        if reuse_port {
+            sockopt::set_socket_reuseport(&fd, true)?;
+        }
+        match bind_to(&fd, addr) {
+            Err(Errno::ADDRINUSE) => {
+                remove_stale_socket_file(addr)?;
+                bind_to(&fd, addr)?;
+            }
+            done => done?,
+        }
+        listen(&fd, config::LISTEN_BACKLOG)?;
+        Ok(Socket(fd))
+    }
+
+    /// An unconnected stream for `peer`, bound to `local` if given.
+    pub(crate) fn for_peer(peer: &PeerAddr, local: Option<SocketAddr>) -> io::Result<Socket> {
+        let fd = new_stream(peer)?;
+        if matches!(peer, PeerAddr::Inet(_)) {
+            sockopt::set_tcp_nodelay(&fd, true)?;
+        }
+        if let Some(local) = local {
+            sockopt::set_socket_reuseaddr(&fd, true)?;
+            bind(&fd, &local)?;
+        }
+        Ok(Socket(fd))
+    }
+
+    /// Starts connecting. `WouldBlock` from TCP means it is under way; from a unix socket, that the backlog is full.
+    pub(crate) fn connect(&self, peer: &PeerAddr) -> io::Result<()> {
+        let done = retry_on_intr(|| match peer {
+            PeerAddr::Inet(addr) => connect(&self.0, addr),
+            PeerAddr::Unix(path) => connect(&self.0, &unix_addr(path.as_deref())?),
+        });
+        done.map_err(io::Error::from)
+    }
+
+    /// Why connecting failed, if it did.
+    pub(crate) fn take_error(&self) -> io::Result<()> {
+        sockopt::socket_error(&self.0)?.map_err(io::Error::from)
+    }
+
+    pub(crate) fn accept(&self) -> io::Result<(Socket, PeerAddr)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (fd, addr) = retry_on_intr(|| acceptfrom_with(&self.0, flags))?;
+        Ok((Socket(fd), from_any(addr)))
+    }
+
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (received, _) = retry_on_intr(|| recv(&self.0, &mut *buffer, RecvFlags::empty()))?;
+        Ok(received)
+    }
+
+    /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it. Returns how much was asked
+    /// for and how much was taken, which may be nothing.
+    pub(crate) fn send_chain(
+        &self,
+        bytes: &mut Chain,
+        counters: &Counters,
+    ) -> io::Result<(usize, usize)> {
+        counters.send_calls.add(1);
+        let mut asked = bytes.len();
+        let done = match bytes.single() {
+            Some(only) => self.send(&[IoSlice::new(only)]),
+            None => {
+                let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
+                let (count, gathered) = bytes.fill_iovs(&mut iovs);
+                asked = gathered;
+                self.send(&iovs[..count])
+            }
+        };
+        match done {
+            Ok(sent) => {
+                counters.sent_bytes.add(sent as u64);
+                bytes.advance(sent);
+                Ok((asked, sent))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((asked, 0)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends what the kernel takes now of all `iovs`, in order.
+    fn send(&self, iovs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = match iovs {
+            // One area needs no message header, which the kernel would have to copy in first.
+            [only] => retry_on_intr(|| send(&self.0, only, flags)),
+            many => retry_on_intr(|| {
+                sendmsg(&self.0, many, &mut SendAncillaryBuffer::default(), flags)
+            }),
+        };
+        sent.map_err(io::Error::from)
+    }
+
+    pub(crate) fn shutdown(&self, side: Side) -> io::Result<()> {
+        let how = match side {
+            Side::Write => Shutdown::Write,
+            Side::Both => Shutdown::Both,
+        };
+        shutdown(&self.0, how).map_err(io::Error::from)
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<PeerAddr> {
+        Ok(from_any(Some(getsockname(&self.0)?)))
+    }
+
+    pub(crate) fn peer_addr(&self) -> io::Result<PeerAddr> {
+        Ok(from_any(getpeername(&self.0)?))
+    }
+
+    /// Turns TCP_NODELAY on where there is one.
+    pub(crate) fn set_nodelay(&self) -> io::Result<()> {
+        match sockopt::socket_domain(&self.0)? {
+            AddressFamily::INET | AddressFamily::INET6 => {
+                sockopt::set_tcp_nodelay(&self.0, true).map_err(io::Error::from)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Another descriptor of the same socket.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn new_stream(addr: &PeerAddr) -> io::Result<OwnedFd> {
+    let family = match addr {
+        PeerAddr::Inet(SocketAddr::V4(_)) => AddressFamily::INET,
+        PeerAddr::Inet(SocketAddr::V6(_)) => AddressFamily::INET6,
+        PeerAddr::Unix(_) => AddressFamily::UNIX,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+fn bind_to(fd: &OwnedFd, addr: &PeerAddr) -> Result<(), Errno> {
+    match addr {
+        PeerAddr::Inet(addr) => bind(fd, addr),
+        PeerAddr::Unix(path) => bind(fd, &unix_addr(path.as_deref())?),
+    }
+}
+
+/// A server that died leaves its socket file behind, and nobody can bind to the path. It is safe to remove where a
+/// connect is refused: then no process listens.
+fn remove_stale_socket_file(addr: &PeerAddr) -> io::Result<()> {
+    let in_use = io::Error::from(Errno::ADDRINUSE);
+    let PeerAddr::Unix(Some(path)) = addr else { return Err(in_use) };
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(in_use);
+    }
+    let probe = Socket(new_stream(addr)?);
+    match probe.connect(addr) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Err(in_use),
+    }
+}
+
+fn unix_addr(path: Option<&Path>) -> Result<SocketAddrUnix, Errno> {
+    match path {
+        Some(path) => SocketAddrUnix::new(path),
+        None => Err(Errno::INVAL),
+    }
+}
+
+fn from_any(addr: Option<SocketAddrAny>) -> PeerAddr {
+    let Some(addr) = addr else { return PeerAddr::Unix(None) };
+    if let Ok(inet) = SocketAddr::try_from(addr.clone()) {
+        return PeerAddr::Inet(inet);
+    }
+    let path = SocketAddrUnix::try_from(addr)
+        .ok()
+        .and_then(|unix| unix.path_bytes().map(|path| PathBuf::from(OsStr::from_bytes(path))));
+    PeerAddr::Unix(path)
+}

@@ -1,0 +1,31 @@
+//! Running handlers: futures, queues of them, and threads to run them. Knows no sockets.
+//!
+//! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command queue, or the
+//! workers' queue.
+
+pub(crate) mod placement;
+pub(crate) mod queue;
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub(crate) use async_task::Runnable;
+
+pub(crate) use placement::Executor;
+
+/// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to the caller.
+pub(crate) fn spawn<F, S>(future: F, schedule: S) -> Runnable
+where
+    F: Future<Output = ()> + Send + 'static,
+    S: Fn(Runnable) + Send + Sync + 'static,
+{
+    let (runnable, task) = async_task::spawn(future, schedule);
+    task.detach();
+    runnable
+}
+
+/// Polls the task once. A panic ends the task, whose own guards report it, and goes no further.
+pub(crate) fn run(runnable: Runnable) {
+    // The future is dropped by the unwinding; nothing else is shared with it.
+    let _ = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+}

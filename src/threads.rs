@@ -1,0 +1,67 @@
+//! Starting named threads on chosen CPUs.
+//!
+//! A leaf: imports nothing of ours but the error.
+
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::error::{Error, Result};
+
+/// CPUs that threads may use: as many as `cpus` names, or what affinity and cgroup quota leave this process.
+pub(crate) fn cpu_count(cpus: &[usize]) -> usize {
+    match cpus.len() {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+/// Refuses CPUs that do not exist or that this process may not use.
+pub(crate) fn check_cpus(what: &str, cpus: &[usize]) -> Result<()> {
+    let allowed = sched_getaffinity(None).map_err(|error| Error::io("sched_getaffinity", error))?;
+    for &cpu in cpus {
+        if cpu >= CpuSet::MAX_CPU || !allowed.is_set(cpu) {
+            return Err(Error::invalid(format!("{what}: CPU {cpu} is not one this process may use")));
+        }
+    }
+    Ok(())
+}
+
+/// Starts a thread that runs on `cpus` (any, if empty) before it runs `body`.
+pub(crate) fn spawn(
+    name: &str,
+    cpus: Vec<usize>,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    check_cpus(name, &cpus)?;
+    let (pinned, wait) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let done = pin(&cpus);
+            let go = done.is_ok();
+            // The starter waits for this message, so it is there to receive it.
+            let _ = pinned.send(done);
+            if go {
+                body();
+            }
+        })
+        .map_err(|error| Error::io(format_args!("start thread {name}"), error))?;
+    match wait.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(Error::io(format_args!("pin thread {name}"), error)),
+        Err(_) => Err(Error::panicked(format!("thread {name} ended at its start"))),
+    }
+}
+
+fn pin(cpus: &[usize]) -> std::io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    Ok(sched_setaffinity(None, &set)?)
+}

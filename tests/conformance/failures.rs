@@ -1,0 +1,177 @@
+//! Failures of handlers: they end their own connection, are reported, and end nothing else.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use ringpoll::{Error, Handle, Result};
+
+use crate::harness::*;
+
+macro_rules! cases {
+    ($tests:ident, $mount:expr) => {
+        $tests! { $mount, failures:
+            a_panicking_handler_closes_only_its_own_connection
+            a_panic_in_on_connect_closes_only_its_own_connection
+            a_panic_in_a_synchronous_callback_does_not_end_the_server
+            a_handler_error_closes_the_connection_and_is_reported
+            an_error_from_on_connect_closes_the_connection_and_is_reported
+            a_refusal_in_on_prepare_closes_before_any_handler
+        }
+    };
+}
+pub(crate) use cases;
+
+/// What a server reports through on_error.
+fn errors() -> (impl Fn(&Handle, &Error) + Send + Sync + 'static, Receiver<Error>) {
+    let (report, errors): (Sender<Error>, _) = channel();
+    let copy = move |_: &Handle, error: &Error| {
+        // An Error is not Clone: what the tests ask of it is told by three questions.
+        let copy = if error.is_panicked() {
+            Error::other("panicked")
+        } else {
+            Error::other(error.to_string())
+        };
+        report.send(copy).expect("the test listens");
+    };
+    (copy, errors)
+}
+
+/// A handler that panics, fails or echoes, as the request says.
+async fn obey(mut conn: ringpoll::Connection) -> Result<()> {
+    match conn.peek(1).await?[0] {
+        b'p' => panic!("told to panic; this message is expected"),
+        b'e' => Err(Error::other("told to fail")),
+        _ => echo(conn).await,
+    }
+}
+
+/// EV9.
+pub(crate) fn a_panicking_handler_closes_only_its_own_connection(t: &Fixture) -> Check {
+    let (on_error, errors) = errors();
+    let server = t.spawn(t.server().on_request(obey).on_error(on_error));
+    let bystanders: Vec<_> = (0..5).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for round in 1..=5 {
+        let mut victim = dial(&server)?;
+        assert_eq!(exchange(&victim, b"fine")?, b"fine");
+        victim.write_all(b"p")?;
+        assert_ended(&victim);
+        assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "panicked");
+        for peer in &bystanders {
+            assert_eq!(exchange(peer, b"alive")?, b"alive");
+        }
+        eventually("the panic is counted", || server.stats().handler_panics == round);
+    }
+    eventually("only the victims are closed", || server.stats().open == 5);
+    Ok(())
+}
+
+/// EV9 for on_connect.
+pub(crate) fn a_panic_in_on_connect_closes_only_its_own_connection(t: &Fixture) -> Check {
+    let (on_error, errors) = errors();
+    let server = t.spawn(t.server().on_connect(obey).on_request(obey).on_error(on_error));
+    let bystander = dial(&server)?;
+    assert_eq!(exchange(&bystander, b"alive")?, b"alive");
+    let mut victim = dial(&server)?;
+    victim.write_all(b"p")?;
+    assert_ended(&victim);
+    assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "panicked");
+    assert_eq!(exchange(&bystander, b"alive")?, b"alive");
+    Ok(())
+}
+
+/// A panic in a callback that runs on the poller must not take the poller with it.
+pub(crate) fn a_panic_in_a_synchronous_callback_does_not_end_the_server(t: &Fixture) -> Check {
+    let left = Arc::new(AtomicUsize::new(3));
+    let prepared = Arc::clone(&left);
+    let disconnects = Arc::new(AtomicUsize::new(0));
+    let disconnected = Arc::clone(&disconnects);
+    let server = t.spawn(
+        t.server()
+            .pollers(1)
+            .on_prepare(move |handle| {
+                let turn = prepared.fetch_sub(1, Ordering::SeqCst);
+                handle.on_close(move |_| {
+                    assert_ne!(turn, 2, "the second close callback panics; this is expected");
+                });
+                assert_ne!(turn, 3, "the first on_prepare panics; this is expected");
+                Ok(())
+            })
+            .on_request(echo)
+            .on_disconnect(move |_| {
+                let count = disconnected.fetch_add(1, Ordering::SeqCst);
+                assert_ne!(count, 1, "the second on_disconnect panics; this is expected");
+            }),
+    );
+    assert_ended(&dial(&server)?);
+    for _ in 0..2 {
+        let peer = dial(&server)?;
+        assert_eq!(exchange(&peer, b"alive")?, b"alive");
+        drop(peer);
+        eventually("the connection closes", || server.stats().open == 0);
+    }
+    left.store(100, Ordering::SeqCst);
+    assert_eq!(exchange(&dial(&server)?, b"alive")?, b"alive");
+    Ok(())
+}
+
+/// EV18.
+pub(crate) fn a_handler_error_closes_the_connection_and_is_reported(t: &Fixture) -> Check {
+    let (on_error, errors) = errors();
+    let server = t.spawn(t.server().on_request(obey).on_error(on_error));
+    let bystander = dial(&server)?;
+    let mut victim = dial(&server)?;
+    victim.write_all(b"e")?;
+    assert_ended(&victim);
+    assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "told to fail");
+    eventually("it is counted", || server.stats().handler_errors == 1);
+    assert_eq!(exchange(&bystander, b"alive")?, b"alive");
+    assert_eq!(server.stats().handler_panics, 0);
+    assert!(errors.try_recv().is_err(), "told twice");
+    Ok(())
+}
+
+/// EV18 for on_connect.
+pub(crate) fn an_error_from_on_connect_closes_the_connection_and_is_reported(t: &Fixture) -> Check {
+    let (on_error, errors) = errors();
+    let server = t.spawn(t.server().on_connect(obey).on_error(on_error));
+    let mut victim = dial(&server)?;
+    victim.write_all(b"e")?;
+    assert_ended(&victim);
+    assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "told to fail");
+    eventually("it is gone", || server.stats().open == 0);
+    Ok(())
+}
+
+/// OnPrepare may refuse.
+pub(crate) fn a_refusal_in_on_prepare_closes_before_any_handler(t: &Fixture) -> Check {
+    let (prepared, handled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (asked, connected, requested) =
+        (Arc::clone(&prepared), Arc::clone(&handled), Arc::clone(&handled));
+    let server = t.spawn(
+        t.server()
+            .on_prepare(move |_| match asked.fetch_add(1, Ordering::SeqCst) % 2 {
+                0 => Err(Error::other("not you")),
+                _ => Ok(()),
+            })
+            .on_connect(move |_| {
+                connected.fetch_add(1, Ordering::SeqCst);
+                async { Ok(()) }
+            })
+            .on_request(move |conn| {
+                requested.fetch_add(1, Ordering::SeqCst);
+                echo(conn)
+            }),
+    );
+    for round in 0..5 {
+        let mut refused = dial(&server)?;
+        // The server may have closed already.
+        let _ = refused.write_all(b"hello");
+        assert_ended(&refused);
+        assert_eq!(handled.load(Ordering::SeqCst), 2 * round);
+        assert_eq!(exchange(&dial(&server)?, b"hello")?, b"hello");
+    }
+    eventually("nobody stays", || server.stats().open == 0);
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! What the host says about this process: fds, threads, memory, limits.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Every open fd and what it points to.
+pub(crate) fn fds() -> BTreeMap<i32, String> {
+    let listing = fs::read_dir("/proc/self/fd").expect("proc is mounted");
+    let mut fds = BTreeMap::new();
+    for entry in listing.flatten() {
+        let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
+        // The listing's own fd is open only while we look.
+        if target.starts_with("/proc/") {
+            continue;
+        }
+        if let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            fds.insert(fd, target);
+        }
+    }
+    fds
+}
+
+/// How many threads this process has.
+pub(crate) fn thread_count() -> usize {
+    fs::read_dir("/proc/self/task").expect("proc is mounted").count()
+}
+
+/// One line per thread: id, name, and where it waits in the kernel.
+pub(crate) fn threads() -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir("/proc/self/task").expect("proc is mounted").flatten() {
+        let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let id = entry.file_name().into_string().unwrap_or_default();
+        text += &format!("  {id} {} {}\n", read("comm").trim(), read("wchan").trim());
+    }
+    text
+}
+
+/// Resident memory of this process.
+pub(crate) fn rss_bytes() -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("proc is mounted");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok());
+    kilobytes.expect("status has a resident size") * 1024
+}
+
+/// CPU time this process has used, in clock ticks (user and system).
+pub(crate) fn cpu_ticks() -> u64 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("proc is mounted");
+    // Fields 14 and 15; the second field is a name in brackets and may hold spaces.
+    let rest = stat.rsplit(')').next().expect("stat has a name");
+    rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Lifts the soft fd limit to the hard one: both ends of every connection live in this process.
+pub(crate) fn raise_fd_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // A host that refuses keeps its limit, and the tests that need more say so.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+/// Prints past libtest's capture, so that it shows for a passing test as well.
+pub(crate) fn say(line: &str) {
+    // A closed stderr is no reason to fail a test.
+    let _ = writeln!(io::stderr(), "{line}");
+}

@@ -1,0 +1,406 @@
+//! What every behaviour test stands on.
+//!
+//! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms the
+//! watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands that
+//! fds, blocks, sends in flight and connections are back where they began.
+
+// Each of the test programs that share this module uses a part of it.
+#![allow(dead_code, unused_imports)]
+
+mod host;
+mod peer;
+mod random;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ringpoll::{
+    Backend, Connection, Dialer, PollerStats, Pollers, Result, Server, ServerBuilder, ServerHandle,
+};
+
+pub(crate) use host::{cpu_ticks, fds, rss_bytes, say, thread_count, threads};
+pub(crate) use peer::*;
+pub(crate) use random::{Random, assert_pattern, pattern};
+pub(crate) use ringpoll::Placement;
+pub(crate) use wait::*;
+
+/// Where a group of tests is mounted.
+#[derive(Clone, Copy)]
+pub(crate) struct Mount {
+    pub(crate) backend: Backend,
+    pub(crate) placement: Placement,
+    pub(crate) side: Side,
+}
+
+/// Which end of a connection [`Fixture::drive`] hands out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The connection of a server's handler.
+    Server,
+    /// A client connection, driven from a tokio task.
+    Client,
+}
+
+/// Settings that servers and dialers have in common. Zero keeps the library's default.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tuning {
+    pub(crate) input_watermarks: (usize, usize),
+    pub(crate) output_bytes_max: usize,
+    pub(crate) read_bytes_max: usize,
+}
+
+/// Runs one test and checks that it leaves nothing behind.
+pub(crate) fn run(mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(reason) = available(mount.backend) {
+        let must = std::env::var_os("REQUIRE_ALL_BACKENDS").is_some_and(|value| value == "1");
+        assert!(!must, "{} is required: {reason}", mount.backend);
+        return say(&format!("{name} skipped, no {}: {reason}", mount.backend));
+    }
+    let seed = random::seed();
+    eprintln!("RINGPOLL_SEED={seed} repeats this run");
+    let _watchdog = Watchdog::arm(name);
+    warm_up();
+    let before = host::fds();
+    let fixture = Fixture::new(mount, seed).expect("pollers can be started");
+    let result = catch_unwind(AssertUnwindSafe(|| body(&fixture)));
+    match result {
+        Ok(Ok(())) => {
+            fixture.finish();
+            assert_fds_return(&before);
+        }
+        Ok(Err(failure)) => {
+            fixture.abandon();
+            panic!("{}", failure.message());
+        }
+        Err(panic) => {
+            fixture.abandon();
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Prints why a test does nothing on this host.
+pub(crate) fn skip(test: &str, reason: impl std::fmt::Display) -> Check {
+    say(&format!("{test} skipped: {reason}"));
+    Ok(())
+}
+
+/// One test's servers, clients and randomness.
+pub(crate) struct Fixture {
+    mount: Mount,
+    clients: Pollers,
+    servers: Mutex<Vec<ServerHandle>>,
+    random: Mutex<Random>,
+    drive: Arc<Drive>,
+}
+
+/// The one server that [`Fixture::drive`] uses, and what its next connection is to do.
+#[derive(Default)]
+struct Drive {
+    server: OnceLock<ServerHandle>,
+    next: Mutex<Option<Body>>,
+}
+
+type Body = Box<dyn FnOnce(Connection) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+impl Fixture {
+    fn new(mount: Mount, seed: u64) -> Result<Fixture> {
+        let clients = Pollers::builder().backend(mount.backend).count(1).build()?;
+        Ok(Fixture {
+            mount,
+            clients,
+            servers: Mutex::new(Vec::new()),
+            random: Mutex::new(Random::new(seed)),
+            drive: Arc::default(),
+        })
+    }
+
+    pub(crate) fn mount(&self) -> Mount {
+        self.mount
+    }
+
+    /// Randomness of this test.
+    pub(crate) fn random(&self) -> Random {
+        self.random.lock().expect("no test panics here").fork()
+    }
+
+    /// A server for this mount, not yet bound.
+    pub(crate) fn server(&self) -> ServerBuilder {
+        Server::builder().backend(self.mount.backend).placement(self.mount.placement).pollers(2)
+    }
+
+    /// Binds to a free loopback port and serves in the background.
+    #[track_caller]
+    pub(crate) fn spawn(&self, builder: ServerBuilder) -> ServerHandle {
+        self.spawn_bound(builder.bind("127.0.0.1:0").expect("a loopback port can be bound"))
+    }
+
+    /// Serves in the background until the test ends.
+    #[track_caller]
+    pub(crate) fn spawn_bound(&self, server: Server) -> ServerHandle {
+        let handle = server.spawn().expect("a bound server can serve");
+        self.watch(handle.clone());
+        handle
+    }
+
+    /// Includes `handle` in the checks and the shutdown at the end of the test.
+    pub(crate) fn watch(&self, handle: ServerHandle) {
+        self.servers.lock().expect("no test panics here").push(handle);
+    }
+
+    /// A server that sends back what it gets.
+    #[track_caller]
+    pub(crate) fn echo_server(&self) -> ServerHandle {
+        self.spawn(self.server().on_request(echo))
+    }
+
+    /// A dialer on this test's client pollers.
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer::new().pollers(self.clients.clone())
+    }
+
+    /// The poller group of this test's clients.
+    pub(crate) fn clients(&self) -> &Pollers {
+        &self.clients
+    }
+
+    /// A client connection and the plain socket at its other end.
+    pub(crate) fn client(&self) -> Check<(Connection, TcpStream)> {
+        let (one, other) = tcp_pair()?;
+        Ok((self.dialer().adopt(one.into())?, other))
+    }
+
+    /// Counters of everything this test started.
+    pub(crate) fn stats(&self) -> PollerStats {
+        let servers = self.servers.lock().expect("no test panics here");
+        let mut sum = self.clients.stats();
+        for stats in servers.iter().map(|server| server.stats().pollers) {
+            sum.connections += stats.connections;
+            sum.blocks += stats.blocks;
+            sum.block_bytes += stats.block_bytes;
+            sum.sends_in_flight += stats.sends_in_flight;
+            sum.received_bytes += stats.received_bytes;
+            sum.sent_bytes += stats.sent_bytes;
+        }
+        sum
+    }
+
+    /// Timers that anything this test started has pending.
+    pub(crate) fn timers(&self) -> u64 {
+        let servers = self.servers.lock().expect("no test panics here");
+        let of_servers: u64 = servers.iter().map(|server| server.stats().pollers.timers).sum();
+        of_servers + self.clients.stats().timers
+    }
+
+    /// Runs `body` on one end of a connection — in a handler or on a task, as the mount says — and
+    /// returns the plain socket at the other end with what `body` will have returned.
+    pub(crate) fn drive<F, T>(
+        &self,
+        body: impl FnOnce(Connection) -> F + Send + 'static,
+    ) -> Check<(TcpStream, Outcome<T>)>
+    where
+        F: Future<Output = Check<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (body, outcome) = boxed(body);
+        if self.mount.side == Side::Client {
+            let (conn, peer) = self.client()?;
+            runtime().spawn(body(conn));
+            return Ok((peer, outcome));
+        }
+        let server = self.drive.server.get_or_init(|| self.driven(Tuning::default(), &self.drive));
+        Ok((self.drive.connect(server, body)?, outcome))
+    }
+
+    /// [`drive`](Self::drive) with limits other than the default ones.
+    pub(crate) fn drive_tuned<F, T>(
+        &self,
+        tuning: Tuning,
+        body: impl FnOnce(Connection) -> F + Send + 'static,
+    ) -> Check<(TcpStream, Outcome<T>)>
+    where
+        F: Future<Output = Check<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (body, outcome) = boxed(body);
+        if self.mount.side == Side::Client {
+            let (one, other) = tcp_pair()?;
+            let conn = tuning.dialer(self.dialer()).adopt(one.into())?;
+            runtime().spawn(body(conn));
+            return Ok((other, outcome));
+        }
+        let drive = Arc::<Drive>::default();
+        let server = self.driven(tuning, &drive);
+        Ok((drive.connect(&server, body)?, outcome))
+    }
+
+    fn driven(&self, tuning: Tuning, drive: &Arc<Drive>) -> ServerHandle {
+        let drive = Arc::clone(drive);
+        self.spawn(tuning.server(self.server()).on_connect(move |conn| {
+            let body = drive.next.lock().expect("no test panics here").take();
+            let running = body.expect("each connection has been announced")(conn);
+            async move {
+                running.await;
+                Ok(())
+            }
+        }))
+    }
+
+    /// Demands that everything this test started is idle, and ends it.
+    fn finish(self) {
+        let servers = self.servers.into_inner().expect("no test panics here");
+        for server in &servers {
+            let idle = holds_within(DEADLINE, || is_idle(&server.stats().pollers));
+            assert!(idle, "left behind by a server: {:?}", server.stats());
+            let ended = server.shutdown(DEADLINE);
+            assert!(ended.is_ok(), "shutdown of an idle server: {ended:?} {:?}", server.stats());
+        }
+        let idle = holds_within(DEADLINE, || is_idle(&self.clients.stats()));
+        assert!(idle, "left behind by a client: {:?}", self.clients.stats());
+        self.clients.shutdown();
+    }
+
+    /// Ends everything after a failure, without asking whether it was idle.
+    fn abandon(self) {
+        for server in self.servers.into_inner().unwrap_or_default() {
+            // The test has failed already; what matters is that the next one starts clean.
+            let _ = server.shutdown_forced(Duration::ZERO);
+        }
+        self.clients.shutdown();
+    }
+}
+
+impl Drive {
+    /// Makes a connection whose handler is `body`, and waits until it has begun.
+    fn connect(&self, server: &ServerHandle, body: Body) -> Check<TcpStream> {
+        *self.next.lock().expect("no test panics here") = Some(body);
+        let peer = dial(server)?;
+        let taken = || self.next.lock().expect("no test panics here").is_none();
+        eventually("on_connect begins", taken);
+        Ok(peer)
+    }
+}
+
+/// `body` as one type for all, with the outcome it reports to.
+fn boxed<F, T>(body: impl FnOnce(Connection) -> F + Send + 'static) -> (Body, Outcome<T>)
+where
+    F: Future<Output = Check<T>> + Send + 'static,
+    T: Send + 'static,
+{
+    let (report, outcome) = outcome();
+    let run = |conn| Box::pin(async move { tell(report, body(conn).await) }) as Pin<Box<_>>;
+    (Box::new(run), outcome)
+}
+
+impl Tuning {
+    pub(crate) fn server(self, mut builder: ServerBuilder) -> ServerBuilder {
+        if self.input_watermarks != (0, 0) {
+            let (low, high) = self.input_watermarks;
+            builder = builder.input_watermarks(low, high);
+        }
+        if self.output_bytes_max != 0 {
+            builder = builder.output_bytes_max(self.output_bytes_max);
+        }
+        if self.read_bytes_max != 0 {
+            builder = builder.read_bytes_max(self.read_bytes_max);
+        }
+        builder
+    }
+
+    pub(crate) fn dialer(self, mut dialer: Dialer) -> Dialer {
+        if self.input_watermarks != (0, 0) {
+            let (low, high) = self.input_watermarks;
+            dialer = dialer.input_watermarks(low, high);
+        }
+        if self.output_bytes_max != 0 {
+            dialer = dialer.output_bytes_max(self.output_bytes_max);
+        }
+        if self.read_bytes_max != 0 {
+            dialer = dialer.read_bytes_max(self.read_bytes_max);
+        }
+        dialer
+    }
+}
+
+/// A handler that sends back what has arrived.
+pub(crate) async fn echo(mut conn: Connection) -> Result<()> {
+    let count = conn.readable().await?;
+    let bytes = conn.next(count).await?;
+    conn.write(bytes)?;
+    conn.flush().await
+}
+
+/// Where a server on TCP listens.
+#[track_caller]
+pub(crate) fn addr_of(server: &ServerHandle) -> SocketAddr {
+    server.local_addr().as_inet().expect("the server listens on tcp")
+}
+
+/// Connects a plain socket to `server`.
+pub(crate) fn dial(server: &ServerHandle) -> Check<TcpStream> {
+    Ok(connect(addr_of(server))?)
+}
+
+/// The tokio runtime that async test code runs on.
+pub(crate) fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(2).enable_time().build().expect("threads can be started")
+    })
+}
+
+/// Runs async test code to its end, which must come within [`DEADLINE`].
+pub(crate) fn block_on<T>(future: impl Future<Output = Check<T>>) -> Check<T> {
+    runtime().block_on(async {
+        match tokio::time::timeout(DEADLINE, future).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::new(format_args!("no result within {DEADLINE:?}"))),
+        }
+    })
+}
+
+fn is_idle(stats: &PollerStats) -> bool {
+    stats.connections == 0 && stats.blocks == 0 && stats.sends_in_flight == 0
+}
+
+/// Starts what lives as long as the process, so that no test is charged for its fds.
+fn warm_up() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        host::raise_fd_limit();
+        runtime();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback works");
+        let addr = listener.local_addr().expect("a bound socket has a name").to_string();
+        drop(ringpoll::blocking::connect(&addr).expect("the default group can dial"));
+    });
+}
+
+/// Whether this host has `backend`, asked once.
+fn available(backend: Backend) -> Result<(), String> {
+    static KNOWN: Mutex<BTreeMap<String, Result<(), String>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().expect("no probe panics");
+    let probe = || match Pollers::builder().backend(backend).count(1).build() {
+        Ok(pollers) => {
+            pollers.shutdown();
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    known.entry(backend.to_string()).or_insert_with(probe).clone()
+}
+
+fn assert_fds_return(before: &BTreeMap<i32, String>) {
+    let returned = holds_within(DEADLINE, || host::fds().len() == before.len());
+    let left = host::fds();
+    let leaked: Vec<_> = left.iter().filter(|(fd, target)| before.get(fd) != Some(target)).collect();
+    assert!(returned, "fds before: {}, after: {}; new: {leaked:?}", before.len(), left.len());
+}

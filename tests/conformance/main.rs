@@ -1,0 +1,64 @@
+//! The behaviour suite: what a user of the library may rely on, whatever talks to the kernel.
+//!
+//! Each group of cases is mounted once per backend, so that a new backend is one more line below.
+//! A backend the host lacks is skipped with its reason, and fails when `REQUIRE_ALL_BACKENDS=1`.
+//! The groups where it matters run again with handlers on a pool, and from the client's end.
+
+mod adapters;
+mod backpressure;
+mod blocking;
+mod buffer;
+mod close;
+mod data_path;
+mod dial;
+mod events;
+mod failures;
+mod harness;
+mod hostile;
+mod listeners;
+mod requests;
+mod server;
+mod timeouts;
+mod writing;
+
+macro_rules! mount {
+    ($name:ident: $backend:expr) => {
+        mod $name {
+            at!(server_side: $backend, Placement::Auto, Side::Server =>
+                data_path writing requests timeouts close events failures server
+                listeners dial backpressure hostile blocking);
+            at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
+                data_path writing requests close events failures server);
+            at!(client_side: $backend, Placement::Auto, Side::Client =>
+                data_path writing timeouts close);
+        }
+    };
+}
+
+macro_rules! at {
+    ($name:ident: $backend:expr, $placement:expr, $side:expr => $($group:ident)*) => {
+        mod $name {
+            use crate::harness::{Mount, Placement, Side};
+            use ringpoll::Backend;
+
+            const MOUNT: Mount = Mount { backend: $backend, placement: $placement, side: $side };
+            $(crate::$group::cases!(tests, MOUNT);)*
+        }
+    };
+}
+
+macro_rules! tests {
+    ($mount:expr, $group:ident: $($name:ident)*) => {
+        mod $group {
+            $(
+                #[test]
+                fn $name() {
+                    let name = concat!(module_path!(), "::", stringify!($name));
+                    crate::harness::run(super::$mount, name, crate::$group::$name);
+                }
+            )*
+        }
+    };
+}
+
+mount!(epoll: Backend::Epoll);

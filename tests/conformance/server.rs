@@ -1,0 +1,449 @@
+//! A server's life: serving, limits, running out of fds, and the ways to end.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ringpoll::{Balance, Error, PollMode, Pollers, Server, ServerHandle};
+use rustix::net::{AddressFamily, Shutdown, SocketType};
+use tokio::sync::Semaphore;
+
+use crate::harness::*;
+
+macro_rules! cases {
+    ($tests:ident, $mount:expr) => {
+        $tests! { $mount, server:
+            shutdown_closes_idle_connections_at_once
+            shutdown_reports_busy_handlers_and_succeeds_when_they_end
+            shutdown_lets_a_running_handler_send_its_answer
+            silent_clients_do_not_hold_up_a_shutdown
+            shutting_down_twice_is_fine
+            a_forced_shutdown_cuts_what_is_left_and_counts_it
+            after_shutdown_the_port_and_the_threads_are_gone
+            serve_returns_ok_after_shutdown
+            serve_returns_an_error_when_the_listener_dies
+            wait_returns_when_the_server_has_ended
+            a_server_that_never_serves_leaves_nothing
+            running_out_of_fds_pauses_accepting_and_recovers
+            the_connection_limit_refuses_politely_and_recovers
+            two_servers_may_share_a_poller_group
+            shutting_down_a_poller_group_closes_its_connections
+            statistics_tell_what_happened
+            every_balance_and_poll_mode_serves
+            a_server_answers_while_thousands_of_connections_come_and_go
+        }
+    };
+}
+pub(crate) use cases;
+
+/// SV1.
+pub(crate) fn shutdown_closes_idle_connections_at_once(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let used = dial(&server)?;
+    assert_eq!(exchange(&used, b"hello")?, b"hello");
+    let unused = dial(&server)?;
+    eventually("both are accepted", || server.stats().open == 2);
+    server.shutdown(DEADLINE)?;
+    assert_eof(&used);
+    assert_eof(&unused);
+    assert_eq!(server.stats().open, 0);
+    assert_eq!(server.stats().cut, 0, "an idle connection is closed, not cut");
+    Ok(())
+}
+
+/// A server whose handlers wait for the returned gate before they answer, and `count` clients of it.
+fn gated(t: &Fixture, count: usize) -> Check<(ServerHandle, Arc<Semaphore>, Vec<TcpStream>)> {
+    let (gate, running) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (opened, counted) = (Arc::clone(&gate), Arc::clone(&running));
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        let (gate, running) = (Arc::clone(&opened), Arc::clone(&counted));
+        async move {
+            conn.next(1).await?;
+            running.fetch_add(1, Ordering::SeqCst);
+            let _ = gate.acquire().await.expect("the gate stays");
+            conn.write_copy(b"answer")?;
+            conn.flush().await
+        }
+    }));
+    let peers: Vec<_> = (0..count).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for mut peer in &peers {
+        peer.write_all(b"?")?;
+    }
+    eventually("all handlers wait", || running.load(Ordering::SeqCst) == count);
+    Ok((server, gate, peers))
+}
+
+/// SV2.
+pub(crate) fn shutdown_reports_busy_handlers_and_succeeds_when_they_end(t: &Fixture) -> Check {
+    let (server, gate, peers) = gated(t, 10)?;
+    let start = Instant::now();
+    let limit = Duration::from_millis(50);
+    let error = server.shutdown(limit).expect_err("10 handlers are busy");
+    assert!(start.elapsed() >= limit, "gave up early, after {:?}", start.elapsed());
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(error.to_string().contains("10"), "does not name the busy count: {error}");
+    assert!(TcpStream::connect(addr_of(&server)).is_err(), "still accepts");
+    gate.add_permits(10);
+    server.shutdown(DEADLINE)?;
+    for peer in peers {
+        assert_eq!(read_all(&peer)?, b"answer");
+    }
+    assert_eq!(server.stats().cut, 0);
+    Ok(())
+}
+
+/// Busy connections are waited for, and end as soon as they are idle.
+pub(crate) fn shutdown_lets_a_running_handler_send_its_answer(t: &Fixture) -> Check {
+    let (server, gate, peers) = gated(t, 3)?;
+    let ending = {
+        let server = server.clone();
+        on_thread(move || Ok(server.shutdown(DEADLINE)?))
+    };
+    eventually("accepting stops", || TcpStream::connect(addr_of(&server)).is_err());
+    ending.assert_pending();
+    gate.add_permits(10);
+    ending.wait();
+    for peer in peers {
+        assert_eq!(read_all(&peer)?, b"answer");
+    }
+    Ok(())
+}
+
+/// SV3.
+pub(crate) fn silent_clients_do_not_hold_up_a_shutdown(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for peer in peers.iter().step_by(2) {
+        assert_eq!(exchange(peer, b"talk")?, b"talk");
+    }
+    eventually("all are accepted", || server.stats().open == 20);
+    server.shutdown(DEADLINE)?;
+    for peer in &peers {
+        assert_ended(peer);
+    }
+    Ok(())
+}
+
+/// Also from several threads at once.
+pub(crate) fn shutting_down_twice_is_fine(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let peer = dial(&server)?;
+    exchange(&peer, b"hello")?;
+    let enders: Vec<_> = (0..4)
+        .map(|_| {
+            let server = server.clone();
+            on_thread(move || Ok(server.shutdown(DEADLINE)?))
+        })
+        .collect();
+    for ender in enders {
+        ender.wait();
+    }
+    server.shutdown(Duration::ZERO)?;
+    assert_eq!(server.shutdown_forced(Duration::ZERO)?, 0);
+    Ok(())
+}
+
+/// Fix row 13.
+pub(crate) fn a_forced_shutdown_cuts_what_is_left_and_counts_it(t: &Fixture) -> Check {
+    let errors = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&errors);
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        let errors = Arc::clone(&counted);
+        async move {
+            conn.next(1).await?;
+            // The rest of the request never comes.
+            let error = conn.next(1000).await.expect_err("cut");
+            assert!(error.is_closed() && !error.is_eof(), "{error:?}");
+            errors.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }));
+    let idle = dial(&server)?;
+    let busy: Vec<_> = (0..3).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for mut peer in &busy {
+        peer.write_all(b"?")?;
+    }
+    eventually("all have begun", || server.stats().pollers.received_bytes == 3);
+    eventually("all are accepted", || server.stats().open == 4);
+    let limit = Duration::from_millis(50);
+    let start = Instant::now();
+    assert_eq!(server.shutdown_forced(limit)?, 3);
+    assert!(start.elapsed() >= limit, "cut early, after {:?}", start.elapsed());
+    for peer in busy.iter().chain([&idle]) {
+        assert_ended(peer);
+    }
+    assert_eq!((server.stats().cut, server.stats().open), (3, 0));
+    eventually("the handlers were told", || errors.load(Ordering::SeqCst) == 3);
+    Ok(())
+}
+
+/// After Ok from shutdown the poller threads are gone, and so is the listener.
+pub(crate) fn after_shutdown_the_port_and_the_threads_are_gone(t: &Fixture) -> Check {
+    let before = thread_count();
+    let server = t.spawn(t.server().pollers(8).on_request(echo));
+    let addr = addr_of(&server);
+    assert!(thread_count() >= before + 7, "8 pollers are threads");
+    for _ in 0..8 {
+        exchange(&dial(&server)?, b"hello")?;
+    }
+    server.shutdown(DEADLINE)?;
+    // The test runner itself may come by with a thread.
+    let gone = holds_within(DEADLINE, || thread_count() <= before + 1);
+    assert!(gone, "{before} threads before, now:\n{}", threads());
+    assert!(TcpStream::connect(addr).is_err(), "still accepts");
+    let again = t.spawn_bound(t.server().on_request(echo).bind(&addr.to_string())?);
+    assert_eq!(exchange(&dial(&again)?, b"again")?, b"again");
+    Ok(())
+}
+
+/// SV6.
+pub(crate) fn serve_returns_ok_after_shutdown(t: &Fixture) -> Check {
+    let server = t.server().on_request(echo).bind("127.0.0.1:0")?;
+    let handle = server.handle();
+    assert_eq!(server.local_addr(), handle.local_addr());
+    t.watch(handle.clone());
+    let serving = on_thread(move || Ok(server.serve()?));
+    assert_eq!(exchange(&dial(&handle)?, b"hello")?, b"hello");
+    serving.assert_pending();
+    handle.shutdown(DEADLINE)?;
+    serving.wait();
+    Ok(())
+}
+
+/// SV6: a listener that stops listening is an error of serve.
+pub(crate) fn serve_returns_an_error_when_the_listener_dies(t: &Fixture) -> Check {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let same_socket = listener.try_clone()?;
+    let server = t.server().on_request(echo).listener(listener)?.build()?;
+    let handle = server.handle();
+    t.watch(handle.clone());
+    let serving = on_thread(move || Ok(server.serve().map_err(|error| error.to_string())));
+    assert_eq!(exchange(&dial(&handle)?, b"hello")?, b"hello");
+    serving.assert_pending();
+    // Linux takes a listening socket out of its listening state on shutdown; accept then fails.
+    rustix::net::shutdown(&same_socket, Shutdown::Both)?;
+    let ended = serving.wait();
+    assert!(ended.is_err(), "serve returned Ok although nobody asked for it");
+    Ok(())
+}
+
+/// `ServerHandle::wait`.
+pub(crate) fn wait_returns_when_the_server_has_ended(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let waiting = {
+        let server = server.clone();
+        on_thread(move || Ok(server.wait()?))
+    };
+    exchange(&dial(&server)?, b"hello")?;
+    waiting.assert_pending();
+    server.shutdown(DEADLINE)?;
+    waiting.wait();
+    server.wait()?;
+    Ok(())
+}
+
+/// Bound, built, dropped: the port is free again. The fixture counts the fds.
+pub(crate) fn a_server_that_never_serves_leaves_nothing(t: &Fixture) -> Check {
+    let server = t.server().on_request(echo).bind("127.0.0.1:0")?;
+    let addr = server.local_addr();
+    drop(server);
+    drop(t.server().on_request(echo).listen("127.0.0.1:0")?);
+    let again = t.spawn_bound(t.server().on_request(echo).bind(&addr.to_string())?);
+    assert_eq!(exchange(&dial(&again)?, b"hello")?, b"hello");
+    Ok(())
+}
+
+/// SV5.
+pub(crate) fn running_out_of_fds_pauses_accepting_and_recovers(t: &Fixture) -> Check {
+    const CLIENTS: usize = 20;
+    let server = t.echo_server();
+    let witness = dial(&server)?;
+    assert_eq!(exchange(&witness, b"hello")?, b"hello");
+    // Our sockets come from the same table: made first, connected when it is full.
+    let sockets: Vec<_> = (0..CLIENTS)
+        .map(|_| rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None))
+        .collect::<std::result::Result<_, _>>()?;
+    let scarcity = FdScarcity::begin(5)?;
+    for socket in &sockets {
+        rustix::net::connect(socket, &addr_of(&server))?;
+    }
+    eventually("accepting pauses", || server.stats().accept_pauses >= 1);
+    let at_pause = server.stats();
+    // Nothing to wait for: half a second of doing nothing is what is asked for.
+    holds_within(Duration::from_millis(500), || false);
+    let later = server.stats();
+    let calls = later.pollers.system_calls() - at_pause.pollers.system_calls();
+    assert!(calls < 1000, "{calls} system calls while there was nothing to do");
+    assert!(later.accepted <= 1 + 5, "{later:?}");
+    assert_eq!(exchange(&witness, b"still served")?, b"still served");
+    drop(scarcity);
+    for socket in sockets {
+        let peer = TcpStream::from(socket);
+        bound(&peer)?;
+        assert_eq!(exchange(&peer, b"at last")?, b"at last");
+    }
+    Ok(())
+}
+
+/// SV11.
+pub(crate) fn the_connection_limit_refuses_politely_and_recovers(t: &Fixture) -> Check {
+    let server = t.spawn(t.server().connections_max(2).on_request(echo));
+    let first = dial(&server)?;
+    let second = dial(&server)?;
+    assert_eq!(exchange(&first, b"one")?, b"one");
+    assert_eq!(exchange(&second, b"two")?, b"two");
+    for refused in 1..=3 {
+        // Politely: a FIN, which the client reads as the end of the stream, not a reset.
+        assert_eof(&dial(&server)?);
+        eventually("it is counted", || server.stats().refused == refused);
+    }
+    assert_eq!(exchange(&first, b"one")?, b"one");
+    assert_eq!(server.stats().open, 2);
+    drop(second);
+    eventually("there is room", || server.stats().open == 1);
+    assert_eq!(exchange(&dial(&server)?, b"three")?, b"three");
+    Ok(())
+}
+
+/// `use_pollers`: ending one server leaves the group to the other.
+pub(crate) fn two_servers_may_share_a_poller_group(t: &Fixture) -> Check {
+    let group = Pollers::builder().backend(t.mount().backend).count(2).name("shared").build()?;
+    let one = t.spawn(t.server().use_pollers(group.clone()).on_request(echo));
+    let two = t.spawn(t.server().use_pollers(group.clone()).on_request(echo));
+    let peer = dial(&two)?;
+    assert_eq!(exchange(&dial(&one)?, b"one")?, b"one");
+    assert_eq!(exchange(&peer, b"two")?, b"two");
+    one.shutdown(DEADLINE)?;
+    assert_eq!(exchange(&peer, b"two")?, b"two");
+    assert_eq!((group.count(), group.backend()), (2, t.mount().backend));
+    drop(peer);
+    two.shutdown(DEADLINE)?;
+    let left = group.stats();
+    assert_eq!((left.connections, left.listeners, left.blocks), (0, 0, 0), "{left:?}");
+    group.shutdown();
+    Ok(())
+}
+
+/// `Pollers::shutdown` closes everything and joins.
+pub(crate) fn shutting_down_a_poller_group_closes_its_connections(t: &Fixture) -> Check {
+    let group = Pollers::builder().backend(t.mount().backend).count(2).build()?;
+    let (one, peer) = tcp_pair()?;
+    let mut conn = ringpoll::Dialer::new().pollers(group.clone()).adopt(one.into())?;
+    let reading = runtime().spawn(async move { conn.next(1).await });
+    eventually("it is registered", || group.stats().connections == 1);
+    group.shutdown();
+    assert_ended(&peer);
+    let error = block_on(async { Ok(reading.await?) })?.expect_err("closed");
+    assert!(error.is_closed(), "{error:?}");
+    Ok(())
+}
+
+/// `ServerStats` add up.
+pub(crate) fn statistics_tell_what_happened(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let before = server.stats();
+    assert_eq!((before.backend, before.poller_count), (t.mount().backend, 2));
+    assert_eq!((before.accepted, before.open, before.pollers.listeners), (0, 0, 1));
+    let peers: Vec<_> = (0..4).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for peer in &peers {
+        for _ in 0..5 {
+            exchange(peer, &[1; 100])?;
+        }
+    }
+    eventually("every run is counted", || server.stats().handler_runs >= 20);
+    let stats = server.stats();
+    assert_eq!((stats.accepted, stats.open, stats.refused), (4, 4, 0));
+    assert_eq!((stats.pollers.received_bytes, stats.pollers.sent_bytes), (2000, 2000));
+    assert_eq!((stats.pollers.connections, stats.pollers.accepts), (4, 4));
+    assert!(stats.pollers.receive_calls >= 4 && stats.pollers.send_calls >= 4, "{stats:?}");
+    assert!(stats.pollers.system_calls() >= stats.pollers.receive_calls, "{stats:?}");
+    assert_eq!(server.pollers().stats().connections, 4);
+    drop(peers);
+    eventually("all are closed", || server.stats().open == 0);
+    assert_eq!(server.stats().accepted, 4);
+    Ok(())
+}
+
+/// Settings change who does the work, not the result.
+pub(crate) fn every_balance_and_poll_mode_serves(t: &Fixture) -> Check {
+    for balance in [Balance::RoundRobin, Balance::Random, Balance::LeastConnections] {
+        for poll_mode in [PollMode::Adaptive, PollMode::Always, PollMode::Never] {
+            let builder = t.server().pollers(3).balance(balance).poll_mode(poll_mode);
+            let server = t.spawn(builder.on_request(echo));
+            let peers: Vec<_> = (0..6).map(|_| dial(&server)).collect::<Check<_>>()?;
+            for peer in &peers {
+                assert_eq!(exchange(peer, b"hello")?, b"hello");
+            }
+            // Polling threads would only slow down the rest of the test.
+            drop(peers);
+            server.shutdown(DEADLINE)?;
+        }
+    }
+    Ok(())
+}
+
+/// Churn beside a steady connection.
+pub(crate) fn a_server_answers_while_thousands_of_connections_come_and_go(t: &Fixture) -> Check {
+    const CHURN: u64 = if cfg!(debug_assertions) { 1000 } else { 5000 };
+    let server = t.echo_server();
+    let steady = dial(&server)?;
+    let churn: Vec<_> = (0..2)
+        .map(|_| {
+            let (addr, mut random) = (addr_of(&server), t.random());
+            on_thread(move || {
+                for _ in 0..CHURN / 2 {
+                    let peer = connect(addr)?;
+                    if random.one_in(2) {
+                        exchange(&peer, b"hello")?;
+                    }
+                    if random.one_in(2) {
+                        reset(peer)?;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    for round in 0..200 {
+        assert_pattern(&exchange(&steady, &pattern(round, 100))?, round);
+    }
+    for thread in churn {
+        thread.wait();
+    }
+    eventually("only the steady one is left", || server.stats().open == 1);
+    // A connection reset while it waits to be accepted is never seen by the server.
+    assert!(server.stats().accepted <= CHURN + 1);
+    Ok(())
+}
+
+/// Lets the process open `spare` more fds and no others, until dropped.
+struct FdScarcity {
+    limit: rustix::process::Rlimit,
+    fillers: Vec<std::fs::File>,
+}
+
+impl FdScarcity {
+    fn begin(spare: usize) -> Check<FdScarcity> {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let null = std::fs::File::open("/dev/null")?;
+        let highest = fds().keys().copied().max().unwrap_or(0) as u64;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(highest + 8), ..limit })?;
+        let mut scarcity = FdScarcity { limit, fillers: vec![null] };
+        while let Ok(filler) = scarcity.fillers[0].try_clone() {
+            scarcity.fillers.push(filler);
+        }
+        let keep = scarcity.fillers.len().checked_sub(spare);
+        scarcity.fillers.truncate(keep.ok_or_else(|| Error::other("too few fds"))?);
+        Ok(scarcity)
+    }
+}
+
+impl Drop for FdScarcity {
+    fn drop(&mut self) {
+        let restored = rustix::process::setrlimit(rustix::process::Resource::Nofile, self.limit);
+        assert!(restored.is_ok(), "the fd limit stays lowered: {restored:?}");
+    }
+}

@@ -1,0 +1,459 @@
+//! Timeouts: never early, never for ever, and a moved deadline wakes who waits.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ringpoll::{Error, Handle};
+
+use crate::harness::*;
+
+macro_rules! cases {
+    ($tests:ident, $mount:expr) => {
+        $tests! { $mount, timeouts:
+            a_write_times_out_against_a_slow_reader
+            a_read_times_out_against_a_slow_writer
+            a_past_deadline_fails_at_once_and_is_cleared_by_none
+            a_deadline_fires_when_it_is_due_and_again_at_once
+            an_exchange_in_time_leaves_no_timer_behind
+            a_connection_that_timed_out_closes_cleanly
+            a_new_timeout_clears_the_deadline
+            a_deadline_overrides_a_timeout
+            an_idle_connection_closes_and_a_busy_one_does_not
+            moving_a_deadline_closer_wakes_a_waiting_read
+            moving_a_deadline_away_keeps_a_waiting_read
+            moving_a_write_deadline_wakes_a_waiting_flush
+            buffered_data_wins_over_an_expired_deadline
+            a_read_deadline_leaves_writes_alone
+            one_deadline_covers_both_directions
+            a_read_may_go_on_after_a_timeout
+            settings_of_the_server_and_dialer_apply
+            a_timeout_that_a_handler_returns_closes_and_is_reported
+        }
+    };
+}
+pub(crate) use cases;
+
+const SHORT: Duration = Duration::from_millis(50);
+/// The contract says 20 ms; a loaded host is granted far more.
+const LATE: Duration = Duration::from_millis(500);
+
+/// Repeats `step` of 1 KB at 10 KB/s until it fails or the returned flag is set.
+fn slowly(
+    mut step: impl FnMut() -> std::io::Result<()> + Send + 'static,
+) -> (Arc<AtomicBool>, Outcome<()>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let stepping = on_thread(move || {
+        while !stopped.load(Ordering::Relaxed) && step().is_ok() {
+            thread::park_timeout(Duration::from_millis(100));
+        }
+        Ok(())
+    });
+    (stop, stepping)
+}
+
+/// TO1.
+pub(crate) fn a_write_times_out_against_a_slow_reader(t: &Fixture) -> Check {
+    let (peer, timed_out) = t.drive(|mut conn| async move {
+        conn.set_write_timeout(Some(SHORT));
+        let start = Instant::now();
+        loop {
+            conn.write(vec![1; 1 << 20])?;
+            let flush = Instant::now();
+            if let Err(error) = conn.flush().await {
+                assert!(flush.elapsed() >= SHORT, "early, after {:?}", flush.elapsed());
+                conn.close();
+                return Ok(error);
+            }
+            assert!(start.elapsed() < DEADLINE, "megabytes fit into a peer that reads 10 KB/s");
+        }
+    })?;
+    let (stop, reading) = slowly(move || read_exactly(&peer, 1024).map(drop));
+    let error = timed_out.wait();
+    assert!(error.is_write_timeout() && error.is_timeout(), "{error:?}");
+    assert!(!error.is_read_timeout() && !error.is_closed(), "{error:?}");
+    stop.store(true, Ordering::Relaxed);
+    reading.wait();
+    Ok(())
+}
+
+/// TO2.
+pub(crate) fn a_read_times_out_against_a_slow_writer(t: &Fixture) -> Check {
+    let (mut peer, timed_out) = t.drive(|mut conn| async move {
+        conn.set_read_timeout(Some(SHORT));
+        let start = Instant::now();
+        let error = conn.next(10 << 10).await.expect_err("a second's worth of bytes");
+        assert!(start.elapsed() >= SHORT, "early, after {:?}", start.elapsed());
+        conn.close();
+        Ok(error)
+    })?;
+    let (stop, writing) = slowly(move || peer.write_all(&[1; 1024]));
+    let error = timed_out.wait();
+    assert!(error.is_read_timeout() && error.is_timeout(), "{error:?}");
+    assert!(!error.is_write_timeout() && !error.is_closed(), "{error:?}");
+    stop.store(true, Ordering::Relaxed);
+    writing.wait();
+    Ok(())
+}
+
+/// TO3.
+pub(crate) fn a_past_deadline_fails_at_once_and_is_cleared_by_none(t: &Fixture) -> Check {
+    let (mut peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_deadline(Some(Instant::now() - SHORT));
+        let start = Instant::now();
+        assert!(conn.next(1).await.expect_err("past").is_read_timeout());
+        assert!(start.elapsed() < LATE, "took {:?}", start.elapsed());
+        conn.write_copy(b"go")?;
+        conn.flush().await?;
+        conn.set_read_deadline(None);
+        assert_eq!(conn.next(4).await?[..], b"went"[..]);
+        Ok(())
+    })?;
+    assert_eq!(read_exactly(&peer, 2)?, b"go");
+    peer.write_all(b"went")?;
+    done.wait();
+    Ok(())
+}
+
+/// TO4.
+pub(crate) fn a_deadline_fires_when_it_is_due_and_again_at_once(t: &Fixture) -> Check {
+    let (peer, done) = t.drive(|mut conn| async move {
+        let deadline = Instant::now() + SHORT;
+        conn.set_read_deadline(Some(deadline));
+        let error = conn.next(1).await.expect_err("nothing comes");
+        assert!(error.is_read_timeout(), "{error:?}");
+        let now = Instant::now();
+        assert!(now >= deadline, "early by {:?}", deadline - now);
+        assert!(now - deadline < LATE, "late by {:?}", now - deadline);
+        for _ in 0..3 {
+            let again = Instant::now();
+            assert!(conn.next(1).await.expect_err("still past").is_read_timeout());
+            assert!(again.elapsed() < LATE, "the second time took {:?}", again.elapsed());
+        }
+        Ok(())
+    })?;
+    done.wait();
+    drop(peer);
+    Ok(())
+}
+
+/// A timeout per wait is armed and disarmed all the time.
+pub(crate) fn an_exchange_in_time_leaves_no_timer_behind(t: &Fixture) -> Check {
+    let (peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_timeout(Some(DEADLINE));
+        conn.set_write_timeout(Some(DEADLINE));
+        for _ in 0..500 {
+            let ball = conn.next(4).await?;
+            conn.write(ball)?;
+            conn.flush().await?;
+        }
+        Ok(())
+    })?;
+    for _ in 0..500 {
+        assert_eq!(exchange(&peer, b"ball")?, b"ball");
+    }
+    done.wait();
+    // The connection's own timer at the most, not one for each wait that was satisfied.
+    assert!(t.timers() <= 2, "{} timers for one connection", t.timers());
+    drop(peer);
+    eventually("no connection, no timer", || t.timers() == 0);
+    Ok(())
+}
+
+/// TO7.
+pub(crate) fn a_connection_that_timed_out_closes_cleanly(t: &Fixture) -> Check {
+    let (mut peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_timeout(Some(SHORT));
+        assert!(conn.next(10).await.expect_err("4 bytes come").is_read_timeout());
+        conn.write_copy(b"sorry")?;
+        conn.flush().await?;
+        let _ = conn.next(4).await?;
+        conn.close();
+        Ok((*conn).clone())
+    })?;
+    peer.write_all(b"half")?;
+    assert_eq!(read_all(&peer)?, b"sorry");
+    assert!(done.wait().is_closed());
+    Ok(())
+}
+
+/// TO8.
+pub(crate) fn a_new_timeout_clears_the_deadline(t: &Fixture) -> Check {
+    let (mut peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_deadline(Some(Instant::now() - SHORT));
+        assert!(conn.next(1).await.expect_err("past").is_read_timeout());
+        conn.set_read_timeout(Some(DEADLINE));
+        conn.write_copy(b"go")?;
+        conn.flush().await?;
+        assert_eq!(conn.next(4).await?[..], b"went"[..]);
+        // The same for writes: with the deadline in force this flush would have to fail.
+        conn.set_write_deadline(Some(Instant::now() - SHORT));
+        conn.set_write_timeout(Some(DEADLINE));
+        conn.write(pattern(0, 16 << 20))?;
+        conn.flush().await?;
+        Ok(())
+    })?;
+    assert_eq!(read_exactly(&peer, 2)?, b"go");
+    peer.write_all(b"went")?;
+    assert_pattern(&read_exactly(&peer, 16 << 20)?, 0);
+    done.wait();
+    Ok(())
+}
+
+/// Keep row: a deadline overrides a timeout.
+pub(crate) fn a_deadline_overrides_a_timeout(t: &Fixture) -> Check {
+    let (peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_timeout(Some(Duration::from_millis(1)));
+        let deadline = Instant::now() + 3 * SHORT;
+        conn.set_read_deadline(Some(deadline));
+        assert!(conn.next(1).await.expect_err("nothing comes").is_read_timeout());
+        assert!(Instant::now() >= deadline, "the shorter timeout fired");
+        Ok(())
+    })?;
+    done.wait();
+    drop(peer);
+    Ok(())
+}
+
+/// TO9.
+pub(crate) fn an_idle_connection_closes_and_a_busy_one_does_not(t: &Fixture) -> Check {
+    let idle_time = 6 * SHORT;
+    let server = t.spawn(t.server().idle_timeout(idle_time).on_request(echo));
+    let (idle, busy) = (dial(&server)?, dial(&server)?);
+    let ended = on_thread(move || {
+        let spoke = Instant::now();
+        exchange(&idle, b"hello")?;
+        assert_ended(&idle);
+        Ok(spoke.elapsed())
+    });
+    let start = Instant::now();
+    let mut spoke = start;
+    while start.elapsed() < 3 * idle_time {
+        let answer = exchange(&busy, b"busy");
+        if answer.is_err() && spoke.elapsed() >= idle_time {
+            return skip("the busy half of this test", "the host stopped us for too long");
+        }
+        assert_eq!(answer?, b"busy");
+        spoke = Instant::now();
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    let after = ended.wait();
+    assert!(after >= idle_time, "closed early, after {after:?}");
+    eventually("the busy one is idle now, and closes", || server.stats().open == 0);
+    assert_ended(&busy);
+    Ok(())
+}
+
+/// A connection that waits in `next(1)`, its peer, and the error with the time it came.
+fn waiting(t: &Fixture) -> Check<(Handle, TcpStream, Outcome<(Error, Instant)>)> {
+    let (sends, sent) = outcome();
+    let (peer, ended) = t.drive(|mut conn| async move {
+        conn.set_read_deadline(Some(Instant::now() + DEADLINE));
+        tell(sends, Ok((*conn).clone()));
+        let error = conn.next(1).await.expect_err("nothing comes");
+        Ok((error, Instant::now()))
+    })?;
+    Ok((sent.wait(), peer, ended))
+}
+
+/// TO10.
+pub(crate) fn moving_a_deadline_closer_wakes_a_waiting_read(t: &Fixture) -> Check {
+    let (handle, peer, ended) = waiting(t)?;
+    let deadline = Instant::now() + SHORT;
+    handle.set_read_deadline(Some(deadline));
+    let (error, at) = ended.wait();
+    assert!(error.is_read_timeout(), "{error:?}");
+    assert!(at >= deadline && at - deadline < LATE);
+    drop(peer);
+    let (handle, peer, ended) = waiting(t)?;
+    handle.set_read_deadline(Some(Instant::now() - SHORT));
+    assert!(ended.wait().0.is_read_timeout());
+    drop(peer);
+    // A timeout set from outside counts as well.
+    let (handle, peer, ended) = waiting(t)?;
+    handle.set_read_timeout(Some(SHORT));
+    assert!(ended.wait().0.is_read_timeout());
+    drop(peer);
+    Ok(())
+}
+
+/// TO10, the other way.
+pub(crate) fn moving_a_deadline_away_keeps_a_waiting_read(t: &Fixture) -> Check {
+    let (handle, peer, ended) = waiting(t)?;
+    let first = Instant::now() + 2 * SHORT;
+    handle.set_read_deadline(Some(first));
+    let last = first + 4 * SHORT;
+    handle.set_read_deadline(Some(last));
+    let (error, at) = ended.wait();
+    assert!(error.is_read_timeout(), "{error:?}");
+    assert!(at >= last, "fired at the old deadline");
+    drop(peer);
+    let (handle, peer, ended) = waiting(t)?;
+    handle.set_read_deadline(None);
+    drop(peer);
+    assert!(ended.wait().0.is_eof());
+    drop(handle);
+    Ok(())
+}
+
+/// TO10 for writes.
+pub(crate) fn moving_a_write_deadline_wakes_a_waiting_flush(t: &Fixture) -> Check {
+    let (sends, sent) = outcome();
+    let (peer, ended) = t.drive(|mut conn| async move {
+        tell(sends, Ok((*conn).clone()));
+        loop {
+            conn.write(vec![1; 1 << 20])?;
+            if let Err(error) = conn.flush().await {
+                conn.close();
+                return Ok((error, Instant::now()));
+            }
+        }
+    })?;
+    let handle = sent.wait();
+    eventually("the flush waits", || handle.stats().unsent_bytes > 0);
+    ended.assert_pending();
+    let deadline = Instant::now() + SHORT;
+    handle.set_write_deadline(Some(deadline));
+    let (error, at) = ended.wait();
+    assert!(error.is_write_timeout(), "{error:?}");
+    assert!(at >= deadline);
+    drop(peer);
+    Ok(())
+}
+
+/// Keep row: data already buffered wins.
+pub(crate) fn buffered_data_wins_over_an_expired_deadline(t: &Fixture) -> Check {
+    let (mut peer, done) = t.drive(|mut conn| async move {
+        conn.peek(10).await?;
+        conn.set_deadline(Some(Instant::now() - SHORT));
+        assert_pattern(&conn.peek(10).await?, 0);
+        assert_pattern(&conn.next(4).await?, 0);
+        conn.skip(1).await?;
+        assert_eq!(conn.readable().await?, 5);
+        let mut rest = [0; 8];
+        assert_eq!(conn.read(&mut rest).await?, 5);
+        assert_pattern(&rest[..5], 5);
+        assert!(conn.next(1).await.expect_err("past").is_read_timeout());
+        Ok(())
+    })?;
+    peer.write_all(&pattern(0, 10))?;
+    done.wait();
+    Ok(())
+}
+
+/// Each direction has its own.
+pub(crate) fn a_read_deadline_leaves_writes_alone(t: &Fixture) -> Check {
+    let (peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_deadline(Some(Instant::now() - SHORT));
+        conn.set_read_timeout(Some(Duration::from_millis(1)));
+        conn.write(pattern(0, 16 << 20))?;
+        conn.flush().await?;
+        Ok(())
+    })?;
+    // The flush waits for longer than any of the read limits before it gets its way.
+    holds_within(SHORT, || false);
+    assert_pattern(&read_exactly(&peer, 16 << 20)?, 0);
+    done.wait();
+    Ok(())
+}
+
+/// `set_deadline`.
+pub(crate) fn one_deadline_covers_both_directions(t: &Fixture) -> Check {
+    let (peer, done) = t.drive(|mut conn| async move {
+        let deadline = Instant::now() + SHORT;
+        conn.set_deadline(Some(deadline));
+        let error = loop {
+            conn.write(vec![1; 1 << 20])?;
+            if let Err(error) = conn.flush().await {
+                break error;
+            }
+        };
+        assert!(error.is_write_timeout(), "{error:?}");
+        assert!(Instant::now() >= deadline, "early");
+        assert!(conn.next(1).await.expect_err("past").is_read_timeout());
+        conn.close();
+        Ok(())
+    })?;
+    done.wait();
+    drop(peer);
+    Ok(())
+}
+
+/// A timeout is no end: short data stays, and the rest may still come.
+pub(crate) fn a_read_may_go_on_after_a_timeout(t: &Fixture) -> Check {
+    let (mut peer, done) = t.drive(|mut conn| async move {
+        conn.set_read_timeout(Some(SHORT));
+        assert!(conn.next(100).await.expect_err("60 bytes come").is_read_timeout());
+        conn.set_read_timeout(None);
+        conn.write_copy(b"more")?;
+        conn.flush().await?;
+        assert_pattern(&conn.next(100).await?, 0);
+        Ok(())
+    })?;
+    peer.write_all(&pattern(0, 60))?;
+    assert_eq!(read_exactly(&peer, 4)?, b"more");
+    peer.write_all(&pattern(60, 40))?;
+    done.wait();
+    Ok(())
+}
+
+/// `read_timeout` and `idle_timeout` of the builders reach the connections.
+pub(crate) fn settings_of_the_server_and_dialer_apply(t: &Fixture) -> Check {
+    let (sends, sent) = std::sync::mpsc::channel();
+    let server = t.spawn(t.server().read_timeout(SHORT).on_connect(move |mut conn| {
+        let sends = sends.clone();
+        async move {
+            let start = Instant::now();
+            let error = conn.next(1).await.expect_err("nothing comes");
+            sends.send((error, start.elapsed())).map_err(Error::other)
+        }
+    }));
+    let peer = dial(&server)?;
+    let (error, after) = sent.recv_timeout(DEADLINE)?;
+    assert!(error.is_read_timeout() && after >= SHORT, "{error:?} after {after:?}");
+    drop(peer);
+    let quiet = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let addr = quiet.local_addr()?.to_string();
+    let dialer = t.dialer().read_timeout(SHORT).write_timeout(SHORT);
+    block_on(async {
+        let mut conn = dialer.connect(&addr).await?;
+        let start = Instant::now();
+        assert!(conn.next(1).await.expect_err("nothing comes").is_read_timeout());
+        assert!(start.elapsed() >= SHORT, "early");
+        let error = loop {
+            conn.write(vec![1; 1 << 20])?;
+            if let Err(error) = conn.flush().await {
+                break error;
+            }
+        };
+        assert!(error.is_write_timeout(), "{error:?}");
+        let idle = t.dialer().idle_timeout(SHORT).connect(&addr).await?;
+        eventually_async("the idle one closes", || idle.is_closed()).await
+    })
+}
+
+/// EV18 with a timeout.
+pub(crate) fn a_timeout_that_a_handler_returns_closes_and_is_reported(t: &Fixture) -> Check {
+    let (report, reported) = std::sync::mpsc::channel();
+    let server = t.spawn(
+        t.server()
+            .read_timeout(SHORT)
+            .on_request(|mut conn| async move {
+                let _ = conn.next(1000).await?;
+                Ok(())
+            })
+            .on_error(move |_, error| {
+                report.send((error.is_read_timeout(), error.to_string())).expect("the test listens");
+            }),
+    );
+    let mut peer = dial(&server)?;
+    peer.write_all(b"not a thousand bytes")?;
+    assert_ended(&peer);
+    let (is_read_timeout, message) = reported.recv_timeout(DEADLINE)?;
+    assert!(is_read_timeout, "{message}");
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! The layout of the project, checked: who imports whom, where `unsafe` stands, how long things
+//! are, and what the first page promises. The rules are the tables below; `tidy/rules.rs` applies
+//! them and shows that each can fail.
+
+#[path = "tidy/modules.rs"]
+mod modules;
+#[path = "tidy/rules.rs"]
+mod rules;
+#[path = "tidy/source.rs"]
+mod source;
+
+use std::path::Path;
+
+use rules::{ImportTable, Sizes};
+use source::Project;
+
+/// Who may import whom. `lib.rs` holds re-exports and is free; a name that a module re-exports
+/// counts as the module it comes from.
+const IMPORTS: ImportTable = ImportTable {
+    leaves: &["sync", "error", "config", "address", "threads"],
+    modules: &[
+        ("sync", &[]),
+        ("error", &[]),
+        ("config", &["error"]),
+        ("address", &["error"]),
+        ("threads", &["error"]),
+        ("buffer", &[]),
+        ("task", &[]),
+        ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),
+        ("poller", &["sys", "buffer", "task"]),
+        ("connection", &["poller", "buffer", "task", "sys::socket"]),
+        ("server", &["connection", "poller", "task", "buffer", "sys::socket"]),
+        ("dial", &["connection", "poller", "task", "buffer", "sys::socket"]),
+        ("mux", &["connection", "poller", "task", "buffer", "sys::socket"]),
+        ("blocking", &["connection", "poller", "task", "buffer", "sys::socket", "dial"]),
+    ],
+};
+
+/// Where `unsafe` may stand; every other file of the library, its bridges and its bench program
+/// forbids it.
+const UNSAFE: [&str; 2] = ["src/sys/", "src/buffer/block.rs"];
+
+const SIZES: Sizes = Sizes { file_lines_max: 500, function_lines_max: 70, columns_max: 100 };
+
+/// What a stranger runs on a fresh machine, in this order; the second passes the tests.
+const FIRST_COMMANDS: [&str; 2] =
+    ["cargo run --release -p ringpoll-bench -- compare --quick", "cargo test --workspace"];
+
+/// Split, so that this file does not hold what it looks for.
+const FOREIGN_WORDS: [&str; 8] = [
+    concat!("ses", "sion"),
+    concat!("iss", "ue #"),
+    concat!("cla", "ude"),
+    concat!("anth", "ropic"),
+    concat!("cop", "ilot"),
+    concat!("chat", "gpt"),
+    concat!("open", "ai"),
+    concat!("co", "dex"),
+];
+
+#[test]
+fn every_module_imports_only_what_the_table_allows() {
+    holds(|project| rules::imports(project, &IMPORTS));
+}
+
+#[test]
+fn every_declaration_has_its_file_and_every_file_its_declaration() {
+    holds(rules::module_files);
+}
+
+#[test]
+fn no_file_of_the_library_is_compiled_twice() {
+    holds(rules::borrowed_files);
+}
+
+#[test]
+fn unsafe_stands_in_two_places_and_is_forbidden_elsewhere() {
+    holds(|project| rules::unsafe_code(project, &UNSAFE));
+}
+
+#[test]
+fn every_unsafe_block_says_why_it_is_sound() {
+    holds(rules::safety_comments);
+}
+
+#[test]
+fn files_functions_and_lines_fit() {
+    holds(|project| rules::sizes(project, &SIZES));
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    holds(rules::unfinished);
+}
+
+#[test]
+fn every_file_begins_with_its_docs() {
+    holds(rules::module_docs);
+}
+
+#[test]
+fn every_example_begins_with_its_command() {
+    holds(rules::example_commands);
+}
+
+#[test]
+fn the_first_page_and_the_check_begin_with_the_promised_commands() {
+    let [_, test_command] = FIRST_COMMANDS;
+    holds(|project| rules::first_commands(project, &FIRST_COMMANDS, test_command));
+}
+
+#[test]
+fn the_project_speaks_about_itself_only() {
+    holds(|project| rules::foreign_words(project, &FOREIGN_WORDS));
+}
+
+fn holds(rule: impl Fn(&Project) -> Vec<String>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let project = Project::load(root).expect("the sources are readable text");
+    assert!(project.source("src/lib.rs").is_some(), "no sources below {}", root.display());
+    let findings = rule(&project);
+    assert!(findings.is_empty(), "{} findings:\n{}\n", findings.len(), findings.join("\n"));
+}
