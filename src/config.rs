@@ -138,6 +138,13 @@ pub(crate) const SEND_TURN_BYTES: usize = 1 << 20;
 /// How long a connection whose peer has ended its side may take to accept the rest of our output.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
+/// How long a forced shutdown waits for the handlers of cut connections to notice.
+pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// Timers of connections that are gone stay until they would be due; above this many more than there are connections,
+/// they are swept out.
+pub(crate) const STALE_TIMERS_MAX: usize = 4096;
+
 /// How long accepting pauses when the process or the host is out of descriptors or memory.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 

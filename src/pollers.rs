@@ -60,7 +60,7 @@ impl Pollers {
         if current_poller().is_some_and(|here| self.0.remotes().iter().any(|own| Arc::ptr_eq(own, &here))) {
             return Err(Error::unsupported("shutdown: called on a poller, which cannot wait for itself"));
         }
-        self.0.stop();
+        self.0.stop(true);
         Ok(())
     }
 
@@ -69,8 +69,8 @@ impl Pollers {
     }
 
     /// Ends the threads; see [`Group::stop`].
-    pub(crate) fn stop(&self) {
-        self.0.stop();
+    pub(crate) fn stop(&self, join: bool) {
+        self.0.stop(join);
     }
 
     pub(crate) fn pick(&self) -> &Arc<Remote> {

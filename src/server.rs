@@ -160,7 +160,7 @@ impl Server {
         let remotes = inner.pollers.remotes();
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
-                Arc::new(Acceptor { inner: Arc::downgrade(&inner), path: bound.path });
+                Arc::new(Acceptor { inner: Arc::clone(&inner), path: bound.path });
             lock(&inner.acceptors).push(Arc::clone(&acceptor));
             let remote = &remotes[index % remotes.len()];
             remote.send(Command::Listen(acceptor, Arc::new(bound.socket)));
@@ -282,15 +282,15 @@ impl Service for Hooks {
     }
 }
 
-/// Takes the connections of one listener.
+/// Takes the connections of one listener. It keeps its server alive until that is shut down.
 struct Acceptor {
-    inner: std::sync::Weak<Inner>,
+    inner: Arc<Inner>,
     path: Option<std::path::PathBuf>,
 }
 
 impl Accept for Acceptor {
     fn on_accepted(&self, socket: Socket, peer: PeerAddr) {
-        let Some(inner) = self.inner.upgrade() else { return };
+        let inner = &self.inner;
         let counts = &inner.hooks.counts;
         if inner.hooks.is_draining() || counts.open.load(Ordering::Relaxed) >= inner.hooks.connections_max {
             // Accepted and closed: the peer sees an end at once, instead of waiting in the backlog.
@@ -308,7 +308,7 @@ impl Accept for Acceptor {
     fn on_failed(&self, error: io::Error) -> bool {
         use rustix::io::Errno;
         const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-        let Some(inner) = self.inner.upgrade() else { return false };
+        let inner = &self.inner;
         if SHORT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
             let before = inner.hooks.counts.pauses.fetch_add(1, Ordering::Relaxed);
             if before == 0 {
@@ -325,9 +325,7 @@ impl Accept for Acceptor {
             // Somebody else may have removed it.
             let _ = std::fs::remove_file(path);
         }
-        if let Some(inner) = self.inner.upgrade() {
-            inner.hooks.progress.listener_gone();
-        }
+        self.inner.hooks.progress.listener_gone();
     }
 }
 

@@ -29,6 +29,11 @@ impl<R: Read> IoReader<R> {
         IoReader { source, buffered: Chain::new() }
     }
 
+    /// The source. Reading from it directly misses the bytes that are buffered.
+    pub fn source(&self) -> &R {
+        &self.source
+    }
+
     /// The source, and the bytes read from it that nobody consumed.
     pub fn into_inner(self) -> (R, LinkBuffer) {
         (self.source, LinkBuffer::from_chain(self.buffered))
@@ -129,6 +134,16 @@ impl<W: Write> IoWriter<W> {
     /// Writes to `sink`.
     pub fn new(sink: W) -> IoWriter<W> {
         IoWriter { sink, staging: Staging::new(), unsent: Chain::new() }
+    }
+
+    /// The sink, as far as it was written.
+    pub fn sink(&self) -> &W {
+        &self.sink
+    }
+
+    /// The sink. Writing to it directly overtakes the bytes that are not flushed.
+    pub fn sink_mut(&mut self) -> &mut W {
+        &mut self.sink
     }
 
     /// The sink; what is not flushed is dropped.

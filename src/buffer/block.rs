@@ -15,9 +15,7 @@
 //!
 //! Any thread may hold, clone or drop a slice; a block is used by one thread at a time.
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::ops::{Bound, Deref, RangeBounds};
+use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
 // Not loom's: it cannot hold a `dyn Home`. What loom must see is the reference count, which is in
 // `Header`.
@@ -38,9 +36,8 @@ pub struct Slice {
     owner: Option<NonNull<Header>>,
 }
 
-// SAFETY: a `Slice` only reads bytes that nobody writes while it lives (module docs), and `Header`
-// is `Sync`: its count is atomic and its memory is touched by nobody but the thread that dropped
-// the last reference.
+// SAFETY: a `Slice` only reads bytes that nobody writes while it lives (module docs), and counts in
+// a `Header`, which is `Send` and `Sync` (asserted below its definition).
 unsafe impl Send for Slice {}
 // SAFETY: as above; `&Slice` allows no more than reading and counting.
 unsafe impl Sync for Slice {}
@@ -50,6 +47,21 @@ impl Slice {
     #[inline]
     pub const fn new() -> Slice {
         Slice { start: NonNull::dangling(), len: 0, owner: None }
+    }
+
+    /// Static bytes, which nobody has to keep alive.
+    #[inline]
+    pub(super) fn from_static(bytes: &'static [u8]) -> Slice {
+        Slice { start: NonNull::from(bytes).cast(), len: bytes.len(), owner: None }
+    }
+
+    /// All of `memory`, or of `foreign` if there is one.
+    pub(super) fn from_owner(memory: Vec<u8>, foreign: Option<Bytes>) -> Slice {
+        let header = Box::leak(Box::new(Header::new(memory, foreign)));
+        header.refs.store(1, Ordering::Relaxed);
+        let bytes: &[u8] = header.foreign.as_deref().unwrap_or(&header.memory);
+        let (start, len) = (NonNull::from(bytes).cast(), bytes.len());
+        Slice { start, len, owner: Some(NonNull::from(header)) }
     }
 
     /// Length in bytes.
@@ -70,24 +82,12 @@ impl Slice {
     /// When the range starts after its end or ends beyond the slice, like indexing `[u8]`.
     #[inline]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice {
-        let start = match range.start_bound() {
-            Bound::Included(&index) => index,
-            Bound::Excluded(&index) => index + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&index) => index + 1,
-            Bound::Excluded(&index) => index,
-            Bound::Unbounded => self.len,
-        };
-        assert!(start <= end && end <= self.len, "slice {start}..{end} of {} bytes", self.len);
-        if start == end {
+        let part = &self[(range.start_bound().cloned(), range.end_bound().cloned())];
+        let (start, len) = (part.as_ptr().addr() - self.start.addr().get(), part.len());
+        if len == 0 {
             return Slice::new();
         }
-        let mut part = self.clone();
-        part.advance(start);
-        part.len = end - start;
-        part
+        self.clone().cut(start, len)
     }
 
     /// Cuts off and returns the first `bytes`; `self` keeps the rest.
@@ -99,7 +99,7 @@ impl Slice {
         if bytes == self.len {
             return std::mem::take(self);
         }
-        let front = self.slice(..bytes);
+        let front = self.share_front(bytes);
         self.advance(bytes);
         front
     }
@@ -113,7 +113,8 @@ impl Slice {
         if bytes == 0 {
             return std::mem::take(self);
         }
-        let back = self.slice(bytes..);
+        assert!(bytes <= self.len, "split off at {bytes} of {} bytes", self.len);
+        let back = self.share().cut(bytes, self.len - bytes);
         self.len = bytes;
         back
     }
@@ -135,6 +136,41 @@ impl Slice {
     #[inline]
     pub fn truncate(&mut self, bytes: usize) {
         self.len = self.len.min(bytes);
+    }
+
+    /// The first `bytes`, sharing their memory.
+    ///
+    /// # Panics
+    /// When `bytes` is more than the length.
+    #[inline]
+    pub(crate) fn share_front(&mut self, bytes: usize) -> Slice {
+        assert!(bytes <= self.len, "share {bytes} of {} bytes", self.len);
+        if bytes == 0 { Slice::new() } else { self.share().cut(0, bytes) }
+    }
+
+    /// A clone. Cheaper, because an exclusive borrow shows that no other thread clones it
+    /// meanwhile.
+    #[inline]
+    fn share(&mut self) -> Slice {
+        let Some(header) = self.owner else { return self.clone() };
+        // SAFETY: `self` holds a reference, so the header is alive.
+        let refs = unsafe { &header.as_ref().refs };
+        // The only reference is the one borrowed here, so nobody else can count: a plain store will
+        // do. Acquire: the store hides the releases of the threads that dropped theirs before from
+        // the thread that drops the last one, so they must happen before it.
+        if refs.load(Ordering::Acquire) != 1 {
+            return self.clone();
+        }
+        refs.store(2, Ordering::Relaxed);
+        Slice { start: self.start, len: self.len, owner: self.owner }
+    }
+
+    /// The `len` bytes from index `start`.
+    #[inline]
+    fn cut(mut self, start: usize, len: usize) -> Slice {
+        self.advance(start);
+        self.truncate(len);
+        self
     }
 
     /// Joins `next` onto the end of `self` when it directly follows in the same memory.
@@ -203,7 +239,8 @@ pub(crate) struct Block {
     refs: usize,
 }
 
-// SAFETY: the spare belongs to this `Block` alone (module docs), and `Header` is `Send` and `Sync`.
+// SAFETY: the spare belongs to this `Block` alone (module docs), and `Header` is `Send` and `Sync`
+// (asserted below its definition).
 unsafe impl Send for Block {}
 // SAFETY: `&Block` allows nothing but asking for the capacity.
 unsafe impl Sync for Block {}
@@ -253,6 +290,16 @@ impl Block {
             slice.len += bytes;
         }
         follows
+    }
+
+    /// Drops `slice`. If it is of this block, its reference is kept and dropped with the others,
+    /// which saves an atomic operation.
+    #[inline]
+    pub(crate) fn reclaim(&mut self, slice: Slice) {
+        if slice.owner == Some(self.header) {
+            self.refs += 1;
+            std::mem::forget(slice);
+        }
     }
 
     /// Gives `bytes` of the spare away and returns where they begin.
@@ -305,8 +352,9 @@ impl FreeBlock {
 
 /// Where a block goes after use: a pool, or a ring that lends its buffers to the kernel.
 pub(crate) trait Home: Send + Sync {
-    /// Called once for each lent block, on the thread that dropped the last reference to it.
-    fn give_back(&self, block: FreeBlock);
+    /// Called once for each lent block, on the thread that dropped the last reference to it. `self`
+    /// is the reference to its home that the block held.
+    fn give_back(self: Arc<Self>, block: FreeBlock);
 }
 
 /// The memory behind slices. Only `refs` is touched between the making of the first slice and the
@@ -320,18 +368,15 @@ struct Header {
     home: Option<Arc<dyn Home>>,
 }
 
+/// What the `Send` and `Sync` of slices and blocks rest on.
+const _: () = {
+    const fn is_send_and_sync<T: Send + Sync>() {}
+    is_send_and_sync::<Header>();
+};
+
 impl Header {
     fn new(memory: Vec<u8>, foreign: Option<Bytes>) -> Header {
         Header { refs: AtomicUsize::new(0), memory, foreign, home: None }
-    }
-
-    /// The one slice of all bytes.
-    fn into_slice(self) -> Slice {
-        self.refs.store(1, Ordering::Relaxed);
-        let header = Box::leak(Box::new(self));
-        let bytes: &[u8] = header.foreign.as_deref().unwrap_or(&header.memory);
-        let (start, len) = (NonNull::from(bytes).cast(), bytes.len());
-        Slice { start, len, owner: Some(NonNull::from(header)) }
     }
 }
 
@@ -365,104 +410,5 @@ unsafe fn retire(header: NonNull<Header>) {
     let mut header = unsafe { Box::from_raw(header.as_ptr()) };
     if let Some(home) = header.home.take() {
         home.give_back(FreeBlock(header));
-    }
-}
-
-impl Default for Slice {
-    #[inline]
-    fn default() -> Slice {
-        Slice::new()
-    }
-}
-
-impl From<Vec<u8>> for Slice {
-    /// Takes the vector's memory; copies nothing.
-    fn from(vec: Vec<u8>) -> Slice {
-        if vec.is_empty() { Slice::new() } else { Header::new(vec, None).into_slice() }
-    }
-}
-
-impl From<Box<[u8]>> for Slice {
-    /// Takes the box's memory; copies nothing.
-    fn from(bytes: Box<[u8]>) -> Slice {
-        Slice::from(bytes.into_vec())
-    }
-}
-
-impl From<String> for Slice {
-    /// Takes the string's memory; copies nothing.
-    fn from(string: String) -> Slice {
-        Slice::from(string.into_bytes())
-    }
-}
-
-impl From<Bytes> for Slice {
-    /// Keeps the `Bytes`; copies nothing.
-    fn from(bytes: Bytes) -> Slice {
-        if bytes.is_empty() {
-            Slice::new()
-        } else {
-            Header::new(Vec::new(), Some(bytes)).into_slice()
-        }
-    }
-}
-
-impl From<&'static [u8]> for Slice {
-    /// Refers to the static bytes; allocates nothing.
-    #[inline]
-    fn from(bytes: &'static [u8]) -> Slice {
-        Slice { start: NonNull::from(bytes).cast(), len: bytes.len(), owner: None }
-    }
-}
-
-impl<const LEN: usize> From<&'static [u8; LEN]> for Slice {
-    /// Refers to the static bytes; allocates nothing.
-    #[inline]
-    fn from(bytes: &'static [u8; LEN]) -> Slice {
-        Slice::from(bytes.as_slice())
-    }
-}
-
-impl From<&'static str> for Slice {
-    /// Refers to the static bytes; allocates nothing.
-    #[inline]
-    fn from(string: &'static str) -> Slice {
-        Slice::from(string.as_bytes())
-    }
-}
-
-impl From<Slice> for Bytes {
-    /// Keeps the slice; copies nothing.
-    fn from(slice: Slice) -> Bytes {
-        Bytes::from_owner(slice)
-    }
-}
-
-impl AsRef<[u8]> for Slice {
-    #[inline]
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
-impl<Other: AsRef<[u8]> + ?Sized> PartialEq<Other> for Slice {
-    #[inline]
-    fn eq(&self, other: &Other) -> bool {
-        **self == *other.as_ref()
-    }
-}
-
-impl Eq for Slice {}
-
-impl Hash for Slice {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (**self).hash(state);
-    }
-}
-
-impl fmt::Debug for Slice {
-    /// The bytes as in a byte string literal.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "b\"{}\"", self.escape_ascii())
     }
 }

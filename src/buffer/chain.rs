@@ -63,36 +63,34 @@ impl Chain {
     /// is as large as what the chain already has, so that many small writes take few blocks.
     #[inline]
     pub(crate) fn write_copy(&mut self, data: &[u8], pool: &Pool) {
-        let (fitting, rest) = data.split_at(data.len().min(self.capacity_left()));
-        if let Some(tail) = &mut self.tail {
-            tail.spare()[..fitting.len()].copy_from_slice(fitting);
-            self.extend(fitting.len());
+        let mut rest = data;
+        let fitting = self.capacity_left();
+        if 0 < fitting && fitting < data.len() {
+            self.fill_spare(&data[..fitting]);
+            rest = &data[fitting..];
         }
-        if !rest.is_empty() {
-            self.spare(rest.len(), pool)[..rest.len()].copy_from_slice(rest);
-            self.extend(rest.len());
-        }
+        self.spare(rest.len(), pool);
+        self.fill_spare(rest);
     }
 
     /// Moves everything from `other` to the end. A few bytes that fit the spare are copied instead,
     /// so that a peer that sends byte by byte does not keep a block for each.
+    #[inline]
     pub(crate) fn append(&mut self, other: &mut Chain) {
         if self.len == 0 {
             std::mem::swap(self, other);
+            other.release();
         } else if other.len <= APPEND_COPY_BYTES_MAX && other.len <= self.capacity_left() {
             for piece in other.slices() {
-                if let Some(tail) = &mut self.tail {
-                    tail.spare()[..piece.len()].copy_from_slice(piece);
-                    self.extend(piece.len());
-                }
+                self.fill_spare(piece);
             }
+            other.clear();
         } else {
             if other.capacity_left() > self.capacity_left() {
                 self.tail = other.tail.take();
             }
             self.push_all(other);
         }
-        other.clear();
     }
 
     /// Removes the first `bytes` as one slice: a reference when they lie in one piece, otherwise
@@ -117,7 +115,7 @@ impl Chain {
     #[inline]
     pub(crate) fn peek(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
         if bytes <= self.head.len() {
-            return Some(self.head.slice(..bytes));
+            return Some(self.head.share_front(bytes));
         }
         if bytes > self.len {
             return None;
@@ -146,7 +144,8 @@ impl Chain {
         assert!(bytes <= self.len, "advance {bytes} of {} bytes", self.len);
         let mut left = bytes;
         while left > 0 && left >= self.head.len() {
-            left -= self.pop_front().len();
+            left -= self.head.len();
+            self.drop_front();
         }
         self.head.advance(left);
         self.len -= left;
@@ -329,6 +328,15 @@ impl Chain {
         back
     }
 
+    /// Adds a copy of `data`, for which there is a spare that is long enough.
+    #[inline]
+    fn fill_spare(&mut self, data: &[u8]) {
+        if let Some(tail) = &mut self.tail {
+            tail.spare()[..data.len()].copy_from_slice(data);
+            self.extend(data.len());
+        }
+    }
+
     fn push_all(&mut self, other: &mut Chain) {
         self.rest.reserve(other.rest.len());
         while other.len > 0 {
@@ -347,12 +355,30 @@ impl Chain {
     /// Removes the first piece; empty when the chain is.
     #[inline]
     fn pop_front(&mut self) -> Slice {
-        let next = self.rest.pop_front().unwrap_or_default();
-        let piece = std::mem::replace(&mut self.head, next);
-        self.len -= piece.len();
+        let piece = self.shift();
         if self.len == 0 {
             self.release();
         }
+        piece
+    }
+
+    /// Drops the first piece.
+    #[inline]
+    fn drop_front(&mut self) {
+        let piece = self.shift();
+        if let Some(tail) = &mut self.tail {
+            tail.reclaim(piece);
+        }
+        if self.len == 0 {
+            self.release();
+        }
+    }
+
+    #[inline]
+    fn shift(&mut self) -> Slice {
+        let next = self.rest.pop_front().unwrap_or_default();
+        let piece = std::mem::replace(&mut self.head, next);
+        self.len -= piece.len();
         piece
     }
 

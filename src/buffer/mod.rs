@@ -8,11 +8,15 @@
 //! Nothing here knows a file descriptor or a thread. A slice goes to any thread; everything else is
 //! used by one thread at a time, which the borrow checker sees to.
 
+#![deny(unsafe_code)]
+
 mod adapter;
+#[allow(unsafe_code)]
 mod block;
 mod chain;
 mod link;
 mod pool;
+mod slice;
 mod staging;
 
 use crate::error::{Error, Result};
@@ -22,7 +26,7 @@ pub use block::Slice;
 pub(crate) use block::{Block, FreeBlock, Home};
 pub(crate) use chain::Chain;
 pub use link::LinkBuffer;
-pub(crate) use pool::{Pool, PoolStats};
+pub(crate) use pool::{Attached, Pool, PoolStats};
 pub(crate) use staging::Staging;
 
 /// The smallest block of a pool: below this the bookkeeping costs more than the memory.
@@ -41,6 +45,13 @@ const FREE_BYTES_MAX: usize = 512 << 10;
 
 /// Free blocks that a pool keeps of each size.
 const FREE_BLOCKS_MAX: usize = 256;
+
+/// Free memory of each size that the attached thread keeps for itself, but one block at least and
+/// [`LOCAL_BLOCKS_MAX`] at most.
+const LOCAL_BYTES_MAX: usize = 256 << 10;
+
+/// Free blocks of each size that the attached thread keeps for itself.
+const LOCAL_BLOCKS_MAX: usize = 64;
 
 /// Writes up to this length are copied: that is cheaper than a send of one more piece.
 const COPY_BYTES_MAX: usize = 4096;
@@ -198,3 +209,6 @@ pub trait Writer {
     /// How many bytes are written and not flushed.
     fn pending_len(&self) -> usize;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,16 @@
 //! Blocks kept for the next use.
 //!
-//! Owns the free lists, one for each size. A poller has one pool; its blocks come home from
+//! Owns the free lists, one for each size: those of the pool, which any thread may use, and in
+//! front of them those of the one thread that is attached to the pool, which cost no atomic
+//! operation. A poller has one pool and its thread is attached to it; blocks come home from
 //! whatever thread drops their last slice. Nothing here locks or waits. Blocks in use hold the
 //! lists, so a pool may be dropped before them.
 
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 // Not loom's: see `block.rs`.
 use std::sync::{Arc, OnceLock};
 
@@ -13,8 +18,8 @@ use crossbeam_queue::ArrayQueue;
 
 use super::block::{Block, FreeBlock, Home};
 use super::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX};
-use super::{FREE_BLOCKS_MAX, FREE_BYTES_MAX};
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use super::{FREE_BLOCKS_MAX, FREE_BYTES_MAX, LOCAL_BLOCKS_MAX, LOCAL_BYTES_MAX};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Hands out blocks of some size classes and recycles them. A clone is the same pool.
 #[derive(Clone)]
@@ -24,9 +29,9 @@ pub(crate) struct Pool(Arc<FreeLists>);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolStats {
     /// Blocks that a writer fills or a slice refers to.
-    pub(crate) blocks: usize,
+    pub(crate) blocks: u64,
     /// Their memory in bytes.
-    pub(crate) block_bytes: usize,
+    pub(crate) block_bytes: u64,
 }
 
 impl Pool {
@@ -47,13 +52,26 @@ impl Pool {
         SHARED.get_or_init(Pool::new)
     }
 
+    /// Gives the calling thread free lists of its own, until the result is dropped.
+    ///
+    /// # Panics
+    /// When the thread is attached to a pool, or another thread to this one.
+    pub(crate) fn attach(&self) -> Attached {
+        let other = self.0.attached.swap(true, Ordering::Acquire);
+        assert!(!other, "attach: another thread is attached to this pool");
+        assert!(LOCAL.take().is_none(), "attach: this thread is attached to another pool");
+        LOCAL.set(ManuallyDrop::new(Some(Box::new(Local::new(Arc::clone(&self.0))))));
+        Attached(PhantomData)
+    }
+
     /// A block with at least `bytes_min` to fill. Sizes above the largest class are not recycled.
     #[inline]
     pub(crate) fn allocate(&self, bytes_min: usize) -> Block {
         let class = self.0.class(bytes_min);
-        let free = self.0.lists.get(class).and_then(ArrayQueue::pop);
-        let block = free.unwrap_or_else(|| self.0.create(class, bytes_min));
-        block.lend(Arc::clone(&self.0) as Arc<dyn Home>)
+        match with_local(Arc::as_ptr(&self.0), |local| local?.pop(class)) {
+            Some(entry) => entry.block.lend(entry.home),
+            None => self.0.pop(class, bytes_min).lend(Arc::clone(&self.0) as Arc<dyn Home>),
+        }
     }
 
     /// The largest block to allocate in expectation of more bytes than are known yet.
@@ -64,49 +82,59 @@ impl Pool {
 
     /// Counts what is in use. Exact when no other thread allocates or frees meanwhile.
     pub(crate) fn stats(&self) -> PoolStats {
-        let mut stats = PoolStats {
-            blocks: self.0.blocks.load(Ordering::Acquire),
-            block_bytes: self.0.block_bytes.load(Ordering::Acquire),
-        };
+        let mut blocks = self.0.blocks.load(Ordering::Acquire);
+        let mut block_bytes = self.0.block_bytes.load(Ordering::Acquire);
         for (class, list) in self.0.lists.iter().enumerate() {
-            let free = list.len();
-            stats.blocks = stats.blocks.saturating_sub(free);
-            let free_bytes = free * self.0.class_bytes(class);
-            stats.block_bytes = stats.block_bytes.saturating_sub(free_bytes);
+            let free = list.blocks.len() + list.local_count.load(Ordering::Relaxed);
+            blocks = blocks.saturating_sub(free);
+            block_bytes = block_bytes.saturating_sub(free * self.0.class_bytes(class));
         }
-        stats
+        PoolStats { blocks: blocks as u64, block_bytes: block_bytes as u64 }
     }
 
-    /// Frees the blocks kept for later.
+    /// Frees the blocks kept for later, but not those of another thread that is attached.
     pub(crate) fn trim(&self) {
+        with_local(Arc::as_ptr(&self.0), |local| local.map(Local::clear));
         for list in &self.0.lists {
-            while let Some(block) = list.pop() {
+            while let Some(block) = list.blocks.pop() {
                 self.0.destroy(block);
             }
         }
     }
 
     fn with_classes(bytes_min: usize, count: usize, growth_bytes_max: usize) -> Pool {
-        let free_max =
-            |class: usize| (FREE_BYTES_MAX / (bytes_min << class)).clamp(1, FREE_BLOCKS_MAX);
+        let list = |class: usize| {
+            let count_max = (FREE_BYTES_MAX / (bytes_min << class)).clamp(1, FREE_BLOCKS_MAX);
+            FreeList { blocks: ArrayQueue::new(count_max), local_count: AtomicUsize::new(0) }
+        };
         Pool(Arc::new(FreeLists {
-            lists: (0..count).map(|class| ArrayQueue::new(free_max(class))).collect(),
+            lists: (0..count).map(list).collect(),
             bytes_min_log2: bytes_min.ilog2(),
             growth_bytes_max,
             blocks: AtomicUsize::new(0),
             block_bytes: AtomicUsize::new(0),
+            attached: AtomicBool::new(false),
         }))
     }
 }
 
+/// What a pool is: its free blocks, and counts of all blocks.
 struct FreeLists {
     /// The list at index `class` has blocks of `class_bytes(class)`.
-    lists: Box<[ArrayQueue<FreeBlock>]>,
+    lists: Box<[FreeList]>,
     bytes_min_log2: u32,
     growth_bytes_max: usize,
     /// All blocks there are, free or in use.
     blocks: AtomicUsize,
     block_bytes: AtomicUsize,
+    /// Whether a thread is attached.
+    attached: AtomicBool,
+}
+
+struct FreeList {
+    blocks: ArrayQueue<FreeBlock>,
+    /// How many more the attached thread has. Written by that thread only.
+    local_count: AtomicUsize,
 }
 
 impl FreeLists {
@@ -122,9 +150,25 @@ impl FreeLists {
         1 << (self.bytes_min_log2 as usize + class)
     }
 
+    fn pop(&self, class: usize, bytes_min: usize) -> FreeBlock {
+        match self.lists.get(class) {
+            Some(list) => list.blocks.pop().unwrap_or_else(|| self.create(self.class_bytes(class))),
+            None => self.create(bytes_min),
+        }
+    }
+
+    fn push(&self, class: usize, block: FreeBlock) {
+        let rejected = match self.lists.get(class) {
+            Some(list) => list.blocks.push(block).err(),
+            None => Some(block),
+        };
+        if let Some(block) = rejected {
+            self.destroy(block);
+        }
+    }
+
     #[cold]
-    fn create(&self, class: usize, bytes_min: usize) -> FreeBlock {
-        let bytes = if class < self.lists.len() { self.class_bytes(class) } else { bytes_min };
+    fn create(&self, bytes: usize) -> FreeBlock {
         let block = FreeBlock::new(bytes);
         self.blocks.fetch_add(1, Ordering::Relaxed);
         self.block_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -139,14 +183,97 @@ impl FreeLists {
 }
 
 impl Home for FreeLists {
-    fn give_back(&self, block: FreeBlock) {
+    fn give_back(self: Arc<Self>, block: FreeBlock) {
         let class = self.class(block.capacity());
-        let rejected = match self.lists.get(class) {
-            Some(list) => list.push(block).err(),
-            None => Some(block),
-        };
-        if let Some(block) = rejected {
-            self.destroy(block);
+        let lists = Arc::as_ptr(&self);
+        let entry = LocalBlock { block, home: self };
+        let rejected = with_local(lists, |local| match local {
+            Some(local) => local.push(class, entry),
+            None => Some(entry),
+        });
+        if let Some(LocalBlock { block, home }) = rejected {
+            home.push(class, block);
+        }
+    }
+}
+
+thread_local! {
+    /// The free blocks of an attached thread. `Attached` empties it before the thread ends, so it
+    /// needs no destructor, and a slice may be dropped at any time.
+    static LOCAL: Cell<ManuallyDrop<Option<Box<Local>>>> =
+        const { Cell::new(ManuallyDrop::new(None)) };
+}
+
+/// Runs `run` with the free blocks of the calling thread, if it is attached to the pool of `lists`.
+#[inline]
+fn with_local<R>(lists: *const FreeLists, run: impl FnOnce(Option<&mut Local>) -> R) -> R {
+    let mut local = LOCAL.take();
+    let result = run(local.as_deref_mut().filter(|local| Arc::as_ptr(&local.pool) == lists));
+    LOCAL.set(local);
+    result
+}
+
+/// Keeps the calling thread attached to a pool until it is dropped.
+#[must_use]
+pub(crate) struct Attached(PhantomData<*const ()>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Some(mut local) = LOCAL.take().take() {
+            local.clear();
+            local.pool.attached.store(false, Ordering::Release);
+        }
+    }
+}
+
+struct Local {
+    pool: Arc<FreeLists>,
+    lists: Box<[Vec<LocalBlock>]>,
+}
+
+/// A free block with the reference to its home that the next lending needs.
+struct LocalBlock {
+    block: FreeBlock,
+    home: Arc<FreeLists>,
+}
+
+impl Local {
+    fn new(pool: Arc<FreeLists>) -> Local {
+        let count_max =
+            |class| (LOCAL_BYTES_MAX / pool.class_bytes(class)).clamp(1, LOCAL_BLOCKS_MAX);
+        let lists =
+            (0..pool.lists.len()).map(|class| Vec::with_capacity(count_max(class))).collect();
+        Local { pool, lists }
+    }
+
+    #[inline]
+    fn pop(&mut self, class: usize) -> Option<LocalBlock> {
+        let list = self.lists.get_mut(class)?;
+        let entry = list.pop()?;
+        self.pool.lists[class].local_count.store(list.len(), Ordering::Relaxed);
+        Some(entry)
+    }
+
+    /// Gives `entry` back when its list is full.
+    #[inline]
+    fn push(&mut self, class: usize, entry: LocalBlock) -> Option<LocalBlock> {
+        match self.lists.get_mut(class) {
+            Some(list) if list.len() < list.capacity() => {
+                list.push(entry);
+                self.pool.lists[class].local_count.store(list.len(), Ordering::Relaxed);
+                None
+            }
+            _ => Some(entry),
+        }
+    }
+
+    /// Frees everything.
+    fn clear(&mut self) {
+        for (class, list) in self.lists.iter_mut().enumerate() {
+            for entry in list.drain(..) {
+                self.pool.destroy(entry.block);
+            }
+            self.pool.lists[class].local_count.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -125,6 +125,13 @@ impl Staging {
         self.chain.take()
     }
 
+    /// Moves everything to the end of `chain`. Cheaper than [`take`](Self::take) and an append.
+    #[inline]
+    pub(crate) fn move_to(&mut self, chain: &mut Chain) {
+        self.close();
+        chain.append(&mut self.chain);
+    }
+
     /// Ends the reservation as it is.
     #[inline]
     fn close(&mut self) {

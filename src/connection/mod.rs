@@ -222,6 +222,14 @@ macro_rules! impl_debug {
 
 impl_debug!(Connection, ReadHalf, WriteHalf);
 
+const _: () = {
+    const fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
+    goes_anywhere::<Connection>();
+    goes_anywhere::<ReadHalf>();
+    goes_anywhere::<WriteHalf>();
+    goes_anywhere::<Handle>();
+};
+
 /// The end of a run: made when it starts, dropped when its future is done, has panicked, or was given up.
 pub(crate) struct RunEnd {
     shared: Arc<Shared>,

@@ -421,6 +421,10 @@ impl Endpoint for Shared {
         (next_ns != NEVER && self.timeouts.armed().ask(next_ns)).then_some(next_ns)
     }
 
+    fn is_armed(&self, at_ns: u64) -> bool {
+        self.timeouts.armed().is_for(at_ns)
+    }
+
     fn on_removed(self: &Arc<Self>) {
         // Also where the poller ends by itself: whoever waits must learn of it.
         self.life.close();

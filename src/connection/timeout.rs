@@ -108,6 +108,10 @@ impl Armed {
         at_ns < self.0.load(Ordering::SeqCst) && at_ns < self.0.fetch_min(at_ns, Ordering::SeqCst)
     }
 
+    pub(super) fn is_for(&self, at_ns: u64) -> bool {
+        self.0.load(Ordering::SeqCst) == at_ns
+    }
+
     /// The entry for `at_ns` came up; `false`: it was overtaken by an earlier one.
     pub(super) fn came_up(&self, at_ns: u64) -> bool {
         self.0.compare_exchange(at_ns, NEVER, Ordering::SeqCst, Ordering::SeqCst).is_ok()

@@ -1,14 +1,13 @@
 //! How other threads, and handlers on the poller itself, talk to a poller.
 //!
-//! A queue and one flag. No lost wake-up: the sender pushes under the lock and then reads the flag; the poller sets the
-//! flag and then looks into the queue under the same lock. Whichever came second sees the other. While the poller is
-//! awake a command costs no system call.
+//! A queue and a flag under one lock, so no wake-up is lost: the sender that pushes to a sleeping poller takes the flag and
+//! wakes it. While the poller is awake a command costs no system call.
 
 use std::task::Waker;
 
 use crate::address::PeerAddr;
 use crate::buffer::Pool;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Counters, Socket, Wake};
 use crate::task::Runnable;
@@ -92,65 +91,52 @@ impl<E: Endpoint> Remote<E> {
 }
 
 /// Many senders, one receiver that may sleep.
-pub(super) struct Inbox<T> {
-    queue: Mutex<Queue<T>>,
-    /// The receiver sleeps, or is about to, and must be woken.
-    sleeping: AtomicBool,
-}
+pub(super) struct Inbox<T>(Mutex<Queue<T>>);
 
 struct Queue<T> {
     items: Vec<T>,
+    /// The receiver sleeps, or is about to, and must be woken.
+    sleeping: bool,
     closed: bool,
 }
 
 impl<T> Inbox<T> {
     pub(super) fn new() -> Inbox<T> {
-        Inbox {
-            queue: Mutex::new(Queue { items: Vec::new(), closed: false }),
-            sleeping: AtomicBool::new(false),
-        }
+        Inbox(Mutex::new(Queue { items: Vec::new(), sleeping: false, closed: false }))
     }
 
     /// Says whether the receiver must be woken; gives the item back if it has ended.
     pub(super) fn push(&self, item: T) -> Result<bool, T> {
-        {
-            let mut queue = lock(&self.queue);
-            if queue.closed {
-                return Err(item);
-            }
-            queue.items.push(item);
+        let mut queue = lock(&self.0);
+        if queue.closed {
+            return Err(item);
         }
-        // A plain read first: while the receiver is awake, senders share the cache line.
-        Ok(self.sleeping.load(Ordering::SeqCst) && self.sleeping.swap(false, Ordering::SeqCst))
+        queue.items.push(item);
+        Ok(std::mem::take(&mut queue.sleeping))
     }
 
-    /// Swaps the queued items into `into`, which must be empty.
+    /// Swaps the queued items into `into`, which must be empty. The receiver is awake from here on.
     pub(super) fn take(&self, into: &mut Vec<T>) {
         debug_assert!(into.is_empty());
-        std::mem::swap(&mut lock(&self.queue).items, into);
+        let mut queue = lock(&self.0);
+        queue.sleeping = false;
+        std::mem::swap(&mut queue.items, into);
     }
 
     /// Announces a sleep. `false`: there is work, do not sleep.
     pub(super) fn prepare_sleep(&self) -> bool {
-        self.sleeping.store(true, Ordering::SeqCst);
-        if lock(&self.queue).items.is_empty() {
-            return true;
-        }
-        self.sleeping.store(false, Ordering::SeqCst);
-        false
-    }
-
-    pub(super) fn end_sleep(&self) {
-        self.sleeping.store(false, Ordering::SeqCst);
+        let mut queue = lock(&self.0);
+        queue.sleeping = queue.items.is_empty();
+        queue.sleeping
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        lock(&self.queue).items.is_empty()
+        lock(&self.0).items.is_empty()
     }
 
     /// Refuses all further items; returns the ones nobody will take any more.
     pub(super) fn close(&self) -> Vec<T> {
-        let mut queue = lock(&self.queue);
+        let mut queue = lock(&self.0);
         queue.closed = true;
         std::mem::take(&mut queue.items)
     }
@@ -159,20 +145,40 @@ impl<T> Inbox<T> {
 #[cfg(all(test, loom))]
 mod tests {
     use super::*;
-    use loom::sync::Notify;
+    use loom::sync::Condvar;
     use loom::thread;
 
-    /// The receiver sleeps on `Notify` where the poller sleeps in the kernel: both remember a wake-up that comes early.
+    /// What an eventfd is to a poller: a ring that comes early is remembered.
+    struct Bell {
+        rung: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Bell {
+        fn ring(&self) {
+            *lock(&self.rung) = true;
+            self.changed.notify_one();
+        }
+
+        fn wait(&self) {
+            let mut rung = lock(&self.rung);
+            while !*rung {
+                rung = self.changed.wait(rung).expect("not poisoned");
+            }
+            *rung = false;
+        }
+    }
+
     #[test]
     fn loom_no_command_waits_for_a_sleeping_poller() {
         loom::model(|| {
             let inbox = Arc::new(Inbox::new());
-            let bell = Arc::new(Notify::new());
+            let bell = Arc::new(Bell { rung: Mutex::new(false), changed: Condvar::new() });
             for item in 0..2 {
                 let (inbox, bell) = (Arc::clone(&inbox), Arc::clone(&bell));
                 thread::spawn(move || {
                     if inbox.push(item).expect("open") {
-                        bell.notify();
+                        bell.ring();
                     }
                 });
             }
@@ -183,7 +189,6 @@ mod tests {
                 batch.clear();
                 if taken < 2 && inbox.prepare_sleep() {
                     bell.wait();
-                    inbox.end_sleep();
                 }
             }
         });

@@ -113,19 +113,19 @@ impl<E: Endpoint> Group<E> {
             stats.timers += remote.timers.load(Ordering::Relaxed) as u64;
             let pool = remote.pool.stats();
             // Each poller keeps one block to receive into.
-            stats.blocks += pool.blocks.saturating_sub(1) as u64;
-            stats.block_bytes += pool.block_bytes.saturating_sub(config::RECEIVE_BLOCK_BYTES) as u64;
+            stats.blocks += pool.blocks.saturating_sub(1);
+            stats.block_bytes += pool.block_bytes.saturating_sub(config::RECEIVE_BLOCK_BYTES as u64);
         }
         stats
     }
 
-    /// Closes everything and joins the threads, but for the one this is called on.
-    pub(crate) fn stop(&self) {
+    /// Closes everything; joins the threads, if `join`, but for the one this is called on.
+    pub(crate) fn stop(&self, join: bool) {
         for remote in &self.remotes {
             remote.send(Command::Stop);
         }
         for thread in std::mem::take(&mut *lock(&self.threads)) {
-            if thread.thread().id() != thread::current().id() {
+            if join && thread.thread().id() != thread::current().id() {
                 // A poller's panic was reported when it happened.
                 let _ = thread.join();
             }
@@ -135,7 +135,7 @@ impl<E: Endpoint> Group<E> {
 
 impl<E: Endpoint> Drop for Group<E> {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(true);
     }
 }
 

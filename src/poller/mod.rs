@@ -50,6 +50,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>);
     /// A timer came up: when is the next one due? Called for entries that were overtaken as well.
     fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64>;
+    /// Whether the entry for this time is the one that counts.
+    fn is_armed(&self, at_ns: u64) -> bool;
     /// The slot is given up; the backend has dropped the socket.
     fn on_removed(self: &Arc<Self>);
     /// Runs what the endpoint put into the batch. This is where user code runs.
@@ -198,7 +200,6 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let due = self.core.timers.next_in(self.core.batch.now_ns.max(started_ns));
         if remote.inbox().prepare_sleep() {
             self.backend.wait(due, &mut self.core)?;
-            remote.inbox().end_sleep();
         } else {
             self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
         }
@@ -248,6 +249,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             Command::Resume(endpoint) => self.backend.resume(endpoint.token()),
             Command::Timer(endpoint, at_ns) => {
                 core.timers.arm(at_ns, Whom::Slot(endpoint.token()));
+                core.sweep_timers();
                 core.count_timers();
             }
             Command::WakeAt(at_ns, waker) => {
@@ -352,12 +354,26 @@ impl<E: Endpoint> Core<E> {
         self.count_timers();
     }
 
+    /// Drops the timers of connections that are gone, so that a long idle timeout on short connections does not pile
+    /// them up.
+    fn sweep_timers(&mut self) {
+        if self.timers.count() < 2 * self.slots.count() + config::STALE_TIMERS_MAX {
+            return;
+        }
+        let slots = &self.slots;
+        self.timers.sweep(|token, at_ns| match slots.get(token) {
+            Some(Slot::Endpoint(endpoint)) => endpoint.is_armed(at_ns),
+            Some(Slot::Listener(_)) => true,
+            None => false,
+        });
+    }
+
     fn count_timers(&self) {
         self.remote.timers.store(self.timers.count(), Ordering::Relaxed);
     }
 
     fn limit_shares(&mut self) {
-        let over = self.remote.pool.stats().block_bytes > config::POLLER_BLOCK_BYTES_MAX;
+        let over = self.remote.pool.stats().block_bytes > config::POLLER_BLOCK_BYTES_MAX as u64;
         self.batch.share_bytes = over.then(|| {
             let share = config::POLLER_BLOCK_BYTES_MAX / self.slots.count().max(1);
             share.max(config::SHARE_BYTES_MIN)

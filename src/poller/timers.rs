@@ -69,6 +69,14 @@ impl Timers {
         self.heap.pop().map(|Reverse(entry)| entry)
     }
 
+    /// Keeps the entries of slots for which `live` holds, and all wakers.
+    pub(crate) fn sweep(&mut self, mut live: impl FnMut(Token, u64) -> bool) {
+        self.heap.retain(|Reverse(entry)| match entry.whom {
+            Whom::Slot(token) => live(token, entry.at_ns),
+            Whom::Waker(_) => true,
+        });
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.heap.len()
     }

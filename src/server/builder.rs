@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::shutdown::Progress;
@@ -15,7 +16,7 @@ use crate::connection::{Connection, Handle, Service};
 use crate::error::{Error, Result};
 use crate::poller::group::Plan;
 use crate::pollers::Pollers;
-use crate::sync::{Mutex, atomic::AtomicBool};
+use crate::sync::Mutex;
 use crate::sys::socket::Socket;
 use crate::task::Executor;
 use crate::threads;

@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Hooks, Inner, ServerHandle};
+use crate::config;
 use crate::connection::{Service, Shared, current_poller};
 use crate::error::{Error, Result};
 use crate::poller::Command;
@@ -52,6 +53,9 @@ impl Progress {
     pub(super) fn listener_gone(&self) {
         let mut state = self.lock();
         state.listeners = state.listeners.saturating_sub(1);
+        if !state.ending && state.listeners == 0 {
+            state.failure.get_or_insert_with(|| Error::closed("serve: the pollers were shut down"));
+        }
         drop(state);
         self.changed.notify_all();
     }
@@ -126,7 +130,8 @@ impl ServerHandle {
 
     /// Like [`shutdown`](Self::shutdown), but cuts what is still busy at `deadline`. Returns how many were cut.
     ///
-    /// Handlers of cut connections see them closed; one that never awaits again is abandoned with its thread's poller.
+    /// Handlers of cut connections see them closed. One that does not even return then is abandoned, and so is the thread
+    /// it blocks.
     ///
     /// # Errors
     /// Unsupported on a poller, which would wait for itself.
@@ -140,6 +145,7 @@ impl ServerHandle {
         let cut = self.open_count();
         self.0.hooks.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
         self.0.visit(|connection| connection.close());
+        self.wait_empty(Instant::now() + config::CUT_GRACE);
         self.end();
         Ok(cut)
     }
@@ -175,13 +181,14 @@ impl ServerHandle {
         })
     }
 
-    /// Ends the threads, once.
+    /// Ends the threads, and joins them unless a handler is stuck on one.
     fn end(&self) {
         let hooks: &Hooks = &self.0.hooks;
+        let join = self.open_count() == 0;
         if self.0.owns_pollers {
-            self.0.pollers.stop();
+            self.0.pollers.stop(join);
         }
-        hooks.executor.stop();
+        hooks.executor.stop(join);
         hooks.progress.lock().ended = true;
         hooks.progress.changed.notify_all();
     }

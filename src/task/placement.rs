@@ -31,10 +31,10 @@ impl Executor {
         }
     }
 
-    /// Ends the threads, after the tasks that are queued now; joins them unless called on one of them.
-    pub(crate) fn stop(&self) {
+    /// Ends the threads; see [`Workers::stop`].
+    pub(crate) fn stop(&self, join: bool) {
         if let Executor::Pool(workers) = self {
-            workers.stop();
+            workers.stop(join);
         }
     }
 }

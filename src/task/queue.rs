@@ -66,7 +66,7 @@ impl Workers {
             match started {
                 Ok(thread) => lock(&workers.0.threads).push(thread),
                 Err(error) => {
-                    workers.stop();
+                    workers.stop(true);
                     return Err(error);
                 }
             }
@@ -93,14 +93,15 @@ impl Workers {
         self.0.wake_one();
     }
 
-    pub(crate) fn stop(&self) {
+    /// Ends the threads when they have run out of tasks; joins them, if `join`, but for the one this is called on.
+    pub(crate) fn stop(&self, join: bool) {
         self.0.stopping.store(true, Ordering::SeqCst);
         for sleeper in lock(&self.0.sleepers).iter() {
             sleeper.unpark();
         }
         let threads = std::mem::take(&mut *lock(&self.0.threads));
         for thread in threads {
-            if thread.thread().id() != thread::current().id() {
+            if join && thread.thread().id() != thread::current().id() {
                 // A worker's panic was reported when it happened; the tasks' own are caught.
                 let _ = thread.join();
             }
@@ -260,7 +261,7 @@ mod tests {
         drop(sender);
         let rest = receiver.iter().count();
         assert_eq!(rest, 2000 - 2000_usize.div_ceil(7));
-        workers.stop();
+        workers.stop(true);
     }
 
     #[test]
@@ -270,7 +271,7 @@ mod tests {
         spawn_on(&workers, async { panic!("on purpose") });
         spawn_on(&workers, async move { sender.send(()).unwrap() });
         assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
-        workers.stop();
+        workers.stop(true);
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
         spawn_on(&workers, async move { sender.send(()).unwrap() });
         assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
         stop.store(true, Ordering::Relaxed);
-        workers.stop();
+        workers.stop(true);
         assert!(turns.load(Ordering::Relaxed) > 0);
     }
 }

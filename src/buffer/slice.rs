@@ -1,0 +1,105 @@
+//! What a [`Slice`] is made from, turned into and compared with. Any thread calls this.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use bytes::Bytes;
+
+use super::block::Slice;
+
+impl Default for Slice {
+    #[inline]
+    fn default() -> Slice {
+        Slice::new()
+    }
+}
+
+impl From<Vec<u8>> for Slice {
+    /// Takes the vector's memory; copies nothing.
+    fn from(vec: Vec<u8>) -> Slice {
+        if vec.is_empty() { Slice::new() } else { Slice::from_owner(vec, None) }
+    }
+}
+
+impl From<Box<[u8]>> for Slice {
+    /// Takes the box's memory; copies nothing.
+    fn from(bytes: Box<[u8]>) -> Slice {
+        Slice::from(bytes.into_vec())
+    }
+}
+
+impl From<String> for Slice {
+    /// Takes the string's memory; copies nothing.
+    fn from(string: String) -> Slice {
+        Slice::from(string.into_bytes())
+    }
+}
+
+impl From<Bytes> for Slice {
+    /// Keeps the `Bytes`; copies nothing.
+    fn from(bytes: Bytes) -> Slice {
+        if bytes.is_empty() { Slice::new() } else { Slice::from_owner(Vec::new(), Some(bytes)) }
+    }
+}
+
+impl From<&'static [u8]> for Slice {
+    /// Refers to the static bytes; allocates nothing.
+    #[inline]
+    fn from(bytes: &'static [u8]) -> Slice {
+        Slice::from_static(bytes)
+    }
+}
+
+impl<const LEN: usize> From<&'static [u8; LEN]> for Slice {
+    /// Refers to the static bytes; allocates nothing.
+    #[inline]
+    fn from(bytes: &'static [u8; LEN]) -> Slice {
+        Slice::from(bytes.as_slice())
+    }
+}
+
+impl From<&'static str> for Slice {
+    /// Refers to the static bytes; allocates nothing.
+    #[inline]
+    fn from(string: &'static str) -> Slice {
+        Slice::from(string.as_bytes())
+    }
+}
+
+impl From<Slice> for Bytes {
+    /// Keeps the slice; copies nothing.
+    fn from(slice: Slice) -> Bytes {
+        Bytes::from_owner(slice)
+    }
+}
+
+impl AsRef<[u8]> for Slice {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl<Other: AsRef<[u8]> + ?Sized> PartialEq<Other> for Slice {
+    #[inline]
+    fn eq(&self, other: &Other) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
+impl Eq for Slice {}
+
+impl Hash for Slice {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl fmt::Debug for Slice {
+    /// The bytes as in a byte string literal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.escape_ascii())
+    }
+}
