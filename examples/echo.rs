@@ -1,6 +1,5 @@
 // cargo run --release --example echo -- 127.0.0.1:8972
-//
-// Sends back what arrives. Without an address it takes a free port and prints it.
+//! Sends back what arrives. Without an address it takes a free port and prints it.
 
 use ringpoll::{Connection, Result, Server};
 

@@ -1,10 +1,9 @@
 // cargo run --release --example framed_rpc
-//
-// A request/response protocol, server and client in one file: what a call looks like, and what
-// happens when a request is unknown, unanswered or too large. Runs to its end by itself.
-//
-//   request   length: u32 (big-endian, of what follows) · kind: u8   · body
-//   response  length: u32 (big-endian, of what follows) · status: u8 · body
+//! A request/response protocol, server and client in one file: what a call looks like, and what
+//! happens when a request is unknown, unanswered or too large. Runs to its end by itself.
+//!
+//!   request   length: u32 (big-endian, of what follows) · kind: u8   · body
+//!   response  length: u32 (big-endian, of what follows) · status: u8 · body
 
 use std::time::Duration;
 
@@ -69,6 +68,7 @@ async fn client(addr: &str) -> Result<()> {
 
     // A late answer would be taken for the answer to the next call, so a connection that timed
     // out is dropped, which closes it.
+    conn.set_read_timeout(Some(Duration::from_millis(100)));
     match call(&mut conn, FORGET, "").await {
         Err(error) if error.is_read_timeout() => println!("client: {error}"),
         other => return Err(Error::other(format!("expected a timeout, got {other:?}"))),
@@ -126,7 +126,7 @@ fn write_frame(conn: &mut Connection, tag: u8, body: impl Into<Slice>) -> Result
 
 const HEADER_BYTES: usize = 4;
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
-const CALL_TIMEOUT: Duration = Duration::from_millis(200);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 // Requests.
 const UPPERCASE: u8 = b'U';

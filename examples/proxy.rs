@@ -1,7 +1,6 @@
 // cargo run --release --example proxy -- 127.0.0.1:8080 127.0.0.1:8972
-//
-// A TCP proxy: what comes in on LISTEN goes to UPSTREAM and back. The bytes stay in the blocks
-// they were received into; only references to them move from one connection to the other.
+//! A TCP proxy: what comes in on LISTEN goes to UPSTREAM and back. The bytes stay in the blocks
+//! they were received into; only references to them move from one connection to the other.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

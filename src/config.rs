@@ -126,6 +126,9 @@ const _: () = assert!(RECEIVE_LEND_BYTES_MIN * 4 <= RECEIVE_BLOCK_BYTES);
 /// Events taken from the kernel at once: bounds how long a connection waits for its turn.
 pub(crate) const EVENTS_MAX: usize = 512;
 
+/// Of these, handled before handlers run.
+pub(crate) const EVENTS_PER_ROUND: usize = 512;
+
 /// Connections accepted per event, so that a burst of newcomers does not starve the ones that are here.
 pub(crate) const ACCEPTS_PER_EVENT_MAX: usize = 64;
 

@@ -9,7 +9,9 @@ mod shutdown;
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::address::PeerAddr;
@@ -207,14 +209,10 @@ where
     H: Fn(Connection) -> F + Send + Sync + 'static,
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let handler = Arc::new(handler);
-    Box::new(move |connection, mut end, executor| {
-        let handler = Arc::clone(&handler);
+    Box::new(move |connection, end: RunEnd, executor| {
         let remote = Arc::clone(end.remote());
-        let run = async move {
-            let outcome = handler(connection).await;
-            end.set(outcome);
-        };
+        let future = handler(connection);
+        let run = Running { future, end };
         match executor {
             Executor::Inline => {
                 let first = task::spawn(run, move |task| remote.send(Command::Run(task)));
@@ -226,6 +224,24 @@ where
             }
         }
     })
+}
+
+pin_project_lite::pin_project! {
+    /// A handler's future with its end. An async block would hold the future twice.
+    struct Running<F> {
+        #[pin]
+        future: F,
+        end: RunEnd,
+    }
+}
+
+impl<F: Future<Output = Result<()>>> Future for Running<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        this.future.poll(cx).map(|outcome| this.end.set(outcome))
+    }
 }
 
 impl Service for Hooks {

@@ -29,10 +29,11 @@ const IMPORTS: ImportTable = ImportTable {
         ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),
         ("poller", &["sys", "buffer", "task"]),
         ("connection", &["poller", "buffer", "task", "sys::socket"]),
-        ("server", &["connection", "poller", "task", "buffer", "sys::socket"]),
-        ("dial", &["connection", "poller", "task", "buffer", "sys::socket"]),
-        ("mux", &["connection", "poller", "task", "buffer", "sys::socket"]),
-        ("blocking", &["connection", "poller", "task", "buffer", "sys::socket", "dial"]),
+        ("pollers", &["connection", "poller"]),
+        ("server", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
+        ("dial", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
+        ("mux", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
+        ("blocking", &["pollers", "connection", "poller", "task", "buffer", "sys::socket", "dial"]),
     ],
 };
 

@@ -1,3 +1,68 @@
-//! The benchmark program of `ringpoll`.
+//! The benchmark program of `ringpoll`: `probe`, `serve`, `load` and `compare`.
+//!
+//! Bad input and a world that does not play along end as one line on standard error and exit code
+//! 2.
 
-fn main() {}
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod cli;
+mod compare;
+mod error;
+mod host;
+mod load;
+mod peers;
+mod probe;
+mod report;
+mod serve;
+mod signals;
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::cli::{Cli, Command};
+use crate::error::Failure;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let done = match cli.command {
+        Command::Probe => probe::run(),
+        Command::Serve(args) => serve::run(args),
+        Command::Load(args) => load::run(&args),
+        Command::Peer(args) => peers::run(&args),
+        Command::Compare(args) => compare::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("ringpoll-bench: {failure}");
+            ExitCode::from(EXIT_REFUSED)
+        }
+    }
+}
+
+/// Help goes out as it is; a mistake as the one paragraph that names it, without the usage that
+/// follows.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if let ErrorKind::DisplayHelp | ErrorKind::DisplayVersion = error.kind() {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{error}");
+        return ExitCode::from(EXIT_REFUSED);
+    }
+    let text = error.to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let message = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
+    eprintln!("ringpoll-bench: {}", Failure::new(message));
+    ExitCode::from(EXIT_REFUSED)
+}
+
+const EXIT_REFUSED: u8 = 2;

@@ -128,7 +128,8 @@ fn a_write_timeout_is_timed_out() -> Result<()> {
     let error = std::io::copy(&mut std::io::repeat(7), &mut stream).expect_err("nobody reads");
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     drop(stream);
-    server.shutdown_forced(DEADLINE).map(|_| ())
+    // The server keeps input that its handler left unread, so there is something to cut.
+    server.shutdown_forced(Duration::from_millis(50)).map(|_| ())
 }
 
 #[test]

@@ -183,7 +183,7 @@ impl<W: Write> Writer for IoWriter<W> {
     /// Writes everything to the sink and flushes it. After an error, what the sink did not take is
     /// kept and goes first the next time.
     fn flush(&mut self) -> Result<()> {
-        self.unsent.append(&mut self.staging.take());
+        self.unsent.append(self.staging.sealed());
         while !self.unsent.is_empty() {
             let mut iovs = [IoSlice::new(&[]); WRITE_SLICES_MAX];
             let (count, _) = self.unsent.fill_iovs(&mut iovs);

@@ -280,16 +280,9 @@ impl Chain {
         &self.head
     }
 
-    /// Length of the first piece in bytes.
-    #[inline]
-    pub(crate) fn front_len(&self) -> usize {
-        self.head.len()
-    }
-
-    /// The only piece, if there is exactly one.
-    #[inline]
-    pub(crate) fn single(&self) -> Option<&Slice> {
-        (self.len > 0 && self.rest.is_empty()).then_some(&self.head)
+    #[cfg(test)]
+    pub(super) fn queue_capacity(&self) -> usize {
+        self.rest.capacity()
     }
 
     /// Removes the first `bytes`, which lie in several pieces, as one copy.

@@ -62,7 +62,7 @@ impl LinkBuffer {
 
     /// Everything: first what is flushed, then what is not.
     pub(crate) fn into_chain(mut self) -> Chain {
-        self.readable.append(&mut self.staging.take());
+        self.readable.append(self.staging.sealed());
         self.readable
     }
 
@@ -155,7 +155,7 @@ impl Writer for LinkBuffer {
 
     #[inline]
     fn flush(&mut self) -> Result<()> {
-        self.readable.append(&mut self.staging.take());
+        self.readable.append(self.staging.sealed());
         Ok(())
     }
 

@@ -22,11 +22,11 @@ mod staging;
 use crate::error::{Error, Result};
 
 pub use adapter::{AsRead, AsWrite, IoReader, IoWriter};
+pub(crate) use block::Block;
 pub use block::Slice;
-pub(crate) use block::{Block, FreeBlock, Home};
 pub(crate) use chain::Chain;
 pub use link::LinkBuffer;
-pub(crate) use pool::{Attached, Pool, PoolStats};
+pub(crate) use pool::Pool;
 pub(crate) use staging::Staging;
 
 /// The smallest block of a pool: below this the bookkeeping costs more than the memory.
@@ -210,5 +210,7 @@ pub trait Writer {
     fn pending_len(&self) -> usize;
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
 mod tests;

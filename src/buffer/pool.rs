@@ -102,6 +102,16 @@ impl Pool {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn total_blocks(&self) -> usize {
+        self.0.blocks.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn total_bytes(&self) -> usize {
+        self.0.block_bytes.load(Ordering::Relaxed)
+    }
+
     fn with_classes(bytes_min: usize, count: usize, growth_bytes_max: usize) -> Pool {
         let list = |class: usize| {
             let count_max = (FREE_BYTES_MAX / (bytes_min << class)).clamp(1, FREE_BLOCKS_MAX);

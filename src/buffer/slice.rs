@@ -4,10 +4,15 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use bytes::Bytes;
 
 use super::block::Slice;
+
+// The bytes never change, so a panic cannot leave them half-changed.
+impl UnwindSafe for Slice {}
+impl RefUnwindSafe for Slice {}
 
 impl Default for Slice {
     #[inline]

@@ -118,18 +118,11 @@ impl Staging {
         self.chain.append(other);
     }
 
-    /// Removes everything.
+    /// Everything, with the reservation ended: what is removed from it is no longer here.
     #[inline]
-    pub(crate) fn take(&mut self) -> Chain {
+    pub(crate) fn sealed(&mut self) -> &mut Chain {
         self.close();
-        self.chain.take()
-    }
-
-    /// Moves everything to the end of `chain`. Cheaper than [`take`](Self::take) and an append.
-    #[inline]
-    pub(crate) fn move_to(&mut self, chain: &mut Chain) {
-        self.close();
-        chain.append(&mut self.chain);
+        &mut self.chain
     }
 
     /// Ends the reservation as it is.

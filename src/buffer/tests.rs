@@ -1,9 +1,286 @@
 //! What users cannot see: merging, memory coming home, counts; and what the fast paths cost.
 
+#![forbid(unsafe_code)]
+
 use std::hint::black_box;
+use std::thread;
 use std::time::Instant;
 
+use super::pool::PoolStats;
 use super::*;
+
+#[test]
+fn the_sizes_that_are_moved_around_stay_small() {
+    assert_eq!(size_of::<Slice>(), 24);
+    assert_eq!(size_of::<Option<Slice>>(), 24);
+    assert_eq!(size_of::<Option<Block>>(), 32);
+    assert_eq!(size_of::<Chain>(), 96);
+}
+
+#[test]
+fn neighbouring_slices_of_one_block_become_one() {
+    let mut block = Pool::new().allocate(512);
+    let mut chain = Chain::new();
+    for byte in 0..10 {
+        block.spare()[0] = byte;
+        chain.push(block.take(1));
+    }
+    assert_eq!(pieces(&chain), [(0..10).collect::<Vec<u8>>()]);
+    block.take(1);
+    chain.push(block.take(1));
+    assert_eq!(chain.slices().count(), 2, "there is a gap between them");
+}
+
+#[test]
+fn neighbours_in_different_memory_stay_apart() {
+    static BYTES: [u8; 4] = *b"abcd";
+    let mut chain = Chain::new();
+    chain.push(Slice::from(&BYTES[..2]));
+    chain.push(Slice::from(&BYTES[2..]));
+    assert_eq!(chain.slices().count(), 2);
+}
+
+#[test]
+fn many_small_writes_take_few_blocks() {
+    let pool = Pool::new();
+    let mut chain = Chain::new();
+    for _ in 0..100_000 {
+        chain.write_copy(b"x", &pool);
+    }
+    // 512 B, 512 B, 1 KB, … 32 KB, and 64 KB from there on.
+    assert_eq!(chain.slices().count(), 9);
+    assert_eq!(pool.stats().blocks, 9);
+}
+
+#[test]
+fn an_empty_chain_owns_no_block() {
+    let pool = Pool::new();
+    let mut chain = Chain::new();
+    chain.write_copy(&[1; 100], &pool);
+    assert_eq!(pool.stats().blocks, 1);
+    drop(chain.next(100, &pool));
+    assert_eq!(pool.stats(), PoolStats::default());
+    chain.write_copy(&[1; 100], &pool);
+    chain.advance(100);
+    assert_eq!(pool.stats(), PoolStats::default());
+    chain.write_copy(&[1; 100], &pool);
+    chain.truncate(0);
+    assert_eq!(pool.stats(), PoolStats::default());
+
+    let mut staging = Staging::new();
+    staging.reserve(100, &pool);
+    drop(staging.sealed().take());
+    assert_eq!(pool.stats(), PoolStats::default());
+}
+
+#[test]
+fn a_long_queue_is_freed_when_the_chain_is_empty() {
+    let mut chain = Chain::new();
+    for _ in 0..10_000 {
+        chain.push(Slice::from("piece"));
+    }
+    chain.advance(50_000);
+    assert!(chain.is_empty());
+    assert!(chain.queue_capacity() <= CHAIN_PIECES_KEPT);
+}
+
+#[test]
+fn a_few_appended_bytes_are_copied_into_the_spare() {
+    let pool = Pool::new();
+    let mut chain = Chain::new();
+    chain.write_copy(&[0], &pool);
+    for byte in 1..=255 {
+        let mut other = Chain::new();
+        other.write_copy(&[byte], &pool);
+        chain.append(&mut other);
+        assert!(other.is_empty());
+    }
+    assert_eq!(pieces(&chain), [(0..=255).collect::<Vec<u8>>()]);
+    assert_eq!(pool.stats().blocks, 1);
+}
+
+#[test]
+fn an_appended_chain_brings_its_spare_along() {
+    let pool = Pool::new();
+    let (mut chain, mut other) = (Chain::new(), Chain::new());
+    chain.write_copy(&[1; 512], &pool);
+    other.write_copy(&[2; 300], &pool);
+    chain.append(&mut other);
+    assert_eq!(chain.capacity_left(), 212);
+    chain.write_copy(&[3; 212], &pool);
+    assert_eq!(chain.slices().map(|slice| slice.len()).collect::<Vec<_>>(), [512, 512]);
+}
+
+#[test]
+fn next_and_peek_copy_only_what_spans_and_peek_only_once() {
+    let pool = Pool::with_block_bytes(8);
+    let mut chain = Chain::new();
+    chain.write_copy(&[1; 8], &pool);
+    chain.write_copy(&[2; 8], &pool);
+    let front = chain.front_slice().as_ptr();
+    assert_eq!(chain.peek(8, &pool).expect("buffered").as_ptr(), front);
+    assert_eq!(chain.next(4, &pool).expect("buffered").as_ptr(), front);
+
+    let joined = chain.peek(6, &pool).expect("buffered");
+    assert_eq!(joined, [1, 1, 1, 1, 2, 2]);
+    assert_eq!(chain.peek(6, &pool).expect("buffered").as_ptr(), joined.as_ptr());
+    assert_eq!(chain.next(6, &pool).expect("buffered").as_ptr(), joined.as_ptr());
+    assert_eq!(chain.len(), 6);
+}
+
+#[test]
+fn iovs_cover_the_front_and_an_advance_may_end_anywhere() {
+    let pool = Pool::with_block_bytes(8);
+    let mut chain = Chain::new();
+    for byte in 0..4 {
+        chain.write_copy(&[byte; 8], &pool);
+    }
+    let mut iovs = [std::io::IoSlice::new(&[]); 3];
+    assert_eq!(chain.fill_iovs(&mut iovs), (3, 24));
+    assert_eq!(&*iovs[2], [2; 8]);
+    chain.advance(11);
+    let mut iovs = [std::io::IoSlice::new(&[]); 8];
+    assert_eq!(chain.fill_iovs(&mut iovs), (3, 21));
+    assert_eq!(&*iovs[0], [1; 5]);
+    assert_eq!(chain.find(3, 0), Some(13));
+    assert_eq!(chain.find(3, 20), Some(20));
+    assert_eq!(chain.find(3, 21), None);
+}
+
+#[test]
+fn size_classes_round_up_and_beyond_the_largest_is_exact() {
+    let pool = Pool::new();
+    for (bytes, capacity) in [(0, 512), (512, 512), (513, 1024), (65_536, 65_536)] {
+        assert_eq!(pool.allocate(bytes).capacity_left(), capacity);
+    }
+    assert_eq!(pool.allocate(1 << 20).capacity_left(), 1 << 20);
+    assert_eq!(pool.allocate((1 << 20) + 1).capacity_left(), (1 << 20) + 1);
+    assert_eq!(pool.stats(), PoolStats::default());
+}
+
+#[test]
+fn a_block_is_in_use_until_its_last_slice_is_dropped_on_any_thread() {
+    let pool = Pool::new();
+    let mut block = pool.allocate(1000);
+    let slice = block.take(10);
+    assert_eq!(pool.stats(), PoolStats { blocks: 1, block_bytes: 1024 });
+    drop(block);
+    assert_eq!(pool.stats(), PoolStats { blocks: 1, block_bytes: 1024 });
+    let start = slice.as_ptr();
+    thread::spawn(move || drop(slice)).join().expect("no panic");
+    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(pool.allocate(1000).take(1).as_ptr(), start, "the memory is used again");
+}
+
+#[test]
+fn an_attached_thread_recycles_through_lists_of_its_own() {
+    let pool = Pool::new();
+    let attached = pool.attach();
+    let block = pool.allocate(1000);
+    assert_eq!(pool.stats().blocks, 1);
+    drop(block);
+    assert_eq!(pool.stats(), PoolStats::default());
+    let mut blocks: Vec<Block> = (0..200).map(|_| pool.allocate(1000)).collect();
+    assert_eq!(pool.stats().blocks, 200);
+    // More than the lists of this thread keep, and some from another thread.
+    let others = blocks.split_off(100);
+    thread::spawn(move || drop(others)).join().expect("no panic");
+    assert_eq!(pool.stats().blocks, 100);
+    drop(blocks);
+    assert_eq!(pool.stats(), PoolStats::default());
+    assert!(pool.total_blocks() > 100);
+    pool.trim();
+    assert_eq!(pool.total_blocks(), 0);
+
+    let kept = pool.allocate(1000);
+    drop(attached);
+    drop(kept);
+    assert_eq!((pool.stats().blocks, pool.total_blocks()), (0, 1));
+    drop(pool.attach());
+}
+
+#[test]
+fn a_thread_attached_to_one_pool_uses_others_all_the_same() {
+    let (pool, other) = (Pool::new(), Pool::new());
+    let _attached = pool.attach();
+    drop(other.allocate(1000));
+    drop(pool.allocate(1000));
+    assert_eq!((pool.total_blocks(), other.total_blocks()), (1, 1));
+    let second = thread::spawn(move || drop(pool.attach())).join();
+    assert!(second.is_err(), "one thread at a time");
+}
+
+#[test]
+fn a_pool_may_be_dropped_before_its_slices() {
+    let pool = Pool::new();
+    let attached = pool.attach();
+    let slice = pool.allocate(1000).take(1000);
+    let other = pool.allocate(1000).take(1000);
+    drop(pool);
+    drop(other);
+    drop(attached);
+    assert_eq!(slice.len(), 1000);
+}
+
+#[test]
+fn free_memory_is_bounded() {
+    let pool = Pool::new();
+    for class in 0..BLOCK_CLASSES {
+        let blocks: Vec<Block> =
+            (0..1000).map(|_| pool.allocate(BLOCK_BYTES_MIN << class)).collect();
+        assert_eq!(pool.stats().blocks, 1000);
+        drop(blocks);
+    }
+    assert_eq!(pool.stats(), PoolStats::default());
+    assert!(pool.total_bytes() < 6 << 20, "{} bytes are kept", pool.total_bytes());
+}
+
+#[test]
+fn stats_are_exact_after_many_threads_have_allocated_and_dropped() {
+    let pool = Pool::new();
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Slice>(64);
+    thread::scope(|scope| {
+        for thread in 0..3 {
+            let (pool, sender) = (&pool, sender.clone());
+            scope.spawn(move || {
+                for index in 0..2000 {
+                    let mut block = pool.allocate(index % 5000 + 1);
+                    let slice = block.take(1);
+                    if (index + thread) % 3 == 0 {
+                        sender.send(slice.clone()).expect("the receiver waits for all");
+                    }
+                }
+            });
+        }
+        drop(sender);
+        receiver.iter().for_each(drop);
+    });
+    assert_eq!(pool.stats(), PoolStats::default());
+}
+
+#[test]
+fn slices_behave_like_bytes() {
+    let mut slice = Slice::from(vec![1, 2, 3, 4, 5]);
+    assert_eq!(slice.split_to(2), [1, 2]);
+    assert_eq!(slice.split_off(2), vec![5]);
+    assert_eq!(slice, [3, 4]);
+    assert_eq!(slice.slice(1..=1), [4]);
+    assert_eq!(slice.slice(2..), "");
+    assert_eq!(Slice::from("text"), "text");
+    assert_eq!(Slice::from("text".to_string()), Slice::from(b"text"));
+    assert_eq!(bytes::Bytes::from(slice.clone()), &[3, 4][..]);
+    assert_eq!(Slice::from(bytes::Bytes::from_static(b"abc")).slice(1..), "bc");
+    assert_eq!(format!("{:?}", Slice::from("a\n")), "b\"a\\n\"");
+    assert!(Slice::default().is_empty());
+    for range in [3..3, 1..3] {
+        let slice = slice.clone();
+        assert!(std::panic::catch_unwind(|| slice.slice(range)).is_err(), "beyond the end");
+    }
+}
+
+fn pieces(chain: &Chain) -> Vec<Vec<u8>> {
+    chain.slices().map(|slice| slice.to_vec()).collect()
+}
 
 /// Prints nanoseconds for each call of `run`, the best of several rounds.
 fn measure(name: &str, mut run: impl FnMut()) {
@@ -37,19 +314,19 @@ fn cost_of_the_fast_paths() {
     measure("free: allocate 1 KB and drop it", || drop(black_box(pool.allocate(1024))));
     measure("write_copy 1 KB, take, drop", || {
         staging.write_copy(black_box(&data), &pool);
-        drop(black_box(staging.take()));
+        drop(black_box(staging.sealed().take()));
     });
     measure("write_copy 1 KB, take, append to another, advance", || {
         staging.write_copy(black_box(&data), &pool);
         let mut out = Chain::new();
-        out.append(&mut staging.take());
+        out.append(&mut staging.sealed().take());
         out.advance(1024);
         black_box(&out);
     });
     let mut chain = Chain::new();
-    measure("write_copy 1 KB, move_to another, advance", || {
+    measure("write_copy 1 KB, append to another, advance", || {
         staging.write_copy(black_box(&data), &pool);
-        staging.move_to(&mut chain);
+        chain.append(staging.sealed());
         chain.advance(1024);
     });
     measure("write_copy 1 KB to a chain, advance", || {
@@ -63,8 +340,8 @@ fn cost_of_the_fast_paths() {
     });
     measure("reserve 1 KB, commit, take, drop", || {
         black_box(staging.reserve(1024, &pool));
-        staging.commit(1024).unwrap();
-        drop(black_box(staging.take()));
+        staging.commit(1024).expect("just reserved");
+        drop(black_box(staging.sealed().take()));
     });
     let mut block = pool.allocate(64 << 10);
     let mut chain = Chain::new();
@@ -102,6 +379,6 @@ fn cost_of_the_fast_paths() {
     let large: Slice = vec![1; 8192].into();
     measure("write 8 KB by reference, take, drop", || {
         staging.write(large.clone(), &pool);
-        drop(black_box(staging.take()));
+        drop(black_box(staging.sealed().take()));
     });
 }

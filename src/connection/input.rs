@@ -1,7 +1,6 @@
 //! Bytes coming in.
 //!
-//! The poller fills `inbox`; whoever holds the reader takes all of it at once and then reads without a lock. At home,
-//! `inbox` is all there is. Guarded by the input lock; the waker is fired outside it.
+//! The poller fills `inbox`; whoever holds the reader takes all of it at once and then reads without a lock. Guarded by the input lock; the waker is fired outside it.
 
 use std::io;
 use std::task::{Context, Waker};
@@ -17,7 +16,7 @@ pub(super) struct Input {
     pub(super) inbox: Chain,
     /// Bytes ever received.
     received: u64,
-    /// What the reader had when it last looked in; it may have consumed some since.
+    /// What the reader has; while it is out, what it had when it last looked in, and may have consumed since.
     held_bytes: usize,
     pub(super) wait: Option<Wait>,
     /// Nothing more will come, and why.
@@ -29,8 +28,10 @@ pub(super) struct Input {
     pub(super) removed: bool,
     /// There is a handler for requests: bytes that nobody waits for start a run.
     pub(super) serves: bool,
-    /// What a run wrote and did not submit.
-    pub(super) unflushed: Option<Box<Staging>>,
+    /// The reader, while it is home, with what the last run left unread.
+    reader: Option<Box<Chain>>,
+    /// The writer, while it is home, with what the last run wrote and did not submit.
+    writer: Option<Box<Staging>>,
     /// The peer has gone during `on_connect`; the user is told after it.
     disconnect_owed: bool,
     /// How connecting ended.
@@ -80,7 +81,8 @@ impl Input {
             runs: Runs::Home,
             removed: false,
             serves,
-            unflushed: None,
+            reader: None,
+            writer: None,
             disconnect_owed: false,
             connected: None,
         }
@@ -123,7 +125,7 @@ impl Input {
     pub(super) fn end(&mut self, end: End) -> Filed {
         self.end.get_or_insert(end);
         let home = self.runs == Runs::Home;
-        let drained = self.inbox.is_empty();
+        let drained = self.buffered_bytes() == 0;
         Filed {
             wake: self.take_waker(),
             start_run: !(home && drained) && self.start_run(),
@@ -145,12 +147,12 @@ impl Input {
     }
 
     /// What a run that has started works with.
-    pub(super) fn hand_out(&mut self) -> (Kind, Chain, Staging) {
+    pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
         let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
-        let reader = self.inbox.take();
+        let mut reader = self.reader.take().unwrap_or_default();
+        reader.append(&mut self.inbox);
         self.held_bytes = reader.len();
-        let writer = self.unflushed.take().map_or_else(Staging::new, |staging| *staging);
-        (kind, reader, writer)
+        (kind, reader, self.writer.take().unwrap_or_default())
     }
 
     /// `true`: `on_connect` runs, and the user will be told after it.
@@ -174,11 +176,19 @@ impl Input {
         self.make_room(wanted_bytes, limits)
     }
 
-    /// Takes the reader's rest back.
-    pub(super) fn bring_home(&mut self, mut rest: Chain, limits: &Limits) -> bool {
-        rest.append(&mut self.inbox);
-        self.inbox = rest;
-        self.held_bytes = 0;
+    /// Takes back what comes home. `true`: there is room, and reception can go on.
+    pub(super) fn bring_home(
+        &mut self,
+        reader: Option<Box<Chain>>,
+        writer: Option<Box<Staging>>,
+        limits: &Limits,
+    ) -> bool {
+        if writer.is_some() {
+            self.writer = writer;
+        }
+        let Some(reader) = reader else { return false };
+        self.held_bytes = reader.len();
+        self.reader = Some(reader);
         self.wait = None;
         self.make_room(0, limits)
     }
@@ -221,6 +231,8 @@ impl Input {
     /// The reader drops what nobody will read.
     pub(super) fn discard(&mut self) {
         self.inbox.clear();
+        self.held_bytes = 0;
+        self.reader = None;
     }
 
     fn make_room(&mut self, wanted_bytes: usize, limits: &Limits) -> bool {

@@ -6,6 +6,7 @@
 
 mod handle;
 mod input;
+mod lent;
 mod output;
 mod reader;
 mod shared;
@@ -27,6 +28,7 @@ use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
 
 pub use handle::{ConnectionStats, Handle};
+use lent::Lent;
 use reader::impl_reader;
 use writer::impl_writer;
 
@@ -58,22 +60,20 @@ pub(crate) trait Service: Send + Sync {
 /// is there again in the next run.
 pub struct Connection {
     handle: Handle,
-    reader: Chain,
-    writer: Staging,
-    /// Given up as a whole, into halves or by detaching.
-    dissolved: bool,
+    reader: Lent<Chain>,
+    writer: Lent<Staging>,
 }
 
 /// The reading half of a [`Connection`].
 pub struct ReadHalf {
     handle: Handle,
-    reader: Chain,
+    reader: Lent<Chain>,
 }
 
 /// The writing half of a [`Connection`].
 pub struct WriteHalf {
     handle: Handle,
-    writer: Staging,
+    writer: Lent<Staging>,
 }
 
 /// A connection that has left its poller.
@@ -94,11 +94,15 @@ impl_writer!(WriteHalf);
 impl Connection {
     /// A connection that its user owns for good.
     pub(crate) fn owned(shared: &Arc<Shared>) -> Connection {
-        Connection::handed_out(shared, Chain::new(), Staging::new())
+        Connection::handed_out(Arc::clone(shared), Box::default(), Box::default())
     }
 
-    pub(crate) fn handed_out(shared: &Arc<Shared>, reader: Chain, writer: Staging) -> Connection {
-        Connection { handle: Handle::of(shared), reader, writer, dissolved: false }
+    fn handed_out(shared: Arc<Shared>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
+        Connection {
+            handle: Handle(shared),
+            reader: Lent::new(reader),
+            writer: Lent::new(writer),
+        }
     }
 
     /// A handle to keep elsewhere.
@@ -109,12 +113,10 @@ impl Connection {
     /// Parts reading from writing, so that two tasks can do both at once. The connection closes, or goes home, when both
     /// halves are dropped.
     pub fn split(mut self) -> (ReadHalf, WriteHalf) {
-        self.dissolved = true;
-        let (reader, writer) = (std::mem::take(&mut self.reader), std::mem::take(&mut self.writer));
         self.handle.0.count_halves();
         (
-            ReadHalf { handle: self.handle.clone(), reader },
-            WriteHalf { handle: self.handle.clone(), writer },
+            ReadHalf { handle: self.handle.clone(), reader: self.reader.hand_on() },
+            WriteHalf { handle: self.handle.clone(), writer: self.writer.hand_on() },
         )
     }
 
@@ -140,7 +142,7 @@ impl Connection {
             Err(socket) => socket.duplicate().map_err(|error| Error::io("detach", error))?,
         };
         lock(&shared.input).refill(&mut self.reader, 0, &shared.limits);
-        let unread = LinkBuffer::from_chain(std::mem::take(&mut self.reader));
+        let unread = LinkBuffer::from_chain(std::mem::take(&mut *self.reader));
         Ok(Detached { fd, unread })
     }
 }
@@ -161,13 +163,14 @@ impl Handle {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.dissolved {
+        let (reader, writer) = (self.reader.take(), self.writer.take());
+        if reader.is_none() {
+            // Split: the halves have them.
             return;
         }
         let shared = &self.handle.0;
         if shared.is_serving() {
-            let (reader, writer) = (std::mem::take(&mut self.reader), std::mem::take(&mut self.writer));
-            shared.release(shared::BOTH, Some(reader), Some(writer));
+            shared.release(shared::BOTH, reader, writer);
         } else {
             shared.close();
         }
@@ -176,13 +179,13 @@ impl Drop for Connection {
 
 impl Drop for ReadHalf {
     fn drop(&mut self) {
-        self.handle.0.drop_half(READER, Some(std::mem::take(&mut self.reader)), None);
+        self.handle.0.drop_half(READER, self.reader.take(), None);
     }
 }
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
-        self.handle.0.drop_half(WRITER, None, Some(std::mem::take(&mut self.writer)));
+        self.handle.0.drop_half(WRITER, None, self.writer.take());
     }
 }
 

@@ -73,23 +73,24 @@ impl Output {
     }
 
     /// Sends `bytes` or queues them.
-    pub(super) fn submit(&mut self, mut bytes: Chain, counters: &Counters) -> io::Result<Submitted> {
+    pub(super) fn submit(&mut self, bytes: &mut Chain, counters: &Counters) -> io::Result<Submitted> {
         if let Some(error) = self.failure() {
             return Err(error);
         }
         self.submitted += bytes.len() as u64;
         if self.sending == Sending::Handed {
-            self.queue.append(&mut bytes);
+            self.queue.append(bytes);
             return Ok(Submitted::Queued { ask: false });
         }
-        match self.send_now(&mut bytes, counters) {
+        match self.send_now(bytes, counters) {
             Ok(()) if bytes.is_empty() => Ok(Submitted::Sent),
             Ok(()) => {
-                self.queue = bytes;
+                self.queue = bytes.take();
                 self.sending = Sending::Handed;
                 Ok(Submitted::Queued { ask: true })
             }
             Err(error) => {
+                bytes.clear();
                 self.fail(&error);
                 Err(error)
             }

@@ -116,7 +116,7 @@ impl Shared {
     pub(crate) fn close_if_idle(self: &Arc<Self>) {
         let idle = {
             let input = lock(&self.input);
-            input.runs == Runs::Home && input.inbox.is_empty()
+            input.runs == Runs::Home && input.buffered_bytes() == 0
         };
         if idle && lock(&self.output).is_settled() {
             self.close();
@@ -147,34 +147,15 @@ impl Shared {
     pub(super) fn release(
         self: &Arc<Self>,
         parts: u8,
-        reader: Option<Chain>,
-        writer: Option<Staging>,
+        reader: Option<Box<Chain>>,
+        writer: Option<Box<Staging>>,
     ) {
-        let Some(service) = &self.service else { return };
-        let draining = service.is_draining();
-        let (next, resume, disconnected) = {
-            let mut input = lock(&self.input);
-            let resume = reader.is_some_and(|rest| input.bring_home(rest, &self.limits));
-            if let Some(staging) = writer.filter(|staging| !staging.is_empty()) {
-                input.unflushed = Some(Box::new(staging));
-            }
-            let was_connecting = input.runs.is_connecting();
-            let found = Found {
-                unread: !input.inbox.is_empty(),
-                consumed: input.consumed(),
-                peer_gone: input.end.is_some(),
-                closed: self.life.is_closed(),
-                removed: input.removed,
-                draining,
-                serves_requests: input.serves,
-            };
-            let next = input.runs.release(parts, found);
-            if next == Next::Again {
-                input.runs.start(Kind::Request, found.consumed);
-            }
-            let owed = was_connecting && !input.runs.is_connecting() && input.take_disconnect_owed();
-            (next, resume, owed)
-        };
+        let mut input = lock(&self.input);
+        let resume = input.bring_home(reader, writer, &self.limits);
+        let over = input.runs.give_back(parts);
+        let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
+        let disconnected = over && input.take_disconnect_owed();
+        drop(input);
         if resume {
             self.resume();
         }
@@ -185,8 +166,26 @@ impl Shared {
             Next::Again => self.remote.send(Command::Again(Arc::clone(self))),
             Next::Close => self.close_when_sent(),
             Next::Finish => self.finish(),
-            Next::Held | Next::Rest => {}
+            Next::Rest => {}
         }
+    }
+
+    /// Everything of a run is back: what now?
+    fn next_after_run(&self, input: &mut Input) -> Next {
+        let found = Found {
+            unread: input.buffered_bytes() > 0,
+            consumed: input.consumed(),
+            peer_gone: input.end.is_some(),
+            closed: self.life.is_closed(),
+            removed: input.removed,
+            draining: self.service.as_ref().is_some_and(|service| service.is_draining()),
+            serves_requests: input.serves,
+        };
+        let next = input.runs.end(found);
+        if next == Next::Again {
+            input.runs.start(Kind::Request, found.consumed);
+        }
+        next
     }
 
     /// Closes once the peer has what was submitted, or has had time enough.
@@ -257,8 +256,8 @@ impl Shared {
     pub(super) fn drop_half(
         self: &Arc<Self>,
         part: u8,
-        reader: Option<Chain>,
-        writer: Option<Staging>,
+        reader: Option<Box<Chain>>,
+        writer: Option<Box<Staging>>,
     ) {
         if self.is_serving() {
             self.release(part, reader, writer);
@@ -445,10 +444,12 @@ impl Endpoint for Shared {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
             Action::Run => {
-                let Some(service) = &self.service else { return };
+                let Some(service) = self.service.clone() else { return };
+                let end = RunEnd::new(&self);
                 let (kind, reader, writer) = lock(&self.input).hand_out();
-                let connection = Connection::handed_out(&self, reader, writer);
-                service.run(kind, connection, RunEnd::new(&self));
+                let connection = Connection::handed_out(self, reader, writer);
+                // A handler that panics before its first await: its end is reported like any other.
+                guard("handler", || service.run(kind, connection, end));
             }
         }
     }

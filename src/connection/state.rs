@@ -95,8 +95,6 @@ pub(super) struct Found {
 /// What follows a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// The run is not over yet.
-    Held,
     /// Wait for bytes.
     Rest,
     /// Another run.
@@ -135,16 +133,19 @@ impl Runs {
         matches!(self, Runs::Held { kind: Kind::Connect, .. })
     }
 
-    /// Takes back `returned`; decides what follows when that was the last part.
-    pub(super) fn release(&mut self, returned: u8, found: Found) -> Next {
-        let Runs::Held { kind, parts, news, consumed_before } = self else {
-            return Next::Held;
-        };
+    /// Takes back `returned`. `true`: everything is back, and `end` must be called.
+    pub(super) fn give_back(&mut self, returned: u8) -> bool {
+        let Runs::Held { parts, .. } = self else { return false };
         *parts &= !returned;
-        if *parts != 0 {
-            return Next::Held;
-        }
-        let progress = *news || *kind == Kind::Connect || found.consumed > *consumed_before;
+        *parts == 0
+    }
+
+    /// Ends a run, and decides what follows.
+    pub(super) fn end(&mut self, found: Found) -> Next {
+        let Runs::Held { kind, parts: 0, news, consumed_before } = *self else {
+            unreachable!("a run that ends has nothing out: {self:?}");
+        };
+        let progress = news || kind == Kind::Connect || found.consumed > consumed_before;
         *self = Runs::Home;
         match found {
             Found { closed: true, removed: true, .. } => Next::Finish,
@@ -185,8 +186,9 @@ mod tests {
         if news {
             assert!(!runs.on_news());
         }
-        assert_eq!(runs.release(READER | WRITER, found), Next::Held);
-        runs.release(FUTURE, found)
+        assert!(!runs.give_back(READER | WRITER));
+        assert!(runs.give_back(FUTURE));
+        runs.end(found)
     }
 
     #[test]
@@ -194,9 +196,8 @@ mod tests {
         for order in [[FUTURE, READER, WRITER], [WRITER, FUTURE, READER], [READER, WRITER, FUTURE]] {
             let mut runs = Runs::Home;
             runs.start(Kind::Request, 0);
-            assert_eq!(runs.release(order[0], SERVING), Next::Held);
-            assert_eq!(runs.release(order[1], SERVING), Next::Held);
-            assert_eq!(runs.release(order[2], SERVING), Next::Rest);
+            assert_eq!(order.map(|part| runs.give_back(part)), [false, false, true]);
+            assert_eq!(runs.end(SERVING), Next::Rest);
         }
     }
 
@@ -223,7 +224,8 @@ mod tests {
         runs.start(Kind::Request, 0);
         assert!(!runs.on_news());
         let found = Found { unread: true, ..SERVING };
-        assert_eq!(runs.release(FUTURE | READER | WRITER, found), Next::Again);
+        assert!(runs.give_back(FUTURE | READER | WRITER));
+        assert_eq!(runs.end(found), Next::Again);
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Opti
             shared.limits.output_bytes_max
         )));
     }
-    let done = output.submit(staging.take(), &shared.remote.counters);
+    let done = output.submit(staging.sealed(), &shared.remote.counters);
     let submitted = output.submitted();
     drop(output);
     if shared.timeouts.watches_idle() {

@@ -148,6 +148,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// Runs until told to stop and everything is closed.
     pub(crate) fn run(mut self) {
         E::enter_poller(&self.core.remote);
+        // Blocks that come and go on this thread, the usual case, do so without an atomic operation.
+        let _attached = self.core.remote.pool.clone().attach();
         loop {
             self.take_commands();
             self.core.batch.run();
@@ -198,6 +200,10 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             }
         }
         let due = self.core.timers.next_in(self.core.batch.now_ns.max(started_ns));
+        if self.core.slots.count() == 0 {
+            // Nobody is left who would use the free blocks again soon.
+            remote.pool.trim();
+        }
         if remote.inbox().prepare_sleep() {
             self.backend.wait(due, &mut self.core)?;
         } else {

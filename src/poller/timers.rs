@@ -6,20 +6,19 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::OnceLock;
 use std::task::Waker;
 use std::time::{Duration, Instant};
-
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::sys::Token;
 
 /// "Not armed": later than any clock will show.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// Nanoseconds of the monotonic clock.
+/// Nanoseconds of the monotonic clock since this was first asked.
 pub(crate) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
 
 /// `after` from now, on the clock of [`now_ns`].

@@ -24,6 +24,8 @@ const GONE: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFla
 pub(crate) struct Epoll {
     epoll: OwnedFd,
     events: Vec<Event>,
+    /// Events before this one are handled.
+    handled: usize,
     entries: Vec<Option<Entry>>,
     /// Done without waiting; reported by the next `wait`.
     done: Vec<(Token, Completion<'static>)>,
@@ -71,6 +73,7 @@ impl Backend for Epoll {
         Ok(Epoll {
             epoll,
             events: Vec::with_capacity(config::EVENTS_MAX),
+            handled: 0,
             entries: Vec::new(),
             done: Vec::new(),
             receiver: Receiver {
@@ -144,25 +147,37 @@ impl Backend for Epoll {
         for (token, completion) in std::mem::take(&mut self.done) {
             sink.complete(token, completion);
         }
+        if self.handled == self.events.len() {
+            self.collect(timeout)?;
+        }
+        // A few at a time: what a round touches in our memory and in the kernel's is still in the cache when its
+        // handlers run and send.
+        let end = self.events.len().min(self.handled + config::EVENTS_PER_ROUND);
+        for index in self.handled..end {
+            let event = self.events[index];
+            self.handle(Token::from_bits(event.data.u64()), event.flags, sink);
+        }
+        self.handled = end;
+        Ok(())
+    }
+}
+
+impl Epoll {
+    /// Asks the kernel for events.
+    fn collect(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.counters.wait_calls.add_owned(1);
+        self.handled = 0;
         self.events.clear();
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().min(i64::MAX as u64) as i64,
             tv_nsec: timeout.subsec_nanos().into(),
         });
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        for index in 0..self.events.len() {
-            let event = self.events[index];
-            self.handle(Token::from_bits(event.data.u64()), event.flags, sink);
-        }
-        Ok(())
     }
-}
 
-impl Epoll {
     fn insert(&mut self, token: Token, socket: Arc<Socket>, role: Role) -> io::Result<()> {
         let index = token.index();
         if index >= self.entries.len() {

@@ -23,6 +23,8 @@ use crate::address::PeerAddr;
 use crate::buffer::Chain;
 use crate::config;
 
+const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
 /// A stream socket or a listener, non-blocking and close-on-exec.
 pub(crate) struct Socket(OwnedFd);
 
@@ -115,14 +117,15 @@ impl Socket {
     ) -> io::Result<(usize, usize)> {
         counters.send_calls.add(1);
         let mut asked = bytes.len();
-        let done = match bytes.single() {
-            Some(only) => self.send(&[IoSlice::new(only)]),
-            None => {
-                let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
-                let (count, gathered) = bytes.fill_iovs(&mut iovs);
-                asked = gathered;
-                self.send(&iovs[..count])
-            }
+        let done = if bytes.front_slice().len() == asked {
+            // One area needs no message header, which the kernel would have to copy in first.
+            retry_on_intr(|| send(&self.0, bytes.front_slice(), SEND_FLAGS))
+        } else {
+            let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
+            let (count, gathered) = bytes.fill_iovs(&mut iovs);
+            asked = gathered;
+            let control = &mut SendAncillaryBuffer::default();
+            retry_on_intr(|| sendmsg(&self.0, &iovs[..count], control, SEND_FLAGS))
         };
         match done {
             Ok(sent) => {
@@ -130,22 +133,9 @@ impl Socket {
                 bytes.advance(sent);
                 Ok((asked, sent))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((asked, 0)),
-            Err(error) => Err(error),
+            Err(Errno::AGAIN) => Ok((asked, 0)),
+            Err(error) => Err(error.into()),
         }
-    }
-
-    /// Sends what the kernel takes now of all `iovs`, in order.
-    fn send(&self, iovs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = match iovs {
-            // One area needs no message header, which the kernel would have to copy in first.
-            [only] => retry_on_intr(|| send(&self.0, only, flags)),
-            many => retry_on_intr(|| {
-                sendmsg(&self.0, many, &mut SendAncillaryBuffer::default(), flags)
-            }),
-        };
-        sent.map_err(io::Error::from)
     }
 
     pub(crate) fn shutdown(&self, side: Side) -> io::Result<()> {

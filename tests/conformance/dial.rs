@@ -1,4 +1,4 @@
-//! Dialling: every address is tried, every failure is typed, and nothing is left of what was given up.
+//! Dialling: every address is tried, every failure is typed, and what was given up leaves nothing.
 
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -10,7 +10,7 @@ use rustix::net::sockopt;
 use crate::harness::*;
 
 macro_rules! cases {
-    ($tests:ident, $mount:expr) => {
+    ($tests:ident, $mount:ident) => {
         $tests! { $mount, dial:
             a_refused_dial_says_so_and_a_later_one_knows_its_addresses
             a_missing_unix_socket_is_an_error_and_a_later_dial_works
@@ -165,7 +165,7 @@ pub(crate) fn a_dial_without_an_answer_times_out_and_not_early(t: &Fixture) -> C
     let dialer = t.dialer().timeout(timeout);
     block_on(async {
         let start = Instant::now();
-        let error = dialer.connect(&deaf.addr.to_string()).await.err().expect("no answer");
+        let error = dialer.connect(&deaf.addr.to_string()).await.expect_err("no answer");
         assert!(start.elapsed() >= timeout, "early, after {:?}", start.elapsed());
         assert!(error.is_dial_timeout() && error.is_timeout(), "{error:?}");
         assert!(!error.is_read_timeout() && !error.is_write_timeout(), "{error:?}");
@@ -176,11 +176,12 @@ pub(crate) fn a_dial_without_an_answer_times_out_and_not_early(t: &Fixture) -> C
 /// Fix row 15: the fixture counts what is left.
 pub(crate) fn dropping_a_dial_gives_up_without_a_leak(t: &Fixture) -> Check {
     let deaf = DeafListener::new()?;
+    let addr = deaf.addr.to_string();
     let dialer = t.dialer();
     let before = fds().len();
     block_on(async {
         for _ in 0..10 {
-            let dial = dialer.connect(&deaf.addr.to_string());
+            let dial = dialer.connect(&addr);
             let given_up = tokio::time::timeout(Duration::from_millis(5), dial).await;
             assert!(given_up.is_err(), "a deaf listener answered");
         }
@@ -295,7 +296,7 @@ pub(crate) fn malformed_addresses_are_refused_by_connect(t: &Fixture) -> Check {
     let dialer = t.dialer();
     block_on(async {
         for addr in ["", "nothing", "127.0.0.1:99999", "udp:127.0.0.1:80"] {
-            let error = dialer.connect(addr).await.err().expect("malformed");
+            let error = dialer.connect(addr).await.expect_err("malformed");
             assert!(error.is_invalid(), "{addr:?}: {error:?}");
         }
         Ok(())

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::harness::*;
 
 macro_rules! cases {
-    ($tests:ident, $mount:expr) => {
+    ($tests:ident, $mount:ident) => {
         $tests! { $mount, events:
             a_thousand_ping_pongs_inside_on_connect
             on_connect_may_greet_before_the_peer_speaks
@@ -101,7 +101,8 @@ pub(crate) fn on_request_never_starts_before_on_connect_ends(t: &Fixture) -> Che
                 move |conn| {
                     let (gate, log) = (Arc::clone(&gate), log.clone());
                     async move {
-                        log.send(("connect begins", Some((*conn).clone()))).map_err(Error::other)?;
+                        log.send(("connect begins", Some((*conn).clone())))
+                            .map_err(Error::other)?;
                         let _ = gate.acquire().await.expect("the gate stays");
                         log.send(("connect ends", None)).map_err(Error::other)
                     }
@@ -344,7 +345,8 @@ pub(crate) fn events_of_ten_connections_come_in_order_each_once(t: &Fixture) -> 
     ids.dedup();
     assert_eq!(ids.len(), 10, "an id was used twice");
     for id in ids {
-        let life: Vec<_> = log.iter().filter(|(of, _)| *of == id).map(|(_, event)| *event).collect();
+        let life: Vec<_> =
+            log.iter().filter(|(of, _)| *of == id).map(|(_, event)| *event).collect();
         assert_eq!(life, ["prepare", "connect", "request", "disconnect", "close"]);
     }
     let stats = server.stats();

@@ -10,7 +10,7 @@ use ringpoll::{Error, Handle, Result};
 use crate::harness::*;
 
 macro_rules! cases {
-    ($tests:ident, $mount:expr) => {
+    ($tests:ident, $mount:ident) => {
         $tests! { $mount, failures:
             a_panicking_handler_closes_only_its_own_connection
             a_panic_in_on_connect_closes_only_its_own_connection
@@ -41,7 +41,7 @@ fn errors() -> (impl Fn(&Handle, &Error) + Send + Sync + 'static, Receiver<Error
 /// A handler that panics, fails or echoes, as the request says.
 async fn obey(mut conn: ringpoll::Connection) -> Result<()> {
     match conn.peek(1).await?[0] {
-        b'p' => panic!("told to panic; this message is expected"),
+        b'p' => panic!("told to panic {ON_PURPOSE}"),
         b'e' => Err(Error::other("told to fail")),
         _ => echo(conn).await,
     }
@@ -93,15 +93,15 @@ pub(crate) fn a_panic_in_a_synchronous_callback_does_not_end_the_server(t: &Fixt
             .on_prepare(move |handle| {
                 let turn = prepared.fetch_sub(1, Ordering::SeqCst);
                 handle.on_close(move |_| {
-                    assert_ne!(turn, 2, "the second close callback panics; this is expected");
+                    assert_ne!(turn, 2, "the second close callback {ON_PURPOSE}");
                 });
-                assert_ne!(turn, 3, "the first on_prepare panics; this is expected");
+                assert_ne!(turn, 3, "the first on_prepare {ON_PURPOSE}");
                 Ok(())
             })
             .on_request(echo)
             .on_disconnect(move |_| {
                 let count = disconnected.fetch_add(1, Ordering::SeqCst);
-                assert_ne!(count, 1, "the second on_disconnect panics; this is expected");
+                assert_ne!(count, 1, "the second on_disconnect {ON_PURPOSE}");
             }),
     );
     assert_ended(&dial(&server)?);

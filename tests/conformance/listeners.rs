@@ -10,7 +10,7 @@ use ringpoll::{Address, Backend, PeerAddr, Placement, PollMode, Server};
 use crate::harness::*;
 
 macro_rules! cases {
-    ($tests:ident, $mount:expr) => {
+    ($tests:ident, $mount:ident) => {
         $tests! { $mount, listeners:
             one_server_listens_on_tcp_and_unix
             a_std_tcp_listener_can_be_adopted
@@ -108,7 +108,7 @@ pub(crate) fn two_servers_share_a_port_with_reuse_port(t: &Fixture) -> Check {
 pub(crate) fn a_port_in_use_is_an_error_with_the_kernels_number(t: &Fixture) -> Check {
     let server = t.echo_server();
     let addr = addr_of(&server).to_string();
-    let error = t.server().on_request(echo).bind(&addr).err().expect("the port is taken");
+    let error = t.server().on_request(echo).bind(&addr).expect_err("the port is taken");
     assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE), "{error:?}");
     assert!(error.to_string().contains(&addr), "does not name the address: {error}");
     Ok(())
@@ -211,6 +211,7 @@ pub(crate) fn addresses_parse_into_their_parts(_: &Fixture) -> Check {
     let parts = |text: &str| match text.parse::<Address>() {
         Ok(Address::Tcp { host, port, .. }) => Ok((host, port)),
         Ok(Address::Unix(path)) => Ok((path.display().to_string(), 0)),
+        Ok(other) => panic!("{text:?} is {other:?}"),
         Err(error) => Err(error),
     };
     for text in ["127.0.0.1:80", "tcp:127.0.0.1:80", "tcp4:127.0.0.1:80"] {

@@ -48,7 +48,7 @@ macro_rules! at {
 }
 
 macro_rules! tests {
-    ($mount:expr, $group:ident: $($name:ident)*) => {
+    ($mount:ident, $group:ident: $($name:ident)*) => {
         mod $group {
             $(
                 #[test]

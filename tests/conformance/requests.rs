@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use crate::harness::*;
 
 macro_rules! cases {
-    ($tests:ident, $mount:expr) => {
+    ($tests:ident, $mount:ident) => {
         $tests! { $mount, requests:
             ten_thousand_messages_arrive_exactly
             a_hundred_connections_that_send_and_close_lose_nothing

@@ -5,12 +5,11 @@ use std::net::TcpStream;
 
 use ringpoll::buffer::{LinkBuffer, Writer};
 use ringpoll::{Connection, Slice};
-use rustix::net::sockopt;
 
 use crate::harness::*;
 
 macro_rules! cases {
-    ($tests:ident, $mount:expr) => {
+    ($tests:ident, $mount:ident) => {
         $tests! { $mount, writing:
             a_flush_waits_for_a_peer_that_does_not_read_and_then_drains
             closing_ends_a_flush_that_waits
@@ -283,9 +282,9 @@ pub(crate) fn large_writes_by_reference_leave_the_slice_usable(t: &Fixture) -> C
 pub(crate) fn append_moves_a_link_buffer_in_order(t: &Fixture) -> Check {
     let (mut peer, wrote) = t.drive(|mut conn| async move {
         let mut buffer = LinkBuffer::new();
-        buffer.write(pattern(3, 9000))?;
+        Writer::write(&mut buffer, pattern(3, 9000))?;
         buffer.write_copy(&pattern(9003, 10))?;
-        buffer.flush()?;
+        Writer::flush(&mut buffer)?;
         buffer.write_copy(&pattern(9013, 87))?;
         conn.write_copy(&pattern(0, 3))?;
         conn.append(buffer)?;
@@ -355,7 +354,7 @@ async fn write_somehow(
         }
         _ => {
             let mut buffer = LinkBuffer::new();
-            buffer.write(bytes)?;
+            Writer::write(&mut buffer, bytes)?;
             conn.append(buffer)
         }
     }
@@ -436,7 +435,6 @@ pub(crate) fn dropping_a_waiting_flush_loses_no_byte(t: &Fixture) -> Check {
 /// A flush that waits for room does not keep input from being read by the other half.
 pub(crate) fn two_directions_at_once_do_not_block_each_other(t: &Fixture) -> Check {
     let (mut peer, moved) = t.drive(|conn| async move {
-        let _ = conn.with_fd(|fd| sockopt::set_socket_send_buffer_size(fd, 4096))?;
         let (mut reader, mut writer) = conn.split();
         let write = runtime().spawn(async move {
             writer.write(pattern(0, 16 << 20))?;

@@ -5,33 +5,33 @@ use std::collections::BTreeMap;
 use crate::source::{Project, Source, identifier, inline_modules, means_test, paths, words};
 
 /// One file of the library.
-pub struct Module<'a> {
-    pub source: &'a Source,
+pub(crate) struct Module<'a> {
+    pub(crate) source: &'a Source,
     /// Empty for `lib.rs`, else for example `["sys", "epoll"]`.
-    pub path: Vec<String>,
-    pub unsafe_lint: Lint,
+    pub(crate) path: Vec<String>,
+    pub(crate) unsafe_lint: Lint,
     /// Declared under `#[cfg(test)]`, or below such a module.
     is_test: bool,
 }
 
 /// What a file's own attributes and those on its way down from `lib.rs` say about `unsafe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lint {
+pub(crate) enum Lint {
     Allowed,
     Denied,
     Forbidden,
 }
 
-pub struct Tree<'a> {
-    pub modules: Vec<Module<'a>>,
+pub(crate) struct Tree<'a> {
+    pub(crate) modules: Vec<Module<'a>>,
     /// Declarations without a file.
-    pub findings: Vec<String>,
+    pub(crate) findings: Vec<String>,
     /// What a module's `use` declarations bring in: module → name → full path.
     imports: BTreeMap<Vec<String>, BTreeMap<String, Vec<String>>>,
 }
 
 impl<'a> Tree<'a> {
-    pub fn of(project: &'a Project, root: &str) -> Tree<'a> {
+    pub(crate) fn of(project: &'a Project, root: &str) -> Tree<'a> {
         let mut tree = Tree { modules: Vec::new(), findings: Vec::new(), imports: BTreeMap::new() };
         if let Some(source) = project.source(root) {
             tree.add(project, source, Vec::new(), Lint::Allowed, false);
@@ -42,19 +42,19 @@ impl<'a> Tree<'a> {
         tree
     }
 
-    pub fn has(&self, path: &[String]) -> bool {
+    pub(crate) fn has(&self, path: &[String]) -> bool {
         self.modules.iter().any(|module| module.path == path)
     }
 
     /// Files that exist for tests only, by their declarations.
-    pub fn test_files(&self) -> Vec<String> {
+    pub(crate) fn test_files(&self) -> Vec<String> {
         let tests = self.modules.iter().filter(|module| module.is_test);
         tests.map(|module| module.source.path.clone()).collect()
     }
 
     /// Every path into the library that `module` names, re-exports followed to where the name
     /// comes from.
-    pub fn uses(&self, module: &Module<'_>) -> Vec<(usize, Vec<String>)> {
+    pub(crate) fn uses(&self, module: &Module<'_>) -> Vec<(usize, Vec<String>)> {
         paths(module.source)
             .into_iter()
             .filter_map(|(offset, path)| Some((offset, self.absolute(module, offset, path)?)))
@@ -224,7 +224,7 @@ fn lint_after(inherited: Lint, header: &str, opening: &str) -> Lint {
 }
 
 /// `folder` and a relative path, with its `..` resolved.
-pub fn join(folder: &str, path: &str) -> String {
+pub(crate) fn join(folder: &str, path: &str) -> String {
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
     for part in path.split('/') {
         match part {
@@ -239,7 +239,7 @@ pub fn join(folder: &str, path: &str) -> String {
 }
 
 /// The root files of what users run: the library, its bridges, the bench program.
-pub const CRATES: [&str; 3] = ["src/lib.rs", "compat/src/lib.rs", "bench/src/main.rs"];
+pub(crate) const CRATES: [&str; 3] = ["src/lib.rs", "compat/src/lib.rs", "bench/src/main.rs"];
 
 const RE_EXPORTS_MAX: usize = 8;
 

@@ -4,12 +4,12 @@ use crate::modules::{CRATES, Lint, Tree, join};
 use crate::source::{Project, Source, closing, identifier, item_block, words};
 
 /// Who may import whom: a module, and the paths it may take. Leaves are free to all.
-pub struct ImportTable {
-    pub leaves: &'static [&'static str],
-    pub modules: &'static [(&'static str, &'static [&'static str])],
+pub(crate) struct ImportTable {
+    pub(crate) leaves: &'static [&'static str],
+    pub(crate) modules: &'static [(&'static str, &'static [&'static str])],
 }
 
-pub fn imports(project: &Project, table: &ImportTable) -> Vec<String> {
+pub(crate) fn imports(project: &Project, table: &ImportTable) -> Vec<String> {
     let tree = Tree::of(project, "src/lib.rs");
     let mut findings = Vec::new();
     for module in tree.modules.iter().filter(|module| !module.path.is_empty()) {
@@ -34,7 +34,7 @@ pub fn imports(project: &Project, table: &ImportTable) -> Vec<String> {
 }
 
 /// The declarations and the files of the library are the same.
-pub fn module_files(project: &Project) -> Vec<String> {
+pub(crate) fn module_files(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for root in CRATES {
         let tree = Tree::of(project, root);
@@ -51,7 +51,7 @@ pub fn module_files(project: &Project) -> Vec<String> {
 
 /// Outside of the library there is only its public API: no file of `src/` is compiled a second
 /// time. Inside of it, a path may lead to a list of operations that tests and fuzzers share.
-pub fn borrowed_files(project: &Project) -> Vec<String> {
+pub(crate) fn borrowed_files(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in &project.sources {
         let folder = source.path.rsplit_once('/').map_or("", |(folder, _)| folder);
@@ -73,7 +73,7 @@ pub fn borrowed_files(project: &Project) -> Vec<String> {
 }
 
 /// `unsafe` stands where it may, and in every other file the compiler forbids it.
-pub fn unsafe_code(project: &Project, may_be_in: &[&str]) -> Vec<String> {
+pub(crate) fn unsafe_code(project: &Project, may_be_in: &[&str]) -> Vec<String> {
     let is_allowed = |path: &str| may_be_in.iter().any(|place| path.starts_with(place));
     let mut findings = Vec::new();
     let trees: Vec<Tree<'_>> = CRATES.iter().map(|root| Tree::of(project, root)).collect();
@@ -105,7 +105,7 @@ fn module_folder(path: &str) -> String {
 }
 
 /// Every unsafe block and impl has a `SAFETY` comment at its statement.
-pub fn safety_comments(project: &Project) -> Vec<String> {
+pub(crate) fn safety_comments(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in &project.sources {
         for offset in source.words("unsafe") {
@@ -145,13 +145,13 @@ fn has_safety_comment(source: &Source, offset: usize) -> bool {
 }
 
 /// Lines of a file (tests aside), of a function, columns of a line.
-pub struct Sizes {
-    pub file_lines_max: usize,
-    pub function_lines_max: usize,
-    pub columns_max: usize,
+pub(crate) struct Sizes {
+    pub(crate) file_lines_max: usize,
+    pub(crate) function_lines_max: usize,
+    pub(crate) columns_max: usize,
 }
 
-pub fn sizes(project: &Project, sizes: &Sizes) -> Vec<String> {
+pub(crate) fn sizes(project: &Project, sizes: &Sizes) -> Vec<String> {
     let mut findings = Vec::new();
     for source in &project.sources {
         findings.extend(wide_lines(source, sizes.columns_max));
@@ -199,7 +199,7 @@ fn functions(source: &Source) -> Vec<(usize, String, usize)> {
 }
 
 /// What is left undone, and what may panic where a sentence should say why it cannot.
-pub fn unfinished(project: &Project) -> Vec<String> {
+pub(crate) fn unfinished(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in project.sources.iter().filter(|source| is_shipped(&source.path)) {
         let marks = ["TODO", "FIXME", "XXX"].map(|word| (word, &source.text));
@@ -217,7 +217,7 @@ pub fn unfinished(project: &Project) -> Vec<String> {
 }
 
 /// A file says what it is before it says anything else.
-pub fn module_docs(project: &Project) -> Vec<String> {
+pub(crate) fn module_docs(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in project.sources.iter().filter(|source| is_shipped(&source.path)) {
         if !source.text.starts_with("//!") {
@@ -228,7 +228,7 @@ pub fn module_docs(project: &Project) -> Vec<String> {
 }
 
 /// The first line of an example is the command that runs it.
-pub fn example_commands(project: &Project) -> Vec<String> {
+pub(crate) fn example_commands(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in &project.sources {
         let Some(file) = source.path.strip_prefix("examples/") else { continue };
@@ -245,7 +245,11 @@ pub fn example_commands(project: &Project) -> Vec<String> {
 
 /// The README opens with exactly these commands, and the check on every change begins with
 /// `test_command`, one of them.
-pub fn first_commands(project: &Project, commands: &[&str], test_command: &str) -> Vec<String> {
+pub(crate) fn first_commands(
+    project: &Project,
+    commands: &[&str],
+    test_command: &str,
+) -> Vec<String> {
     let mut findings = Vec::new();
     let readme = project.text("README.md").unwrap_or("");
     let found: Vec<&str> = shell_lines(readme).take(commands.len()).collect();
@@ -275,7 +279,7 @@ fn shell_lines(markdown: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Words that speak about how the project was made instead of what it is.
-pub fn foreign_words(project: &Project, foreign: &[&str]) -> Vec<String> {
+pub(crate) fn foreign_words(project: &Project, foreign: &[&str]) -> Vec<String> {
     let sources = project.sources.iter().map(|source| (&source.path, &source.text));
     let texts = project.texts.iter().map(|(path, text)| (path, text));
     let mut findings = Vec::new();
@@ -297,6 +301,10 @@ fn is_shipped(path: &str) -> bool {
 
 fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.starts_with("tests/") || path.contains("/tests/")
+}
+
+fn is_within(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 #[cfg(test)]
@@ -494,8 +502,4 @@ mod tests {
         assert_eq!(found("The Widget\nno #3\n"), ["docs/a.md:1: `widget`", "docs/a.md:2: `no #`"]);
         assert_eq!(found("widgets, a piano # note\n"), [""; 0]);
     }
-}
-
-fn is_within(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }

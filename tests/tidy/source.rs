@@ -11,21 +11,21 @@ use std::path::Path;
 use crate::modules::{CRATES, Tree};
 
 /// The files under test, with paths relative to the repository, `/` between the parts.
-pub struct Project {
-    pub sources: Vec<Source>,
+pub(crate) struct Project {
+    pub(crate) sources: Vec<Source>,
     /// What is not Rust: documentation, manifests, scripts.
-    pub texts: Vec<(String, String)>,
+    pub(crate) texts: Vec<(String, String)>,
 }
 
 impl Project {
-    pub fn load(root: &Path) -> io::Result<Project> {
+    pub(crate) fn load(root: &Path) -> io::Result<Project> {
         let mut files = Vec::new();
         collect(root, root, &mut files)?;
         files.sort();
         Ok(Project::new(files))
     }
 
-    pub fn new(files: Vec<(String, String)>) -> Project {
+    pub(crate) fn new(files: Vec<(String, String)>) -> Project {
         let (rust, texts) = files.into_iter().partition(|(path, _)| path.ends_with(".rs"));
         let rust: Vec<(String, String)> = rust;
         let sources = rust.into_iter().map(|(path, text)| Source::new(path, text)).collect();
@@ -39,26 +39,26 @@ impl Project {
         project
     }
 
-    pub fn source(&self, path: &str) -> Option<&Source> {
+    pub(crate) fn source(&self, path: &str) -> Option<&Source> {
         self.sources.iter().find(|source| source.path == path)
     }
 
-    pub fn text(&self, path: &str) -> Option<&str> {
+    pub(crate) fn text(&self, path: &str) -> Option<&str> {
         self.texts.iter().find(|(name, _)| name == path).map(|(_, text)| text.as_str())
     }
 }
 
 /// One Rust file, three ways: as written, as code only, and which lines are tests.
-pub struct Source {
-    pub path: String,
-    pub text: String,
+pub(crate) struct Source {
+    pub(crate) path: String,
+    pub(crate) text: String,
     /// As long as `text`, with comments and the insides of literals replaced by spaces.
-    pub code: String,
+    pub(crate) code: String,
     test_lines: Vec<bool>,
 }
 
 impl Source {
-    pub fn new(path: String, text: String) -> Source {
+    pub(crate) fn new(path: String, text: String) -> Source {
         let code = blank(&text);
         let mut source = Source { path, test_lines: Vec::new(), text, code };
         source.test_lines = vec![false; source.text.lines().count() + 1];
@@ -70,29 +70,29 @@ impl Source {
     }
 
     /// The line a byte is on, counted from 1.
-    pub fn line_of(&self, offset: usize) -> usize {
+    pub(crate) fn line_of(&self, offset: usize) -> usize {
         1 + self.text.as_bytes()[..offset.min(self.text.len())]
             .iter()
             .filter(|&&byte| byte == b'\n')
             .count()
     }
 
-    pub fn is_test_line(&self, line: usize) -> bool {
+    pub(crate) fn is_test_line(&self, line: usize) -> bool {
         self.test_lines.get(line - 1).copied().unwrap_or(false)
     }
 
     /// Where `word` stands in the code, as a whole word.
-    pub fn words(&self, word: &str) -> Vec<usize> {
+    pub(crate) fn words(&self, word: &str) -> Vec<usize> {
         words(&self.code, word).collect()
     }
 
-    pub fn finding(&self, offset: usize, message: impl std::fmt::Display) -> String {
+    pub(crate) fn finding(&self, offset: usize, message: impl std::fmt::Display) -> String {
         format!("{}:{}: {message}", self.path, self.line_of(offset))
     }
 }
 
 /// Where `word` stands, not as a part of a longer word.
-pub fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+pub(crate) fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let joins = |left: Option<char>, right: Option<char>| {
         left.is_some_and(is_word) && right.is_some_and(is_word)
     };
@@ -103,12 +103,12 @@ pub fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 
     })
 }
 
-pub fn is_word(character: char) -> bool {
+pub(crate) fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
 /// The identifier that starts after white space at `offset`, and where it ends.
-pub fn identifier(code: &str, offset: usize) -> Option<(&str, usize)> {
+pub(crate) fn identifier(code: &str, offset: usize) -> Option<(&str, usize)> {
     let start = offset + (code[offset..].len() - code[offset..].trim_start().len());
     let rest = &code[start..];
     let length = rest.find(|character| !is_word(character)).unwrap_or(rest.len());
@@ -116,7 +116,7 @@ pub fn identifier(code: &str, offset: usize) -> Option<(&str, usize)> {
 }
 
 /// Where the bracket that opens at `open` is closed.
-pub fn closing(code: &str, open: usize) -> Option<usize> {
+pub(crate) fn closing(code: &str, open: usize) -> Option<usize> {
     let mut depth = 0usize;
     for (offset, byte) in code.bytes().enumerate().skip(open) {
         match byte {
@@ -133,7 +133,7 @@ pub fn closing(code: &str, open: usize) -> Option<usize> {
 
 /// Where the item that starts at `start` opens its block, or ends without one. `separators` end
 /// it as well: a field or a match arm ends with its comma or with the brace around it.
-pub fn item_block(code: &str, start: usize, separators: &[u8]) -> Option<usize> {
+pub(crate) fn item_block(code: &str, start: usize, separators: &[u8]) -> Option<usize> {
     let mut depth = 0usize;
     for (offset, byte) in code.bytes().enumerate().skip(start) {
         match byte {
@@ -148,7 +148,7 @@ pub fn item_block(code: &str, start: usize, separators: &[u8]) -> Option<usize> 
 }
 
 /// Inline modules (`mod name { … }`) with what they span.
-pub fn inline_modules(code: &str) -> Vec<(String, Range<usize>)> {
+pub(crate) fn inline_modules(code: &str) -> Vec<(String, Range<usize>)> {
     words(code, "mod")
         .filter_map(|offset| {
             let (name, end) = identifier(code, offset + "mod".len())?;
@@ -160,7 +160,7 @@ pub fn inline_modules(code: &str) -> Vec<(String, Range<usize>)> {
 }
 
 /// Every path the code takes from `crate`, `self`, `super` or a `use`, one entry a leaf.
-pub fn paths(source: &Source) -> Vec<(usize, Vec<String>)> {
+pub(crate) fn paths(source: &Source) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     for offset in source.words("use") {
         use_tree(&source.code, offset + "use".len(), &[], &mut found);
@@ -300,13 +300,14 @@ fn raw_string_length(rest: &[u8]) -> Option<usize> {
 /// What stands under `#[cfg(test)]`, alone or inside `all(…)`, and under a file's `#![cfg(test)]`.
 fn test_ranges(code: &str) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
+    let everything = 0..code.len();
     for (offset, marker) in code.match_indices("#[cfg(").chain(code.match_indices("#![cfg(")) {
         let Some(end) = closing(code, offset + marker.len() - 1) else { continue };
         if !means_test(&code[offset..end]) {
             continue;
         }
         if marker.starts_with("#!") {
-            return vec![0..code.len()];
+            return vec![everything];
         }
         let Some(bracket) = code[end..].find(']') else { continue };
         ranges.push(offset..item_end(code, end + bracket + 1));
@@ -314,7 +315,7 @@ fn test_ranges(code: &str) -> Vec<Range<usize>> {
     ranges
 }
 
-pub fn means_test(condition: &str) -> bool {
+pub(crate) fn means_test(condition: &str) -> bool {
     words(condition, "test").any(|offset| !condition[..offset].ends_with("not("))
 }
 

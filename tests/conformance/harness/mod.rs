@@ -1,8 +1,8 @@
 //! What every behaviour test stands on.
 //!
-//! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms the
-//! watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands that
-//! fds, blocks, sends in flight and connections are back where they began.
+//! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms
+//! the watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands
+//! that fds, blocks, sends in flight and connections are back where they began.
 
 // Each of the test programs that share this module uses a part of it.
 #![allow(dead_code, unused_imports)]
@@ -87,6 +87,9 @@ pub(crate) fn run(mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     }
 }
 
+/// Marks the message of a panic that a test provokes; such panics are not printed.
+pub(crate) const ON_PURPOSE: &str = "(panics on purpose)";
+
 /// Prints why a test does nothing on this host.
 pub(crate) fn skip(test: &str, reason: impl std::fmt::Display) -> Check {
     say(&format!("{test} skipped: {reason}"));
@@ -99,13 +102,13 @@ pub(crate) struct Fixture {
     clients: Pollers,
     servers: Mutex<Vec<ServerHandle>>,
     random: Mutex<Random>,
-    drive: Arc<Drive>,
+    /// The one server that [`drive`](Self::drive) uses.
+    driven: OnceLock<(ServerHandle, Arc<Drive>)>,
 }
 
-/// The one server that [`Fixture::drive`] uses, and what its next connection is to do.
+/// What the next connection of a driven server is to do.
 #[derive(Default)]
 struct Drive {
-    server: OnceLock<ServerHandle>,
     next: Mutex<Option<Body>>,
 }
 
@@ -119,7 +122,7 @@ impl Fixture {
             clients,
             servers: Mutex::new(Vec::new()),
             random: Mutex::new(Random::new(seed)),
-            drive: Arc::default(),
+            driven: OnceLock::new(),
         })
     }
 
@@ -200,7 +203,7 @@ impl Fixture {
         of_servers + self.clients.stats().timers
     }
 
-    /// Runs `body` on one end of a connection — in a handler or on a task, as the mount says — and
+    /// Runs `body` on one end of a connection, in a handler or on a task as the mount says, and
     /// returns the plain socket at the other end with what `body` will have returned.
     pub(crate) fn drive<F, T>(
         &self,
@@ -216,8 +219,8 @@ impl Fixture {
             runtime().spawn(body(conn));
             return Ok((peer, outcome));
         }
-        let server = self.drive.server.get_or_init(|| self.driven(Tuning::default(), &self.drive));
-        Ok((self.drive.connect(server, body)?, outcome))
+        let (server, drive) = self.driven.get_or_init(|| self.driven_server(Tuning::default()));
+        Ok((drive.connect(server, body)?, outcome))
     }
 
     /// [`drive`](Self::drive) with limits other than the default ones.
@@ -237,21 +240,22 @@ impl Fixture {
             runtime().spawn(body(conn));
             return Ok((other, outcome));
         }
-        let drive = Arc::<Drive>::default();
-        let server = self.driven(tuning, &drive);
+        let (server, drive) = self.driven_server(tuning);
         Ok((drive.connect(&server, body)?, outcome))
     }
 
-    fn driven(&self, tuning: Tuning, drive: &Arc<Drive>) -> ServerHandle {
-        let drive = Arc::clone(drive);
-        self.spawn(tuning.server(self.server()).on_connect(move |conn| {
-            let body = drive.next.lock().expect("no test panics here").take();
+    fn driven_server(&self, tuning: Tuning) -> (ServerHandle, Arc<Drive>) {
+        let drive = Arc::<Drive>::default();
+        let driven = Arc::clone(&drive);
+        let server = self.spawn(tuning.server(self.server()).on_connect(move |conn| {
+            let body = driven.next.lock().expect("no test panics here").take();
             let running = body.expect("each connection has been announced")(conn);
             async move {
                 running.await;
                 Ok(())
             }
-        }))
+        }));
+        (server, drive)
     }
 
     /// Demands that everything this test started is idle, and ends it.
@@ -265,7 +269,8 @@ impl Fixture {
         }
         let idle = holds_within(DEADLINE, || is_idle(&self.clients.stats()));
         assert!(idle, "left behind by a client: {:?}", self.clients.stats());
-        self.clients.shutdown();
+        let ended = self.clients.shutdown();
+        assert!(ended.is_ok(), "shutdown of idle pollers: {ended:?}");
     }
 
     /// Ends everything after a failure, without asking whether it was idle.
@@ -274,7 +279,7 @@ impl Fixture {
             // The test has failed already; what matters is that the next one starts clean.
             let _ = server.shutdown_forced(Duration::ZERO);
         }
-        self.clients.shutdown();
+        let _ = self.clients.shutdown();
     }
 }
 
@@ -377,6 +382,7 @@ fn warm_up() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         host::raise_fd_limit();
+        keep_quiet_about_panics_on_purpose();
         runtime();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback works");
         let addr = listener.local_addr().expect("a bound socket has a name").to_string();
@@ -384,15 +390,24 @@ fn warm_up() {
     });
 }
 
+fn keep_quiet_about_panics_on_purpose() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // A literal message is a &str, a formatted one a String.
+        let literal = panic.payload().downcast_ref::<&str>().copied();
+        let message = literal.or(panic.payload().downcast_ref::<String>().map(String::as_str));
+        if !message.is_some_and(|message| message.contains(ON_PURPOSE)) {
+            report(panic);
+        }
+    }));
+}
+
 /// Whether this host has `backend`, asked once.
 fn available(backend: Backend) -> Result<(), String> {
     static KNOWN: Mutex<BTreeMap<String, Result<(), String>>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().expect("no probe panics");
     let probe = || match Pollers::builder().backend(backend).count(1).build() {
-        Ok(pollers) => {
-            pollers.shutdown();
-            Ok(())
-        }
+        Ok(pollers) => pollers.shutdown().map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     known.entry(backend.to_string()).or_insert_with(probe).clone()
@@ -401,6 +416,7 @@ fn available(backend: Backend) -> Result<(), String> {
 fn assert_fds_return(before: &BTreeMap<i32, String>) {
     let returned = holds_within(DEADLINE, || host::fds().len() == before.len());
     let left = host::fds();
-    let leaked: Vec<_> = left.iter().filter(|(fd, target)| before.get(fd) != Some(target)).collect();
+    let leaked: Vec<_> =
+        left.iter().filter(|(fd, target)| before.get(fd) != Some(target)).collect();
     assert!(returned, "fds before: {}, after: {}; new: {leaked:?}", before.len(), left.len());
 }

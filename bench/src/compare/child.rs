@@ -1,0 +1,140 @@
+//! A candidate as a process of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::compare::plan::{Candidate, Settings};
+use crate::error::{Failure, Result};
+use crate::host::cpu;
+
+/// A server that listens. Dropping it kills the process.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    lines: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Server {
+    /// Starts a candidate on the server's CPUs and waits until it listens.
+    pub(crate) fn start(candidate: Candidate, settings: &Settings) -> Result<Server> {
+        let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
+        let mut command = Command::new(program);
+        command.args(candidate.args(settings.frame_max));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A child inherits the affinity of the thread that starts it.
+        if let Some(pinned) = &settings.pinned {
+            cpu::pin(&pinned.server_cpus)?;
+        }
+        let spawned = command.spawn();
+        if let Some(pinned) = &settings.pinned {
+            cpu::pin(&pinned.client_cpus)?;
+        }
+        let mut child = spawned.map_err(Failure::at(format!("start {candidate}")))?;
+        let (sender, lines) = channel();
+        if let Some(stdout) = child.stdout.take() {
+            std::thread::spawn(move || {
+                let lines = BufReader::new(stdout).lines().map_while(|line| line.ok());
+                // The receiver is gone when the server is no longer of interest.
+                lines.take_while(|line| sender.send(line.clone()).is_ok()).for_each(drop);
+            });
+        }
+        let stderr =
+            child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut server = Server { child, addr: unspecified, lines, stderr };
+        server.addr = server.wait_until_ready(settings.timeout())?;
+        Ok(server)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it as an operator would, and returns the counters it prints at its end.
+    pub(crate) fn stop(mut self) -> Result<Value> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).map_err(Failure::at("stop the server"))?;
+        let Some(status) = self.wait_for_exit(STOP_PATIENCE) else {
+            return Err(Failure::new(format!("the server did not stop in {STOP_PATIENCE:?}")));
+        };
+        if !status.success() {
+            return Err(self.death(status));
+        }
+        let last = self.lines.iter().last().unwrap_or_default();
+        serde_json::from_str(&last).map_err(Failure::at(format!("counters {last:?}")))
+    }
+
+    /// What a failed run really died of: the server's own end, if it has ended.
+    pub(crate) fn explain(mut self, failure: Failure) -> Failure {
+        match self.wait_for_exit(EXPLAIN_PATIENCE) {
+            Some(status) => self.death(status),
+            None => failure,
+        }
+    }
+
+    fn wait_until_ready(&mut self, patience: Duration) -> Result<SocketAddr> {
+        let Ok(line) = self.lines.recv_timeout(patience) else {
+            return match self.wait_for_exit(EXPLAIN_PATIENCE) {
+                Some(status) => Err(self.death(status)),
+                None => Err(Failure::new(format!("the server did not listen in {patience:?}"))),
+            };
+        };
+        let addr = line
+            .strip_prefix("listening on ")
+            .and_then(|rest| rest.split(' ').next()?.parse().ok());
+        addr.ok_or_else(|| Failure::new(format!("the server printed {line:?}")))
+    }
+
+    fn wait_for_exit(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL_PAUSE),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    fn death(&mut self, status: ExitStatus) -> Failure {
+        let said = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
+        let said = said
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("nothing on standard error");
+        Failure::new(format!("the server died, {status}: {said}"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only for a process that has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The beginning of what a process complains about; the rest is read and dropped so that it never
+/// blocks.
+fn read_some(mut stderr: impl Read) -> String {
+    let mut said = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(bytes @ 1..) = stderr.read(&mut chunk) {
+        let room = STDERR_BYTES_MAX.saturating_sub(said.len());
+        said.extend_from_slice(&chunk[..bytes.min(room)]);
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
+const EXPLAIN_PATIENCE: Duration = Duration::from_millis(200);
+const POLL_PAUSE: Duration = Duration::from_millis(2);
+const STDERR_BYTES_MAX: usize = 16 << 10;

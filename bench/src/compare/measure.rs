@@ -1,0 +1,240 @@
+//! One measurement: start a candidate, load it, watch its process, stop it.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::compare::child::Server;
+use crate::compare::model::{IdleRow, Rest, Round};
+use crate::compare::plan::{Candidate, Cell, Settings};
+use crate::error::{Failure, Result};
+use crate::host::cpu::Ticks;
+use crate::host::process::{CpuUse, resident_bytes};
+use crate::load::{Observer, Outcome, dial, engine};
+use crate::wire::Template;
+
+/// A candidate under one kind of traffic, once.
+pub(crate) fn round(
+    candidate: Candidate,
+    cell: &Cell,
+    settings: &Settings,
+    index: u32,
+) -> Result<Round> {
+    let server = Server::start(candidate, settings)?;
+    let mut watch = Watch::new(server.pid(), settings.cpus_in_use()?);
+    let outcome = match checked(engine::run(&cell.plan(server.addr, settings), &mut watch)) {
+        Ok(outcome) => outcome,
+        Err(failure) => return Err(server.explain(failure)),
+    };
+    let seen = watch.seen?;
+    let counters = server.stop()?;
+    let elapsed_s = outcome.elapsed.as_secs_f64();
+    let latency = outcome.latency_us();
+    let system_calls = counters["system_calls"].as_u64();
+    Ok(Round {
+        index,
+        requests: outcome.requests,
+        rps: outcome.rps(),
+        per_cpu_s: outcome.requests as f64 * 1e9 / seen.server_ns.max(1) as f64,
+        server_cpus_busy: seen.server_ns as f64 / 1e9 / elapsed_s,
+        client_cpus_busy: seen.client_ns as f64 / 1e9 / elapsed_s,
+        p50_us: latency.p50,
+        p99_us: latency.p99,
+        p999_us: latency.p999,
+        max_us: latency.max,
+        steal_percent: seen.steal_percent,
+        others_percent: seen.others_percent,
+        rss_bytes: seen.rss_bytes,
+        system_calls_per_request: system_calls
+            .map(|calls| calls as f64 / outcome.requests_ever as f64),
+    })
+}
+
+/// System calls per request, counted by the kernel. Counting costs time, so such a run is good for
+/// nothing else.
+pub(crate) fn system_calls_by_perf(
+    candidate: Candidate,
+    cell: &Cell,
+    settings: &Settings,
+) -> Result<f64> {
+    let server = Server::start(candidate, settings)?;
+    let perf = Perf::attach(server.pid())?;
+    let outcome = checked(engine::run(&cell.plan(server.addr, settings), &mut ()));
+    let calls = perf.detach();
+    match outcome {
+        Ok(outcome) => Ok(calls? as f64 / outcome.requests_ever as f64),
+        Err(failure) => Err(server.explain(failure)),
+    }
+}
+
+/// Memory per idle connection, and whether an idle server rests.
+pub(crate) fn idle(
+    candidate: Candidate,
+    connections: u32,
+    window: Option<Duration>,
+    settings: &Settings,
+) -> IdleRow {
+    let mut row = IdleRow {
+        candidate: candidate.to_string(),
+        connections,
+        failure: None,
+        silent_bytes: None,
+        used_bytes: None,
+        rest: None,
+    };
+    if let Err(failure) = watch_idle(candidate, window, settings, &mut row) {
+        row.failure = Some(failure.to_string());
+    }
+    row
+}
+
+fn watch_idle(
+    candidate: Candidate,
+    window: Option<Duration>,
+    settings: &Settings,
+    row: &mut IdleRow,
+) -> Result<()> {
+    let server = Server::start(candidate, settings)?;
+    let (pid, timeout) = (server.pid(), settings.timeout());
+    let template = Template::new(IDLE_PAYLOAD_BYTES);
+    let mut fds = Vec::new();
+    let mut watched = || -> Result<()> {
+        // One connection first: what a server sets up once is not the price of a connection.
+        dial::open(server.addr, 1, timeout, &mut fds)?;
+        dial::ping_each(&fds, &template, timeout)?;
+        let before = settled_bytes(pid)?;
+        let count = row.connections as usize;
+        dial::open(server.addr, count, timeout, &mut fds)?;
+        let per_connection = |bytes: u64| bytes.saturating_sub(before) as f64 / count as f64;
+        row.silent_bytes = Some(per_connection(settled_bytes(pid)?));
+        dial::ping_each(&fds, &template, timeout)?;
+        row.used_bytes = Some(per_connection(settled_bytes(pid)?));
+        if let Some(window) = window {
+            let start = CpuUse::read(pid)?;
+            std::thread::sleep(window);
+            let end = CpuUse::read(pid)?;
+            row.rest = Some(Rest {
+                window_s: window.as_secs_f64(),
+                cpu_us: end.ns_since(start) as f64 / 1e3,
+                runs: end.runs_since(start),
+            });
+        }
+        Ok(())
+    };
+    match watched() {
+        Ok(()) => server.stop().map(drop),
+        Err(failure) => Err(server.explain(failure)),
+    }
+}
+
+/// Resident memory once it has stopped changing: connections are accepted after they are connected.
+fn settled_bytes(pid: u32) -> Result<u64> {
+    let deadline = Instant::now() + SETTLE_MAX;
+    let mut bytes = resident_bytes(pid)?;
+    loop {
+        std::thread::sleep(SETTLE_PAUSE);
+        let next = resident_bytes(pid)?;
+        if next == bytes || Instant::now() >= deadline {
+            return Ok(next);
+        }
+        bytes = next;
+    }
+}
+
+/// A comparison is of right answers only.
+fn checked(outcome: Result<Outcome>) -> Result<Outcome> {
+    let outcome = outcome?;
+    match &outcome.first_error {
+        None if outcome.requests == 0 => Err(Failure::new("not one reply in the measured window")),
+        None => Ok(outcome),
+        Some(first) => Err(Failure::new(format!("{} errors, the first: {first}", outcome.errors))),
+    }
+}
+
+/// Reads the clocks of both sides when the window opens and closes.
+struct Watch {
+    pid: u32,
+    cpus: Vec<usize>,
+    opened: Option<(CpuUse, Ticks, u64)>,
+    seen: Result<Seen>,
+}
+
+struct Seen {
+    server_ns: u64,
+    client_ns: u64,
+    steal_percent: f64,
+    others_percent: f64,
+    rss_bytes: u64,
+}
+
+impl Watch {
+    fn new(pid: u32, cpus: Vec<usize>) -> Watch {
+        Watch { pid, cpus, opened: None, seen: Err(Failure::new("the window never closed")) }
+    }
+
+    fn look(&self) -> Result<Seen> {
+        let server = CpuUse::read(self.pid)?;
+        let (server_before, ticks_before, client_before) =
+            self.opened.ok_or_else(|| Failure::new("the window never opened"))?;
+        let server_ns = server.ns_since(server_before);
+        let client_ns = own_cpu_ns().saturating_sub(client_before);
+        let ticks = Ticks::read(&self.cpus);
+        Ok(Seen {
+            server_ns,
+            client_ns,
+            steal_percent: ticks.stolen_percent_since(ticks_before),
+            others_percent: ticks.others_percent_since(ticks_before, server_ns + client_ns),
+            rss_bytes: resident_bytes(self.pid)?,
+        })
+    }
+}
+
+impl Observer for Watch {
+    fn on_window_open(&mut self) {
+        let used = CpuUse::read(self.pid);
+        self.opened = used.ok().map(|used| (used, Ticks::read(&self.cpus), own_cpu_ns()));
+    }
+
+    fn on_window_close(&mut self) {
+        self.seen = self.look();
+    }
+}
+
+fn own_cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// `perf stat` counting the system calls of one process.
+struct Perf(Child);
+
+impl Perf {
+    fn attach(pid: u32) -> Result<Perf> {
+        let mut command = Command::new("perf");
+        command.args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(Failure::at("start perf"))?;
+        // perf has no way to say that it is attached.
+        std::thread::sleep(PERF_ATTACH);
+        Ok(Perf(child))
+    }
+
+    fn detach(self) -> Result<u64> {
+        // It may have ended by itself, with the server; then there is nothing to signal.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
+        let output = self.0.wait_with_output().map_err(Failure::at("wait for perf"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let line = said.lines().find(|line| line.contains("raw_syscalls:sys_enter"));
+        let count = line.and_then(|line| line.split(',').next()?.parse().ok());
+        count.ok_or_else(|| {
+            Failure::new(format!("perf: {}", said.lines().next().unwrap_or("no output")))
+        })
+    }
+}
+
+const IDLE_PAYLOAD_BYTES: u32 = 1024;
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+const PERF_ATTACH: Duration = Duration::from_millis(400);

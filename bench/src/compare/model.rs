@@ -1,0 +1,227 @@
+//! What a comparison found, in the shape of its JSON file.
+
+use serde::Serialize;
+
+use crate::compare::plan::{Candidate, Cell, Settings};
+use crate::host::Host;
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) host: Host,
+    pub(crate) settings: Settings,
+    pub(crate) cells: Vec<CellReport>,
+    pub(crate) idle: Vec<IdleRow>,
+    pub(crate) goals: Vec<Goal>,
+    /// What a reader must know to read the figures right.
+    pub(crate) notes: Vec<String>,
+    pub(crate) elapsed_s: f64,
+}
+
+/// All candidates under one kind of traffic.
+#[derive(Debug, Serialize)]
+pub(crate) struct CellReport {
+    pub(crate) cell: Cell,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One candidate under one kind of traffic.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) candidate: String,
+    pub(crate) rounds: Vec<Round>,
+    /// Why there are fewer rounds than the others have.
+    pub(crate) failure: Option<String>,
+    pub(crate) summary: Option<Summary>,
+    /// Requests per CPU-second over those of the peer, of the same rounds.
+    pub(crate) over_tokio: Option<Spread>,
+    pub(crate) over_bare: Option<Spread>,
+    /// System calls per request counted from outside, connection set-up included.
+    pub(crate) system_calls_by_perf: Option<f64>,
+}
+
+/// One candidate measured once.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Round {
+    /// Which round; rounds of the same number ran within seconds of each other.
+    pub(crate) index: u32,
+    pub(crate) requests: u64,
+    pub(crate) rps: f64,
+    /// Requests per second of the server's CPU time, all its threads.
+    pub(crate) per_cpu_s: f64,
+    /// CPUs the server and the client kept busy.
+    pub(crate) server_cpus_busy: f64,
+    pub(crate) client_cpus_busy: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) max_us: f64,
+    /// Time a hypervisor took from the CPUs in use, in percent.
+    pub(crate) steal_percent: f64,
+    /// Time of those CPUs that went to other processes, in percent.
+    pub(crate) others_percent: f64,
+    pub(crate) rss_bytes: u64,
+    /// By the server's own count, over its whole life.
+    pub(crate) system_calls_per_request: Option<f64>,
+}
+
+/// All rounds of a row.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) rps: Spread,
+    pub(crate) per_cpu_s: Spread,
+    pub(crate) p50_us: Spread,
+    pub(crate) p99_us: Spread,
+    pub(crate) steal_percent: Spread,
+    pub(crate) others_percent: Spread,
+    pub(crate) rss_bytes: Spread,
+    pub(crate) system_calls_per_request: Option<Spread>,
+}
+
+/// Median, least and greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+/// Memory and rest of one candidate with many silent connections.
+#[derive(Debug, Serialize)]
+pub(crate) struct IdleRow {
+    pub(crate) candidate: String,
+    pub(crate) connections: u32,
+    pub(crate) failure: Option<String>,
+    /// Resident bytes per connection that never sent anything.
+    pub(crate) silent_bytes: Option<f64>,
+    /// The same after each has had one request answered.
+    pub(crate) used_bytes: Option<f64>,
+    pub(crate) rest: Option<Rest>,
+}
+
+/// An idle server with idle connections, watched for a while.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Rest {
+    pub(crate) window_s: f64,
+    pub(crate) cpu_us: f64,
+    /// How often one of its threads was put on a CPU. Zero proves that none made a system call.
+    pub(crate) runs: u64,
+}
+
+/// A figure this project means to reach.
+#[derive(Debug, Serialize)]
+pub(crate) struct Goal {
+    pub(crate) what: String,
+    pub(crate) wanted: String,
+    /// `None`: not measured in this run.
+    pub(crate) value: Option<Spread>,
+    pub(crate) met: Option<bool>,
+}
+
+impl Spread {
+    /// `None` of nothing.
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
+        Some(Spread { median, min, max })
+    }
+}
+
+impl Summary {
+    pub(crate) fn of(rounds: &[Round]) -> Option<Summary> {
+        let spread = |value: fn(&Round) -> f64| Spread::of(rounds.iter().map(value));
+        Some(Summary {
+            rps: spread(|round| round.rps)?,
+            per_cpu_s: spread(|round| round.per_cpu_s)?,
+            p50_us: spread(|round| round.p50_us)?,
+            p99_us: spread(|round| round.p99_us)?,
+            steal_percent: spread(|round| round.steal_percent)?,
+            others_percent: spread(|round| round.others_percent)?,
+            rss_bytes: spread(|round| round.rss_bytes as f64)?,
+            system_calls_per_request: Spread::of(
+                rounds.iter().filter_map(|round| round.system_calls_per_request),
+            ),
+        })
+    }
+}
+
+impl Row {
+    pub(crate) fn new(candidate: &Candidate) -> Row {
+        Row {
+            candidate: candidate.to_string(),
+            rounds: Vec::new(),
+            failure: None,
+            summary: None,
+            over_tokio: None,
+            over_bare: None,
+            system_calls_by_perf: None,
+        }
+    }
+
+    /// Requests per CPU-second over another row's, round by round: what slows the host for a while
+    /// slows both.
+    pub(crate) fn over(&self, other: &Row) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(|round| {
+            let same = other.rounds.iter().find(|theirs| theirs.index == round.index)?;
+            Some(round.per_cpu_s / same.per_cpu_s)
+        }))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn round(index: u32, per_cpu_s: f64) -> Round {
+        Round {
+            index,
+            requests: 1,
+            rps: per_cpu_s,
+            per_cpu_s,
+            server_cpus_busy: 1.0,
+            client_cpus_busy: 1.0,
+            p50_us: 1.0,
+            p99_us: 2.0,
+            p999_us: 3.0,
+            max_us: 4.0,
+            steal_percent: 0.0,
+            others_percent: 0.0,
+            rss_bytes: 4096,
+            system_calls_per_request: None,
+        }
+    }
+
+    pub(crate) fn row(candidate: &str, rounds: Vec<Round>) -> Row {
+        Row {
+            candidate: candidate.into(),
+            summary: Summary::of(&rounds),
+            rounds,
+            failure: None,
+            over_tokio: None,
+            over_bare: None,
+            system_calls_by_perf: None,
+        }
+    }
+
+    #[test]
+    fn a_median_is_the_middle() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([4.0, 1.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn a_ratio_compares_rounds_of_the_same_number() {
+        let ours = row("a", vec![round(0, 10.0), round(1, 30.0), round(2, 7.0)]);
+        let theirs = row("b", vec![round(0, 10.0), round(1, 20.0)]);
+        assert_eq!(ours.over(&theirs), Some(Spread { median: 1.25, min: 1.0, max: 1.5 }));
+        assert_eq!(ours.over(&row("c", vec![])), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! What another process has used: CPU time, memory.
+
+use std::fs;
+
+use crate::error::{Failure, Result};
+use crate::host::TICK_NS;
+
+/// CPU time of a process since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct CpuUse {
+    /// Of its living threads, to the nanosecond.
+    threads_ns: u64,
+    /// How often its living threads were put on a CPU. A thread that never ran made no system call.
+    runs: u64,
+    /// Of all its threads ever, in ticks of 10 ms.
+    process_ns: u64,
+    thread_count: u64,
+}
+
+impl CpuUse {
+    pub(crate) fn read(pid: u32) -> Result<CpuUse> {
+        let gone = || Failure::new(format!("read /proc/{pid}: the process is gone"));
+        let mut used = CpuUse::default();
+        for task in fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| gone())?.flatten() {
+            // A thread may exit between the listing and the read; `process_ns` has what it used.
+            let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+            let mut columns = text.split_whitespace().map(|column| column.parse().unwrap_or(0));
+            used.threads_ns += columns.next().unwrap_or(0);
+            used.runs += columns.nth(1).unwrap_or(0);
+            used.thread_count += 1;
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| gone())?;
+        used.process_ns = process_ticks(&stat).ok_or_else(gone)? * TICK_NS;
+        Ok(used)
+    }
+
+    /// Nanoseconds used since `earlier`.
+    ///
+    /// The threads' own clocks are exact but miss threads that exited in between. The process'
+    /// clock misses nothing but counts in ticks. So the exact figure counts, unless the other is
+    /// larger by more than its own error.
+    pub(crate) fn ns_since(self, earlier: CpuUse) -> u64 {
+        let exact = self.threads_ns.saturating_sub(earlier.threads_ns);
+        let coarse = self.process_ns.saturating_sub(earlier.process_ns);
+        let error = TICK_NS * 2 * (self.thread_count + 1) + exact / 10;
+        if coarse > exact + error { coarse } else { exact }
+    }
+
+    pub(crate) fn runs_since(self, earlier: CpuUse) -> u64 {
+        self.runs.saturating_sub(earlier.runs)
+    }
+}
+
+/// Memory of the process that is resident, in bytes.
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    // `smaps_rollup` counts pages; `status` lags behind by up to 63 pages per thread, so it is only
+    // the fallback.
+    let text = fs::read_to_string(&path)
+        .or_else(|_| fs::read_to_string(format!("/proc/{pid}/status")))
+        .map_err(Failure::at(format!("read {path}")))?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("Rss:").or(line.strip_prefix("VmRSS:")));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| Failure::new(format!("read {path}: no resident size in it")))
+}
+
+/// utime + stime. The name in parentheses may contain anything, so columns count from its end.
+fn process_ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut columns = rest.split_whitespace();
+    let user: u64 = columns.nth(11)?.parse().ok()?;
+    let system: u64 = columns.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_process_does_not_shift_the_columns() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 1 1";
+        assert_eq!(process_ticks(stat), Some(42));
+    }
+
+    #[test]
+    fn this_process_uses_cpu_and_memory() {
+        let pid = std::process::id();
+        let before = CpuUse::read(pid).unwrap();
+        let mut sum = 0u64;
+        let used = (0..1000).find_map(|_| {
+            (0..1_000_000u64).for_each(|n| sum = std::hint::black_box(sum ^ n));
+            Some(CpuUse::read(pid).unwrap().ns_since(before)).filter(|ns| *ns > 0)
+        });
+        assert!(used.is_some());
+        assert!(resident_bytes(pid).unwrap() > 4096);
+    }
+
+    #[test]
+    fn threads_that_exited_are_not_forgotten() {
+        let before = CpuUse { threads_ns: 0, runs: 0, process_ns: 0, thread_count: 2 };
+        let after =
+            CpuUse { threads_ns: 5_000_000, runs: 1, process_ns: 900_000_000, thread_count: 1 };
+        assert_eq!(after.ns_since(before), 900_000_000);
+        let steady =
+            CpuUse { threads_ns: 880_000_000, runs: 1, process_ns: 900_000_000, thread_count: 2 };
+        assert_eq!(steady.ns_since(before), 880_000_000);
+    }
+}

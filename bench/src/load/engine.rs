@@ -1,0 +1,354 @@
+//! The loop that drives all connections: warm-up, the measured window, drain.
+//!
+//! One thread owns everything. Every wait has an end: the phase's, or that of the server's
+//! patience.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+use crate::error::{Failure, Result};
+use crate::load::client::{Client, OnReply};
+use crate::load::{Observer, Outcome, Plan, dial};
+use crate::wire::Template;
+
+/// Opens the connections, sends, measures, and closes.
+pub(crate) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
+    let (active, idle) = dial::open_all(plan)?;
+    let mut engine = Engine::new(plan, active)?;
+    engine.start();
+    engine.run_until(plan.warmup)?;
+    observer.on_window_open();
+    engine.open_window();
+    let opened = engine.started.elapsed();
+    engine.run_until(opened + plan.duration)?;
+    engine.run_until_some_reply()?;
+    let elapsed = engine.started.elapsed() - opened;
+    engine.close_window();
+    observer.on_window_close();
+    engine.drain()?;
+    engine.check_idle(&idle);
+    engine.outcome(elapsed)
+}
+
+struct Engine<'a> {
+    plan: &'a Plan,
+    template: Template,
+    epoll: OwnedFd,
+    /// `None`: lost.
+    clients: Vec<Option<Client>>,
+    open_count: usize,
+    blocked: Vec<bool>,
+    started: Instant,
+    pace: Option<Pace>,
+    stopping: bool,
+    events: Vec<Event>,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    tally: Tally,
+    errors: u64,
+    first_error: Option<String>,
+    last_reply: Instant,
+}
+
+/// When the requests of an open loop are due.
+struct Pace {
+    interval_ns: f64,
+    scheduled: u64,
+}
+
+/// What the replies add up to.
+struct Tally {
+    measuring: bool,
+    replies: u64,
+    replies_measured: u64,
+    latency: Histogram<u64>,
+}
+
+impl OnReply for Tally {
+    fn on_reply(&mut self, since_ns: u64) {
+        self.replies += 1;
+        if self.measuring {
+            self.replies_measured += 1;
+            self.latency.saturating_record(since_ns.max(1));
+        }
+    }
+}
+
+impl<'a> Engine<'a> {
+    fn new(plan: &'a Plan, fds: Vec<OwnedFd>) -> Result<Engine<'a>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed("create an epoll"))?;
+        for (index, fd) in fds.iter().enumerate() {
+            epoll::add(&epoll, fd, EventData::new_u64(index as u64), EventFlags::IN)
+                .map_err(failed("watch a connection"))?;
+        }
+        let clients: Vec<_> =
+            fds.into_iter().zip(0..).map(|(fd, number)| Some(Client::new(fd, number))).collect();
+        let latency =
+            Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).map_err(Failure::at("histogram"))?;
+        if plan.rate.is_some() {
+            // Waits for the next due request shall end when they end, not 50 µs later. Without it
+            // they are late.
+            let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        }
+        Ok(Engine {
+            plan,
+            template: Template::new(plan.payload_bytes),
+            epoll,
+            open_count: clients.len(),
+            blocked: vec![false; clients.len()],
+            clients,
+            started: Instant::now(),
+            pace: plan.rate.map(|rate| Pace { interval_ns: 1e9 / rate, scheduled: 0 }),
+            stopping: false,
+            events: Vec::with_capacity(EVENTS_MAX),
+            input: vec![0; INPUT_BYTES],
+            output: Vec::with_capacity(INPUT_BYTES),
+            tally: Tally { measuring: false, replies: 0, replies_measured: 0, latency },
+            errors: 0,
+            first_error: None,
+            last_reply: Instant::now(),
+        })
+    }
+
+    fn start(&mut self) {
+        self.started = Instant::now();
+        self.last_reply = self.started;
+        if self.pace.is_none() {
+            (0..self.clients.len()).for_each(|index| self.pump(index));
+        }
+    }
+
+    fn open_window(&mut self) {
+        self.tally.measuring = true;
+    }
+
+    fn close_window(&mut self) {
+        self.tally.measuring = false;
+        self.stopping = true;
+        self.clients.iter_mut().flatten().for_each(Client::forget_scheduled);
+    }
+
+    /// Runs until that much time has passed since the start.
+    fn run_until(&mut self, end: Duration) -> Result<()> {
+        loop {
+            let now = self.started.elapsed();
+            if now >= end {
+                return Ok(());
+            }
+            let due = self.send_due(now);
+            self.check_alive()?;
+            self.turn(due.map_or(end, |due| due.min(end)) - now)?;
+        }
+    }
+
+    /// A window in which the server got no CPU is no measurement: it stays open until one reply is
+    /// in it. An open loop may have had nothing to ask for.
+    fn run_until_some_reply(&mut self) -> Result<()> {
+        while self.pace.is_none() && self.tally.replies_measured == 0 {
+            self.check_alive()?;
+            self.turn(WAIT_MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the requests in flight come home, so that the server sees a close and not a reset.
+    fn drain(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        self.last_reply = begun;
+        let patience = self.plan.timeout.min(DRAIN_PATIENCE);
+        loop {
+            let unanswered: usize = self.clients.iter().flatten().map(Client::unanswered).sum();
+            if unanswered == 0 {
+                return Ok(());
+            }
+            self.check_alive()?;
+            if self.last_reply.elapsed() >= patience || begun.elapsed() >= DRAIN_MAX {
+                return Err(Failure::new(format!(
+                    "the server stopped answering: {unanswered} requests open after {:.1?}",
+                    begun.elapsed()
+                )));
+            }
+            self.turn(WAIT_MAX)?;
+        }
+    }
+
+    /// One wait, and everything it reported.
+    fn turn(&mut self, wait_max: Duration) -> Result<()> {
+        self.wait(wait_max)?;
+        let replies_before = self.tally.replies;
+        for index in 0..self.events.len() {
+            let client = self.events[index].data.u64() as usize;
+            self.receive(client);
+            self.pump(client);
+        }
+        if self.tally.replies > replies_before {
+            self.last_reply = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, wait_max: Duration) -> Result<()> {
+        let mut wait = wait_max.min(WAIT_MAX);
+        if self.pace.is_some() && wait < WAIT_MAX {
+            // epoll waits in milliseconds on older kernels; ppoll has always known nanoseconds.
+            let timeout = Timespec::try_from(wait).map_err(Failure::at("timeout"))?;
+            match poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => wait = Duration::ZERO,
+                Err(error) => return Err(failed("poll")(error)),
+            }
+        }
+        let timeout = Timespec::try_from(wait).map_err(Failure::at("timeout"))?;
+        self.events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(failed("wait for replies")(error)),
+        }
+    }
+
+    fn receive(&mut self, index: usize) {
+        let Some(client) = self.clients[index].as_mut() else { return };
+        let started = self.started;
+        let now_ns = || started.elapsed().as_nanos() as u64;
+        if let Err(error) = client.receive(&mut self.input, &self.template, now_ns, &mut self.tally)
+        {
+            self.lose(index, &error);
+        }
+    }
+
+    /// Sends what this connection may send now, and watches for room when the socket is full.
+    fn pump(&mut self, index: usize) {
+        let Some(client) = self.clients[index].as_mut() else { return };
+        let depth = if self.stopping { 0 } else { self.plan.depth as usize };
+        let sent = if self.pace.is_some() {
+            client.send_scheduled(depth, &self.template, &mut self.output)
+        } else {
+            let now_ns = self.started.elapsed().as_nanos() as u64;
+            client.fill(depth, now_ns, &self.template, &mut self.output)
+        };
+        let blocked = client.is_blocked();
+        let watched = if blocked == self.blocked[index] {
+            Ok(())
+        } else {
+            self.blocked[index] = blocked;
+            let flags = if blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            epoll::modify(&self.epoll, &client.fd, EventData::new_u64(index as u64), flags)
+        };
+        if let Err(error) = sent.and(watched.map_err(io::Error::from)) {
+            self.lose(index, &error);
+        }
+    }
+
+    /// Open loop: hands out what is due by `now`; when the next one is.
+    fn send_due(&mut self, now: Duration) -> Option<Duration> {
+        let now_ns = now.as_nanos() as u64;
+        let count = self.clients.len();
+        let pace = self.pace.as_mut()?;
+        let first = pace.scheduled;
+        let mut due_ns = (first as f64 * pace.interval_ns) as u64;
+        while due_ns <= now_ns {
+            // A lost connection's requests are not sent: its loss is the error that says so.
+            if let Some(client) = &mut self.clients[(pace.scheduled % count as u64) as usize] {
+                client.schedule(due_ns);
+            }
+            pace.scheduled += 1;
+            due_ns = (pace.scheduled as f64 * pace.interval_ns) as u64;
+        }
+        let touched = (pace.scheduled - first).min(count as u64);
+        (first..first + touched).for_each(|request| self.pump((request % count as u64) as usize));
+        Some(Duration::from_nanos(due_ns))
+    }
+
+    fn check_alive(&self) -> Result<()> {
+        if self.open_count == 0 {
+            let why = self.first_error.as_deref().unwrap_or("unknown");
+            return Err(Failure::new(format!(
+                "every connection is lost after {} replies: {why}",
+                self.tally.replies
+            )));
+        }
+        if self.last_reply.elapsed() < self.plan.timeout {
+            return Ok(());
+        }
+        // A slow open loop may have had nothing to ask for all that time.
+        let oldest_ns = self.clients.iter().flatten().filter_map(Client::oldest_ns).min();
+        let waited = oldest_ns
+            .map(|sent_ns| self.started.elapsed().saturating_sub(Duration::from_nanos(sent_ns)));
+        if waited.is_none_or(|waited| waited < self.plan.timeout) {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "the server stopped answering: no reply in {:?}",
+            self.plan.timeout
+        )))
+    }
+
+    fn lose(&mut self, index: usize, error: &io::Error) {
+        self.clients[index] = None;
+        self.open_count -= 1;
+        self.count_error(|| format!("connection {index}: {error}"));
+    }
+
+    fn count_error(&mut self, message: impl FnOnce() -> String) {
+        self.errors += 1;
+        self.first_error.get_or_insert_with(message);
+    }
+
+    /// A silent connection that the server closed, or spoke on, is an error.
+    fn check_idle(&mut self, idle: &[OwnedFd]) {
+        for (index, fd) in idle.iter().enumerate() {
+            match recv(fd, &mut [0; 1], RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => {}
+                Err(error) => {
+                    self.count_error(|| {
+                        format!("idle connection {index}: {}", io::Error::from(error))
+                    });
+                }
+                Ok((0, _)) => {
+                    self.count_error(|| format!("idle connection {index}: closed by the server"))
+                }
+                Ok(_) => self.count_error(|| format!("idle connection {index}: unexpected bytes")),
+            }
+        }
+    }
+
+    fn outcome(self, elapsed: Duration) -> Result<Outcome> {
+        if self.tally.replies == 0 {
+            let why = self.first_error.unwrap_or("the window was shorter than one reply".into());
+            return Err(Failure::new(format!("not one reply: {why}")));
+        }
+        Ok(Outcome {
+            requests: self.tally.replies_measured,
+            requests_ever: self.tally.replies,
+            errors: self.errors,
+            first_error: self.first_error,
+            elapsed,
+            bytes: self.tally.replies_measured * self.template.frame_bytes() as u64,
+            latency: self.tally.latency,
+        })
+    }
+}
+
+fn failed(operation: &str) -> impl FnOnce(Errno) -> Failure {
+    move |error| Failure::new(format!("{operation}: {}", io::Error::from(error)))
+}
+
+/// Events per wait.
+const EVENTS_MAX: usize = 512;
+/// One receive: several frames of pipelined traffic.
+const INPUT_BYTES: usize = 256 << 10;
+/// A minute; anything slower is recorded as that.
+const LATENCY_NS_MAX: u64 = 60_000_000_000;
+/// How often the loop looks at its deadlines when nothing happens.
+const WAIT_MAX: Duration = Duration::from_millis(20);
+/// After the end: how long without any reply, and how long at all.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const DRAIN_MAX: Duration = Duration::from_secs(30);

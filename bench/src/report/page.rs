@@ -1,0 +1,107 @@
+//! The HTML page: everything inline, so that one file can be mailed.
+
+use askama::Template;
+
+use super::{plot, text};
+use crate::compare::model::{CellReport, Report};
+use crate::error::{Failure, Result};
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page<'a> {
+    legend: Vec<String>,
+    over_connections: Option<String>,
+    cells: Vec<CellView<'a>>,
+    row_head: &'a [&'a str],
+    idle_head: &'a [&'a str],
+    idle: Vec<Vec<String>>,
+    idle_plot: String,
+    goals: Vec<GoalView>,
+    met_count: usize,
+    judged_count: usize,
+    host: Vec<(&'static str, String)>,
+    notes: Vec<String>,
+}
+
+struct CellView<'a> {
+    name: &'a str,
+    what: String,
+    rates: String,
+    latencies: String,
+    rows: Vec<Vec<String>>,
+}
+
+struct GoalView {
+    columns: Vec<String>,
+    verdict: &'static str,
+}
+
+pub(super) fn render(report: &Report) -> Result<String> {
+    let candidates = report.cells.first().map_or(&[][..], |cell| &cell.rows[..]);
+    let judged = report.goals.iter().filter_map(|goal| goal.met);
+    let page = Page {
+        legend: candidates.iter().map(|row| row.candidate.clone()).collect(),
+        over_connections: plot::over_connections(report),
+        cells: report.cells.iter().map(view).collect(),
+        // The heading of a section has the traffic already.
+        row_head: &text::ROW_HEAD[1..],
+        idle_head: &text::IDLE_HEAD,
+        idle: report.idle.iter().map(text::idle).collect(),
+        idle_plot: plot::idle_bytes(&report.idle),
+        goals: report
+            .goals
+            .iter()
+            .map(|goal| GoalView { columns: text::goal(goal), verdict: text::verdict(goal) })
+            .collect(),
+        met_count: judged.clone().filter(|met| *met).count(),
+        judged_count: judged.count(),
+        host: host(report),
+        notes: report.notes.iter().cloned().chain(text::failures(report)).collect(),
+    };
+    page.render().map_err(Failure::at("write the report as HTML"))
+}
+
+fn view(cell: &CellReport) -> CellView<'_> {
+    let traffic = &cell.cell;
+    let idle = if traffic.idle == 0 {
+        String::new()
+    } else {
+        format!(", {} silent ones beside them", traffic.idle)
+    };
+    CellView {
+        name: &traffic.name,
+        what: format!(
+            "{} connections, {} in flight on each{idle}; {} bytes each way",
+            traffic.connections, traffic.depth, traffic.payload_bytes
+        ),
+        rates: plot::rates(cell),
+        latencies: plot::latencies(cell),
+        rows: cell.rows.iter().map(|row| text::row(cell, row).split_off(1)).collect(),
+    }
+}
+
+fn host(report: &Report) -> Vec<(&'static str, String)> {
+    let (host, settings) = (&report.host, &report.settings);
+    let pinned = settings.pinned.as_ref().map_or_else(
+        || "nothing pinned".to_owned(),
+        |pinned| format!("servers on {:?}, client on {:?}", pinned.server_cpus, pinned.client_cpus),
+    );
+    let optional = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
+    vec![
+        ("kernel", host.kernel.clone()),
+        ("CPU", host.cpu_model.clone()),
+        ("CPUs", format!("{} allowed of {}; {pinned}", host.cpus_allowed.len(), host.cpus_online)),
+        ("CPU quota", host.cpu_quota.map_or("none".into(), |cpus| format!("{cpus:.2} CPUs"))),
+        ("congestion control", optional(host.congestion_control.clone())),
+        ("somaxconn", optional(host.somaxconn.map(|count| count.to_string()))),
+        (
+            "rounds",
+            format!(
+                "{} × {:.2} s after {:.2} s of warm-up, candidates interleaved and \
+                 rotated; {:.0} s in all",
+                settings.rounds, settings.duration_s, settings.warmup_s, report.elapsed_s
+            ),
+        ),
+        ("ringpoll-bench", settings.program_version.to_owned()),
+    ]
+}

@@ -1,0 +1,49 @@
+//! The tables on the terminal.
+
+use std::io::{IsTerminal, Write};
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use super::text;
+use crate::compare::model::Report;
+
+/// Prints the whole report. A reader that closed the pipe has seen enough.
+pub(crate) fn print(report: &Report) {
+    let mut text = String::new();
+    let rows =
+        report.cells.iter().flat_map(|cell| cell.rows.iter().map(|row| text::row(cell, row)));
+    text += &format!("{}\n\n", table(&text::ROW_HEAD, rows, 2));
+    if !report.idle.is_empty() {
+        text += &format!("{}\n\n", table(&text::IDLE_HEAD, report.idle.iter().map(text::idle), 1));
+    }
+    if !report.goals.is_empty() {
+        text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal), 1));
+    }
+    for line in report.notes.iter().chain(&text::failures(report)) {
+        text += &format!("{line}\n");
+    }
+    text += &format!(
+        "{} rounds of {:.2} s; median (least–greatest); steal and others: the worst round's; \
+         {:.0} s in all\n",
+        report.settings.rounds, report.settings.duration_s, report.elapsed_s
+    );
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// The first `text_columns` are words, the others figures.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, text_columns: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(head.to_vec()).add_rows(rows);
+    // A pipe has no width, and a table folded to a guessed one is hard to search.
+    let folded = std::io::stdout().is_terminal();
+    table.set_content_arrangement(if folded {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    for column in table.column_iter_mut().skip(text_columns) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

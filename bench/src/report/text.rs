@@ -1,0 +1,147 @@
+//! Figures as people read them; shared by the terminal's table and the page.
+
+use crate::compare::model::{CellReport, Goal, IdleRow, Report, Row, Spread};
+
+pub(super) const ROW_HEAD: [&str; 12] = [
+    "connections × depth",
+    "candidate",
+    "requests/s",
+    "per CPU-second",
+    "P50 µs",
+    "P99 µs",
+    "steal %",
+    "others %",
+    "calls/request",
+    "RSS MiB",
+    "/ tokio",
+    "/ bare-epoll",
+];
+
+pub(super) const IDLE_HEAD: [&str; 6] = [
+    "candidate",
+    "idle connections",
+    "bytes each, silent",
+    "bytes each, after a request",
+    "CPU at rest",
+    "runs at rest",
+];
+
+pub(super) const GOAL_HEAD: [&str; 4] = ["goal", "wanted", "found", ""];
+
+pub(super) fn row(report: &CellReport, row: &Row) -> Vec<String> {
+    let mut columns = vec![report.cell.name.clone(), row.candidate.clone()];
+    if let Some(summary) = &row.summary {
+        columns.extend([
+            short(summary.rps.median),
+            spread(summary.per_cpu_s, short),
+            format!("{:.0}", summary.p50_us.median),
+            spread(summary.p99_us, |us| format!("{us:.0}")),
+            // The worst round: a median would hide the one that was disturbed.
+            format!("{:.1}", summary.steal_percent.max),
+            format!("{:.0}", summary.others_percent.max),
+            calls(row),
+            format!("{:.1}", summary.rss_bytes.median / f64::from(1 << 20)),
+            ratio(row.over_tokio),
+            ratio(row.over_bare),
+        ]);
+    } else {
+        columns.push(if row.failure.is_some() { "failed" } else { "not measured" }.to_owned());
+    }
+    columns.resize(ROW_HEAD.len(), "–".to_owned());
+    columns
+}
+
+/// What the columns have no room for: why a row failed.
+pub(super) fn failures(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for CellReport { cell, rows } in &report.cells {
+        lines.extend(rows.iter().filter_map(|row| {
+            let failure = row.failure.as_ref()?;
+            let rounds = row.rounds.len();
+            Some(format!(
+                "{}, {}: failed after {rounds} rounds: {failure}",
+                cell.name, row.candidate
+            ))
+        }));
+    }
+    lines.extend(report.idle.iter().filter_map(|row| {
+        let failure = row.failure.as_ref()?;
+        Some(format!("idle connections, {}: failed: {failure}", row.candidate))
+    }));
+    lines
+}
+
+pub(super) fn idle(row: &IdleRow) -> Vec<String> {
+    let bytes = |bytes: Option<f64>| bytes.map_or("–".to_owned(), |bytes| format!("{bytes:.0}"));
+    let mut columns = vec![row.candidate.clone(), row.connections.to_string()];
+    columns.extend([bytes(row.silent_bytes), bytes(row.used_bytes)]);
+    match (&row.rest, &row.failure) {
+        (_, Some(_)) => columns.push("failed".to_owned()),
+        (Some(rest), None) => {
+            columns.push(format!("{:.0} µs in {:.1} s", rest.cpu_us, rest.window_s));
+            columns.push(rest.runs.to_string());
+        }
+        (None, None) => {}
+    }
+    columns.resize(IDLE_HEAD.len(), "–".to_owned());
+    columns
+}
+
+pub(super) fn goal(goal: &Goal) -> Vec<String> {
+    let found = goal.value.map_or("–".to_owned(), |value| spread(value, figure));
+    vec![goal.what.clone(), goal.wanted.clone(), found, verdict(goal).to_owned()]
+}
+
+pub(super) fn verdict(goal: &Goal) -> &'static str {
+    match goal.met {
+        Some(true) => "met",
+        Some(false) => "missed",
+        None => "not measured",
+    }
+}
+
+/// `123.4k (120.0k–125.1k)`; the brackets only where the rounds differ.
+pub(super) fn spread(spread: Spread, show: impl Fn(f64) -> String) -> String {
+    let (median, min, max) = (show(spread.median), show(spread.min), show(spread.max));
+    if min == max { median } else { format!("{median} ({min}–{max})") }
+}
+
+/// Four digits at most, with the unit of a thousand or a million.
+pub(super) fn short(value: f64) -> String {
+    match value {
+        1e6.. => format!("{:.2}M", value / 1e6),
+        1e3.. => format!("{:.1}k", value / 1e3),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn figure(value: f64) -> String {
+    if value >= 10.0 || value == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+}
+
+fn ratio(value: Option<Spread>) -> String {
+    value.map_or("–".to_owned(), |value| spread(value, |ratio| format!("{ratio:.2}")))
+}
+
+fn calls(row: &Row) -> String {
+    let counted = row.summary.as_ref().and_then(|summary| summary.system_calls_per_request);
+    match (counted, row.system_calls_by_perf) {
+        (Some(counted), Some(perf)) => format!("{:.2} (perf {perf:.2})", counted.median),
+        (Some(counted), None) => format!("{:.2}", counted.median),
+        (None, Some(perf)) => format!("perf {perf:.2}"),
+        (None, None) => "–".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_short_and_show_their_spread() {
+        let value = Spread { median: 123_456.0, min: 99.0, max: 1_234_567.0 };
+        assert_eq!(spread(value, short), "123.5k (99–1.23M)");
+        let steady = Spread { median: 5.0, min: 5.0, max: 5.0 };
+        assert_eq!(spread(steady, short), "5");
+    }
+}

@@ -1,0 +1,201 @@
+//! `serve`: a ringpoll server for the load generator.
+
+use std::time::{Duration, Instant};
+
+use ringpoll::{Connection, Error, Server, ServerBuilder, ServerHandle, ServerStats, Slice};
+use serde_json::{Value, json};
+
+use crate::cli::{Scenario, ServeArgs};
+use crate::error::{Failure, Result};
+use crate::signals;
+use crate::wire::{HEADER_BYTES, payload_bytes};
+
+/// The subcommand: serves until a signal, then prints its counters.
+pub(crate) fn run(args: ServeArgs) -> Result<()> {
+    refuse_missing(&args)?;
+    args.die_with.map_or(Ok(()), signals::die_with)?;
+    let stop = signals::stop_stream()?;
+    let addr = args.addr.clone();
+    let server = builder(args).bind(&addr).map_err(Failure::at("serve"))?;
+    let handle = server.handle();
+    let stats = handle.stats();
+    println!(
+        "listening on {} backend={} placement={} pollers={}",
+        server.local_addr(),
+        stats.backend,
+        stats.placement,
+        stats.poller_count
+    );
+    let stopper = {
+        let handle = handle.clone();
+        std::thread::spawn(move || {
+            signals::wait(stop);
+            shut_down(&handle)
+        })
+    };
+    // Returns when the stopper has shut the server down, or when the listener died.
+    server.serve().map_err(Failure::at("serve"))?;
+    let cut =
+        stopper.join().map_err(|_| Failure::new("shutdown: the stopping thread panicked"))??;
+    println!("{}", counters(&handle.stats(), cut));
+    Ok(())
+}
+
+/// Flags and scenarios of the contract that need what this build does not have.
+fn refuse_missing(args: &ServeArgs) -> Result<()> {
+    let flags = [
+        ("--send-rings", &args.send_rings),
+        ("--sqpoll-threads", &args.sqpoll_threads),
+        ("--sqpoll-idle-ms", &args.sqpoll_idle_ms),
+        ("--sqpoll-cpus", &args.sqpoll_cpus),
+    ];
+    if let Some((flag, _)) = flags.iter().find(|(_, value)| value.is_some()) {
+        return Err(Failure::new(format!("{flag}: backend {} has no such setting", args.backend)));
+    }
+    if args.scenario == Scenario::Mux {
+        return Err(Failure::new(
+            "--scenario mux: not in this build, choose one of echo, heavy, proxy",
+        ));
+    }
+    Ok(())
+}
+
+fn builder(args: ServeArgs) -> ServerBuilder {
+    let frame_max = args.frame_max.0 as usize;
+    let mut server = Server::builder()
+        .backend(args.backend)
+        .placement(args.placement)
+        .poll_mode(args.poll)
+        .read_bytes_max(frame_max + HEADER_BYTES);
+    if let Some(count) = args.pollers {
+        server = server.pollers(count.into());
+    }
+    if let Some(cpus) = args.poller_cpus {
+        server = server.poller_cpus(cpus.0);
+    }
+    if let Some(cpus) = args.worker_cpus {
+        server = server.worker_cpus(cpus.0);
+    }
+    match args.scenario {
+        // The reply is composed in a buffer of its own, as a server does that computes it.
+        Scenario::Echo | Scenario::Mux => server.on_request(move |connection| {
+            answer_all(connection, frame_max, |connection, frame| connection.write_copy(&frame))
+        }),
+        Scenario::Heavy => {
+            let work = Work::calibrate(Duration::from_micros(args.work_us.into()));
+            server.on_request(move |connection| {
+                answer_all(connection, frame_max, move |connection, frame| {
+                    work.run();
+                    connection.write_copy(&frame)
+                })
+            })
+        }
+        // The request's own bytes go out again.
+        Scenario::Proxy => server.on_request(move |connection| {
+            answer_all(connection, frame_max, |connection, frame| connection.write(frame))
+        }),
+    }
+}
+
+/// Answers every frame that is there, then sends all answers at once.
+async fn answer_all(
+    mut connection: Connection,
+    frame_max: usize,
+    answer: impl Fn(&mut Connection, Slice) -> ringpoll::Result<()>,
+) -> ringpoll::Result<()> {
+    let header = connection.peek(HEADER_BYTES).await?;
+    let frame = connection.next(frame_bytes(&header, frame_max)?).await?;
+    answer(&mut connection, frame)?;
+    while let Some(frame) = buffered_frame(&mut connection, frame_max)? {
+        answer(&mut connection, frame)?;
+    }
+    connection.flush().await
+}
+
+/// The next frame if all of it is there.
+fn buffered_frame(
+    connection: &mut Connection,
+    frame_max: usize,
+) -> ringpoll::Result<Option<Slice>> {
+    let Some(header) = connection.try_peek(HEADER_BYTES) else { return Ok(None) };
+    Ok(connection.try_next(frame_bytes(&header, frame_max)?))
+}
+
+/// How long a frame is, header included.
+fn frame_bytes(header: &[u8], frame_max: usize) -> ringpoll::Result<usize> {
+    let header = *header.first_chunk().expect("four bytes were asked for");
+    let bytes = payload_bytes(header, frame_max).map_err(Error::other)?;
+    Ok(HEADER_BYTES + bytes)
+}
+
+/// A fixed amount of computation. Counted in steps, not in time: a handler that spins on a clock
+/// would do less work the more often it is interrupted.
+#[derive(Clone, Copy)]
+struct Work {
+    steps: u64,
+}
+
+impl Work {
+    fn calibrate(duration: Duration) -> Work {
+        let fastest = (0..CALIBRATIONS).map(|_| {
+            let begun = Instant::now();
+            Work { steps: CALIBRATION_STEPS }.run();
+            begun.elapsed()
+        });
+        // The fastest run is the one nobody interrupted.
+        let fastest = fastest.min().unwrap_or_default().as_secs_f64().max(1e-9);
+        Work { steps: (duration.as_secs_f64() / fastest * CALIBRATION_STEPS as f64) as u64 }
+    }
+
+    fn run(self) {
+        let mut state = 1_u64;
+        for _ in 0..self.steps {
+            state =
+                std::hint::black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+    }
+}
+
+/// Waits for what is running, up to a deadline; how many connections had to be cut then.
+fn shut_down(handle: &ServerHandle) -> Result<usize> {
+    match handle.shutdown(GRACE) {
+        Ok(()) => Ok(0),
+        Err(error) if error.is_timeout() => {
+            eprintln!("ringpoll-bench: {error}: cutting them");
+            handle.shutdown_forced(Duration::ZERO).map_err(Failure::at("shutdown"))
+        }
+        Err(error) => Err(Failure::new(format!("shutdown: {error}"))),
+    }
+}
+
+fn counters(stats: &ServerStats, cut: usize) -> Value {
+    let pollers = &stats.pollers;
+    json!({
+        "accepted": stats.accepted,
+        "refused": stats.refused,
+        "open": stats.open,
+        "handler_runs": stats.handler_runs,
+        "handler_errors": stats.handler_errors,
+        "handler_panics": stats.handler_panics,
+        "accept_pauses": stats.accept_pauses,
+        "cut": cut,
+        "received_bytes": pollers.received_bytes,
+        "sent_bytes": pollers.sent_bytes,
+        "blocks": pollers.blocks,
+        "block_bytes": pollers.block_bytes,
+        "spins_won": pollers.spins_won,
+        "spins_lost": pollers.spins_lost,
+        "wait_calls": pollers.wait_calls,
+        "receive_calls": pollers.receive_calls,
+        "send_calls": pollers.send_calls,
+        "accept_calls": pollers.accept_calls,
+        "control_calls": pollers.control_calls,
+        "wake_calls": pollers.wake_calls,
+        "system_calls": pollers.system_calls(),
+    })
+}
+
+/// How long requests may still run after a signal.
+const GRACE: Duration = Duration::from_secs(5);
+const CALIBRATIONS: usize = 20;
+const CALIBRATION_STEPS: u64 = 100_000;

@@ -1,0 +1,533 @@
+//! The program as its users meet it: exit codes, single lines, right answers. No test depends on
+//! how fast the host is.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ringpoll-bench");
+/// Far beyond what anything here takes; whatever reaches it hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_unknown_backend_is_refused_with_the_known_ones() {
+    let line = refused(&["serve", "--addr", "127.0.0.1:0", "--backend", "kqueue"]);
+    assert!(line.contains("kqueue") && line.contains("epoll"), "{line}");
+    refused(&["compare", "--backends", "epoll,kqueue"]);
+    refused(&["compare", "--peers", "tokio,nobody"]);
+    refused(&["peer", "nobody", "--addr", "127.0.0.1:0"]);
+}
+
+#[test]
+fn what_this_build_does_not_have_is_refused() {
+    let serve = ["serve", "--addr", "127.0.0.1:0"];
+    for (flag, value) in [
+        ("--send-rings", "4"),
+        ("--sqpoll-threads", "2"),
+        ("--sqpoll-idle-ms", "2"),
+        ("--sqpoll-cpus", "0"),
+        ("--scenario", "mux"),
+    ] {
+        let line = refused(&[&serve[..], &[flag, value]].concat());
+        assert!(line.contains(flag), "{line}");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_in_one_line() {
+    for args in [
+        &["serve"][..],
+        &["serve", "--addr", "127.0.0.1"],
+        &["serve", "--addr", "127.0.0.1:99999"],
+        &["serve", "--addr", "127.0.0.1:0", "--placement", "pool:0"],
+        &["serve", "--addr", "127.0.0.1:0", "--pollers", "0"],
+        &["serve", "--addr", "127.0.0.1:0", "--poll", "sometimes"],
+        &["serve", "--addr", "127.0.0.1:0", "--poller-cpus", "3-1"],
+        &["serve", "--addr", "127.0.0.1:0", "--scenario", "chess"],
+        &["peer", "tokio", "--addr", "nowhere"],
+        &["load", "--connections", "1", "--size", "1", "--duration", "1s"],
+        &["compare", "--server-cpus", "1000"],
+        &["compare", "--rounds", "0"],
+        &["compare", "--connections", "10,x"],
+        &["dance"],
+    ] {
+        refused(args);
+    }
+}
+
+#[test]
+fn a_bad_load_is_refused_in_one_line() {
+    for (addr, extra) in [
+        ("127.0.0.1:1", &["--connections", "0"][..]),
+        ("127.0.0.1:1", &["--size", "many"]),
+        ("127.0.0.1:1", &["--duration", "0s"]),
+        ("127.0.0.1:1", &["--rate", "-3"]),
+        ("nowhere", &[]),
+        (":80", &[]),
+        ("127.0.0.1:http", &[]),
+    ] {
+        refused(&load(&addr, extra));
+    }
+}
+
+#[test]
+fn more_connections_than_descriptors_are_refused_with_the_number() {
+    let line =
+        refused(&load(&"127.0.0.1:1", &["--connections", "1000000", "--idle", "1000000000"]));
+    assert!(line.contains("1001000") && line.contains("limit is"), "{line}");
+}
+
+#[test]
+fn a_port_in_use_is_refused() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let line = refused(&["serve", "--addr", &addr]);
+    assert!(line.contains(&addr), "{line}");
+    refused(&["peer", "tokio", "--addr", &addr]);
+    refused(&["peer", "bare-epoll", "--addr", &addr]);
+}
+
+#[test]
+fn an_unreachable_server_is_refused() {
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let line = refused(&load(&addr, &[]));
+    assert!(line.contains(&addr.to_string()) && line.contains("refused"), "{line}");
+}
+
+#[test]
+fn a_server_that_dies_half_way_ends_the_load() {
+    let addr = scripted(|mut stream| {
+        let mut frame = [0; 4 + 64];
+        for _ in 0..50 {
+            stream.read_exact(&mut frame).unwrap();
+            stream.write_all(&frame).unwrap();
+        }
+    });
+    let line = refused(&load(&addr, &["--connections", "3", "--duration", "1m"]));
+    assert!(line.contains("every connection is lost"), "{line}");
+}
+
+#[test]
+fn a_server_that_never_answers_ends_the_load() {
+    let addr = scripted(|mut stream| {
+        // Until the client gives up.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    for extra in
+        [&["--duration", "1m"][..], &["--duration", "10ms"], &["--rate", "100", "--duration", "1m"]]
+    {
+        let line = refused(&load(&addr, &[extra, &["--timeout", "200ms"]].concat()));
+        assert!(line.contains("stopped answering"), "{line}");
+    }
+}
+
+#[test]
+fn a_wrong_reply_is_found() {
+    for wrong_byte in [0, 3, 5, 4 + 63] {
+        let addr = scripted(move |mut stream| {
+            let mut frame = [0; 4 + 64];
+            while stream.read_exact(&mut frame).is_ok() {
+                frame[wrong_byte] ^= 0x80;
+                if stream.write_all(&frame).is_err() {
+                    return;
+                }
+            }
+        });
+        let line = refused(&load(&addr, &[]));
+        assert!(line.contains("wrong reply"), "byte {wrong_byte}: {line}");
+    }
+}
+
+#[test]
+fn one_lost_connection_is_an_error_but_not_the_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut frame = [0; 4 + 64];
+                while number != 1 && stream.read_exact(&mut frame).is_ok() {
+                    if stream.write_all(&frame).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let output = run(&load(&addr, &["--connections", "3", "--json"]));
+    assert_eq!(output.status.code(), Some(2));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["errors"], 1);
+    assert!(found["requests"].as_u64().unwrap() > 0);
+    assert!(text(&output.stderr).contains("1 errors"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn every_server_answers_every_byte_right() {
+    for server in servers() {
+        let server = Server::start(&server);
+        for extra in [
+            &["--size", "0", "--connections", "3", "--depth", "20"][..],
+            &["--size", "7"],
+            &["--size", "1k", "--connections", "20", "--depth", "16"],
+            &["--size", "300k", "--connections", "3", "--depth", "4"],
+            &["--size", "2M", "--connections", "2"],
+            &["--size", "1k", "--connections", "5", "--rate", "2000", "--idle", "30"],
+        ] {
+            let output = run(&load(&server.addr, &[extra, &["--json"]].concat()));
+            assert!(output.status.success(), "{extra:?}: {}", text(&output.stderr));
+            check_line(&output.stdout);
+        }
+        server.stop(Signal::TERM);
+    }
+}
+
+#[test]
+fn every_server_answers_frames_that_come_in_pieces() {
+    for server in servers() {
+        let server = Server::start(&server);
+        let mut stream = connect(&server.addr);
+        let frames: Vec<u8> =
+            [&b""[..], b"a", &[7; 3000]].iter().flat_map(|payload| frame(payload)).collect();
+        for piece in frames.chunks(frames.len() / 40) {
+            stream.write_all(piece).unwrap();
+            stream.flush().unwrap();
+        }
+        let mut replies = vec![0; frames.len()];
+        stream.read_exact(&mut replies).unwrap();
+        assert!(replies == frames);
+        drop(stream);
+        server.stop(Signal::TERM);
+    }
+}
+
+#[test]
+fn a_frame_above_the_limit_closes_its_connection_only() {
+    for mut server in servers() {
+        server.extend(["--frame-max", "1k"]);
+        let server = Server::start(&server);
+        let mut other = connect(&server.addr);
+        let mut stream = connect(&server.addr);
+        stream.write_all(&1025_u32.to_be_bytes()).unwrap();
+        // Closed or reset, but no byte of an answer.
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+        let largest = frame(&[9; 1024]);
+        other.write_all(&largest).unwrap();
+        let mut reply = vec![0; largest.len()];
+        other.read_exact(&mut reply).unwrap();
+        assert!(reply == largest);
+        drop(other);
+        server.stop(Signal::TERM);
+    }
+}
+
+#[test]
+fn a_server_prints_one_line_when_ready_and_one_at_its_end() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let args = [
+            "serve",
+            "--addr",
+            "127.0.0.1:0",
+            "--backend",
+            "epoll",
+            "--placement",
+            "pool:2",
+            "--pollers",
+            "1",
+        ];
+        let server = Server::start(&args);
+        assert_eq!(
+            server.line,
+            format!("listening on {} backend=epoll placement=pool:2 pollers=1", server.addr)
+        );
+        let mut stream = connect(&server.addr);
+        stream.write_all(&frame(b"hello")).unwrap();
+        stream.read_exact(&mut [0; 9]).unwrap();
+        let counters = server.stop(signal);
+        assert_eq!(counters["accepted"], 1);
+        assert_eq!(counters["received_bytes"], 9);
+        assert_eq!(counters["sent_bytes"], 9);
+        assert!(counters["system_calls"].as_u64().unwrap() >= 3, "{counters}");
+    }
+}
+
+#[test]
+fn probe_tells_what_is_built_in() {
+    let output = run(&["probe"]);
+    assert!(output.status.success());
+    let said = text(&output.stdout);
+    for what in [
+        "kernel:",
+        "cpus allowed:",
+        "fd limit:",
+        "somaxconn:",
+        "auto takes:         epoll",
+        "because:",
+    ] {
+        assert!(said.contains(what), "{what} is not in {said}");
+    }
+    assert!(!said.contains("uring"), "{said}");
+}
+
+#[test]
+fn help_is_no_error() {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["serve", "--help"],
+        &["load", "--help"],
+        &["compare", "--help"],
+    ] {
+        let output = run(args);
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_comparison_ends_with_json_and_one_page() {
+    let out = fresh_dir("compare");
+    let dir = out.to_str().unwrap();
+    let output = run(&[
+        &[
+            "compare",
+            "--connections",
+            "2",
+            "--rounds",
+            "2",
+            "--duration",
+            "30ms",
+            "--peers",
+            "tokio,tokio-mt,bare-epoll",
+        ][..],
+        &["--idle", "20", "--idle-window", "20ms", "--out", dir],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
+    let cells = found["cells"].as_array().unwrap();
+    let names: Vec<_> = cells.iter().map(|cell| cell["cell"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["2 × 1", "4 × 64", "100 × 1", "100 × 1 + 400 idle"]);
+    for row in cells.iter().flat_map(|cell| cell["rows"].as_array().unwrap()) {
+        assert_eq!(row["failure"], Value::Null);
+        assert_eq!(row["rounds"].as_array().unwrap().len(), 2, "{row}");
+        assert!(row["summary"]["rps"]["median"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(found["idle"].as_array().unwrap().len(), 5);
+    assert!(found["goals"].as_array().unwrap().len() >= 8);
+    let page = fs::read_to_string(out.join("compare.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("ringpoll epoll inline"));
+    let links = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(
+        !links.contains("http") && !links.contains("<script"),
+        "the page is not self-contained"
+    );
+    assert!(text(&output.stdout).contains("ringpoll epoll pool"));
+}
+
+#[test]
+fn a_candidate_that_fails_is_a_row_that_says_so() {
+    let out = fresh_dir("failing");
+    let dir = out.to_str().unwrap();
+    let output = run(&[
+        &["compare", "--quick", "--connections", "2", "--size", "4k", "--frame-max", "1k"][..],
+        &["--idle", "0", "--depth", "1", "--out", dir],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
+    let rows = found["cells"][0]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert!(row["failure"].as_str().unwrap().contains("connection"), "{row}");
+    }
+    assert!(text(&output.stdout).contains("failed after 0 rounds"));
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_measuring() {
+    let file = fresh_dir("file").join("taken");
+    fs::write(&file, "").unwrap();
+    let line = refused(&["compare", "--out", file.to_str().unwrap()]);
+    assert!(line.contains("taken"), "{line}");
+}
+
+/// Every way to serve that this program has.
+fn servers() -> Vec<Vec<&'static str>> {
+    [
+        &["serve", "--placement", "inline"][..],
+        &["serve", "--placement", "pool", "--pollers", "2"],
+        &["serve", "--placement", "inline", "--scenario", "proxy", "--poll", "never"],
+        &["serve", "--placement", "pool", "--scenario", "heavy", "--work-us", "5"],
+        &["peer", "tokio"],
+        &["peer", "tokio-mt"],
+        &["peer", "bare-epoll"],
+    ]
+    .iter()
+    .map(|args| [args, &["--addr", "127.0.0.1:0"][..]].concat())
+    .collect()
+}
+
+/// Runs the program to its end, which must come by itself.
+fn run(args: &[impl AsRef<str>]) -> Output {
+    let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
+    let mut child = Command::new(PROGRAM)
+        .args(&args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = collect(child.stdout.take().unwrap());
+    let stderr = collect(child.stderr.take().unwrap());
+    let status = wait(&mut child).unwrap_or_else(|| panic!("{args:?} hangs"));
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Runs the program, which must refuse: exit code 2, one line on standard error, nothing on
+/// standard output.
+fn refused(args: &[impl AsRef<str>]) -> String {
+    let output = run(args);
+    let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+    assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
+    assert!(error.starts_with("ringpoll-bench: "), "{args:?}: {error}");
+    assert_eq!(out, "", "{args:?}");
+    error
+}
+
+/// A `load` with short defaults; what `extra` names again replaces them.
+fn load(addr: &impl ToString, extra: &[&str]) -> Vec<String> {
+    let defaults =
+        [("--connections", "1"), ("--size", "64"), ("--duration", "100ms"), ("--warmup", "10ms")];
+    let mut args = vec!["load".to_owned(), "--addr".to_owned(), addr.to_string()];
+    for (flag, value) in defaults {
+        if !extra.contains(&flag) {
+            args.extend([flag.to_owned(), value.to_owned()]);
+        }
+    }
+    args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+    args
+}
+
+fn check_line(stdout: &[u8]) {
+    let found: Value = serde_json::from_slice(stdout).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {found}"));
+    assert_eq!(found["errors"], 0);
+    assert!(number(&found["requests"]) > 0.0, "{found}");
+    assert!(number(&found["elapsed_s"]) >= 0.1 && number(&found["rps"]) > 0.0, "{found}");
+    assert!(number(&found["bytes"]) >= number(&found["requests"]) * 4.0, "{found}");
+    let latency = ["p50", "p90", "p99", "p999", "p9999", "max"]
+        .map(|name| number(&found["latency_us"][name]));
+    assert!(latency.is_sorted() && latency[0] > 0.0, "{found}");
+    assert_eq!(found.as_object().unwrap().len(), 6);
+}
+
+/// A server that runs `life` for every connection.
+fn scripted(life: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let life = life.clone();
+            thread::spawn(move || life(stream.unwrap()));
+        }
+    });
+    addr
+}
+
+/// A server of this program as a process; killed when a test fails.
+struct Server {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    line: String,
+    addr: String,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Server {
+        let mut child = Command::new(PROGRAM).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let line = line.trim_end().to_owned();
+        let addr =
+            line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{args:?}: {line:?}"));
+        let addr = addr.split(' ').next().unwrap().to_owned();
+        Server { child, stdout, line, addr }
+    }
+
+    /// Its counters: the one line it prints at its end.
+    fn stop(mut self, signal: Signal) -> Value {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let status = wait(&mut self.child).expect("the server hangs");
+        assert!(status.success(), "{status}");
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest.lines().count(), 1, "{rest}");
+        serde_json::from_str(&rest).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only for a process that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let deadline = Instant::now() + DEADLINE;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    None
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+fn connect(addr: &str) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+fn frame(payload: &[u8]) -> Vec<u8> {
+    [&(payload.len() as u32).to_be_bytes()[..], payload].concat()
+}
+
+fn fresh_dir(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // There is none on the first run.
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

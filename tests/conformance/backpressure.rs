@@ -1,0 +1,282 @@
+//! Back-pressure: a slow side slows the other down, costs bounded memory, and starves nobody.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ringpoll::Connection;
+
+use crate::harness::*;
+
+macro_rules! cases {
+    ($tests:ident, $mount:ident) => {
+        $tests! { $mount, backpressure:
+            input_stops_at_the_high_watermark_and_resumes_at_the_low_one
+            a_handler_that_waits_elsewhere_bounds_its_input
+            output_is_bounded_while_the_peer_does_not_read
+            a_flush_larger_than_the_output_bound_goes_through
+            a_pipeline_of_two_slow_sides_moves_every_byte_in_bounded_memory
+            a_flooding_connection_leaves_the_others_their_share
+            a_thousand_stalled_requests_cost_little_memory_each
+            idle_connections_own_no_buffers
+        }
+    };
+}
+pub(crate) use cases;
+
+const LOW: usize = 64 << 10;
+const HIGH: usize = 256 << 10;
+
+fn watermarks() -> Tuning {
+    Tuning { input_watermarks: (LOW, HIGH), ..Tuning::default() }
+}
+
+/// A connection whose owner is the test, not a handler, and the peer.
+fn held(t: &Fixture, tuning: Tuning) -> Check<(Connection, TcpStream)> {
+    let (peer, conn) = t.drive_tuned(tuning, |conn| async move { Ok(conn) })?;
+    Ok((conn.wait(), peer))
+}
+
+/// Waits until `conn` receives nothing more; round trips elsewhere are the measure of time.
+fn settle(t: &Fixture, conn: &Connection) -> Check<u64> {
+    let bystander = t.echo_server();
+    let peer = dial(&bystander)?;
+    let start = Instant::now();
+    loop {
+        let before = conn.stats().received_bytes;
+        for _ in 0..100 {
+            exchange(&peer, b"?")?;
+        }
+        if conn.stats().received_bytes == before {
+            return Ok(before);
+        }
+        assert!(start.elapsed() < DEADLINE, "input never stops: {:?}", conn.stats());
+    }
+}
+
+/// BP1.
+pub(crate) fn input_stops_at_the_high_watermark_and_resumes_at_the_low_one(t: &Fixture) -> Check {
+    const TOTAL: usize = 32 << 20;
+    let (mut conn, mut peer) = held(t, watermarks())?;
+    let writer = on_thread(move || {
+        peer.write_all(&pattern(0, TOTAL))?;
+        Ok(peer)
+    });
+    eventually("input fills up", || conn.stats().unread_bytes >= HIGH as u64);
+    let stopped = settle(t, &conn)?;
+    let unread = conn.stats().unread_bytes as usize;
+    assert!(unread < 2 * HIGH, "{unread} bytes are buffered above a watermark of {HIGH}");
+    writer.assert_pending();
+
+    block_on(async { Ok(conn.skip(unread - LOW - 1).await?) })?;
+    assert_eq!(settle(t, &conn)?, stopped, "resumed above the low watermark");
+    block_on(async { Ok(conn.skip(2).await?) })?;
+    eventually("input resumes", || conn.stats().received_bytes > stopped);
+
+    let mut at = unread - LOW + 1;
+    block_on(async {
+        while at < TOTAL {
+            let count = conn.readable().await?;
+            assert!(count < 2 * HIGH, "{count} bytes are buffered above a watermark of {HIGH}");
+            assert_pattern(&conn.next(count).await?, at);
+            at += count;
+        }
+        Ok(())
+    })?;
+    assert_eq!(at, TOTAL);
+    drop(writer.wait());
+    Ok(())
+}
+
+/// BP1 from inside a handler: it is asleep, and nobody reads for it.
+pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Check {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let builder = t.server().input_watermarks(LOW, HIGH);
+    let server = t.spawn(builder.on_request(move |mut conn| {
+        let gate = Arc::clone(&opened);
+        async move {
+            let _ = gate.acquire().await.expect("the gate stays");
+            let count = conn.readable().await?;
+            conn.skip(count).await
+        }
+    }));
+    let mut peers: Vec<_> = (0..4).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for peer in &mut peers {
+        peer.set_write_timeout(Some(Duration::from_millis(50)))?;
+        // Until it no longer fits anywhere: the kernel's buffers and ours are full.
+        while peer.write_all(&[0; 64 << 10]).is_ok() {}
+    }
+    let block_bytes = server.stats().pollers.block_bytes as usize;
+    assert!(block_bytes < 4 * 2 * HIGH, "{block_bytes} bytes of blocks for 4 connections");
+    gate.add_permits(1);
+    drop(peers);
+    eventually("all is drained", || server.stats().open == 0);
+    Ok(())
+}
+
+/// BP2.
+pub(crate) fn output_is_bounded_while_the_peer_does_not_read(t: &Fixture) -> Check {
+    const BOUND: usize = 256 << 10;
+    const CHUNK: usize = 64 << 10;
+    let tuning = Tuning { output_bytes_max: BOUND, ..Tuning::default() };
+    let (mut conn, peer) = held(t, tuning)?;
+    let start = Instant::now();
+    let mut at = 0;
+    let error = loop {
+        conn.write(pattern(at, CHUNK))?;
+        at += CHUNK;
+        if let Err(error) = conn.submit() {
+            break error;
+        }
+        assert!(start.elapsed() < DEADLINE, "{at} bytes are accepted for a peer that reads none");
+    };
+    assert!(error.is_limit() && !error.is_closed(), "{error:?}");
+    assert_eq!(conn.pending_len(), CHUNK, "the refused data has to stay");
+    assert!(conn.submit().is_err_and(|error| error.is_limit()));
+    let unsent = conn.stats().unsent_bytes as usize;
+    assert!(unsent <= BOUND + 2 * CHUNK, "{unsent} bytes wait, {BOUND} may");
+    let block_bytes = t.stats().block_bytes as usize;
+    assert!(block_bytes <= 2 * (BOUND + 2 * CHUNK), "{block_bytes} bytes of blocks");
+
+    let waits = block_on(async { Ok(poll_once(conn.flush()).await.is_none()) })?;
+    assert!(waits, "a flush did not wait");
+    let reader = on_thread(move || {
+        assert_pattern(&read_exactly(&peer, at)?, 0);
+        Ok(peer)
+    });
+    block_on(async { Ok(conn.flush().await?) })?;
+    assert_eq!((conn.pending_len(), conn.stats().unsent_bytes), (0, 0));
+    drop(reader.wait());
+    Ok(())
+}
+
+/// The bound is on what waits, not on the size of a message.
+pub(crate) fn a_flush_larger_than_the_output_bound_goes_through(t: &Fixture) -> Check {
+    const SIZE: usize = 8 << 20;
+    let tuning = Tuning { output_bytes_max: 64 << 10, ..Tuning::default() };
+    let (peer, done) = t.drive_tuned(tuning, |mut conn| async move {
+        for round in 0..2 {
+            conn.write(pattern(round * SIZE, SIZE))?;
+            conn.flush().await?;
+        }
+        Ok(())
+    })?;
+    assert_pattern(&read_exactly(&peer, 2 * SIZE)?, 0);
+    done.wait();
+    Ok(())
+}
+
+/// BP2 with a peer that reads slowly: memory stays flat.
+pub(crate) fn a_pipeline_of_two_slow_sides_moves_every_byte_in_bounded_memory(
+    t: &Fixture,
+) -> Check {
+    const TOTAL: usize = 16 << 20;
+    let tuning =
+        Tuning { input_watermarks: (LOW, HIGH), output_bytes_max: HIGH, ..Tuning::default() };
+    let (peer, moved) = t.drive_tuned(tuning, |mut conn| async move {
+        let mut at = 0;
+        while at < TOTAL {
+            let count = conn.readable().await?;
+            let bytes = conn.next(count).await?;
+            conn.write(bytes)?;
+            conn.flush().await?;
+            at += count;
+        }
+        Ok(())
+    })?;
+    let mut sender = peer.try_clone()?;
+    let writer = on_thread(move || Ok(sender.write_all(&pattern(0, TOTAL))?));
+    let mut random = t.random();
+    let mut at = 0;
+    let mut block_bytes_peak = 0;
+    while at < TOTAL {
+        let count = random.within(1..200_000).min(TOTAL - at);
+        assert_pattern(&read_exactly(&peer, count)?, at);
+        at += count;
+        block_bytes_peak = block_bytes_peak.max(t.stats().block_bytes as usize);
+    }
+    writer.wait();
+    moved.wait();
+    assert!(block_bytes_peak <= 8 * HIGH, "{block_bytes_peak} bytes of blocks at the peak");
+    Ok(())
+}
+
+/// BP3: both connections share the one poller there is.
+pub(crate) fn a_flooding_connection_leaves_the_others_their_share(t: &Fixture) -> Check {
+    let server = t.spawn(t.server().pollers(1).on_request(|mut conn| async move {
+        if conn.peek(1).await?[0] == b'p' {
+            return echo(conn).await;
+        }
+        let count = conn.readable().await?;
+        conn.skip(count).await
+    }));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut flood = dial(&server)?;
+    let stopped = Arc::clone(&stop);
+    let flooding = on_thread(move || {
+        let mut sent = 0_usize;
+        while !stopped.load(Ordering::Relaxed) {
+            flood.write_all(&[0; 64 << 10])?;
+            sent += 64 << 10;
+        }
+        Ok(sent)
+    });
+    eventually("the flood runs", || server.stats().pollers.received_bytes > 4 << 20);
+    let peer = dial(&server)?;
+    let mut latencies: Vec<_> = (0..200)
+        .map(|_| {
+            let start = Instant::now();
+            assert_eq!(exchange(&peer, b"ping")?, b"ping");
+            Ok(start.elapsed())
+        })
+        .collect::<Check<_>>()?;
+    stop.store(true, Ordering::Relaxed);
+    let flooded = flooding.wait();
+    latencies.sort_unstable();
+    let median = latencies[latencies.len() / 2];
+    // A turn of the flood is a bounded number of bytes; half a second of them is starvation.
+    assert!(median < Duration::from_millis(500), "median {median:?} beside {flooded} bytes");
+    Ok(())
+}
+
+/// BP4: the first bytes of a request, and never the rest.
+pub(crate) fn a_thousand_stalled_requests_cost_little_memory_each(t: &Fixture) -> Check {
+    const COUNT: usize = 1000;
+    let server = t.spawn(t.server().on_request(|mut conn| async move {
+        let frame = conn.next(100).await?;
+        conn.write(frame)?;
+        conn.flush().await
+    }));
+    let peers: Vec<_> = (0..COUNT).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for (index, mut peer) in peers.iter().enumerate() {
+        peer.write_all(&pattern(0, 1 + index % 50))?;
+        peer.write_all(&pattern(1 + index % 50, 1))?;
+    }
+    let sent: usize = (0..COUNT).map(|index| 2 + index % 50).sum();
+    eventually("all have arrived", || server.stats().pollers.received_bytes == sent as u64);
+    let block_bytes = server.stats().pollers.block_bytes as usize;
+    assert!(block_bytes <= COUNT * 4096, "{} bytes of blocks each", block_bytes / COUNT);
+    let swift = dial(&server)?;
+    assert_pattern(&exchange(&swift, &pattern(0, 100))?, 0);
+    for (index, mut peer) in peers.iter().enumerate() {
+        let sent = 2 + index % 50;
+        peer.write_all(&pattern(sent, 100 - sent))?;
+        assert_pattern(&read_exactly(peer, 100)?, 0);
+    }
+    Ok(())
+}
+
+/// Fix row 10.
+pub(crate) fn idle_connections_own_no_buffers(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let peers: Vec<_> = (0..200).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for peer in &peers {
+        assert_pattern(&exchange(peer, &pattern(0, 10_000))?, 0);
+    }
+    eventually("all blocks are back", || server.stats().pollers.blocks == 0);
+    assert_eq!(server.stats().open, 200);
+    Ok(())
+}
