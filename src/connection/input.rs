@@ -21,8 +21,6 @@ pub(super) struct Input {
     pub(super) wait: Option<Wait>,
     /// Nothing more will come, and why.
     pub(super) end: Option<End>,
-    /// Reception is paused until the reader has made room.
-    paused: bool,
     pub(super) runs: Runs,
     /// The poller has given up the slot.
     pub(super) removed: bool,
@@ -77,7 +75,6 @@ impl Input {
             held_bytes: 0,
             wait: None,
             end: None,
-            paused: false,
             runs: Runs::Home,
             removed: false,
             serves,
@@ -117,7 +114,6 @@ impl Input {
             None => filed.start_run = self.start_run(),
         }
         filed.pause = buffered >= limits.input_high_bytes.min(share_bytes.unwrap_or(usize::MAX));
-        self.paused |= filed.pause;
         filed
     }
 
@@ -169,28 +165,31 @@ impl Input {
         self.wait.is_some()
     }
 
-    /// Hands everything to the reader. `true`: it has made room, and reception can go on.
-    pub(super) fn refill(&mut self, reader: &mut Chain, wanted_bytes: usize, limits: &Limits) -> bool {
+    /// Hands everything to the reader.
+    pub(super) fn refill(&mut self, reader: &mut Chain) {
         reader.append(&mut self.inbox);
         self.held_bytes = reader.len();
-        self.make_room(wanted_bytes, limits)
     }
 
-    /// Takes back what comes home. `true`: there is room, and reception can go on.
+    /// Notes how much the reader has left.
+    pub(super) fn set_held_bytes(&mut self, bytes: usize) {
+        self.held_bytes = bytes;
+    }
+
+    /// Takes back what comes home.
     pub(super) fn bring_home(
         &mut self,
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
-        limits: &Limits,
-    ) -> bool {
+    ) {
         if writer.is_some() {
             self.writer = writer;
         }
-        let Some(reader) = reader else { return false };
-        self.held_bytes = reader.len();
-        self.reader = Some(reader);
-        self.wait = None;
-        self.make_room(0, limits)
+        if let Some(reader) = reader {
+            self.held_bytes = reader.len();
+            self.reader = Some(reader);
+            self.wait = None;
+        }
     }
 
     /// Registers the reader; `file` wakes it when `bytes` are there.
@@ -233,13 +232,5 @@ impl Input {
         self.inbox.clear();
         self.held_bytes = 0;
         self.reader = None;
-    }
-
-    fn make_room(&mut self, wanted_bytes: usize, limits: &Limits) -> bool {
-        let buffered = self.buffered_bytes();
-        let room = buffered <= limits.input_low_bytes || wanted_bytes > buffered;
-        let resume = self.paused && room;
-        self.paused &= !resume;
-        resume
     }
 }

@@ -30,6 +30,7 @@ use crate::sync::lock;
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
 use reader::impl_reader;
+use wait::Submission;
 use writer::impl_writer;
 
 pub(crate) use shared::{Remote, Shared, current_poller};
@@ -141,7 +142,7 @@ impl Connection {
             // Somebody is inside `with_fd`: another number for the same socket does as well.
             Err(socket) => socket.duplicate().map_err(|error| Error::io("detach", error))?,
         };
-        lock(&shared.input).refill(&mut self.reader, 0, &shared.limits);
+        lock(&shared.input).refill(&mut self.reader);
         let unread = LinkBuffer::from_chain(std::mem::take(&mut *self.reader));
         Ok(Detached { fd, unread })
     }

@@ -40,12 +40,17 @@ macro_rules! impl_reader {
             /// Takes the next `bytes` if they are here.
             #[inline]
             pub fn try_next(&mut self, bytes: usize) -> Option<Slice> {
-                self.reader.next(bytes, &self.handle.0.remote.pool)
+                self.refill_below(bytes);
+                let shared = &self.handle.0;
+                let slice = self.reader.next(bytes, &shared.remote.pool)?;
+                shared.consumed(self.reader.len());
+                Some(slice)
             }
 
             /// The next `bytes` if they are here; they stay to be read.
             #[inline]
             pub fn try_peek(&mut self, bytes: usize) -> Option<Slice> {
+                self.refill_below(bytes);
                 self.reader.peek(bytes, &self.handle.0.remote.pool)
             }
 
@@ -57,6 +62,7 @@ macro_rules! impl_reader {
                 while !self.reader.skip(bytes) {
                     self.fill("skip", bytes).await?;
                 }
+                self.handle.0.consumed(self.reader.len());
                 Ok(())
             }
 
@@ -91,7 +97,7 @@ macro_rules! impl_reader {
                 if !buffer.is_empty() {
                     self.readable().await?;
                 }
-                Ok(self.reader.read_into(buffer))
+                Ok(self.read_into(buffer))
             }
 
             /// Fills `buffer`.
@@ -102,7 +108,7 @@ macro_rules! impl_reader {
                 while self.reader.len() < buffer.len() {
                     self.fill("read_exact", buffer.len()).await?;
                 }
-                self.reader.read_into(buffer);
+                self.read_into(buffer);
                 Ok(())
             }
 
@@ -132,7 +138,7 @@ macro_rules! impl_reader {
                     self.fill("read_to_vec", bytes).await?;
                 }
                 let mut copy = vec![0; bytes];
-                self.reader.read_into(&mut copy);
+                self.read_into(&mut copy);
                 Ok(copy)
             }
 
@@ -143,6 +149,7 @@ macro_rules! impl_reader {
             pub async fn slice(&mut self, bytes: usize) -> Result<LinkBuffer> {
                 loop {
                     if let Some(chain) = self.reader.split(bytes) {
+                        self.handle.0.consumed(self.reader.len());
                         return Ok(LinkBuffer::from_chain(chain));
                     }
                     self.fill("slice", bytes).await?;
@@ -172,6 +179,19 @@ macro_rules! impl_reader {
             #[inline]
             pub fn is_empty(&self) -> bool {
                 self.reader.is_empty() && lock(&self.handle.0.input).inbox.is_empty()
+            }
+
+            #[inline]
+            fn refill_below(&mut self, bytes: usize) {
+                if self.reader.len() < bytes {
+                    self.handle.0.refill(&mut self.reader, bytes);
+                }
+            }
+
+            fn read_into(&mut self, buffer: &mut [u8]) -> usize {
+                let bytes = self.reader.read_into(buffer);
+                self.handle.0.consumed(self.reader.len());
+                bytes
             }
 
             async fn fill(&mut self, operation: &'static str, bytes: usize) -> Result<()> {

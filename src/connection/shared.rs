@@ -21,8 +21,8 @@ use crate::buffer::{Chain, Staging};
 use crate::config::{self, Limits};
 use crate::poller::timers::{NEVER, now_ns};
 use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Socket, Token};
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use crate::sync::{Mutex, lock};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, lock};
 
 pub(crate) type Remote = crate::poller::Remote<Shared>;
 
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     halves: AtomicU8,
     pub(super) life: Life,
     pub(super) timeouts: Timeouts,
+    /// Reception is paused until the reader has made room. Changed under the input lock.
+    paused: AtomicBool,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
     pub(super) extras: Mutex<Extras>,
@@ -82,6 +84,7 @@ impl Shared {
             token: AtomicU64::new(Token::NONE.bits()),
             halves: AtomicU8::new(0),
             life: Life::new(),
+            paused: AtomicBool::new(false),
             input: Mutex::new(Input::new(serves)),
             output: Mutex::new(Output::new(socket)),
             extras: Mutex::new(Extras::default()),
@@ -139,8 +142,38 @@ impl Shared {
         }
     }
 
-    pub(super) fn resume(self: &Arc<Self>) {
-        self.remote.send(Command::Resume(Arc::clone(self)));
+    /// Gives the reader what has arrived.
+    pub(super) fn refill(self: &Arc<Self>, reader: &mut Chain, wanted_bytes: usize) {
+        let mut input = lock(&self.input);
+        input.refill(reader);
+        self.resume_if_room(input, wanted_bytes);
+    }
+
+    /// The reader has consumed some: lets reception go on where it was paused and there is room now.
+    #[inline]
+    pub(super) fn consumed(self: &Arc<Self>, left_bytes: usize) {
+        if self.paused.load(Ordering::Relaxed) && left_bytes <= self.limits.input_low_bytes {
+            let mut input = lock(&self.input);
+            input.set_held_bytes(left_bytes);
+            self.resume_if_room(input, 0);
+        }
+    }
+
+    /// Ends a pause, unless there is too much buffered for a reader that wants `wanted_bytes`.
+    pub(super) fn resume_if_room(
+        self: &Arc<Self>,
+        input: MutexGuard<'_, Input>,
+        wanted_bytes: usize,
+    ) {
+        if !self.paused.load(Ordering::Relaxed) {
+            return;
+        }
+        let buffered = input.buffered_bytes();
+        if buffered <= self.limits.input_low_bytes || wanted_bytes > buffered {
+            self.paused.store(false, Ordering::Relaxed);
+            drop(input);
+            self.remote.send(Command::Resume(Arc::clone(self)));
+        }
     }
 
     /// Takes parts of a run back, and does what follows.
@@ -151,14 +184,11 @@ impl Shared {
         writer: Option<Box<Staging>>,
     ) {
         let mut input = lock(&self.input);
-        let resume = input.bring_home(reader, writer, &self.limits);
+        input.bring_home(reader, writer);
         let over = input.runs.give_back(parts);
         let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
         let disconnected = over && input.take_disconnect_owed();
-        drop(input);
-        if resume {
-            self.resume();
-        }
+        self.resume_if_room(input, 0);
         if disconnected {
             self.tell_disconnected();
         }
@@ -362,8 +392,14 @@ impl Endpoint for Shared {
         if self.timeouts.watches_idle() {
             self.timeouts.touch(batch.now_ns);
         }
-        let filed =
-            lock(&self.input).file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
+        let filed = {
+            let mut input = lock(&self.input);
+            let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
+            if filed.pause {
+                self.paused.store(true, Ordering::Relaxed);
+            }
+            filed
+        };
         self.follow(filed, batch)
     }
 

@@ -69,21 +69,31 @@ pub(super) async fn removed(shared: &Arc<Shared>) {
     .await;
 }
 
-/// Hands written bytes over. `Ok(None)`: the kernel has them; `Some`: it will, when so many are sent in all.
-pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Option<u64>> {
+/// What became of a submission.
+pub(super) enum Submission {
+    /// The kernel has every byte.
+    Sent,
+    /// It will, when so many are sent in all.
+    Queued(u64),
+    /// Nothing was handed over: too much waits for the peer, until so many are sent in all.
+    Full(u64),
+}
+
+/// Hands written bytes over.
+pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Submission> {
     let mut output = lock(&shared.output);
     if shared.life.is_closed() || output.ended {
         return Err(Error::closed("flush"));
     }
     if staging.is_empty() {
-        return Ok((output.unsent() > 0).then(|| output.submitted()));
+        return Ok(match output.unsent() {
+            0 => Submission::Sent,
+            _ => Submission::Queued(output.submitted()),
+        });
     }
-    if output.unsent() >= shared.limits.output_bytes_max as u64 {
-        return Err(Error::limit(format!(
-            "submit: {} bytes wait for the peer, {} are allowed",
-            output.unsent(),
-            shared.limits.output_bytes_max
-        )));
+    let unsent_max = shared.limits.output_bytes_max as u64;
+    if output.unsent() >= unsent_max {
+        return Ok(Submission::Full(output.submitted() - unsent_max + 1));
     }
     let done = output.submit(staging.sealed(), &shared.remote.counters);
     let submitted = output.submitted();
@@ -92,15 +102,23 @@ pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Opti
         shared.timeouts.touch(now_ns());
     }
     match done {
-        Ok(Submitted::Sent) => Ok(None),
+        Ok(Submitted::Sent) => Ok(Submission::Sent),
         Ok(Submitted::Queued { ask }) => {
             if ask {
                 shared.remote.send(Command::Send(Arc::clone(shared)));
             }
-            Ok(Some(submitted))
+            Ok(Submission::Queued(submitted))
         }
         Err(error) => Err(Error::io("send", error)),
     }
+}
+
+/// What `submit` fails with where `flush` waits.
+pub(super) fn full(shared: &Shared) -> Error {
+    Error::limit(format!(
+        "submit: {} bytes wait for the peer already",
+        shared.limits.output_bytes_max
+    ))
 }
 
 /// Waits until `sent` bytes are in the kernel, all flushes together.
@@ -154,7 +172,7 @@ impl<'a> Wait<'a> {
     ) -> Poll<Result<()>> {
         let shared = self.shared;
         let mut input = lock(&shared.input);
-        let resume = input.refill(reader, bytes, &shared.limits);
+        input.refill(reader);
         let mut until_ns = NEVER;
         let done = if reader.len() >= bytes {
             Some(Ok(()))
@@ -172,10 +190,7 @@ impl<'a> Wait<'a> {
         if done.is_none() {
             input.wait_for(bytes, until_ns, cx);
         }
-        drop(input);
-        if resume {
-            shared.resume();
-        }
+        shared.resume_if_room(input, bytes);
         match done {
             Some(done) => Poll::Ready(done),
             None => {

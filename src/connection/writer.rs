@@ -79,20 +79,25 @@ macro_rules! impl_writer {
             /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then everything stays as it is;
             /// the kernel's.
             pub fn submit(&mut self) -> Result<()> {
-                wait::submit(&self.handle.0, &mut self.writer)?;
-                Ok(())
+                match wait::submit(&self.handle.0, &mut self.writer)? {
+                    Submission::Sent | Submission::Queued(_) => Ok(()),
+                    Submission::Full(_) => Err(wait::full(&self.handle.0)),
+                }
             }
 
-            /// Hands over what is written, and waits until the kernel has every byte submitted so far.
+            /// Hands over what is written, and waits until the kernel has every byte submitted so far; before that, if
+            /// `output_bytes_max` bytes are waiting for the peer, until there is room.
             ///
             /// # Errors
-            /// Closed, write timeout (the bytes are still on their way then), a limit as for [`submit`](Self::submit),
-            /// the kernel's.
+            /// Closed, write timeout (submitted bytes are still on their way then), the kernel's.
             #[inline]
             pub async fn flush(&mut self) -> Result<()> {
-                match wait::submit(&self.handle.0, &mut self.writer)? {
-                    None => Ok(()),
-                    Some(sent) => wait::sent(&self.handle.0, sent).await,
+                loop {
+                    match wait::submit(&self.handle.0, &mut self.writer)? {
+                        Submission::Sent => return Ok(()),
+                        Submission::Queued(sent) => return wait::sent(&self.handle.0, sent).await,
+                        Submission::Full(sent) => wait::sent(&self.handle.0, sent).await?,
+                    }
                 }
             }
 

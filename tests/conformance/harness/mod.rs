@@ -386,7 +386,10 @@ fn warm_up() {
         runtime();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback works");
         let addr = listener.local_addr().expect("a bound socket has a name").to_string();
-        drop(ringpoll::blocking::connect(&addr).expect("the default group can dial"));
+        let conn = ringpoll::blocking::connect(&addr).expect("the default group can dial");
+        let handle = (*conn).clone();
+        drop(conn);
+        eventually("its fd is closed", || handle.with_fd(|_| ()).is_err());
     });
 }
 
