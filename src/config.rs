@@ -116,7 +116,7 @@ impl Limits {
 
 /// One receive: as much as a fast sender puts on the wire between two visits of the poller. Measured with pipelined
 /// 1 KB messages, 4 KB blocks lose a factor of four against this.
-pub(crate) const RECEIVE_BLOCK_BYTES: usize = 64 << 10;
+pub(crate) const RECEIVE_BLOCK_BYTES: usize = 128 << 10;
 
 /// A receive that fills at least this much of its block is handed over as it is; a smaller one is copied into a block
 /// of its size, so that a few bytes never pin a large block.

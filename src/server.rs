@@ -11,7 +11,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::address::PeerAddr;
@@ -47,7 +47,7 @@ pub struct ServerStats {
     pub refused: u64,
     /// Connections open now.
     pub open: u64,
-    /// Runs of `on_connect` and `on_request`.
+    /// Runs of `on_connect` and `on_request` on the pollers, which other servers may share.
     pub handler_runs: u64,
     /// Runs that returned an error.
     pub handler_errors: u64,
@@ -97,7 +97,6 @@ struct Counts {
     accepted: AtomicU64,
     refused: AtomicU64,
     open: AtomicUsize,
-    runs: AtomicU64,
     errors: AtomicU64,
     panics: AtomicU64,
     pauses: AtomicU64,
@@ -186,16 +185,17 @@ impl ServerHandle {
     pub fn stats(&self) -> ServerStats {
         let counts = &self.0.hooks.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let pollers = self.0.pollers.stats();
         ServerStats {
             accepted: read(&counts.accepted),
             refused: read(&counts.refused),
             open: counts.open.load(Ordering::Relaxed) as u64,
-            handler_runs: read(&counts.runs),
+            handler_runs: pollers.handler_runs,
             handler_errors: read(&counts.errors),
             handler_panics: read(&counts.panics),
             accept_pauses: read(&counts.pauses),
             cut: read(&counts.cut),
-            pollers: self.0.pollers.stats(),
+            pollers,
             backend: self.0.pollers.backend(),
             placement: self.0.hooks.executor.placement(),
             poller_count: self.0.pollers.count(),
@@ -210,13 +210,17 @@ where
     F: Future<Output = Result<()>> + Send + 'static,
 {
     Box::new(move |connection, end: RunEnd, executor| {
-        let remote = Arc::clone(end.remote());
-        let future = handler(connection);
-        let run = Running { future, end };
+        let run = Running { future: handler(connection), end };
         match executor {
             Executor::Inline => {
-                let first = task::spawn(run, move |task| remote.send(Command::Run(task)));
-                task::run(first);
+                let mut run = Box::pin(run);
+                // Most handlers have all they need and end here, at the price of no task. One that does not is polled
+                // again as a task, with a waker that works.
+                let mut cx = Context::from_waker(Waker::noop());
+                if run.as_mut().poll(&mut cx).is_pending() {
+                    let remote = Arc::clone(run.end.remote());
+                    task::run(task::spawn(run, move |task| remote.send(Command::Run(task))));
+                }
             }
             Executor::Pool(workers) => {
                 let again = workers.clone();
@@ -269,7 +273,6 @@ impl Service for Hooks {
             Kind::Connect => &self.handlers.connect,
             Kind::Request => &self.handlers.request,
         };
-        self.counts.runs.fetch_add(1, Ordering::Relaxed);
         if let Some(handler) = handler {
             handler(connection, end, &self.executor);
         }

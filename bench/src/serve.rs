@@ -103,13 +103,19 @@ async fn answer_all(
     frame_max: usize,
     answer: impl Fn(&mut Connection, Slice) -> ringpoll::Result<()>,
 ) -> ringpoll::Result<()> {
-    let header = connection.peek(HEADER_BYTES).await?;
-    let frame = connection.next(frame_bytes(&header, frame_max)?).await?;
-    answer(&mut connection, frame)?;
-    while let Some(frame) = buffered_frame(&mut connection, frame_max)? {
-        answer(&mut connection, frame)?;
+    loop {
+        while let Some(frame) = buffered_frame(&mut connection, frame_max)? {
+            answer(&mut connection, frame)?;
+        }
+        connection.flush().await?;
+        if connection.is_empty() {
+            return Ok(());
+        }
+        // A frame has begun: wait for the rest of it.
+        let header = connection.peek(HEADER_BYTES).await?;
+        let bytes = frame_bytes(&header, frame_max)?;
+        connection.peek(bytes).await?;
     }
-    connection.flush().await
 }
 
 /// The next frame if all of it is there.
@@ -117,8 +123,15 @@ fn buffered_frame(
     connection: &mut Connection,
     frame_max: usize,
 ) -> ringpoll::Result<Option<Slice>> {
-    let Some(header) = connection.try_peek(HEADER_BYTES) else { return Ok(None) };
-    Ok(connection.try_next(frame_bytes(&header, frame_max)?))
+    // Nearly every header lies in one piece, and is read there without counting a reference.
+    let bytes = match connection.buffered().first_chunk::<HEADER_BYTES>() {
+        Some(header) => frame_bytes(header, frame_max)?,
+        None => match connection.try_peek(HEADER_BYTES) {
+            Some(header) => frame_bytes(&header, frame_max)?,
+            None => return Ok(None),
+        },
+    };
+    Ok(connection.try_next(bytes))
 }
 
 /// How long a frame is, header included.

@@ -153,7 +153,7 @@ impl Handle {
         let mut output = lock(&self.0.output);
         output.ended = true;
         let socket = output.socket.as_ref().ok_or_else(|| Error::closed("shutdown_write"))?;
-        self.0.remote.counters.setup_calls.add(1);
+        self.0.remote.counters.add(|counters| &counters.setup_calls, 1);
         match socket.shutdown(Side::Write) {
             // The peer has reset the connection: its reader will not miss our end.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),

@@ -54,6 +54,14 @@ macro_rules! impl_reader {
                 self.reader.peek(bytes, &self.handle.0.remote.pool)
             }
 
+            /// The bytes that are here and lie in one piece, without counting a reference; empty only if none are here.
+            /// They stay to be read.
+            #[inline]
+            pub fn buffered(&mut self) -> &[u8] {
+                self.refill_below(1);
+                self.reader.front_slice()
+            }
+
             /// Drops the next `bytes`.
             ///
             /// # Errors
@@ -172,18 +180,22 @@ macro_rules! impl_reader {
 
             /// Bytes that can be read without waiting.
             pub fn len(&self) -> usize {
-                self.reader.len() + lock(&self.handle.0.input).inbox.len()
+                let arrived = match self.handle.0.has_arrivals() {
+                    true => lock(&self.handle.0.input).inbox.len(),
+                    false => 0,
+                };
+                self.reader.len() + arrived
             }
 
             /// Whether the next read has to wait.
             #[inline]
             pub fn is_empty(&self) -> bool {
-                self.reader.is_empty() && lock(&self.handle.0.input).inbox.is_empty()
+                self.reader.is_empty() && !self.handle.0.has_arrivals()
             }
 
             #[inline]
             fn refill_below(&mut self, bytes: usize) {
-                if self.reader.len() < bytes {
+                if self.reader.len() < bytes && self.handle.0.has_arrivals() {
                     self.handle.0.refill(&mut self.reader, bytes);
                 }
             }

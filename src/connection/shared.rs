@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     halves: AtomicU8,
     pub(super) life: Life,
     pub(super) timeouts: Timeouts,
+    /// The inbox has bytes: a look without the lock. Changed under the input lock.
+    has_arrivals: AtomicBool,
     /// Reception is paused until the reader has made room. Changed under the input lock.
     paused: AtomicBool,
     pub(super) input: Mutex<Input>,
@@ -84,6 +86,7 @@ impl Shared {
             token: AtomicU64::new(Token::NONE.bits()),
             halves: AtomicU8::new(0),
             life: Life::new(),
+            has_arrivals: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             input: Mutex::new(Input::new(serves)),
             output: Mutex::new(Output::new(socket)),
@@ -99,7 +102,7 @@ impl Shared {
             let mut output = lock(&self.output);
             output.discard();
             if let Some(socket) = &output.socket {
-                self.remote.counters.setup_calls.add(1);
+                self.remote.counters.add(|counters| &counters.setup_calls, 1);
                 // Fails where the peer is gone already. The peer hears of the close now, however long a handler keeps
                 // the connection.
                 let _ = socket.shutdown(crate::poller::Side::Both);
@@ -146,7 +149,19 @@ impl Shared {
     pub(super) fn refill(self: &Arc<Self>, reader: &mut Chain, wanted_bytes: usize) {
         let mut input = lock(&self.input);
         input.refill(reader);
+        self.took_arrivals();
         self.resume_if_room(input, wanted_bytes);
+    }
+
+    /// The inbox was taken, under the input lock.
+    pub(super) fn took_arrivals(&self) {
+        self.has_arrivals.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether [`refill`](Self::refill) would find bytes.
+    #[inline]
+    pub(super) fn has_arrivals(&self) -> bool {
+        self.has_arrivals.load(Ordering::Acquire)
     }
 
     /// The reader has consumed some: lets reception go on where it was paused and there is room now.
@@ -395,6 +410,7 @@ impl Endpoint for Shared {
         let filed = {
             let mut input = lock(&self.input);
             let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
+            self.has_arrivals.store(true, Ordering::Release);
             if filed.pause {
                 self.paused.store(true, Ordering::Relaxed);
             }
@@ -481,8 +497,13 @@ impl Endpoint for Shared {
             Action::Close => self.close_when_sent(),
             Action::Run => {
                 let Some(service) = self.service.clone() else { return };
+                self.remote.counters.handler_runs.add_owned(1);
                 let end = RunEnd::new(&self);
-                let (kind, reader, writer) = lock(&self.input).hand_out();
+                let (kind, reader, writer) = {
+                    let mut input = lock(&self.input);
+                    self.took_arrivals();
+                    input.hand_out()
+                };
                 let connection = Connection::handed_out(self, reader, writer);
                 // A handler that panics before its first await: its end is reported like any other.
                 guard("handler", || service.run(kind, connection, end));

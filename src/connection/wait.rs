@@ -173,6 +173,7 @@ impl<'a> Wait<'a> {
         let shared = self.shared;
         let mut input = lock(&shared.input);
         input.refill(reader);
+        shared.took_arrivals();
         let mut until_ns = NEVER;
         let done = if reader.len() >= bytes {
             Some(Ok(()))

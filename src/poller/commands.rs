@@ -74,7 +74,7 @@ impl<E: Endpoint> Remote<E> {
         match self.inbox.push(command) {
             Ok(false) => {}
             Ok(true) => {
-                self.counters.wake_calls.add(1);
+                self.counters.add(|counters| &counters.wake_calls, 1);
                 self.wake.wake();
             }
             Err(command) => drop(command),
@@ -115,12 +115,10 @@ impl<T> Inbox<T> {
         Ok(std::mem::take(&mut queue.sleeping))
     }
 
-    /// Swaps the queued items into `into`, which must be empty. The receiver is awake from here on.
+    /// Swaps the queued items into `into`, which must be empty.
     pub(super) fn take(&self, into: &mut Vec<T>) {
         debug_assert!(into.is_empty());
-        let mut queue = lock(&self.0);
-        queue.sleeping = false;
-        std::mem::swap(&mut queue.items, into);
+        std::mem::swap(&mut lock(&self.0).items, into);
     }
 
     /// Announces a sleep. `false`: there is work, do not sleep.
@@ -128,6 +126,11 @@ impl<T> Inbox<T> {
         let mut queue = lock(&self.0);
         queue.sleeping = queue.items.is_empty();
         queue.sleeping
+    }
+
+    /// The receiver is awake: senders need not wake it.
+    pub(super) fn end_sleep(&self) {
+        lock(&self.0).sleeping = false;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -189,6 +192,7 @@ mod tests {
                 batch.clear();
                 if taken < 2 && inbox.prepare_sleep() {
                     bell.wait();
+                    inbox.end_sleep();
                 }
             }
         });

@@ -148,6 +148,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// Runs until told to stop and everything is closed.
     pub(crate) fn run(mut self) {
         E::enter_poller(&self.core.remote);
+        self.core.remote.counters.own();
         // Blocks that come and go on this thread, the usual case, do so without an atomic operation.
         let _attached = self.core.remote.pool.clone().attach();
         loop {
@@ -205,7 +206,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             remote.pool.trim();
         }
         if remote.inbox().prepare_sleep() {
-            self.backend.wait(due, &mut self.core)?;
+            let waited = self.backend.wait(due, &mut self.core);
+            remote.inbox().end_sleep();
+            waited?;
         } else {
             self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
         }

@@ -1,5 +1,7 @@
 //! What a poller did, counted at each system call site.
 
+use std::cell::Cell;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
@@ -35,6 +37,29 @@ macro_rules! counters {
     };
 }
 
+thread_local! {
+    /// Where the counters are that this thread, a poller, owns.
+    static OWNED: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Counters {
+    /// The calling thread is the poller whose counters these are.
+    pub(crate) fn own(&self) {
+        OWNED.set(ptr::from_ref(self).addr());
+    }
+
+    /// Adds to one of the counts from any thread.
+    #[inline]
+    pub(crate) fn add(&self, count: impl FnOnce(&Counters) -> &Count, amount: u64) {
+        let count = count(self);
+        if OWNED.get() == ptr::from_ref(self).addr() {
+            count.add_owned(amount);
+        } else {
+            count.by_others.fetch_add(amount, Ordering::Relaxed);
+        }
+    }
+}
+
 counters! {
     /// Sends the kernel has not taken whole yet.
     sends_in_flight,
@@ -58,6 +83,8 @@ counters! {
     sent_bytes,
     /// Connections accepted.
     accepts,
+    /// Runs of handlers started.
+    handler_runs,
     /// Spins that found work before they gave up.
     spins_won,
     /// Spins that found none.
@@ -78,26 +105,24 @@ impl PollerStats {
 }
 
 /// A statistic: it orders nothing.
+///
+/// The poller's own thread, which counts most, does so without a locked instruction.
 #[derive(Default)]
-pub(crate) struct Count(AtomicU64);
+pub(crate) struct Count {
+    by_owner: AtomicU64,
+    by_others: AtomicU64,
+}
 
 impl Count {
-    /// Adds from any thread.
-    pub(crate) fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
-    }
-
-    /// Takes back from any thread.
-    pub(crate) fn subtract(&self, amount: u64) {
-        self.0.fetch_sub(amount, Ordering::Relaxed);
-    }
-
-    /// Adds without a locked instruction. Only for counts that one thread alone changes: the poller.
+    /// Adds on the poller's thread. Wraps, so that what one thread adds another may take back.
+    #[inline]
     pub(crate) fn add_owned(&self, amount: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+        let sum = self.by_owner.load(Ordering::Relaxed).wrapping_add(amount);
+        self.by_owner.store(sum, Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let by_owner = self.by_owner.load(Ordering::Relaxed);
+        by_owner.wrapping_add(self.by_others.load(Ordering::Relaxed))
     }
 }

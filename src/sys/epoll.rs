@@ -121,7 +121,7 @@ impl Backend for Epoll {
         let Some(entry) = find(&mut self.entries, token) else { return };
         debug_assert!(entry.sending.is_none(), "one send in flight per token");
         entry.sending = Some(Box::new(Sending { rest: gather, sent_bytes: 0 }));
-        self.counters.sends_in_flight.add(1);
+        self.counters.sends_in_flight.add_owned(1);
         if let Some(result) = advance_send(entry, &self.counters) {
             self.done.push((token, Completion::Sent(result)));
         }
@@ -133,7 +133,7 @@ impl Backend for Epoll {
             && let Some(mut entry) = self.entries[token.index()].take()
         {
             if entry.sending.take().is_some() {
-                self.counters.sends_in_flight.subtract(1);
+                self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
             }
             entry.ended = true;
             entry.role = Role::Stream;
@@ -337,7 +337,7 @@ fn advance_send(entry: &mut Entry, counters: &Counters) -> Option<io::Result<usi
         }
     };
     entry.sending = None;
-    counters.sends_in_flight.subtract(1);
+    counters.sends_in_flight.add_owned(1u64.wrapping_neg());
     Some(result)
 }
 

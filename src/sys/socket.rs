@@ -115,7 +115,7 @@ impl Socket {
         bytes: &mut Chain,
         counters: &Counters,
     ) -> io::Result<(usize, usize)> {
-        counters.send_calls.add(1);
+        counters.add(|counters| &counters.send_calls, 1);
         let mut asked = bytes.len();
         let done = if bytes.front_slice().len() == asked {
             // One area needs no message header, which the kernel would have to copy in first.
@@ -129,7 +129,7 @@ impl Socket {
         };
         match done {
             Ok(sent) => {
-                counters.sent_bytes.add(sent as u64);
+                counters.add(|counters| &counters.sent_bytes, sent as u64);
                 bytes.advance(sent);
                 Ok((asked, sent))
             }

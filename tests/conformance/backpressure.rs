@@ -15,6 +15,7 @@ macro_rules! cases {
         $tests! { $mount, backpressure:
             input_stops_at_the_high_watermark_and_resumes_at_the_low_one
             a_handler_that_waits_elsewhere_bounds_its_input
+            a_close_behind_paused_input_is_noticed_and_loses_nothing
             output_is_bounded_while_the_peer_does_not_read
             a_flush_larger_than_the_output_bound_goes_through
             a_pipeline_of_two_slow_sides_moves_every_byte_in_bounded_memory
@@ -115,6 +116,24 @@ pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Ch
     drop(peers);
     eventually("all is drained", || server.stats().open == 0);
     Ok(())
+}
+
+/// CL2 where reception is paused: `is_active` needs no read even then.
+pub(crate) fn a_close_behind_paused_input_is_noticed_and_loses_nothing(t: &Fixture) -> Check {
+    const SIZE: usize = 50_000;
+    let tuning = Tuning { input_watermarks: (1024, 4096), ..Tuning::default() };
+    let (mut conn, mut peer) = held(t, tuning)?;
+    for at in (0..SIZE).step_by(1000) {
+        peer.write_all(&pattern(at, 1000))?;
+    }
+    drop(peer);
+    eventually("the close is noticed", || !conn.is_active());
+    assert!(conn.len() < SIZE, "reception was not paused");
+    block_on(async {
+        assert_pattern(&conn.next(SIZE).await?, 0);
+        assert!(conn.next(1).await.expect_err("no more").is_eof());
+        Ok(())
+    })
 }
 
 /// BP2.

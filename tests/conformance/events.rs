@@ -18,6 +18,7 @@ macro_rules! cases {
             on_connect_may_greet_before_the_peer_speaks
             one_task_per_connection_serves_until_the_peer_leaves
             on_request_never_starts_before_on_connect_ends
+            on_request_waits_for_a_connection_that_on_connect_gave_to_a_task
             on_disconnect_cancels_a_hundred_running_handlers
             a_close_during_on_connect_ends_the_connection
             on_disconnect_waits_for_on_connect
@@ -122,6 +123,34 @@ pub(crate) fn on_request_never_starts_before_on_connect_ends(t: &Fixture) -> Che
     assert_eq!(read_exactly(&peer, 5)?, b"early");
     let rest: Vec<_> = seen.try_iter().map(|(event, _)| event).collect();
     assert_eq!((first, &rest[..]), ("connect begins", &["connect ends", "request"][..]));
+    Ok(())
+}
+
+/// The same where the connection outlives on_connect's future.
+pub(crate) fn on_request_waits_for_a_connection_that_on_connect_gave_to_a_task(
+    t: &Fixture,
+) -> Check {
+    let (keep, kept) = channel();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    let server = t.spawn(
+        t.server()
+            .on_connect(move |conn| {
+                let sent = keep.send(conn).map_err(Error::other);
+                async move { sent }
+            })
+            .on_request(move |conn| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                echo(conn)
+            }),
+    );
+    let mut peer = dial(&server)?;
+    peer.write_all(b"early")?;
+    let conn = kept.recv_timeout(DEADLINE)?;
+    eventually("the request is buffered", || conn.stats().unread_bytes == 5);
+    assert_eq!(requests.load(Ordering::SeqCst), 0, "on_request began beside on_connect");
+    drop(conn);
+    assert_eq!(read_exactly(&peer, 5)?, b"early");
     Ok(())
 }
 

@@ -13,6 +13,7 @@ macro_rules! cases {
     ($tests:ident, $mount:ident) => {
         $tests! { $mount, failures:
             a_panicking_handler_closes_only_its_own_connection
+            a_panic_before_the_first_await_closes_only_its_own_connection
             a_panic_in_on_connect_closes_only_its_own_connection
             a_panic_in_a_synchronous_callback_does_not_end_the_server
             a_handler_error_closes_the_connection_and_is_reported
@@ -64,6 +65,30 @@ pub(crate) fn a_panicking_handler_closes_only_its_own_connection(t: &Fixture) ->
         eventually("the panic is counted", || server.stats().handler_panics == round);
     }
     eventually("only the victims are closed", || server.stats().open == 5);
+    Ok(())
+}
+
+/// EV9 for the handler's own code, which runs before there is a future.
+pub(crate) fn a_panic_before_the_first_await_closes_only_its_own_connection(t: &Fixture) -> Check {
+    let (on_error, errors) = errors();
+    let server = t.spawn(
+        t.server()
+            .on_request(|mut conn| {
+                assert!(conn.try_peek(1).is_none_or(|byte| byte[0] != b'p'), "{ON_PURPOSE}");
+                echo(conn)
+            })
+            .on_error(on_error),
+    );
+    let bystander = dial(&server)?;
+    for round in 1..=3 {
+        let mut victim = dial(&server)?;
+        victim.write_all(b"p")?;
+        assert_ended(&victim);
+        assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "panicked");
+        assert_eq!(exchange(&bystander, b"alive")?, b"alive");
+        eventually("the panic is counted", || server.stats().handler_panics == round);
+    }
+    eventually("only the victims are closed", || server.stats().open == 1);
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod failures;
 mod harness;
 mod hostile;
 mod listeners;
+mod races;
 mod requests;
 mod server;
 mod timeouts;
@@ -24,11 +25,11 @@ macro_rules! mount {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing requests timeouts close events failures server
-                listeners dial backpressure hostile blocking);
+                races listeners dial backpressure hostile blocking);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
-                data_path writing requests close events failures server);
+                data_path writing requests close events failures server races);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing timeouts close);
+                data_path writing timeouts close races);
         }
     };
 }

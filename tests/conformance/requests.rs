@@ -24,6 +24,7 @@ macro_rules! cases {
             a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_connection
             a_connection_may_move_to_a_spawned_task
             the_next_run_waits_for_both_halves
+            the_next_run_waits_for_the_future_although_the_connection_is_back
             a_connection_kept_by_another_thread_delays_the_next_run
             unflushed_bytes_survive_until_a_later_run
             dropping_the_connection_in_a_handler_does_not_close_it
@@ -348,6 +349,32 @@ pub(crate) fn the_next_run_waits_for_both_halves(t: &Fixture) -> Check {
     drop(writer);
     drop(kept.recv_timeout(DEADLINE)?);
     assert_eq!(runs.load(Ordering::SeqCst), 3);
+    Ok(())
+}
+
+/// The other order: the connection is back, the handler is not.
+pub(crate) fn the_next_run_waits_for_the_future_although_the_connection_is_back(
+    t: &Fixture,
+) -> Check {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let gate = Arc::new(Semaphore::new(0));
+    let (counted, opened) = (Arc::clone(&runs), Arc::clone(&gate));
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let gate = Arc::clone(&opened);
+        async move {
+            conn.next(1).await?;
+            drop(conn);
+            gate.acquire().await.expect("the gate stays").forget();
+            Ok(())
+        }
+    }));
+    dial(&server)?.write_all(b"12")?;
+    eventually("the first run", || runs.load(Ordering::SeqCst) == 1);
+    assert_stays_at(t, &runs, 1)?;
+    gate.add_permits(1);
+    eventually("the second run", || runs.load(Ordering::SeqCst) == 2);
+    gate.add_permits(1);
     Ok(())
 }
 

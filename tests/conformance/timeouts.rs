@@ -30,6 +30,7 @@ macro_rules! cases {
             a_read_deadline_leaves_writes_alone
             one_deadline_covers_both_directions
             a_read_may_go_on_after_a_timeout
+            the_longest_times_mean_for_ever
             settings_of_the_server_and_dialer_apply
             a_timeout_that_a_handler_returns_closes_and_is_reported
         }
@@ -401,6 +402,32 @@ pub(crate) fn a_read_may_go_on_after_a_timeout(t: &Fixture) -> Check {
     peer.write_all(&pattern(60, 40))?;
     done.wait();
     Ok(())
+}
+
+/// No arithmetic overflows, and zero is none.
+pub(crate) fn the_longest_times_mean_for_ever(t: &Fixture) -> Check {
+    let (mut peer, done) = t.drive(|mut conn| async move {
+        for timeout in [Some(Duration::MAX), Some(Duration::ZERO), None] {
+            conn.set_read_timeout(timeout);
+            conn.set_write_timeout(timeout);
+            conn.set_idle_timeout(timeout);
+            let ball = conn.next(4).await?;
+            conn.write(ball)?;
+            conn.flush().await?;
+        }
+        conn.set_deadline(Instant::now().checked_add(Duration::from_secs(1 << 34)));
+        assert_eq!(conn.next(4).await?[..], b"last"[..]);
+        Ok(())
+    })?;
+    for _ in 0..3 {
+        holds_within(Duration::from_millis(5), || false);
+        assert_eq!(exchange(&peer, b"ball")?, b"ball");
+    }
+    peer.write_all(b"last")?;
+    done.wait();
+    let server = t.echo_server();
+    let dialer = t.dialer().timeout(Duration::MAX).read_timeout(Duration::ZERO);
+    block_on(async { Ok(dialer.connect(&addr_of(&server).to_string()).await.map(drop)?) })
 }
 
 /// `read_timeout` and `idle_timeout` of the builders reach the connections.

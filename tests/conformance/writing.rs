@@ -21,6 +21,7 @@ macro_rules! cases {
             reserved_bytes_are_zero_and_commit_keeps_the_first
             committing_more_than_was_reserved_is_invalid
             insert_places_bytes_inside_the_reservation
+            inserting_beyond_the_reservation_is_invalid
             large_writes_by_reference_leave_the_slice_usable
             append_moves_a_link_buffer_in_order
             every_writer_method_keeps_the_order
@@ -255,6 +256,22 @@ pub(crate) fn insert_places_bytes_inside_the_reservation(t: &Fixture) -> Check {
     assert_eq!((got[18], got[got.len() - 1]), (b'a', b'b'));
     assert_pattern(&got[19..got.len() - 1], 0);
     assert_eq!(got.len(), 18 + 2 + 10_000);
+    Ok(())
+}
+
+/// Nothing changes then.
+pub(crate) fn inserting_beyond_the_reservation_is_invalid(t: &Fixture) -> Check {
+    let (peer, wrote) = t.drive(|mut conn| async move {
+        conn.reserve(4)?.copy_from_slice(b"four");
+        let error = conn.insert(&b"x"[..], 5).expect_err("only 4 are reserved");
+        assert!(error.is_invalid(), "{error:?}");
+        assert_eq!(conn.pending_len(), 4);
+        conn.flush().await?;
+        conn.close();
+        Ok(())
+    })?;
+    wrote.wait();
+    assert_eq!(read_all(&peer)?, b"four");
     Ok(())
 }
 

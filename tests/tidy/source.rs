@@ -342,8 +342,7 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) -> io:
         let path = entry?.path();
         let name = path.strip_prefix(root).expect("the walk starts at the root");
         let name = name.to_string_lossy().into_owned();
-        let is_generated = GENERATED.iter().any(|part| Path::new(&name).ends_with(part));
-        if path.is_symlink() || is_generated {
+        if path.is_symlink() || GENERATED.contains(&name.as_str()) {
             continue;
         }
         if path.is_dir() {
@@ -359,7 +358,8 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) -> io:
 const READ: [&str; 5] = [".rs", ".md", ".toml", ".yml", ".ci/run"];
 
 /// Folders the walk leaves out: made by git, by cargo or by a run.
-const GENERATED: [&str; 6] = [".git", "target", "report", "corpus", "artifacts", "coverage"];
+const GENERATED: [&str; 7] =
+    [".git", "target", "report", "fuzz/target", "fuzz/corpus", "fuzz/artifacts", "fuzz/coverage"];
 
 /// How an item that may hold commas outside of brackets begins.
 const ITEM_KEYWORDS: [&str; 16] = [

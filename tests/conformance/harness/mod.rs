@@ -417,7 +417,8 @@ fn available(backend: Backend) -> Result<(), String> {
 }
 
 fn assert_fds_return(before: &BTreeMap<i32, String>) {
-    let returned = holds_within(DEADLINE, || host::fds().len() == before.len());
+    // Fewer is no leak: what a test that failed left behind may still be on its way out.
+    let returned = holds_within(DEADLINE, || host::fds().len() <= before.len());
     let left = host::fds();
     let leaked: Vec<_> =
         left.iter().filter(|(fd, target)| before.get(fd) != Some(target)).collect();
