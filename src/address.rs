@@ -9,8 +9,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// Where to listen or connect: `HOST:PORT`, `:PORT`, `[::1]:PORT`, with `tcp:`, `tcp4:` or `tcp6:` in front, or
-/// `unix:PATH`.
+/// Where to listen or connect: `HOST:PORT`, `:PORT`, `[::1]:PORT`, with `tcp:`, `tcp4:` or `tcp6:`
+/// in front, or `unix:PATH`.
 ///
 /// `:PORT` means every local address when listening, and loopback when connecting.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +60,8 @@ impl PeerAddr {
 }
 
 impl Address {
-    /// Every address to try when connecting, in the resolver's order. Blocks on name servers unless the host is an
-    /// IP address.
+    /// Every address to try when connecting, in the resolver's order. Blocks on name servers unless
+    /// the host is an IP address.
     pub(crate) fn resolve_peers(&self) -> Result<Vec<PeerAddr>> {
         match self {
             Address::Unix(path) => Ok(vec![PeerAddr::Unix(Some(path.clone()))]),
@@ -92,7 +92,9 @@ impl Address {
     /// Whether finding the peer may block on a name server.
     pub(crate) fn needs_resolver(&self) -> bool {
         match self {
-            Address::Tcp { host, .. } => !host.is_empty() && host.parse::<std::net::IpAddr>().is_err(),
+            Address::Tcp { host, .. } => {
+                !host.is_empty() && host.parse::<std::net::IpAddr>().is_err()
+            }
             Address::Unix(_) => false,
         }
     }
@@ -103,7 +105,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Address> {
         let (family, rest) = match text.split_once(':') {
-            Some(("unix", path)) if path.is_empty() => return Err(malformed(text, "empty path")),
+            Some(("unix", "")) => return Err(malformed(text, "empty path")),
             Some(("unix", path)) => return Ok(Address::Unix(PathBuf::from(path))),
             Some(("tcp", rest)) if rest.contains(':') => (Family::Any, rest),
             Some(("tcp4", rest)) => (Family::V4, rest),
@@ -111,7 +113,8 @@ impl FromStr for Address {
             _ => (Family::Any, text),
         };
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| malformed(text, "no port"))?;
-        let port = port.parse().map_err(|_| malformed(text, "the port is not a number up to 65535"))?;
+        let port =
+            port.parse().map_err(|_| malformed(text, "the port is not a number up to 65535"))?;
         let host = match host.strip_prefix('[') {
             Some(inner) => inner.strip_suffix(']').ok_or_else(|| malformed(text, "missing ]"))?,
             None if host.contains(':') => return Err(malformed(text, "IPv6 needs [ ]")),
@@ -149,8 +152,9 @@ impl fmt::Display for PeerAddr {
 }
 
 fn resolve(host: &str, port: u16, family: Family) -> Result<Vec<PeerAddr>> {
-    let found =
-        (host, port).to_socket_addrs().map_err(|error| Error::io(format_args!("resolve {host}"), error))?;
+    let found = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| Error::io(format_args!("resolve {host}"), error))?;
     let addrs: Vec<_> = found
         .filter(|addr| match family {
             Family::Any => true,
@@ -192,7 +196,10 @@ mod tests {
     #[test]
     fn a_port_alone_listens_everywhere_and_connects_to_loopback() {
         let address: Address = ":80".parse().unwrap();
-        assert_eq!(address.resolve_local().unwrap(), (PeerAddr::Inet("[::]:80".parse().unwrap()), true));
+        assert_eq!(
+            address.resolve_local().unwrap(),
+            (PeerAddr::Inet("[::]:80".parse().unwrap()), true)
+        );
         assert_eq!(
             address.resolve_peers().unwrap(),
             vec![PeerAddr::Inet("127.0.0.1:80".parse().unwrap())]

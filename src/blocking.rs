@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 
 /// A [`crate::Connection`] that blocks the calling thread while it waits.
 ///
-/// Every method that waits fails with an unsupported error on a poller thread, where waiting would stop the connection it
-/// waits for; everything else is as for the async connection.
+/// Every method that waits fails with an unsupported error on a poller thread, where waiting would
+/// stop the connection it waits for; everything else is as for the async connection.
 #[derive(Debug)]
 pub struct Connection(connection::Connection);
 
@@ -46,7 +46,8 @@ pub fn adopt(fd: OwnedFd) -> Result<Connection> {
 
 /// Runs `future` on this thread, asleep while it waits.
 ///
-/// On a poller thread a future that waits for one of that poller's connections never ends; there, `await` it.
+/// On a poller thread a future that waits for one of that poller's connections never ends; there,
+/// `await` it.
 pub fn wait<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
 
@@ -76,13 +77,14 @@ fn wait_off_poller<T>(operation: &str, future: impl Future<Output = Result<T>>) 
 
 macro_rules! blocking {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> $output:ty;)+) => {
-        /// The waiting methods. Their errors are those of the method of the same name on [`crate::Connection`].
+        /// The waiting methods. Their errors are those of the method of the same name on
+        /// [`crate::Connection`].
         impl Connection {
             $(
                 $(#[$doc])*
                 ///
                 /// # Errors
-                /// See the method of the same name on [`crate::Connection`]; unsupported on a poller.
+                /// See the method of that name on [`crate::Connection`]; unsupported on a poller.
                 pub fn $name(&mut self, $($argument: $type),*) -> Result<$output> {
                     wait_off_poller(stringify!($name), self.0.$name($($argument),*))
                 }

@@ -1,7 +1,7 @@
 //! Every setting and limit, with its reason.
 //!
-//! Settings are public enums and [`Limits`]; the constants are the bounds of our own queues, loops and retries. A
-//! leaf: imports nothing of ours but the error.
+//! Settings are public enums and [`Limits`]; the constants are the bounds of our own queues, loops
+//! and retries. A leaf: imports nothing of ours but the error.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,10 +27,12 @@ pub enum Placement {
     /// Let the library choose. Today that is [`Inline`](Self::Inline).
     #[default]
     Auto,
-    /// On the poller that received the bytes, between two waits. Best for handlers that finish within microseconds:
-    /// caches, proxies, routers. A handler that blocks holds up every connection of its poller.
+    /// On the poller that received the bytes, between two waits. Best for handlers that finish
+    /// within microseconds: caches, proxies, routers. A handler that blocks holds up every
+    /// connection of its poller.
     Inline,
-    /// On work-stealing worker threads; pollers only move bytes. Best for handlers that compute or block.
+    /// On work-stealing worker threads; pollers only move bytes. Best for handlers that compute or
+    /// block.
     Pool {
         /// How many threads; 0 means one per CPU this process may use.
         workers: usize,
@@ -54,7 +56,8 @@ pub enum Balance {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PollMode {
-    /// Spin for a short, bounded time while that keeps finding work and CPUs are free; otherwise sleep.
+    /// Spin for a short, bounded time while that keeps finding work and CPUs are free; otherwise
+    /// sleep.
     #[default]
     Adaptive,
     /// Never sleep: one full CPU per poller, the lowest latency.
@@ -76,7 +79,8 @@ pub(crate) struct Limits {
     pub(crate) input_low_bytes: usize,
     /// Reception pauses when this much is buffered and no read waits for more.
     pub(crate) input_high_bytes: usize,
-    /// The most a single read may ask for: a length field from the network ends here, not in our memory.
+    /// The most a single read may ask for: a length field from the network ends here, not in our
+    /// memory.
     pub(crate) read_bytes_max: usize,
     /// `submit` refuses while this much waits for the peer.
     pub(crate) output_bytes_max: usize,
@@ -88,7 +92,8 @@ impl Default for Limits {
             read_timeout: None,
             write_timeout: None,
             idle_timeout: None,
-            // Half a high mark of work is left when reception resumes, so the handler never runs dry meanwhile.
+            // Half a high mark of work is left when reception resumes, so the handler never runs
+            // dry meanwhile.
             input_low_bytes: 512 << 10,
             // Enough for sixteen receives of the largest block.
             input_high_bytes: 1 << 20,
@@ -114,12 +119,12 @@ impl Limits {
     }
 }
 
-/// One receive: as much as a fast sender puts on the wire between two visits of the poller. Measured with pipelined
-/// 1 KB messages, 4 KB blocks lose a factor of four against this.
+/// One receive: as much as a fast sender puts on the wire between two visits of the poller.
+/// Measured with pipelined 1 KB messages, 4 KB blocks lose a factor of four against this.
 pub(crate) const RECEIVE_BLOCK_BYTES: usize = 128 << 10;
 
-/// A receive that fills at least this much of its block is handed over as it is; a smaller one is copied into a block
-/// of its size, so that a few bytes never pin a large block.
+/// A receive that fills at least this much of its block is handed over as it is; a smaller one is
+/// copied into a block of its size, so that a few bytes never pin a large block.
 pub(crate) const RECEIVE_LEND_BYTES_MIN: usize = RECEIVE_BLOCK_BYTES / 4;
 const _: () = assert!(RECEIVE_LEND_BYTES_MIN * 4 <= RECEIVE_BLOCK_BYTES);
 
@@ -129,10 +134,12 @@ pub(crate) const EVENTS_MAX: usize = 512;
 /// Of these, handled before handlers run.
 pub(crate) const EVENTS_PER_ROUND: usize = 512;
 
-/// Connections accepted per event, so that a burst of newcomers does not starve the ones that are here.
+/// Connections accepted per event, so that a burst of newcomers does not starve the ones that are
+/// here.
 pub(crate) const ACCEPTS_PER_EVENT_MAX: usize = 64;
 
-/// Slices in one gathered send. `UIO_MAXIOV` allows 1024; beyond 64 the system call no longer gets cheaper.
+/// Slices in one gathered send. `UIO_MAXIOV` allows 1024; beyond 64 the system call no longer gets
+/// cheaper.
 pub(crate) const GATHER_SLICES_MAX: usize = 64;
 
 /// Bytes one connection may send before the others get their turn.
@@ -144,8 +151,8 @@ pub(crate) const LINGER: Duration = Duration::from_secs(30);
 /// How long a forced shutdown waits for the handlers of cut connections to notice.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// Timers of connections that are gone stay until they would be due; above this many more than there are connections,
-/// they are swept out.
+/// Timers of connections that are gone stay until they would be due; above this many more than
+/// there are connections, they are swept out.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;
 
 /// How long accepting pauses when the process or the host is out of descriptors or memory.
@@ -154,8 +161,8 @@ pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// The kernel's queue of connections nobody accepted yet; `net.core.somaxconn` caps it.
 pub(crate) const LISTEN_BACKLOG: i32 = 4096;
 
-/// Block memory one poller may hold before the connections that hold more than their share are paused, or, where their
-/// reader can never be satisfied, closed.
+/// Block memory one poller may hold before the connections that hold more than their share are
+/// paused, or, where their reader can never be satisfied, closed.
 pub(crate) const POLLER_BLOCK_BYTES_MAX: usize = 1 << 30;
 
 /// No connection is throttled below this share.
@@ -178,6 +185,39 @@ pub(crate) const CPUS_PER_POLLER: usize = 20;
 
 /// Threads nobody means to start in one process.
 pub(crate) const THREADS_MAX: usize = 1024;
+
+/// The smallest block of a pool: below this the bookkeeping costs more than the memory.
+pub(crate) const BLOCK_BYTES_MIN: usize = 512;
+
+/// Sizes that a pool recycles, each twice the one before: 512 B to 1 MiB.
+pub(crate) const BLOCK_CLASSES: usize = 12;
+
+/// The largest block allocated ahead of need when a chain grows by small writes.
+pub(crate) const BLOCK_GROWTH_BYTES_MAX: usize = 64 << 10;
+const _: () = assert!(BLOCK_GROWTH_BYTES_MAX <= BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1));
+
+/// Free memory that a pool keeps of each size, but one block at least and [`FREE_BLOCKS_MAX`] at
+/// most: less than 6 MiB in all.
+pub(crate) const FREE_BYTES_MAX: usize = 512 << 10;
+
+/// Free blocks that a pool keeps of each size.
+pub(crate) const FREE_BLOCKS_MAX: usize = 256;
+
+/// Free memory of each size that the attached thread keeps for itself, but one block at least and
+/// [`LOCAL_BLOCKS_MAX`] at most.
+pub(crate) const LOCAL_BYTES_MAX: usize = 256 << 10;
+
+/// Free blocks of each size that the attached thread keeps for itself.
+pub(crate) const LOCAL_BLOCKS_MAX: usize = 64;
+
+/// Writes up to this length are copied: that is cheaper than a send of one more piece.
+pub(crate) const COPY_BYTES_MAX: usize = 4096;
+
+/// An appended chain up to this length is copied where the spare has room for it.
+pub(crate) const APPEND_COPY_BYTES_MAX: usize = 256;
+
+/// The queue of an empty chain keeps room for this many pieces.
+pub(crate) const CHAIN_PIECES_KEPT: usize = 16;
 
 macro_rules! named {
     ($type:ident, $what:literal, $($name:literal => $value:ident),+) => {
@@ -202,7 +242,10 @@ macro_rules! named {
 
 named!(Backend, "backend", "auto" => Auto, "epoll" => Epoll);
 named!(PollMode, "poll mode", "adaptive" => Adaptive, "always" => Always, "never" => Never);
-named!(Balance, "balance", "round-robin" => RoundRobin, "random" => Random, "least" => LeastConnections);
+named!(
+    Balance, "balance",
+    "round-robin" => RoundRobin, "random" => Random, "least" => LeastConnections
+);
 
 impl FromStr for Placement {
     type Err = Error;

@@ -1,7 +1,7 @@
 //! Making connections.
 //!
-//! Runs on the caller's thread; the poller connects and watches the time. Giving up, by a timeout or by dropping the
-//! future, closes the socket.
+//! Runs on the caller's thread; the poller connects and watches the time. Giving up, by a timeout
+//! or by dropping the future, closes the socket.
 
 use std::future::poll_fn;
 use std::io;
@@ -41,8 +41,9 @@ pub fn adopt(fd: OwnedFd) -> Result<Connection> {
 
 /// Makes connections that share settings.
 ///
-/// Without [`pollers`](Self::pollers), a connection made inside a handler that runs on a poller lives on that poller, so
-/// that a proxy's two sides meet on one thread; any other on one poller that the whole process shares.
+/// Without [`pollers`](Self::pollers), a connection made inside a handler that runs on a poller
+/// lives on that poller, so that a proxy's two sides meet on one thread; any other on one poller
+/// that the whole process shares.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Dialer {
@@ -112,7 +113,8 @@ impl Dialer {
         self
     }
 
-    /// Connects to `address` (see [`Address`]): to each address its name has, in order, until one answers.
+    /// Connects to `address` (see [`Address`]): to each address its name has, in order, until one
+    /// answers.
     ///
     /// # Errors
     /// Invalid address or settings; dial timeout; otherwise what the last address failed with.
@@ -127,7 +129,8 @@ impl Dialer {
         for (index, peer) in peers.iter().enumerate() {
             let left = peers.len() - index;
             let slice_ns = until_ns.saturating_sub(now_ns()) / left as u64;
-            let peer_until_ns = if until_ns == NEVER { NEVER } else { now_ns() + slice_ns };
+            let peer_until_ns =
+                if until_ns == NEVER { NEVER } else { now_ns().saturating_add(slice_ns) };
             match self.connect_peer(&remote, &limits, peer, peer_until_ns).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),

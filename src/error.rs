@@ -1,7 +1,7 @@
 //! The one error type of the crate.
 //!
-//! Opaque outside, an enum of kinds inside. Every message carries the operation and its value. A leaf: imports
-//! nothing of ours.
+//! Opaque outside, an enum of kinds inside. Every message carries the operation and its value. A
+//! leaf: imports nothing of ours.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,8 +15,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, with the operation and the value it failed on.
 ///
-/// One pointer wide. Ask it with the `is_…` methods; it converts into [`io::Error`] with the matching
-/// [`io::ErrorKind`].
+/// One pointer wide. Ask it with the `is_…` methods; it converts into [`io::Error`] with the
+/// matching [`io::ErrorKind`].
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -77,7 +77,8 @@ impl Error {
         self.0.kind == Kind::DialTimeout
     }
 
-    /// The connection is closed: by us, by the peer (which is also [`is_eof`](Self::is_eof)), or by a reset.
+    /// The connection is closed: by us, by the peer (which is also [`is_eof`](Self::is_eof)), or by
+    /// a reset.
     pub fn is_closed(&self) -> bool {
         match self.0.kind {
             Kind::Closed | Kind::Eof => true,
@@ -163,7 +164,10 @@ impl Error {
     }
 
     pub(crate) fn write_timeout(operation: &str, after: Duration) -> Error {
-        Error::new(Kind::WriteTimeout, format!("{operation}: peer does not read, gave up after {after:?}"))
+        Error::new(
+            Kind::WriteTimeout,
+            format!("{operation}: peer does not read, gave up after {after:?}"),
+        )
     }
 
     pub(crate) fn dial_timeout(address: &str, after: Duration) -> Error {

@@ -1,8 +1,8 @@
 //! Network I/O for RPC servers, clients and proxies on Linux.
 //!
-//! Event-loop pollers receive into pooled blocks and hand the bytes over as reference-counted [`Slice`]s; a [`Connection`]
-//! reads and writes them without copying, from whichever executor or thread holds it; a [`Server`] runs handlers where they
-//! are cheapest.
+//! Event-loop pollers receive into pooled blocks and hand the bytes over as reference-counted
+//! [`Slice`]s; a [`Connection`] reads and writes them without copying, from whichever executor or
+//! thread holds it; a [`Server`] runs handlers where they are cheapest.
 //!
 //! ```no_run
 //! use ringpoll::{Connection, Result, Server};
@@ -28,8 +28,8 @@
 //! ```
 //!
 //! # Fork
-//! Descriptors are close-on-exec. A child that forks without exec shares the pollers' epoll instances and must not use
-//! what it inherited.
+//! Descriptors are close-on-exec. A child that forks without exec shares the pollers' epoll
+//! instances and must not use what it inherited.
 
 #![deny(unsafe_code)]
 
@@ -37,12 +37,13 @@
 mod address;
 #[forbid(unsafe_code)]
 pub mod blocking;
-#[allow(unsafe_code)]
 pub mod buffer;
 #[forbid(unsafe_code)]
 mod config;
 #[forbid(unsafe_code)]
 mod connection;
+#[forbid(unsafe_code)]
+mod counters;
 #[forbid(unsafe_code)]
 mod dial;
 #[forbid(unsafe_code)]
@@ -55,6 +56,7 @@ mod pollers;
 mod server;
 #[forbid(unsafe_code)]
 mod sync;
+#[allow(unsafe_code)]
 mod sys;
 #[forbid(unsafe_code)]
 mod task;
@@ -62,11 +64,11 @@ mod task;
 mod threads;
 
 pub use address::{Address, Family, PeerAddr};
-pub use buffer::{LinkBuffer, Slice};
+pub use buffer::{LinkBuffer, Reader, Slice, Writer};
 pub use config::{Backend, Balance, Placement, PollMode};
 pub use connection::{Connection, ConnectionStats, Detached, Handle, ReadHalf, WriteHalf};
+pub use counters::PollerStats;
 pub use dial::{Dialer, adopt, connect};
 pub use error::{Error, Result};
-pub use poller::PollerStats;
 pub use pollers::{Pollers, PollersBuilder};
 pub use server::{Server, ServerBuilder, ServerHandle, ServerStats};

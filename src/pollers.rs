@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use crate::config::{Backend, Balance, PollMode};
 use crate::connection::{Remote, Shared, current_poller};
+use crate::counters::PollerStats;
 use crate::error::{Error, Result};
-use crate::poller::PollerStats;
 use crate::poller::group::{Group, Plan};
 
-/// A group of poller threads. Clones are the same group; when the last one is dropped, its connections are closed and its
-/// threads end.
+/// A group of poller threads. Clones are the same group; when the last one is dropped, its
+/// connections are closed and its threads end.
 #[derive(Clone)]
 pub struct Pollers(Arc<Group<Shared>>);
 
@@ -27,7 +27,8 @@ impl Pollers {
         PollersBuilder::default()
     }
 
-    /// The group of connections that were not given one: a single poller, started by the first of them.
+    /// The group of connections that were not given one: a single poller, started by the first of
+    /// them.
     pub(crate) fn shared() -> Result<Pollers> {
         static SHARED: OnceLock<Pollers> = OnceLock::new();
         if let Some(pollers) = SHARED.get() {
@@ -52,13 +53,18 @@ impl Pollers {
         self.0.backend()
     }
 
-    /// Closes every connection and listener and ends the threads; handlers see their connections closed.
+    /// Closes every connection and listener and ends the threads; handlers see their connections
+    /// closed.
     ///
     /// # Errors
     /// Unsupported on one of these pollers: it cannot wait for itself.
     pub fn shutdown(&self) -> Result<()> {
-        if current_poller().is_some_and(|here| self.0.remotes().iter().any(|own| Arc::ptr_eq(own, &here))) {
-            return Err(Error::unsupported("shutdown: called on a poller, which cannot wait for itself"));
+        if current_poller()
+            .is_some_and(|here| self.0.remotes().iter().any(|own| Arc::ptr_eq(own, &here)))
+        {
+            return Err(Error::unsupported(
+                "shutdown: called on a poller, which cannot wait for itself",
+            ));
         }
         self.0.stop(true);
         Ok(())

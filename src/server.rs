@@ -1,8 +1,8 @@
 //! Servers: listeners, handlers, shutdown.
 //!
-//! A server's connections live on its pollers; each carries an `Arc` of [`Hooks`], which holds the handlers and the books.
-//! Listeners live on the first poller, which accepts and hands connections out to all, or, with `reuse_port`, one on each
-//! poller.
+//! A server's connections live on its pollers; each carries an `Arc` of [`Hooks`], which holds the
+//! handlers and the books. Listeners live on the first poller, which accepts and hands connections
+//! out to all, or, with `reuse_port`, one on each poller.
 
 mod builder;
 mod shutdown;
@@ -11,14 +11,15 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
 use crate::connection::{Connection, Handle, Kind, RunEnd, Service, Shared, attach};
+use crate::counters::PollerStats;
 use crate::error::{Error, Result};
-use crate::poller::{Accept, Command, PollerStats};
+use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
@@ -214,8 +215,8 @@ where
         match executor {
             Executor::Inline => {
                 let mut run = Box::pin(run);
-                // Most handlers have all they need and end here, at the price of no task. One that does not is polled
-                // again as a task, with a waker that works.
+                // Most handlers have all they need and end here, at the price of no task. One that
+                // does not is polled again as a task, with a waker that works.
                 let mut cx = Context::from_waker(Waker::noop());
                 if run.as_mut().poll(&mut cx).is_pending() {
                     let remote = Arc::clone(run.end.remote());
@@ -311,7 +312,9 @@ impl Accept for Acceptor {
     fn on_accepted(&self, socket: Socket, peer: PeerAddr) {
         let inner = &self.inner;
         let counts = &inner.hooks.counts;
-        if inner.hooks.is_draining() || counts.open.load(Ordering::Relaxed) >= inner.hooks.connections_max {
+        if inner.hooks.is_draining()
+            || counts.open.load(Ordering::Relaxed) >= inner.hooks.connections_max
+        {
             // Accepted and closed: the peer sees an end at once, instead of waiting in the backlog.
             counts.refused.fetch_add(1, Ordering::Relaxed);
             return;
@@ -324,7 +327,7 @@ impl Accept for Acceptor {
         attach(&shared, socket);
     }
 
-    fn on_failed(&self, error: io::Error) -> bool {
+    fn on_failed(&self, error: &io::Error) -> bool {
         use rustix::io::Errno;
         const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
         let inner = &self.inner;
@@ -335,7 +338,7 @@ impl Accept for Acceptor {
             }
             return true;
         }
-        inner.hooks.progress.fail(Error::io("accept", error));
+        inner.hooks.progress.fail(Error::io("accept", copy(error)));
         false
     }
 
@@ -358,4 +361,9 @@ impl std::fmt::Debug for ServerHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerHandle").field("addrs", &self.0.addrs).finish_non_exhaustive()
     }
+}
+
+/// An error to keep; the kernel's number is all there is in it.
+fn copy(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }

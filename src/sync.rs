@@ -1,7 +1,7 @@
 //! Locks and atomics: `std`, or `loom` under `--cfg loom`. The only file that knows which.
 
-// Not loom's: it cannot point to a trait object, nor be a method's receiver, and reference counts are not what the models
-// are about.
+// Not loom's: it cannot point to a trait object, nor be a method's receiver, and reference counts
+// are not what the models are about.
 pub(crate) use std::sync::Arc;
 
 #[cfg(loom)]
@@ -9,8 +9,8 @@ pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
-/// Locks `mutex`; a poisoned lock is taken all the same, since no code of ours panics while it holds one and leaves
-/// the data half-changed.
+/// Locks `mutex`; a poisoned lock is taken all the same, since no code of ours panics while it
+/// holds one and leaves the data half-changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

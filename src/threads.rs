@@ -9,7 +9,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::error::{Error, Result};
 
-/// CPUs that threads may use: as many as `cpus` names, or what affinity and cgroup quota leave this process.
+/// CPUs that threads may use: as many as `cpus` names, or what affinity and cgroup quota leave this
+/// process.
 pub(crate) fn cpu_count(cpus: &[usize]) -> usize {
     match cpus.len() {
         0 => thread::available_parallelism().map_or(1, usize::from),
@@ -22,7 +23,9 @@ pub(crate) fn check_cpus(what: &str, cpus: &[usize]) -> Result<()> {
     let allowed = sched_getaffinity(None).map_err(|error| Error::io("sched_getaffinity", error))?;
     for &cpu in cpus {
         if cpu >= CpuSet::MAX_CPU || !allowed.is_set(cpu) {
-            return Err(Error::invalid(format!("{what}: CPU {cpu} is not one this process may use")));
+            return Err(Error::invalid(format!(
+                "{what}: CPU {cpu} is not one this process may use"
+            )));
         }
     }
     Ok(())

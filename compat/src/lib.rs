@@ -20,8 +20,8 @@ use ringpoll::blocking::Connection;
 /// * `write` copies into the connection's output, and hands it to the kernel once
 ///   [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX) have gathered. [`flush`](Write::flush) hands over
 ///   the rest and returns when the kernel has every byte.
-/// * Dropping the stream closes the connection; what was not flushed is lost, as with a
-///   connection of ringpoll's own.
+/// * Dropping the stream closes the connection; what was not flushed is lost, as with a connection
+///   of ringpoll's own.
 ///
 /// ```no_run
 /// use std::io::{BufRead, Write};

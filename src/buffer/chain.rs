@@ -11,7 +11,7 @@ use std::io::IoSlice;
 
 use super::block::{Block, Slice};
 use super::pool::Pool;
-use super::{APPEND_COPY_BYTES_MAX, CHAIN_PIECES_KEPT};
+use crate::config::{APPEND_COPY_BYTES_MAX, CHAIN_PIECES_KEPT};
 
 /// Bytes in order, in as few pieces as they came.
 #[derive(Default)]

@@ -29,39 +29,6 @@ pub use link::LinkBuffer;
 pub(crate) use pool::Pool;
 pub(crate) use staging::Staging;
 
-/// The smallest block of a pool: below this the bookkeeping costs more than the memory.
-const BLOCK_BYTES_MIN: usize = 512;
-
-/// Sizes that a pool recycles, each twice the one before: 512 B to 1 MiB.
-const BLOCK_CLASSES: usize = 12;
-
-/// The largest block allocated ahead of need when a chain grows by small writes.
-const BLOCK_GROWTH_BYTES_MAX: usize = 64 << 10;
-const _: () = assert!(BLOCK_GROWTH_BYTES_MAX <= BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1));
-
-/// Free memory that a pool keeps of each size, but one block at least and [`FREE_BLOCKS_MAX`] at
-/// most: less than 6 MiB in all.
-const FREE_BYTES_MAX: usize = 512 << 10;
-
-/// Free blocks that a pool keeps of each size.
-const FREE_BLOCKS_MAX: usize = 256;
-
-/// Free memory of each size that the attached thread keeps for itself, but one block at least and
-/// [`LOCAL_BLOCKS_MAX`] at most.
-const LOCAL_BYTES_MAX: usize = 256 << 10;
-
-/// Free blocks of each size that the attached thread keeps for itself.
-const LOCAL_BLOCKS_MAX: usize = 64;
-
-/// Writes up to this length are copied: that is cheaper than a send of one more piece.
-const COPY_BYTES_MAX: usize = 4096;
-
-/// An appended chain up to this length is copied where the spare has room for it.
-const APPEND_COPY_BYTES_MAX: usize = 256;
-
-/// The queue of an empty chain keeps room for this many pieces.
-const CHAIN_PIECES_KEPT: usize = 16;
-
 /// What an [`IoReader`] asks its source for at least.
 const READ_BYTES_MIN: usize = 4096;
 

@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_queue::ArrayQueue;
 
 use super::block::{Block, FreeBlock, Home};
-use super::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX};
-use super::{FREE_BLOCKS_MAX, FREE_BYTES_MAX, LOCAL_BLOCKS_MAX, LOCAL_BYTES_MAX};
+use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX};
+use crate::config::{FREE_BLOCKS_MAX, FREE_BYTES_MAX, LOCAL_BLOCKS_MAX, LOCAL_BYTES_MAX};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Hands out blocks of some size classes and recycles them. A clone is the same pool.

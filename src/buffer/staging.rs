@@ -8,10 +8,10 @@
 
 use std::fmt;
 
-use super::COPY_BYTES_MAX;
 use super::block::Slice;
 use super::chain::Chain;
 use super::pool::Pool;
+use crate::config::COPY_BYTES_MAX;
 use crate::error::{Error, Result};
 
 /// The writing end of a buffer or a connection.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::pool::PoolStats;
 use super::*;
+use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, CHAIN_PIECES_KEPT};
 
 #[test]
 fn the_sizes_that_are_moved_around_stay_small() {

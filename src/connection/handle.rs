@@ -13,9 +13,11 @@ use crate::poller::Command;
 use crate::poller::timers::now_ns;
 use crate::sync::lock;
 
-/// A reference to a connection that any thread may hold: closes it, asks about it, moves its timeouts.
+/// A reference to a connection that any thread may hold: closes it, asks about it, moves its
+/// timeouts.
 ///
-/// Clones refer to the same connection. A handle does not keep a connection open, and stays valid after its end.
+/// Clones refer to the same connection. A handle does not keep a connection open, and stays valid
+/// after its end.
 #[derive(Clone)]
 pub struct Handle(pub(super) Arc<Shared>);
 
@@ -40,9 +42,9 @@ impl Handle {
 
     /// Closes the connection. Idempotent, from any thread.
     ///
-    /// Reads and flushes that wait end with a closed error; bytes the kernel does not have yet are dropped. The close
-    /// callbacks run, and the descriptor is closed, once a handler that runs now has returned and given its
-    /// [`Connection`](crate::Connection) back.
+    /// Reads and flushes that wait end with a closed error; bytes the kernel does not have yet are
+    /// dropped. The close callbacks run, and the descriptor is closed, once a handler that runs
+    /// now has returned and given its [`Connection`](crate::Connection) back.
     pub fn close(&self) {
         self.0.close();
     }
@@ -91,25 +93,29 @@ impl Handle {
         stats
     }
 
-    /// Bounds each wait of a read from now on; `None` or zero is for ever. Clears the read deadline.
+    /// Bounds each wait of a read from now on; `None` or zero is for ever. Clears the read
+    /// deadline.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.read.set_timeout(timeout);
         self.rouse_reader();
     }
 
-    /// Bounds each wait of a flush from now on; `None` or zero is for ever. Clears the write deadline.
+    /// Bounds each wait of a flush from now on; `None` or zero is for ever. Clears the write
+    /// deadline.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.write.set_timeout(timeout);
         self.rouse_flusher();
     }
 
-    /// Ends every wait of a read at `deadline`, whatever the timeout; `None` clears it. A read that waits now obeys.
+    /// Ends every wait of a read at `deadline`, whatever the timeout; `None` clears it. A read that
+    /// waits now obeys.
     pub fn set_read_deadline(&self, deadline: Option<Instant>) {
         self.0.timeouts.read.set_deadline(deadline);
         self.rouse_reader();
     }
 
-    /// Ends every wait of a flush at `deadline`, whatever the timeout; `None` clears it. A flush that waits now obeys.
+    /// Ends every wait of a flush at `deadline`, whatever the timeout; `None` clears it. A flush
+    /// that waits now obeys.
     pub fn set_write_deadline(&self, deadline: Option<Instant>) {
         self.0.timeouts.write.set_deadline(deadline);
         self.rouse_flusher();
@@ -121,15 +127,16 @@ impl Handle {
         self.set_write_deadline(deadline);
     }
 
-    /// Closes the connection when no byte has moved for `timeout` and no handler computes; `None` or zero is never.
+    /// Closes the connection when no byte has moved for `timeout` and no handler computes; `None`
+    /// or zero is never.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.set_idle(timeout);
         self.0.timeouts.touch(now_ns());
         self.0.arm(self.0.timeouts.idle_at());
     }
 
-    /// Calls `callback` when the connection ends: last added first, once, after the handler that runs has returned,
-    /// with the descriptor still valid. If that has happened, calls it now.
+    /// Calls `callback` when the connection ends: last added first, once, after the handler that
+    /// runs has returned, with the descriptor still valid. If that has happened, calls it now.
     pub fn on_close(&self, callback: impl FnOnce(&Handle) + Send + 'static) {
         {
             let mut extras = lock(&self.0.extras);

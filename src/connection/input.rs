@@ -1,6 +1,7 @@
 //! Bytes coming in.
 //!
-//! The poller fills `inbox`; whoever holds the reader takes all of it at once and then reads without a lock. Guarded by the input lock; the waker is fired outside it.
+//! The poller fills `inbox`; whoever holds the reader takes all of it at once and then reads
+//! without a lock. Guarded by the input lock; the waker is fired outside it.
 
 use std::io;
 use std::task::{Context, Waker};
@@ -16,7 +17,8 @@ pub(super) struct Input {
     pub(super) inbox: Chain,
     /// Bytes ever received.
     received: u64,
-    /// What the reader has; while it is out, what it had when it last looked in, and may have consumed since.
+    /// What the reader has; while it is out, what it had when it last looked in, and may have
+    /// consumed since.
     held_bytes: usize,
     pub(super) wait: Option<Wait>,
     /// Nothing more will come, and why.
@@ -177,11 +179,7 @@ impl Input {
     }
 
     /// Takes back what comes home.
-    pub(super) fn bring_home(
-        &mut self,
-        reader: Option<Box<Chain>>,
-        writer: Option<Box<Staging>>,
-    ) {
+    pub(super) fn bring_home(&mut self, reader: Option<Box<Chain>>, writer: Option<Box<Staging>>) {
         if writer.is_some() {
             self.writer = writer;
         }

@@ -1,6 +1,7 @@
 //! Parts of a connection that travel.
 //!
-//! The reader and the writer move between the connection's home and its holder with every run; what moves is a pointer.
+//! The reader and the writer move between the connection's home and its holder with every run; what
+//! moves is a pointer.
 
 use std::ops::{Deref, DerefMut};
 

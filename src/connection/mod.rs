@@ -1,9 +1,11 @@
 //! One peer: what users hold.
 //!
-//! A [`Connection`] owns its peer's reader and writer. Both work without a lock on what they have; only to get more, or
-//! to hand bytes over, do they meet the poller, under the input or the output lock of [`shared`]. In a server a
-//! connection is handed out to a run of a handler and comes home when it is dropped.
+//! A [`Connection`] owns its peer's reader and writer. Both work without a lock on what they have;
+//! only to get more, or to hand bytes over, do they meet the poller, under the input or the output
+//! lock of [`shared`]. In a server a connection is handed out to a run of a handler and comes home
+//! when it is dropped.
 
+mod endpoint;
 mod handle;
 mod input;
 mod lent;
@@ -56,9 +58,9 @@ pub(crate) trait Service: Send + Sync {
 ///
 /// `Send + Sync`, and usable from any executor or thread. It dereferences to its [`Handle`].
 ///
-/// Dropping one that was dialled or adopted closes it. Dropping one that a server handed to a handler gives it back: the
-/// next run starts when the handler's future is done *and* its connection is back. What is buffered, unread or written,
-/// is there again in the next run.
+/// Dropping one that was dialled or adopted closes it. Dropping one that a server handed to a
+/// handler gives it back: the next run starts when the handler's future is done *and* its
+/// connection is back. What is buffered, unread or written, is there again in the next run.
 pub struct Connection {
     handle: Handle,
     reader: Lent<Chain>,
@@ -99,11 +101,7 @@ impl Connection {
     }
 
     fn handed_out(shared: Arc<Shared>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
-        Connection {
-            handle: Handle(shared),
-            reader: Lent::new(reader),
-            writer: Lent::new(writer),
-        }
+        Connection { handle: Handle(shared), reader: Lent::new(reader), writer: Lent::new(writer) }
     }
 
     /// A handle to keep elsewhere.
@@ -111,8 +109,8 @@ impl Connection {
         self.handle.clone()
     }
 
-    /// Parts reading from writing, so that two tasks can do both at once. The connection closes, or goes home, when both
-    /// halves are dropped.
+    /// Parts reading from writing, so that two tasks can do both at once. The connection closes, or
+    /// goes home, when both halves are dropped.
     pub fn split(mut self) -> (ReadHalf, WriteHalf) {
         self.handle.0.count_halves();
         (
@@ -121,8 +119,8 @@ impl Connection {
         )
     }
 
-    /// Flushes, then takes the socket away from its poller, with everything received and not read. Close callbacks run;
-    /// the descriptor stays open.
+    /// Flushes, then takes the socket away from its poller, with everything received and not read.
+    /// Close callbacks run; the descriptor stays open.
     ///
     /// # Errors
     /// As for [`flush`](Self::flush); the connection closes then.
@@ -234,7 +232,8 @@ const _: () = {
     goes_anywhere::<Handle>();
 };
 
-/// The end of a run: made when it starts, dropped when its future is done, has panicked, or was given up.
+/// The end of a run: made when it starts, dropped when its future is done, has panicked, or was
+/// given up.
 pub(crate) struct RunEnd {
     shared: Arc<Shared>,
     outcome: Option<Result<()>>,

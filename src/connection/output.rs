@@ -1,9 +1,9 @@
 //! Bytes going out.
 //!
-//! A flush sends on its own thread while nothing is queued ([`Sending::Idle`]); what the socket does not take is queued
-//! and the poller asked to send it ([`Sending::Handed`]); later flushes then only queue. So one sender at a time, and
-//! bytes never reorder. Guarded by the output lock, which is held over the non-blocking send: that and closing are all
-//! it serialises.
+//! A flush sends on its own thread while nothing is queued ([`Sending::Idle`]); what the socket
+//! does not take is queued and the poller asked to send it ([`Sending::Handed`]); later flushes
+//! then only queue. So one sender at a time, and bytes never reorder. Guarded by the output lock,
+//! which is held over the non-blocking send: that and closing are all it serialises.
 
 use std::io;
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use std::task::{Context, Waker};
 
 use crate::buffer::Chain;
 use crate::config;
+use crate::counters::Counters;
 use crate::poller::timers::NEVER;
-use crate::sys::{Counters, Socket};
+use crate::sys::socket::Socket;
 
 pub(super) struct Output {
     /// Taken when the connection is finished or detached.
@@ -73,7 +74,11 @@ impl Output {
     }
 
     /// Sends `bytes` or queues them.
-    pub(super) fn submit(&mut self, bytes: &mut Chain, counters: &Counters) -> io::Result<Submitted> {
+    pub(super) fn submit(
+        &mut self,
+        bytes: &mut Chain,
+        counters: &Counters,
+    ) -> io::Result<Submitted> {
         if let Some(error) = self.failure() {
             return Err(error);
         }

@@ -3,13 +3,14 @@
 /// Implements the reader for `$type`, which has the fields `handle` and `reader`.
 macro_rules! impl_reader {
     ($type:ident) => {
-        /// Reading. Every method waits until it has what it was asked for, and fails if that will never come; bytes that
-        /// have come stay buffered then. The errors of all of them: closed, end of stream, read timeout, the kernel's, and
-        /// a limit if more is asked for than `read_bytes_max`. Bytes that are buffered are returned whatever the state
+        /// Reading. Every method waits until it has what it was asked for, and fails if that will
+        /// never come; bytes that have come stay buffered then. The errors of all of them: closed,
+        /// end of stream, read timeout, the kernel's, and a limit if more is asked for than
+        /// `read_bytes_max`. Bytes that are buffered are returned whatever the state
         /// and the deadlines.
         impl $type {
-            /// Takes the next `bytes`: a reference to where they were received, or, if they lie in several blocks, one
-            /// copy.
+            /// Takes the next `bytes`: a reference to where they were received, or, if they lie in
+            /// several blocks, one copy.
             ///
             /// # Errors
             /// As for all reads, see above.
@@ -54,8 +55,8 @@ macro_rules! impl_reader {
                 self.reader.peek(bytes, &self.handle.0.remote.pool)
             }
 
-            /// The bytes that are here and lie in one piece, without counting a reference; empty only if none are here.
-            /// They stay to be read.
+            /// The bytes that are here and lie in one piece, without counting a reference; empty
+            /// only if none are here. They stay to be read.
             #[inline]
             pub fn buffered(&mut self) -> &[u8] {
                 self.refill_below(1);
@@ -77,8 +78,8 @@ macro_rules! impl_reader {
             /// Takes everything up to and including the next `delimiter`.
             ///
             /// # Errors
-            /// As for all reads. At the end of the stream [`Error::partial`] has what came before it. A limit, when
-            /// `read_bytes_max` bytes hold no delimiter.
+            /// As for all reads. At the end of the stream [`Error::partial`] has what came before
+            /// it. A limit, when `read_bytes_max` bytes hold no delimiter.
             pub async fn until(&mut self, delimiter: u8) -> Result<Slice> {
                 let mut searched = 0;
                 loop {
@@ -96,8 +97,8 @@ macro_rules! impl_reader {
                 }
             }
 
-            /// Copies what is here into `buffer`, waiting for at least one byte. Returns how many; 0 at the end of the
-            /// stream, or for an empty buffer.
+            /// Copies what is here into `buffer`, waiting for at least one byte. Returns how many;
+            /// 0 at the end of the stream, or for an empty buffer.
             ///
             /// # Errors
             /// As for all reads, but for the end of the stream.

@@ -1,26 +1,26 @@
 //! One connection, as its poller and its users share it.
 //!
-//! The poller calls the [`Endpoint`] methods; users reach the rest through [`Handle`], [`super::Connection`] and its
-//! halves. Locks are taken one at a time, never over user code or a wake-up.
+//! The poller calls it through `endpoint.rs`; users reach it through [`Handle`],
+//! [`super::Connection`] and its halves. Locks are taken one at a time, never over user code or a
+//! wake-up.
 
 use std::any::Any;
 use std::cell::OnceCell;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::Service;
 use super::handle::Handle;
 use super::input::{End, Filed, Input};
 use super::output::Output;
 use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
 use super::timeout::Timeouts;
-use super::{Connection, RunEnd, Service};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Staging};
 use crate::config::{self, Limits};
 use crate::poller::timers::{NEVER, now_ns};
-use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Socket, Token};
+use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 
@@ -31,17 +31,17 @@ pub(crate) struct Shared {
     pub(super) remote: Arc<Remote>,
     pub(super) limits: Arc<Limits>,
     /// Set on connections that a server accepted.
-    service: Option<Arc<dyn Service>>,
+    pub(super) service: Option<Arc<dyn Service>>,
     pub(super) peer: PeerAddr,
-    token: AtomicU64,
+    pub(super) token: AtomicU64,
     /// Halves of a split connection that its user still holds.
-    halves: AtomicU8,
+    pub(super) halves: AtomicU8,
     pub(super) life: Life,
     pub(super) timeouts: Timeouts,
     /// The inbox has bytes: a look without the lock. Changed under the input lock.
-    has_arrivals: AtomicBool,
+    pub(super) has_arrivals: AtomicBool,
     /// Reception is paused until the reader has made room. Changed under the input lock.
-    paused: AtomicBool,
+    pub(super) paused: AtomicBool,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
     pub(super) extras: Mutex<Extras>,
@@ -59,7 +59,7 @@ pub(super) struct Extras {
 
 thread_local! {
     /// The poller that this thread is.
-    static POLLER: OnceCell<Arc<Remote>> = const { OnceCell::new() };
+    pub(super) static POLLER: OnceCell<Arc<Remote>> = const { OnceCell::new() };
 }
 
 /// The poller that runs this code, if one does.
@@ -103,8 +103,8 @@ impl Shared {
             output.discard();
             if let Some(socket) = &output.socket {
                 self.remote.counters.add(|counters| &counters.setup_calls, 1);
-                // Fails where the peer is gone already. The peer hears of the close now, however long a handler keeps
-                // the connection.
+                // Fails where the peer is gone already. The peer hears of the close now, however
+                // long a handler keeps the connection.
                 let _ = socket.shutdown(crate::poller::Side::Both);
             }
             output.take_waker()
@@ -164,7 +164,8 @@ impl Shared {
         self.has_arrivals.load(Ordering::Acquire)
     }
 
-    /// The reader has consumed some: lets reception go on where it was paused and there is room now.
+    /// The reader has consumed some: lets reception go on where it was paused and there is room
+    /// now.
     #[inline]
     pub(super) fn consumed(self: &Arc<Self>, left_bytes: usize) {
         if self.paused.load(Ordering::Relaxed) && left_bytes <= self.limits.input_low_bytes {
@@ -234,7 +235,7 @@ impl Shared {
     }
 
     /// Closes once the peer has what was submitted, or has had time enough.
-    fn close_when_sent(self: &Arc<Self>) {
+    pub(super) fn close_when_sent(self: &Arc<Self>) {
         {
             let mut output = lock(&self.output);
             if !output.is_settled() {
@@ -249,7 +250,7 @@ impl Shared {
         self.close();
     }
 
-    fn tell_disconnected(self: &Arc<Self>) {
+    pub(super) fn tell_disconnected(self: &Arc<Self>) {
         if let Some(service) = &self.service {
             let handle = Handle::of(self);
             guard("on_disconnect", || service.disconnected(&handle));
@@ -267,7 +268,7 @@ impl Shared {
     }
 
     /// The end: callbacks, the last hold on the socket, the server's books.
-    fn finish(self: &Arc<Self>) {
+    pub(super) fn finish(self: &Arc<Self>) {
         if !lock(&self.input).runs.finish() {
             return;
         }
@@ -319,7 +320,7 @@ impl Shared {
     }
 
     /// The peer has gone: tell the user, once, after `on_connect`.
-    fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch<Shared>) {
+    pub(super) fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch<Shared>) {
         if !self.life.peer_gone() || self.service.is_none() || self.life.is_closed() {
             return;
         }
@@ -328,7 +329,7 @@ impl Shared {
         }
     }
 
-    fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
+    pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
         self.note_peer_gone(batch);
         let filed = lock(&self.input).end(end);
         if filed.close {
@@ -337,7 +338,7 @@ impl Shared {
         self.follow(filed, batch);
     }
 
-    fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
+    pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
         batch.wakers.extend(filed.wake);
         if filed.start_run {
             batch.actions.push((Arc::clone(self), Action::Run));
@@ -349,170 +350,12 @@ impl Shared {
     }
 
     /// A handler that computes, as opposed to one that waits for the peer.
-    fn is_occupied(&self) -> bool {
+    pub(super) fn is_occupied(&self) -> bool {
         let computing = {
             let input = lock(&self.input);
             self.service.is_some() && input.runs.is_held() && !input.is_waited_for()
         };
         computing && !lock(&self.output).is_waited_for()
-    }
-}
-
-impl Endpoint for Shared {
-    fn enter_poller(remote: &Arc<Remote>) {
-        POLLER.with(|poller| {
-            // A thread is one poller for its whole life.
-            let _ = poller.set(Arc::clone(remote));
-        });
-    }
-
-    fn token(&self) -> Token {
-        Token::from_bits(self.token.load(Ordering::Relaxed))
-    }
-
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool {
-        self.token.store(token.bits(), Ordering::Relaxed);
-        if self.life.is_closed() {
-            return false;
-        }
-        if let Some(service) = &self.service {
-            let handle = Handle::of(self);
-            let accepted = catch_unwind(AssertUnwindSafe(|| service.prepare(&handle).is_ok()));
-            if !accepted.unwrap_or(false) || self.life.is_closed() {
-                return false;
-            }
-            if service.serves_connect() {
-                lock(&self.input).runs.start(Kind::Connect, 0);
-                batch.actions.push((Arc::clone(self), Action::Run));
-            }
-        }
-        if self.timeouts.watches_idle() {
-            self.timeouts.touch(batch.now_ns.max(now_ns()));
-            self.arm(self.timeouts.idle_at());
-        }
-        true
-    }
-
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>) {
-        let mut input = lock(&self.input);
-        input.connected = Some(result);
-        batch.wakers.extend(input.take_waker());
-    }
-
-    #[inline]
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow {
-        if self.life.is_closed() {
-            return Flow::Pause;
-        }
-        if self.timeouts.watches_idle() {
-            self.timeouts.touch(batch.now_ns);
-        }
-        let filed = {
-            let mut input = lock(&self.input);
-            let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
-            self.has_arrivals.store(true, Ordering::Release);
-            if filed.pause {
-                self.paused.store(true, Ordering::Relaxed);
-            }
-            filed
-        };
-        self.follow(filed, batch)
-    }
-
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>) {
-        self.note_peer_gone(batch);
-    }
-
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>) {
-        let end = match result {
-            Ok(()) => End::Eof,
-            Err(error) => {
-                // A reset ends both directions.
-                let mut output = lock(&self.output);
-                output.fail(&error);
-                batch.wakers.extend(output.take_waker());
-                End::Failed(error.kind(), error.raw_os_error())
-            }
-        };
-        self.note_end(end, batch);
-    }
-
-    fn take_output(&self) -> Option<Chain> {
-        lock(&self.output).take_queue()
-    }
-
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) {
-        if self.timeouts.watches_idle() {
-            self.timeouts.touch(batch.now_ns);
-        }
-        let mut output = lock(&self.output);
-        batch.wakers.extend(output.on_sent(result));
-        if output.close_when_sent && output.is_settled() {
-            batch.actions.push((Arc::clone(self), Action::Close));
-        }
-    }
-
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64> {
-        if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() {
-            return None;
-        }
-        let now_ns = batch.now_ns;
-        let (reader, read_at) = lock(&self.input).timer(now_ns);
-        let (flusher, write_at) = lock(&self.output).timer(now_ns);
-        batch.wakers.extend(reader);
-        batch.wakers.extend(flusher);
-        if self.timeouts.idle_at() <= now_ns {
-            if !self.is_occupied() {
-                self.close();
-                return None;
-            }
-            self.timeouts.touch(now_ns);
-        }
-        let next_ns = read_at.min(write_at).min(self.timeouts.idle_at());
-        (next_ns != NEVER && self.timeouts.armed().ask(next_ns)).then_some(next_ns)
-    }
-
-    fn is_armed(&self, at_ns: u64) -> bool {
-        self.timeouts.armed().is_for(at_ns)
-    }
-
-    fn on_removed(self: &Arc<Self>) {
-        // Also where the poller ends by itself: whoever waits must learn of it.
-        self.life.close();
-        let (reader, finished) = {
-            let mut input = lock(&self.input);
-            input.removed = true;
-            (input.take_waker(), !input.runs.is_held())
-        };
-        let flusher = lock(&self.output).take_waker();
-        wake([reader, flusher]);
-        if finished {
-            self.finish();
-        }
-    }
-
-    fn act(self: Arc<Self>, action: Action) {
-        match action {
-            Action::Disconnected => self.tell_disconnected(),
-            Action::Close => self.close_when_sent(),
-            Action::Run => {
-                let Some(service) = self.service.clone() else { return };
-                self.remote.counters.handler_runs.add_owned(1);
-                let end = RunEnd::new(&self);
-                let (kind, reader, writer) = {
-                    let mut input = lock(&self.input);
-                    self.took_arrivals();
-                    input.hand_out()
-                };
-                let connection = Connection::handed_out(self, reader, writer);
-                // A handler that panics before its first await: its end is reported like any other.
-                guard("handler", || service.run(kind, connection, end));
-            }
-        }
-    }
-
-    fn close(self: &Arc<Self>) {
-        Shared::close(self);
     }
 }
 
@@ -528,14 +371,15 @@ impl Drop for Shared {
 /// Both halves of a run, taken back at once.
 pub(super) const BOTH: u8 = READER | WRITER;
 
-fn wake(wakers: [Option<Waker>; 2]) {
+pub(super) fn wake(wakers: [Option<Waker>; 2]) {
     for waker in wakers.into_iter().flatten() {
         waker.wake();
     }
 }
 
-/// Runs user code that has no result to fail with: a panic is reported by the panic hook and goes no further.
-fn guard(what: &str, code: impl FnOnce()) {
+/// Runs user code that has no result to fail with: a panic is reported by the panic hook and goes
+/// no further.
+pub(super) fn guard(what: &str, code: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(code)).is_err() {
         tracing::error!("{what} panicked");
     }

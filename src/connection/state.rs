@@ -1,7 +1,8 @@
 //! The life of a connection, as pure transitions.
 //!
-//! Two owners, two facts. [`Life`] are bits that only ever get set, by anyone: whether the connection was closed, and
-//! whether the peer has gone. [`Runs`] says who holds the reader and the writer, and lives under the input lock:
+//! Two owners, two facts. [`Life`] are bits that only ever get set, by anyone: whether the
+//! connection was closed, and whether the peer has gone. [`Runs`] says who holds the reader and the
+//! writer, and lives under the input lock:
 //!
 //! ```text
 //!            start                     last holder lets go
@@ -11,8 +12,8 @@
 //!    └───────────────────┘                                    Over
 //! ```
 //!
-//! In `Home` the poller may start a run; in `Held` it only notes that there is news; in `Over` callbacks have run and the
-//! descriptor is gone.
+//! In `Home` the poller may start a run; in `Held` it only notes that there is news; in `Over`
+//! callbacks have run and the descriptor is gone.
 
 use crate::sync::atomic::{AtomicU8, Ordering};
 
@@ -193,7 +194,8 @@ mod tests {
 
     #[test]
     fn a_run_is_over_when_its_last_part_is_back_in_whatever_order() {
-        for order in [[FUTURE, READER, WRITER], [WRITER, FUTURE, READER], [READER, WRITER, FUTURE]] {
+        for order in [[FUTURE, READER, WRITER], [WRITER, FUTURE, READER], [READER, WRITER, FUTURE]]
+        {
             let mut runs = Runs::Home;
             runs.start(Kind::Request, 0);
             assert_eq!(order.map(|part| runs.give_back(part)), [false, false, true]);

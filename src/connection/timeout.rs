@@ -1,7 +1,7 @@
 //! When waits end: per-wait timeouts, deadlines, the idle timeout.
 //!
-//! Settings are atomics that any thread may move. A wait computes its end from them; the poller's timer only wakes it to
-//! compute again, so a deadline that moves needs no more than a wake-up.
+//! Settings are atomics that any thread may move. A wait computes its end from them; the poller's
+//! timer only wakes it to compute again, so a deadline that moves needs no more than a wake-up.
 
 use std::time::{Duration, Instant};
 
@@ -93,8 +93,9 @@ impl Timeouts {
 
 /// The earliest time at which the poller was asked to look.
 ///
-/// No timer is lost: a waiter publishes its time, then reads this; the poller resets this, then reads the waiters' times.
-/// So either the waiter sees that it must ask, or the poller sees the waiter.
+/// No timer is lost: a waiter publishes its time, then reads this; the poller resets this, then
+/// reads the waiters' times. So either the waiter sees that it must ask, or the poller sees the
+/// waiter.
 pub(super) struct Armed(AtomicU64);
 
 impl Armed {

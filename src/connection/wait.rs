@@ -151,8 +151,8 @@ pub(super) async fn sent(shared: &Arc<Shared>, sent: u64) -> Result<()> {
     .await
 }
 
-/// One wait of a reader; withdraws its registration when it ends, however it ends. A forgotten one would let the input
-/// grow to what it waited for.
+/// One wait of a reader; withdraws its registration when it ends, however it ends. A forgotten one
+/// would let the input grow to what it waited for.
 struct Wait<'a> {
     shared: &'a Arc<Shared>,
     started_ns: Option<u64>,
@@ -186,7 +186,9 @@ impl<'a> Wait<'a> {
             let started_ns = *self.started_ns.get_or_insert(now_ns);
             until_ns = shared.timeouts.read.end_of_wait(|| started_ns);
             let late = now_ns >= until_ns;
-            late.then(|| Err(Error::read_timeout(operation, Duration::from_nanos(now_ns - started_ns))))
+            late.then(|| {
+                Err(Error::read_timeout(operation, Duration::from_nanos(now_ns - started_ns)))
+            })
         };
         if done.is_none() {
             input.wait_for(bytes, until_ns, cx);
@@ -216,7 +218,7 @@ fn ended(operation: &'static str, end: End, wanted_bytes: usize, left_bytes: usi
             Error::io(operation, error)
         }
         End::Memory => Error::limit(format!(
-            "{operation}: the poller's memory is used up, and {left_bytes} bytes are more than a fair share"
+            "{operation}: the poller's memory is used up, and {left_bytes} bytes exceed a fair share"
         )),
     }
 }

@@ -3,8 +3,8 @@
 /// Implements the writer for `$type`, which has the fields `handle` and `writer`.
 macro_rules! impl_writer {
     ($type:ident) => {
-        /// Writing. What is written stays here until [`submit`](Self::submit) or [`flush`](Self::flush). After a close every
-        /// method fails with a closed error.
+        /// Writing. What is written stays here until [`submit`](Self::submit) or
+        /// [`flush`](Self::flush). After a close every method fails with a closed error.
         impl $type {
             /// Adds `bytes` zeroes and returns them to be filled. They count as written.
             ///
@@ -16,7 +16,8 @@ macro_rules! impl_writer {
                 Ok(self.writer.reserve(bytes, &self.handle.0.remote.pool))
             }
 
-            /// Keeps only the first `bytes` of all that was reserved since the last commit, write or flush.
+            /// Keeps only the first `bytes` of all that was reserved since the last commit, write
+            /// or flush.
             ///
             /// # Errors
             /// Closed; invalid, if less was reserved: then nothing changes.
@@ -48,8 +49,8 @@ macro_rules! impl_writer {
                 Ok(())
             }
 
-            /// Puts `data` before the last `remaining` bytes of what is reserved and not committed, by reference. `data`
-            /// counts as reserved for the next commit.
+            /// Puts `data` before the last `remaining` bytes of what is reserved and not committed,
+            /// by reference. `data` counts as reserved for the next commit.
             ///
             /// # Errors
             /// Closed; invalid, if less is reserved: then nothing changes.
@@ -76,8 +77,8 @@ macro_rules! impl_writer {
             /// Hands over what is written, without waiting for the peer to make room.
             ///
             /// # Errors
-            /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then everything stays as it is;
-            /// the kernel's.
+            /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then
+            /// everything stays as it is; the kernel's.
             pub fn submit(&mut self) -> Result<()> {
                 match wait::submit(&self.handle.0, &mut self.writer)? {
                     Submission::Sent | Submission::Queued(_) => Ok(()),
@@ -85,8 +86,9 @@ macro_rules! impl_writer {
                 }
             }
 
-            /// Hands over what is written, and waits until the kernel has every byte submitted so far; before that, if
-            /// `output_bytes_max` bytes are waiting for the peer, until there is room.
+            /// Hands over what is written, and waits until the kernel has every byte submitted so
+            /// far; before that, if `output_bytes_max` bytes are waiting for the peer, until
+            /// there is room.
             ///
             /// # Errors
             /// Closed, write timeout (submitted bytes are still on their way then), the kernel's.
@@ -101,7 +103,8 @@ macro_rules! impl_writer {
                 }
             }
 
-            /// Flushes, then ends this side of the stream: the peer reads its end, and can still send.
+            /// Flushes, then ends this side of the stream: the peer reads its end, and can still
+            /// send.
             ///
             /// # Errors
             /// As for [`flush`](Self::flush).

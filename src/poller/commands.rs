@@ -1,15 +1,16 @@
 //! How other threads, and handlers on the poller itself, talk to a poller.
 //!
-//! A queue and a flag under one lock, so no wake-up is lost: the sender that pushes to a sleeping poller takes the flag and
-//! wakes it. While the poller is awake a command costs no system call.
+//! A queue and a flag under one lock, so no wake-up is lost: the sender that pushes to a sleeping
+//! poller takes the flag and wakes it. While the poller is awake a command costs no system call.
 
 use std::task::Waker;
 
 use crate::address::PeerAddr;
 use crate::buffer::Pool;
+use crate::counters::Counters;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Arc, Mutex, lock};
-use crate::sys::{Counters, Socket, Wake};
+use crate::sys::{Socket, Wake};
 use crate::task::Runnable;
 
 use super::{Accept, Endpoint};
@@ -39,10 +40,13 @@ pub(crate) enum Command<E> {
     /// End all operations of the endpoint and give up its slot.
     Remove(Arc<E>),
     /// Call this for every endpoint.
-    Visit(Box<dyn FnMut(&Arc<E>) + Send>),
+    Visit(Visit<E>),
     /// Close everything, then end the thread.
     Stop,
 }
+
+/// Called for each endpoint in turn.
+type Visit<E> = Box<dyn FnMut(&Arc<E>) + Send>;
 
 /// A poller, as everybody else sees it.
 pub(crate) struct Remote<E> {

@@ -1,4 +1,5 @@
-//! Several pollers: their threads, which one gets a connection, and the one place that knows all backends.
+//! Several pollers: their threads, which one gets a connection, and the one place that knows all
+//! backends.
 
 use std::io;
 use std::sync::mpsc;
@@ -9,11 +10,12 @@ use super::spin::Spin;
 use super::{Command, Endpoint, Poller, Remote};
 use crate::buffer::Pool;
 use crate::config::{self, Backend as Choice, Balance, PollMode};
+use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::epoll::Epoll;
-use crate::sys::{Backend, PollerStats, Wake};
+use crate::sys::{Backend, Wake};
 use crate::threads;
 
 /// What a group is made from.
@@ -54,7 +56,10 @@ impl<E: Endpoint> Group<E> {
     pub(crate) fn start(plan: &Plan) -> Result<Group<E>> {
         let count = if plan.count == 0 { threads::cpu_count(&plan.cpus) } else { plan.count };
         if count > config::THREADS_MAX {
-            return Err(Error::invalid(format!("pollers: {count} are more than {}", config::THREADS_MAX)));
+            return Err(Error::invalid(format!(
+                "pollers: {count} are more than {}",
+                config::THREADS_MAX
+            )));
         }
         let mut group = Group {
             remotes: Vec::with_capacity(count),
@@ -71,7 +76,9 @@ impl<E: Endpoint> Group<E> {
             let spin = Spin::new(plan.poll_mode, affordable);
             let name = format!("{}-p{index}", plan.name);
             let thread = match plan.backend {
-                Choice::Auto | Choice::Epoll => start::<Epoll, E>(&name, &plan.cpus, &remote, spin)?,
+                Choice::Auto | Choice::Epoll => {
+                    start::<Epoll, E>(&name, &plan.cpus, &remote, spin)?
+                }
             };
             group.backend = Choice::Epoll;
             group.remotes.push(remote);
@@ -114,7 +121,8 @@ impl<E: Endpoint> Group<E> {
             let pool = remote.pool.stats();
             // Each poller keeps one block to receive into.
             stats.blocks += pool.blocks.saturating_sub(1);
-            stats.block_bytes += pool.block_bytes.saturating_sub(config::RECEIVE_BLOCK_BYTES as u64);
+            stats.block_bytes +=
+                pool.block_bytes.saturating_sub(config::RECEIVE_BLOCK_BYTES as u64);
         }
         stats
     }
@@ -166,7 +174,8 @@ fn start<B: Backend, E: Endpoint>(
     }
 }
 
-/// Spreads consecutive numbers over all of them (the finaliser of SplitMix64), seeded by the clock of the first use.
+/// Spreads consecutive numbers over all of them (the finaliser of SplitMix64), seeded by the clock
+/// of the first use.
 fn scramble(turn: usize) -> usize {
     use std::sync::OnceLock;
     static SEED: OnceLock<u64> = OnceLock::new();

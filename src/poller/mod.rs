@@ -1,10 +1,12 @@
 //! A poller: one thread, one backend, the connections in its slots.
 //!
-//! Each round collects everything that has arrived into the connections, and only then runs what they asked for: so a
-//! handler sees all its bytes, and its output leaves as one gathered send. Nothing here blocks but the backend's wait.
+//! Each round collects everything that has arrived into the connections, and only then runs what
+//! they asked for: so a handler sees all its bytes, and its output leaves as one gathered send.
+//! Nothing here blocks but the backend's wait.
 //!
 //! ```text
-//! commands → wait (completions → endpoints → batch) → timers → batch: handlers, wake-ups → commands → …
+//! commands → wait: completions → endpoints → batch
+//!          → timers → batch: handlers, wake-ups → commands → …
 //! ```
 
 pub(crate) mod commands;
@@ -26,14 +28,14 @@ use crate::sys::{Backend, Completion, Sink};
 use crate::task;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
-pub use crate::sys::PollerStats;
 pub(crate) use crate::sys::{Flow, Token};
 pub(crate) use commands::{Command, Remote};
 use slots::Slots;
 use spin::Spin;
 use timers::{NEVER, Timers, Whom, now_ns};
 
-/// What a slot holds for a connection: the calls upward. All of them come from the poller's thread, none may block.
+/// What a slot holds for a connection: the calls upward. All of them come from the poller's thread,
+/// none may block.
 pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// This thread is `remote`'s poller from now on.
     fn enter_poller(remote: &Arc<Remote<Self>>);
@@ -64,7 +66,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
 pub(crate) trait Accept: Send + Sync {
     fn on_accepted(&self, socket: Socket, peer: PeerAddr);
     /// Accepting failed. `true`: try again after a pause.
-    fn on_failed(&self, error: io::Error) -> bool;
+    fn on_failed(&self, error: &io::Error) -> bool;
     /// The listener is closed.
     fn on_removed(&self);
 }
@@ -149,7 +151,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     pub(crate) fn run(mut self) {
         E::enter_poller(&self.core.remote);
         self.core.remote.counters.own();
-        // Blocks that come and go on this thread, the usual case, do so without an atomic operation.
+        // Blocks that come and go on this thread, the usual case, do so without an atomic
+        // operation.
         let _attached = self.core.remote.pool.clone().attach();
         loop {
             self.take_commands();
@@ -190,7 +193,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 let waited_ns = self.core.batch.now_ns - started_ns;
                 let won = self.core.completions > 0 || !remote.inbox().is_empty();
                 if won || waited_ns >= budget_ns {
-                    let count = if won { &remote.counters.spins_won } else { &remote.counters.spins_lost };
+                    let count =
+                        if won { &remote.counters.spins_won } else { &remote.counters.spins_lost };
                     count.add_owned(1);
                     self.spin.record(won, waited_ns);
                     if won || due.is_some_and(|due| waited_ns >= due.as_nanos() as u64) {
@@ -268,7 +272,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             Command::Remove(endpoint) => {
                 let token = endpoint.token();
                 match core.slots.get(token) {
-                    Some(Slot::Endpoint(here)) if Arc::ptr_eq(here, &endpoint) => self.backend.remove(token),
+                    Some(Slot::Endpoint(here)) if Arc::ptr_eq(here, &endpoint) => {
+                        self.backend.remove(token)
+                    }
                     _ => endpoint.on_removed(),
                 }
             }
@@ -304,7 +310,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let token = self.core.slots.insert(Slot::Listener(Arc::clone(&listener)));
         self.core.remote.listeners.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.backend.listen(token, socket) {
-            listener.on_failed(error);
+            listener.on_failed(&error);
             self.backend.remove(token);
         }
     }
@@ -363,8 +369,8 @@ impl<E: Endpoint> Core<E> {
         self.count_timers();
     }
 
-    /// Drops the timers of connections that are gone, so that a long idle timeout on short connections does not pile
-    /// them up.
+    /// Drops the timers of connections that are gone, so that a long idle timeout on short
+    /// connections does not pile them up.
     fn sweep_timers(&mut self) {
         if self.timers.count() < 2 * self.slots.count() + config::STALE_TIMERS_MAX {
             return;
@@ -411,8 +417,12 @@ impl<E: Endpoint> Sink for Core<E> {
         let batch = &mut self.batch;
         match (self.slots.get(token), completion) {
             (Some(Slot::Endpoint(endpoint)), completion) => match completion {
-                Completion::Copied(bytes) => return endpoint.on_received(Received::Copied(bytes), batch),
-                Completion::Lent(slice) => return endpoint.on_received(Received::Lent(slice), batch),
+                Completion::Copied(bytes) => {
+                    return endpoint.on_received(Received::Copied(bytes), batch);
+                }
+                Completion::Lent(slice) => {
+                    return endpoint.on_received(Received::Lent(slice), batch);
+                }
                 Completion::Connected(result) => endpoint.on_connected(result, batch),
                 Completion::HungUp => endpoint.on_hung_up(batch),
                 Completion::Ended(result) => endpoint.on_ended(result, batch),
@@ -425,11 +435,11 @@ impl<E: Endpoint> Sink for Core<E> {
             (Some(Slot::Listener(listener)), Completion::Accepted(socket, peer)) => {
                 listener.on_accepted(socket, peer);
             }
-            (Some(Slot::Listener(listener)), Completion::AcceptFailed(error)) => {
-                if listener.on_failed(error) {
-                    let at_ns = timers::ns_after(config::ACCEPT_RETRY);
-                    self.timers.arm(at_ns, Whom::Slot(token));
-                }
+            (Some(Slot::Listener(listener)), Completion::AcceptFailed(error))
+                if listener.on_failed(&error) =>
+            {
+                let at_ns = timers::ns_after(config::ACCEPT_RETRY);
+                self.timers.arm(at_ns, Whom::Slot(token));
             }
             _ => {}
         }

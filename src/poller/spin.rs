@@ -1,8 +1,8 @@
 //! Whether to look again before sleeping.
 //!
-//! A wake-up out of the kernel costs more than a short look around, but only while work keeps coming and no other
-//! thread needs the CPU. So: spin for about twice the usual gap between arrivals, within a bound, and only while at
-//! least half of the recent spins found something.
+//! A wake-up out of the kernel costs more than a short look around, but only while work keeps
+//! coming and no other thread needs the CPU. So: spin for about twice the usual gap between
+//! arrivals, within a bound, and only while at least half of the recent spins found something.
 
 use crate::config::{self, PollMode};
 
@@ -38,7 +38,8 @@ impl Spin {
 
     /// A spin ended: after `waited_ns`, with or without work.
     pub(crate) fn record(&mut self, won: bool, waited_ns: u64) {
-        self.score = if won { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(1) };
+        self.score =
+            if won { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(1) };
         if won {
             self.observe_gap(waited_ns);
         }

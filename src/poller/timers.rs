@@ -1,8 +1,8 @@
 //! When to look at whom.
 //!
-//! Owned by the poller thread. An endpoint has at most one live entry: it is armed again only for an earlier time, and
-//! an entry that was overtaken is ignored when it comes up. So a timeout that moves with every request costs nothing
-//! until it is due.
+//! Owned by the poller thread. An endpoint has at most one live entry: it is armed again only for
+//! an earlier time, and an entry that was overtaken is ignored when it comes up. So a timeout that
+//! moves with every request costs nothing until it is due.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

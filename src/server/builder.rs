@@ -38,10 +38,11 @@ pub struct ServerBuilder {
 
 /// Handlers.
 ///
-/// A run of `on_connect` or `on_request` owns the [`Connection`], and there is one run at a time for each connection.
+/// A run of `on_connect` or `on_request` owns the [`Connection`], and there is one run at a time
+/// for each connection.
 impl ServerBuilder {
-    /// Called on the poller for each new connection, before it can receive. An error refuses it. The place to set
-    /// timeouts, contexts and close callbacks. Must not block.
+    /// Called on the poller for each new connection, before it can receive. An error refuses it.
+    /// The place to set timeouts, contexts and close callbacks. Must not block.
     pub fn on_prepare(
         mut self,
         prepare: impl Fn(&Handle) -> Result<()> + Send + Sync + 'static,
@@ -50,8 +51,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Runs once for each connection, before any `on_request`. It may read, write, wait and close. Without an
-    /// `on_request` it serves the whole connection, which closes when it returns.
+    /// Runs once for each connection, before any `on_request`. It may read, write, wait and close.
+    /// Without an `on_request` it serves the whole connection, which closes when it returns.
     pub fn on_connect<H, F>(mut self, handler: H) -> Self
     where
         H: Fn(Connection) -> F + Send + Sync + 'static,
@@ -61,10 +62,11 @@ impl ServerBuilder {
         self
     }
 
-    /// Runs when there are bytes to read, and again as long as some are left and it consumed any. A run that consumed
-    /// none is not repeated before more arrive, so wait for what you need instead of returning: reception pauses at the
-    /// high watermark unless a read waits for more. After the peer has ended its side it runs until the input is
-    /// drained, or refused by a run that consumes nothing; then the output is sent and the connection closed. An error
+    /// Runs when there are bytes to read, and again as long as some are left and it consumed any. A
+    /// run that consumed none is not repeated before more arrive, so wait for what you need
+    /// instead of returning: reception pauses at the high watermark unless a read waits for
+    /// more. After the peer has ended its side it runs until the input is drained, or refused
+    /// by a run that consumes nothing; then the output is sent and the connection closed. An error
     /// closes the connection and is reported to `on_error`.
     pub fn on_request<H, F>(mut self, handler: H) -> Self
     where
@@ -75,18 +77,16 @@ impl ServerBuilder {
         self
     }
 
-    /// Called on the poller when the peer has closed, once, after `on_connect`, possibly beside a running `on_request`:
-    /// the place to cancel it. Not called for connections that this side closes. Must not block.
+    /// Called on the poller when the peer has closed, once, after `on_connect`, possibly beside a
+    /// running `on_request`: the place to cancel it. Not called for connections that this side
+    /// closes. Must not block.
     pub fn on_disconnect(mut self, disconnect: impl Fn(&Handle) + Send + Sync + 'static) -> Self {
         self.handlers.disconnect = Some(Box::new(disconnect));
         self
     }
 
     /// Called when a run has failed or panicked, before its connection closes. Must not block.
-    pub fn on_error(
-        mut self,
-        report: impl Fn(&Handle, &Error) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn on_error(mut self, report: impl Fn(&Handle, &Error) + Send + Sync + 'static) -> Self {
         self.handlers.error = Some(Box::new(report));
         self
     }
@@ -106,7 +106,8 @@ impl ServerBuilder {
         self
     }
 
-    /// How many pollers; 0 is one for each CPU with inline handlers, and one for 20 CPUs with a pool.
+    /// How many pollers; 0 is one for each CPU with inline handlers, and one for 20 CPUs with a
+    /// pool.
     pub fn pollers(mut self, count: usize) -> Self {
         self.plan.count = count;
         self
@@ -136,7 +137,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Uses a group of pollers that exists, instead of starting one; the server leaves it running when it ends.
+    /// Uses a group of pollers that exists, instead of starting one; the server leaves it running
+    /// when it ends.
     pub fn use_pollers(mut self, pollers: Pollers) -> Self {
         self.pollers = Some(pollers);
         self
@@ -157,7 +159,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Closes a connection on which no byte moved for so long while no handler computed; zero is never.
+    /// Closes a connection on which no byte moved for so long while no handler computed; zero is
+    /// never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = some(timeout);
         self
@@ -169,7 +172,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Reception pauses when `high_bytes` are buffered and no read waits for more, and resumes at `low_bytes`.
+    /// Reception pauses when `high_bytes` are buffered and no read waits for more, and resumes at
+    /// `low_bytes`.
     pub fn input_watermarks(mut self, low_bytes: usize, high_bytes: usize) -> Self {
         (self.limits.input_low_bytes, self.limits.input_high_bytes) = (low_bytes, high_bytes);
         self
@@ -187,8 +191,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets SO_REUSEPORT on the listeners added after this: several processes, or several listeners of this one, may
-    /// share an address, and the kernel spreads the connections.
+    /// Sets SO_REUSEPORT on the listeners added after this: several processes, or several listeners
+    /// of this one, may share an address, and the kernel spreads the connections.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
         self
@@ -208,7 +212,8 @@ impl ServerBuilder {
         let mut socket = Socket::listen(&addr, both_ip, self.reuse_port);
         if both_ip && socket.is_err() {
             // A host without IPv6.
-            addr = PeerAddr::Inet(([0, 0, 0, 0], addr.as_inet().map_or(0, |inet| inet.port())).into());
+            addr =
+                PeerAddr::Inet(([0, 0, 0, 0], addr.as_inet().map_or(0, |inet| inet.port())).into());
             socket = Socket::listen(&addr, false, self.reuse_port);
         }
         let path = match &addr {
@@ -252,8 +257,8 @@ impl ServerBuilder {
     /// Makes the server: starts its threads, which have nothing to do yet.
     ///
     /// # Errors
-    /// Invalid, if there is no listener, no handler, or settings contradict each other; the kernel's, for lack of
-    /// descriptors or threads.
+    /// Invalid, if there is no listener, no handler, or settings contradict each other; the
+    /// kernel's, for lack of descriptors or threads.
     pub fn build(mut self) -> Result<Server> {
         if self.listeners.is_empty() {
             return Err(Error::invalid("server: no listener; call listen or bind"));

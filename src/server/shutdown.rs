@@ -72,7 +72,11 @@ impl Progress {
     }
 
     /// Waits until `done`; `false` is a timeout.
-    fn wait_until(&self, deadline: Option<Instant>, mut done: impl FnMut(&mut State) -> bool) -> bool {
+    fn wait_until(
+        &self,
+        deadline: Option<Instant>,
+        mut done: impl FnMut(&mut State) -> bool,
+    ) -> bool {
         let mut state = self.lock();
         loop {
             if done(&mut state) {
@@ -111,46 +115,51 @@ impl ServerHandle {
         }
     }
 
-    /// Stops accepting, closes idle connections, and waits for the busy ones, at most for `deadline`. Blocks.
+    /// Stops accepting, closes idle connections, and waits for the busy ones, at most for
+    /// `deadline`. Blocks.
     ///
-    /// After `Ok` the threads that the server started have ended, and its addresses can be bound again.
+    /// After `Ok` the threads that the server started have ended, and its addresses can be bound
+    /// again.
     ///
     /// # Errors
-    /// Timeout, with the number of connections that are still busy: they go on, close when their handlers return, and
-    /// this may be called again. Unsupported on a poller, which would wait for itself.
+    /// Timeout, with the number of connections that are still busy: they go on, close when their
+    /// handlers return, and this may be called again. Unsupported on a poller, which would wait
+    /// for itself.
     pub fn shutdown(&self, deadline: Duration) -> Result<()> {
         let started = Instant::now();
         self.drain("shutdown")?;
-        if !self.wait_empty(started + deadline) {
+        if !self.wait_empty(started.checked_add(deadline)) {
             return Err(Error::shutdown_timeout(self.open_count(), deadline));
         }
         self.end();
         Ok(())
     }
 
-    /// Like [`shutdown`](Self::shutdown), but cuts what is still busy at `deadline`. Returns how many were cut.
+    /// Like [`shutdown`](Self::shutdown), but cuts what is still busy at `deadline`. Returns how
+    /// many were cut.
     ///
-    /// Handlers of cut connections see them closed. One that does not even return then is abandoned, and so is the thread
-    /// it blocks.
+    /// Handlers of cut connections see them closed. One that does not even return then is
+    /// abandoned, and so is the thread it blocks.
     ///
     /// # Errors
     /// Unsupported on a poller, which would wait for itself.
     pub fn shutdown_forced(&self, deadline: Duration) -> Result<usize> {
         let started = Instant::now();
         self.drain("shutdown_forced")?;
-        if self.wait_empty(started + deadline) {
+        if self.wait_empty(started.checked_add(deadline)) {
             self.end();
             return Ok(0);
         }
         let cut = self.open_count();
         self.0.hooks.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
         self.0.visit(|connection| connection.close());
-        self.wait_empty(Instant::now() + config::CUT_GRACE);
+        self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
         self.end();
         Ok(cut)
     }
 
-    /// Whether the server takes no more connections and waits for its handlers to end. Long-lived handlers may ask.
+    /// Whether the server takes no more connections and waits for its handlers to end. Long-lived
+    /// handlers may ask.
     pub fn is_shutting_down(&self) -> bool {
         self.0.hooks.is_draining()
     }
@@ -161,7 +170,9 @@ impl ServerHandle {
 
     fn drain(&self, operation: &str) -> Result<()> {
         if current_poller().is_some() {
-            return Err(Error::unsupported(format!("{operation}: called on a poller, which cannot wait for itself")));
+            return Err(Error::unsupported(format!(
+                "{operation}: called on a poller, which cannot wait for itself"
+            )));
         }
         self.0.hooks.draining.store(true, Ordering::SeqCst);
         self.0.hooks.progress.lock().ending = true;
@@ -174,9 +185,10 @@ impl ServerHandle {
         Ok(())
     }
 
-    fn wait_empty(&self, deadline: Instant) -> bool {
+    /// Waits until nothing is open; for ever, if the deadline is beyond the end of time.
+    fn wait_empty(&self, deadline: Option<Instant>) -> bool {
         let hooks = &self.0.hooks;
-        hooks.progress.wait_until(Some(deadline), |state| {
+        hooks.progress.wait_until(deadline, |state| {
             state.ended || state.listeners == 0 && hooks.counts.open.load(Ordering::Acquire) == 0
         })
     }

@@ -1,7 +1,8 @@
 //! Readiness turned into completions: `epoll(7)`, level-triggered.
 //!
-//! Owned by one poller thread. A short receive empties the socket, so most requests cost one receive and one send; what
-//! a full receive leaves behind is reported by the next wait, after everybody else had a turn.
+//! Owned by one poller thread. A short receive empties the socket, so most requests cost one
+//! receive and one send; what a full receive leaves behind is reported by the next wait, after
+//! everybody else had a turn.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::{Backend, Completion, Counters, Flow, Sink, Socket, Token, Wake};
+use super::{Backend, Completion, Flow, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Block, Chain, Pool};
 use crate::config;
+use crate::counters::Counters;
 
 const READ: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 const GONE: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
@@ -37,7 +39,8 @@ struct Entry {
     token: Token,
     socket: Arc<Socket>,
     role: Role,
-    /// What the kernel watches now; empty is not watched at all, since it reports ERR and HUP unasked.
+    /// What the kernel watches now; empty is not watched at all, since it reports ERR and HUP
+    /// unasked.
     watched: EventFlags,
     paused: bool,
     /// The peer ended its side while reception was paused.
@@ -150,8 +153,8 @@ impl Backend for Epoll {
         if self.handled == self.events.len() {
             self.collect(timeout)?;
         }
-        // A few at a time: what a round touches in our memory and in the kernel's is still in the cache when its
-        // handlers run and send.
+        // A few at a time: what a round touches in our memory and in the kernel's is still in the
+        // cache when its handlers run and send.
         let end = self.events.len().min(self.handled + config::EVENTS_PER_ROUND);
         for index in self.handled..end {
             let event = self.events[index];
@@ -201,7 +204,8 @@ impl Epoll {
     }
 
     fn handle(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
-        // An event of a slot that was removed or reused since it was queued names an old generation.
+        // An event of a slot that was removed or reused since it was queued names an old
+        // generation.
         let Some(entry) = find(&mut self.entries, token) else { return };
         match entry.role {
             Role::Listener => accept(entry, &self.counters, sink),
@@ -231,7 +235,8 @@ impl Epoll {
 }
 
 impl Receiver {
-    /// Receives once; again while the peer is known to have finished, to report its end in the same pass.
+    /// Receives once; again while the peer is known to have finished, to report its end in the same
+    /// pass.
     fn receive(
         &mut self,
         entry: &mut Entry,
@@ -345,8 +350,9 @@ fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
     entries.get_mut(token.index())?.as_mut().filter(|entry| entry.token == token)
 }
 
-/// Tells the kernel what to watch, if that changed. A failure leaves the connection deaf, so it is ended by the
-/// events that are still watched or by its timeouts; `epoll_ctl` fails here only for lack of kernel memory.
+/// Tells the kernel what to watch, if that changed. A failure leaves the connection deaf, so it is
+/// ended by the events that are still watched or by its timeouts; `epoll_ctl` fails here only for
+/// lack of kernel memory.
 fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
     let sending = entry.sending.is_some();
     let want = wanted(entry.role, entry.paused, entry.hung_up, entry.ended, sending);

@@ -1,15 +1,18 @@
 //! The kernel: descriptors, bytes and tokens, nothing above them.
 //!
-//! A [`Backend`] carries out operations and reports what is *done*, never what is possible. Everything here is called
-//! by one poller thread, which owns the backend; only [`Socket`] and [`Wake`] are shared.
+//! A [`Backend`] carries out operations and reports what is *done*, never what is possible.
+//! Everything here is called by one poller thread, which owns the backend; only [`Socket`] and
+//! [`Wake`] are shared.
 //!
 //! What a backend promises:
-//! 1. A token passed in is reported back with each completion, until `Removed`, which is the last one.
-//! 2. It holds the `Arc<Socket>` from the first operation to `Removed`, so no operation names a closed descriptor.
-//! 3. At most one gathered send is in flight per token, and its memory belongs to the backend until `Sent`.
+//! 1. A token passed in is reported back with each completion, until `Removed`, which is the last
+//!    one.
+//! 2. It holds the `Arc<Socket>` from the first operation to `Removed`, so no operation names a
+//!    closed descriptor.
+//! 3. At most one gathered send is in flight per token, and its memory belongs to the backend until
+//!    `Sent`.
 //! 4. `Received` comes in stream order; nothing follows `Ended` but `Sent` and `Removed`.
 
-pub(crate) mod counters;
 pub(crate) mod epoll;
 pub(crate) mod socket;
 pub(crate) mod wake;
@@ -20,14 +23,13 @@ use std::time::Duration;
 
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool, Slice};
+use crate::counters::Counters;
 
-pub use counters::PollerStats;
-
-pub(crate) use counters::Counters;
 pub(crate) use socket::Socket;
 pub(crate) use wake::Wake;
 
-/// Names an operation's owner: a slot's index and its generation. Made by the poller, opaque here but for the index.
+/// Names an operation's owner: a slot's index and its generation. Made by the poller, opaque here
+/// but for the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Token(u64);
 
@@ -91,7 +93,8 @@ pub(crate) trait Sink {
     fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow;
 }
 
-/// Carries out operations for one poller thread. Tokens must be in use: `attach`ed, not yet `remove`d.
+/// Carries out operations for one poller thread. Tokens must be in use: `attach`ed, not yet
+/// `remove`d.
 pub(crate) trait Backend: Sized {
     /// Called on the poller's own thread; `wake` interrupts a wait.
     fn new(wake: &Arc<Wake>, pool: &Pool, counters: &Arc<Counters>) -> io::Result<Self>;
@@ -114,6 +117,7 @@ pub(crate) trait Backend: Sized {
     /// Ends every operation of `token`, unsent bytes included; reports `Removed`.
     fn remove(&mut self, token: Token);
 
-    /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and files them in `sink`.
+    /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and
+    /// files them in `sink`.
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()>;
 }

@@ -1,7 +1,7 @@
 //! Socket calls on owned descriptors.
 //!
-//! A [`Socket`] closes its descriptor when the last `Arc` to it drops: backends and connections share it that way, so
-//! a number is never reused while an operation still names it.
+//! A [`Socket`] closes its descriptor when the last `Arc` to it drops: backends and connections
+//! share it that way, so a number is never reused while an operation still names it.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny,
-    SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect, getpeername, getsockname,
-    listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
+    SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect, getpeername,
+    getsockname, listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
 };
 
-use super::Counters;
 use crate::address::PeerAddr;
 use crate::buffer::Chain;
 use crate::config;
+use crate::counters::Counters;
 
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
@@ -83,7 +83,8 @@ impl Socket {
         Ok(Socket(fd))
     }
 
-    /// Starts connecting. `WouldBlock` from TCP means it is under way; from a unix socket, that the backlog is full.
+    /// Starts connecting. `WouldBlock` from TCP means it is under way; from a unix socket, that the
+    /// backlog is full.
     pub(crate) fn connect(&self, peer: &PeerAddr) -> io::Result<()> {
         let done = retry_on_intr(|| match peer {
             PeerAddr::Inet(addr) => connect(&self.0, addr),
@@ -108,8 +109,8 @@ impl Socket {
         Ok(received)
     }
 
-    /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it. Returns how much was asked
-    /// for and how much was taken, which may be nothing.
+    /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it.
+    /// Returns how much was asked for and how much was taken, which may be nothing.
     pub(crate) fn send_chain(
         &self,
         bytes: &mut Chain,
@@ -197,8 +198,8 @@ fn bind_to(fd: &OwnedFd, addr: &PeerAddr) -> Result<(), Errno> {
     }
 }
 
-/// A server that died leaves its socket file behind, and nobody can bind to the path. It is safe to remove where a
-/// connect is refused: then no process listens.
+/// A server that died leaves its socket file behind, and nobody can bind to the path. It is safe to
+/// remove where a connect is refused: then no process listens.
 fn remove_stale_socket_file(addr: &PeerAddr) -> io::Result<()> {
     let in_use = io::Error::from(Errno::ADDRINUSE);
     let PeerAddr::Unix(Some(path)) = addr else { return Err(in_use) };
@@ -207,7 +208,9 @@ fn remove_stale_socket_file(addr: &PeerAddr) -> io::Result<()> {
     }
     let probe = Socket(new_stream(addr)?);
     match probe.connect(addr) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
         _ => Err(in_use),
     }
 }

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// An eventfd. Any thread may `wake`; the poller watches it edge-triggered and so never has to read it: each write
-/// is an edge, and 2^64 of them fit.
+/// An eventfd. Any thread may `wake`; the poller watches it edge-triggered and so never has to read
+/// it: each write is an edge, and 2^64 of them fit.
 pub(crate) struct Wake(OwnedFd);
 
 impl Wake {

@@ -1,7 +1,7 @@
 //! Running handlers: futures, queues of them, and threads to run them. Knows no sockets.
 //!
-//! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command queue, or the
-//! workers' queue.
+//! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command
+//! queue, or the workers' queue.
 
 pub(crate) mod placement;
 pub(crate) mod queue;
@@ -13,7 +13,8 @@ pub(crate) use async_task::Runnable;
 
 pub(crate) use placement::Executor;
 
-/// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to the caller.
+/// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to
+/// the caller.
 pub(crate) fn spawn<F, S>(future: F, schedule: S) -> Runnable
 where
     F: Future<Output = ()> + Send + 'static,

@@ -19,7 +19,9 @@ impl Executor {
     pub(crate) fn start(placement: Placement, worker_cpus: &[usize]) -> Result<Executor> {
         match placement {
             Placement::Auto | Placement::Inline => Ok(Executor::Inline),
-            Placement::Pool { workers } => Ok(Executor::Pool(Workers::start(workers, worker_cpus)?)),
+            Placement::Pool { workers } => {
+                Ok(Executor::Pool(Workers::start(workers, worker_cpus)?))
+            }
         }
     }
 

@@ -1,11 +1,13 @@
 //! Work-stealing worker threads.
 //!
-//! Tasks woken on a worker go to that worker's own queue, all others to a shared one; a worker without work takes from
-//! the shared queue, then from its neighbours. At most one worker is woken ahead of need: the one that finds work wakes
-//! the next, so a burst neither waits nor wakes a herd.
+//! Tasks woken on a worker go to that worker's own queue, all others to a shared one; a worker
+//! without work takes from the shared queue, then from its neighbours. At most one worker is woken
+//! ahead of need: the one that finds work wakes the next, so a burst neither waits nor wakes a
+//! herd.
 //!
-//! No lost wake-up: a producer pushes, then looks for sleepers; a worker announces its sleep, then looks for work. Both
-//! put a `SeqCst` fence between the two steps, so at least one of them sees the other.
+//! No lost wake-up: a producer pushes, then looks for sleepers; a worker announces its sleep, then
+//! looks for work. Both put a `SeqCst` fence between the two steps, so at least one of them sees
+//! the other.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -45,7 +47,10 @@ impl Workers {
     pub(crate) fn start(count: usize, cpus: &[usize]) -> Result<Workers> {
         let count = if count == 0 { threads::cpu_count(cpus) } else { count };
         if count > config::THREADS_MAX {
-            return Err(Error::invalid(format!("workers: {count} are more than {}", config::THREADS_MAX)));
+            return Err(Error::invalid(format!(
+                "workers: {count} are more than {}",
+                config::THREADS_MAX
+            )));
         }
         let queues: Vec<_> = (0..count).map(|_| Worker::new_fifo()).collect();
         let shared = Arc::new(Shared {
@@ -93,7 +98,8 @@ impl Workers {
         self.0.wake_one();
     }
 
-    /// Ends the threads when they have run out of tasks; joins them, if `join`, but for the one this is called on.
+    /// Ends the threads when they have run out of tasks; joins them, if `join`, but for the one
+    /// this is called on.
     pub(crate) fn stop(&self, join: bool) {
         self.0.stopping.store(true, Ordering::SeqCst);
         for sleeper in lock(&self.0.sleepers).iter() {
@@ -116,7 +122,9 @@ impl Workers {
 impl Shared {
     fn wake_one(&self) {
         fence(Ordering::SeqCst);
-        if self.searching.load(Ordering::SeqCst) > 0 || self.sleeper_count.load(Ordering::SeqCst) == 0 {
+        if self.searching.load(Ordering::SeqCst) > 0
+            || self.sleeper_count.load(Ordering::SeqCst) == 0
+        {
             return;
         }
         let sleeper = {
@@ -185,7 +193,8 @@ impl Shared {
 fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
     LOCAL.with(|local| *local.borrow_mut() = Some((Arc::clone(shared), queue)));
     loop {
-        // Every few tasks from the shared queue first: a task that always wakes itself must not shut out the others.
+        // Every few tasks from the shared queue first: a task that always wakes itself must not
+        // shut out the others.
         let mut fair = 0_u32;
         while let Some(task) = take_local(shared, &mut fair) {
             super::run(task);
@@ -213,7 +222,8 @@ fn take_local(shared: &Shared, fair: &mut u32) -> Option<Runnable> {
     with_queue(Worker::pop)
 }
 
-/// Looks for work, sleeping in between. Entered and left as one that counts as searching, but for `None`: stopping.
+/// Looks for work, sleeping in between. Entered and left as one that counts as searching, but for
+/// `None`: stopping.
 fn search(shared: &Shared, index: usize) -> Option<Runnable> {
     loop {
         for _ in 0..config::WORKER_SPINS_MAX {
@@ -280,14 +290,17 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicUsize::new(0));
         let (until, count) = (Arc::clone(&stop), Arc::clone(&turns));
-        spawn_on(&workers, std::future::poll_fn(move |cx| {
-            count.fetch_add(1, Ordering::Relaxed);
-            if until.load(Ordering::Relaxed) {
-                return std::task::Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            std::task::Poll::Pending
-        }));
+        spawn_on(
+            &workers,
+            std::future::poll_fn(move |cx| {
+                count.fetch_add(1, Ordering::Relaxed);
+                if until.load(Ordering::Relaxed) {
+                    return std::task::Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                std::task::Poll::Pending
+            }),
+        );
         let (sender, receiver) = mpsc::channel();
         spawn_on(&workers, async move { sender.send(()).unwrap() });
         assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());

@@ -378,7 +378,7 @@ pub(crate) fn the_next_run_waits_for_the_future_although_the_connection_is_back(
     Ok(())
 }
 
-/// Fails when a run begins that must not. Echoes elsewhere give it every chance to.
+/// Fails when a run begins that must not; echoes elsewhere give it the time.
 fn assert_stays_at(t: &Fixture, runs: &AtomicUsize, count: usize) -> Check {
     let bystander = t.echo_server();
     for _ in 0..4 {

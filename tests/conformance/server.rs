@@ -19,7 +19,9 @@ macro_rules! cases {
             shutdown_reports_busy_handlers_and_succeeds_when_they_end
             shutdown_lets_a_running_handler_send_its_answer
             silent_clients_do_not_hold_up_a_shutdown
+            a_shutdown_amid_newcomers_ends
             shutting_down_twice_is_fine
+            a_shutdown_may_wait_for_ever
             a_forced_shutdown_cuts_what_is_left_and_counts_it
             after_shutdown_the_port_and_the_threads_are_gone
             serve_returns_ok_after_shutdown
@@ -126,6 +128,33 @@ pub(crate) fn silent_clients_do_not_hold_up_a_shutdown(t: &Fixture) -> Check {
     Ok(())
 }
 
+/// A connection that is being accepted at that moment is closed like the others, not forgotten.
+pub(crate) fn a_shutdown_amid_newcomers_ends(t: &Fixture) -> Check {
+    let mut random = t.random();
+    for _ in 0..if cfg!(debug_assertions) { 50 } else { 200 } {
+        let server = t.server().on_request(echo).bind("127.0.0.1:0")?.spawn()?;
+        let newcomers = [(); 2].map(|()| {
+            let addr = addr_of(&server);
+            on_thread(move || {
+                // Kept open until the server closes them.
+                let mut peers = Vec::new();
+                while let Ok(peer) = TcpStream::connect(addr) {
+                    peers.push(peer);
+                }
+                Ok(peers)
+            })
+        });
+        for _ in 0..random.within(1..100_000) {
+            std::hint::spin_loop();
+        }
+        server.shutdown(DEADLINE)?;
+        for peers in newcomers {
+            peers.wait();
+        }
+    }
+    Ok(())
+}
+
 /// Also from several threads at once.
 pub(crate) fn shutting_down_twice_is_fine(t: &Fixture) -> Check {
     let server = t.echo_server();
@@ -142,6 +171,24 @@ pub(crate) fn shutting_down_twice_is_fine(t: &Fixture) -> Check {
     }
     server.shutdown(Duration::ZERO)?;
     assert_eq!(server.shutdown_forced(Duration::ZERO)?, 0);
+    Ok(())
+}
+
+/// `Duration::MAX` is how one says that there is no deadline.
+pub(crate) fn a_shutdown_may_wait_for_ever(t: &Fixture) -> Check {
+    let (server, gate, peers) = gated(t, 2)?;
+    let ending = {
+        let server = server.clone();
+        on_thread(move || Ok(server.shutdown(Duration::MAX)?))
+    };
+    eventually("accepting stops", || TcpStream::connect(addr_of(&server)).is_err());
+    ending.assert_pending();
+    gate.add_permits(2);
+    ending.wait();
+    assert_eq!(server.shutdown_forced(Duration::MAX)?, 0);
+    for peer in peers {
+        assert_eq!(read_all(&peer)?, b"answer");
+    }
     Ok(())
 }
 

@@ -10,7 +10,8 @@ use crate::host::TICK_NS;
 pub(crate) struct CpuUse {
     /// Of its living threads, to the nanosecond.
     threads_ns: u64,
-    /// How often its living threads were put on a CPU. A thread that never ran made no system call.
+    /// How often its living threads were put on a CPU. A thread that never ran made no system
+    /// call.
     runs: u64,
     /// Of all its threads ever, in ticks of 10 ms.
     process_ns: u64,

@@ -1,0 +1,176 @@
+//! What the poller calls: completions, timers, and what it runs for the connection.
+//!
+//! All on the poller's thread. Only `act` runs user code.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::handle::Handle;
+use super::input::End;
+use super::shared::{POLLER, Remote, Shared, guard, wake};
+use super::state::Kind;
+use super::{Connection, RunEnd};
+use crate::buffer::Chain;
+use crate::poller::timers::{NEVER, now_ns};
+use crate::poller::{Action, Batch, Endpoint, Flow, Received, Token};
+use crate::sync::atomic::Ordering;
+use crate::sync::lock;
+
+impl Endpoint for Shared {
+    fn enter_poller(remote: &Arc<Remote>) {
+        POLLER.with(|poller| {
+            // A thread is one poller for its whole life.
+            let _ = poller.set(Arc::clone(remote));
+        });
+    }
+
+    fn token(&self) -> Token {
+        Token::from_bits(self.token.load(Ordering::Relaxed))
+    }
+
+    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool {
+        self.token.store(token.bits(), Ordering::Relaxed);
+        if self.life.is_closed() {
+            return false;
+        }
+        if let Some(service) = &self.service {
+            let handle = Handle::of(self);
+            let accepted = catch_unwind(AssertUnwindSafe(|| service.prepare(&handle).is_ok()));
+            if !accepted.unwrap_or(false) || self.life.is_closed() {
+                return false;
+            }
+            if service.serves_connect() {
+                lock(&self.input).runs.start(Kind::Connect, 0);
+                batch.actions.push((Arc::clone(self), Action::Run));
+            }
+        }
+        if self.timeouts.watches_idle() {
+            self.timeouts.touch(batch.now_ns.max(now_ns()));
+            self.arm(self.timeouts.idle_at());
+        }
+        true
+    }
+
+    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>) {
+        let mut input = lock(&self.input);
+        input.connected = Some(result);
+        batch.wakers.extend(input.take_waker());
+    }
+
+    #[inline]
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow {
+        if self.life.is_closed() {
+            return Flow::Pause;
+        }
+        if self.timeouts.watches_idle() {
+            self.timeouts.touch(batch.now_ns);
+        }
+        let filed = {
+            let mut input = lock(&self.input);
+            let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
+            self.has_arrivals.store(true, Ordering::Release);
+            if filed.pause {
+                self.paused.store(true, Ordering::Relaxed);
+            }
+            filed
+        };
+        self.follow(filed, batch)
+    }
+
+    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>) {
+        self.note_peer_gone(batch);
+    }
+
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>) {
+        let end = match result {
+            Ok(()) => End::Eof,
+            Err(error) => {
+                // A reset ends both directions.
+                let mut output = lock(&self.output);
+                output.fail(&error);
+                batch.wakers.extend(output.take_waker());
+                End::Failed(error.kind(), error.raw_os_error())
+            }
+        };
+        self.note_end(end, batch);
+    }
+
+    fn take_output(&self) -> Option<Chain> {
+        lock(&self.output).take_queue()
+    }
+
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) {
+        if self.timeouts.watches_idle() {
+            self.timeouts.touch(batch.now_ns);
+        }
+        let mut output = lock(&self.output);
+        batch.wakers.extend(output.on_sent(result));
+        if output.close_when_sent && output.is_settled() {
+            batch.actions.push((Arc::clone(self), Action::Close));
+        }
+    }
+
+    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64> {
+        if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() {
+            return None;
+        }
+        let now_ns = batch.now_ns;
+        let (reader, read_at) = lock(&self.input).timer(now_ns);
+        let (flusher, write_at) = lock(&self.output).timer(now_ns);
+        batch.wakers.extend(reader);
+        batch.wakers.extend(flusher);
+        if self.timeouts.idle_at() <= now_ns {
+            if !self.is_occupied() {
+                self.close();
+                return None;
+            }
+            self.timeouts.touch(now_ns);
+        }
+        let next_ns = read_at.min(write_at).min(self.timeouts.idle_at());
+        (next_ns != NEVER && self.timeouts.armed().ask(next_ns)).then_some(next_ns)
+    }
+
+    fn is_armed(&self, at_ns: u64) -> bool {
+        self.timeouts.armed().is_for(at_ns)
+    }
+
+    fn on_removed(self: &Arc<Self>) {
+        // Also where the poller ends by itself: whoever waits must learn of it.
+        self.life.close();
+        let (reader, finished) = {
+            let mut input = lock(&self.input);
+            input.removed = true;
+            (input.take_waker(), !input.runs.is_held())
+        };
+        let flusher = lock(&self.output).take_waker();
+        wake([reader, flusher]);
+        if finished {
+            self.finish();
+        }
+    }
+
+    fn act(self: Arc<Self>, action: Action) {
+        match action {
+            Action::Disconnected => self.tell_disconnected(),
+            Action::Close => self.close_when_sent(),
+            Action::Run => {
+                let Some(service) = self.service.clone() else { return };
+                self.remote.counters.handler_runs.add_owned(1);
+                let end = RunEnd::new(&self);
+                let (kind, reader, writer) = {
+                    let mut input = lock(&self.input);
+                    self.took_arrivals();
+                    input.hand_out()
+                };
+                let connection = Connection::handed_out(self, reader, writer);
+                // A handler that panics before its first await: its end is reported like any other.
+                guard("handler", || service.run(kind, connection, end));
+            }
+        }
+    }
+
+    fn close(self: &Arc<Self>) {
+        Shared::close(self);
+    }
+}
