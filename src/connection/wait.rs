@@ -218,7 +218,7 @@ fn ended(operation: &'static str, end: End, wanted_bytes: usize, left_bytes: usi
             Error::io(operation, error)
         }
         End::Memory => Error::limit(format!(
-            "{operation}: the poller's memory is used up, and {left_bytes} bytes exceed a fair share"
+            "{operation}: the poller is out of memory, and {left_bytes} bytes exceed a fair share"
         )),
     }
 }
