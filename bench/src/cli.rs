@@ -138,7 +138,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "inline,pool")]
     pub(crate) placements: Vec<Placement>,
     /// Servers to compare with; `--peers ''` for none
-    #[arg(long, value_name = "LIST", default_value = "tokio,bare-epoll")]
+    #[arg(long, value_name = "LIST", default_value = "tokio,tokio-framed,bare-epoll")]
     pub(crate) peers: PeerList,
     /// Connections of each row
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "10,100,1000",

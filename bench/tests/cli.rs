@@ -371,6 +371,7 @@ fn servers() -> Vec<Vec<&'static str>> {
         &["serve", "--placement", "inline", "--scenario", "proxy", "--poll", "never"],
         &["serve", "--placement", "pool", "--scenario", "heavy", "--work-us", "5"],
         &["peer", "tokio"],
+        &["peer", "tokio-framed"],
         &["peer", "tokio-mt"],
         &["peer", "bare-epoll"],
     ]

@@ -18,6 +18,12 @@ fn judge_one(name: &str, cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
             let what = format!("{}: {name} / {peer}, requests per CPU-second", report.cell.name);
             goals.push(at_least(what, wanted, ratio));
         }
+        if report.cell.depth == 1 {
+            let p50 = row.and_then(|row| row.p50_over_tokio);
+            let met = p50.map(|p50| p50.median <= 1.0);
+            let what = format!("{}: {name} / tokio, P50", report.cell.name);
+            goals.push(Goal { what, wanted: "≤ 1".into(), value: p50, met });
+        }
     }
     goals.extend(beside_idle(name, cells));
     if let Some(row) = idle.iter().find(|row| row.candidate == name) {
@@ -34,9 +40,10 @@ fn judge_one(name: &str, cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
 fn peers_of(cell: &Cell, row: Option<&Row>) -> Vec<(&'static str, Option<Spread>, f64)> {
     let over_tokio = row.and_then(|row| row.over_tokio);
     let over_bare = row.and_then(|row| row.over_bare);
+    let over_framed = row.and_then(|row| row.over_framed);
     match cell.depth {
         1 => vec![("tokio", over_tokio, 1.0), ("bare-epoll", over_bare, 0.93)],
-        64 => vec![("tokio", over_tokio, 1.4), ("bare-epoll", over_bare, 0.85)],
+        64 => vec![("tokio-framed", over_framed, 1.4), ("bare-epoll", over_bare, 0.85)],
         _ => Vec::new(),
     }
 }
@@ -92,6 +99,6 @@ mod tests {
         };
         let goals = judge(&[ours], &[busy, beside], &[]);
         let met: Vec<_> = goals.iter().map(|goal| goal.met).collect();
-        assert_eq!(met, [Some(true), None, Some(false)]);
+        assert_eq!(met, [Some(true), None, None, Some(false)]);
     }
 }

@@ -50,7 +50,12 @@ impl Comparison {
     fn new(args: &CompareArgs) -> Result<Comparison> {
         let candidates = plan::candidates(args);
         let cells = plan::cells(args);
-        let settings = Settings::new(args, candidates.len() * cells.len())?;
+        let rows =
+            |cell: &Cell| candidates.iter().filter(|one| one.suits(cell)).map(Row::new).collect();
+        let cells: Vec<_> =
+            cells.into_iter().map(|cell| CellReport { rows: rows(&cell), cell }).collect();
+        let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
+        let settings = Settings::new(args, measurements)?;
         let mut notes = Vec::new();
         match &settings.pinned {
             Some(pinned) => notes.push(format!(
@@ -61,11 +66,8 @@ impl Comparison {
                 "One CPU for server and client: nothing is pinned, and both compete for it.".into(),
             ),
         }
-        let rows = |_: &Cell| candidates.iter().map(Row::new).collect();
-        let cells: Vec<_> =
-            cells.into_iter().map(|cell| CellReport { rows: rows(&cell), cell }).collect();
-        let perf_steps = if args.perf { cells.len() } else { 0 };
-        let steps = (cells.len() * settings.rounds as usize + perf_steps + 1) * candidates.len();
+        let passes = settings.rounds as usize + usize::from(args.perf);
+        let steps = measurements * passes + candidates.len();
         Ok(Comparison {
             started: Instant::now(),
             host: Host::read()?,
@@ -102,12 +104,13 @@ impl Comparison {
     /// Measures every candidate in every cell once. `false`: the time is up.
     fn round(&mut self, index: u32) -> bool {
         for cell_index in 0..self.cells.len() {
-            for turn in 0..self.candidates.len() {
+            let count = self.cells[cell_index].rows.len();
+            for turn in 0..count {
                 if self.time_is_up() {
                     return false;
                 }
                 // Rotated, so that no candidate always follows the same one.
-                let which = (turn + index as usize + cell_index) % self.candidates.len();
+                let which = (turn + index as usize + cell_index) % count;
                 self.measure(cell_index, which, index);
                 self.progress.step();
             }
@@ -125,7 +128,8 @@ impl Comparison {
 
     fn measure(&mut self, cell_index: usize, which: usize, index: u32) {
         let CellReport { cell, rows } = &mut self.cells[cell_index];
-        let (row, candidate) = (&mut rows[which], self.candidates[which]);
+        let row = &mut rows[which];
+        let candidate = row.server;
         if row.failure.is_some() {
             return;
         }
@@ -149,6 +153,10 @@ impl Comparison {
             ));
         }
         for candidate in self.candidates.clone() {
+            if !candidate.suits_idle() {
+                self.progress.step();
+                continue;
+            }
             self.progress.show(&format!("{connections} idle connections: {candidate}"));
             // In a hurry only our own servers are watched doing nothing.
             let watched = candidate.is_ours() || !self.settings.quick;
@@ -169,9 +177,10 @@ impl Comparison {
                 self.notes.push(format!("perf, {}: not counted, the time was up.", cell.name));
                 continue;
             }
-            for (candidate, row) in self.candidates.iter().zip(rows) {
+            for row in rows {
+                let candidate = row.server;
                 self.progress.show(&format!("perf, {}: {candidate}", cell.name));
-                match measure::system_calls_by_perf(*candidate, cell, &self.settings) {
+                match measure::system_calls_by_perf(candidate, cell, &self.settings) {
                     Ok(calls) => row.system_calls_by_perf = Some(calls),
                     Err(failure) => {
                         self.notes.push(format!("perf, {}, {candidate}: {failure}", cell.name));
@@ -217,9 +226,15 @@ fn summarize(rows: &mut [Row]) {
             rows[index].over(other)
         };
         let (over_tokio, over_bare) = (over("tokio"), over("bare-epoll"));
+        let over_framed = over("tokio-framed");
+        let p50_over_tokio = rows
+            .iter()
+            .find(|row| row.candidate == "tokio")
+            .and_then(|tokio| rows[index].p50_over(tokio));
         let row = &mut rows[index];
         row.summary = Summary::of(&row.rounds);
         (row.over_tokio, row.over_bare) = (over_tokio, over_bare);
+        (row.over_framed, row.p50_over_tokio) = (over_framed, p50_over_tokio);
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct CellReport {
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) candidate: String,
+    #[serde(skip)]
+    pub(crate) server: Candidate,
     pub(crate) rounds: Vec<Round>,
     /// Why there are fewer rounds than the others have.
     pub(crate) failure: Option<String>,
@@ -36,6 +38,9 @@ pub(crate) struct Row {
     /// Requests per CPU-second over those of the peer, of the same rounds.
     pub(crate) over_tokio: Option<Spread>,
     pub(crate) over_bare: Option<Spread>,
+    pub(crate) over_framed: Option<Spread>,
+    /// Median latency over tokio's, of the same rounds.
+    pub(crate) p50_over_tokio: Option<Spread>,
     /// System calls per request counted from outside, connection set-up included.
     pub(crate) system_calls_by_perf: Option<f64>,
 }
@@ -156,11 +161,14 @@ impl Row {
     pub(crate) fn new(candidate: &Candidate) -> Row {
         Row {
             candidate: candidate.to_string(),
+            server: *candidate,
             rounds: Vec::new(),
             failure: None,
             summary: None,
             over_tokio: None,
             over_bare: None,
+            over_framed: None,
+            p50_over_tokio: None,
             system_calls_by_perf: None,
         }
     }
@@ -168,9 +176,18 @@ impl Row {
     /// Requests per CPU-second over another row's, round by round: what slows the host for a while
     /// slows both.
     pub(crate) fn over(&self, other: &Row) -> Option<Spread> {
+        self.ratio(other, |round| round.per_cpu_s)
+    }
+
+    /// Median latency over another row's, round by round.
+    pub(crate) fn p50_over(&self, other: &Row) -> Option<Spread> {
+        self.ratio(other, |round| round.p50_us)
+    }
+
+    fn ratio(&self, other: &Row, figure: impl Fn(&Round) -> f64) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| {
             let same = other.rounds.iter().find(|theirs| theirs.index == round.index)?;
-            Some(round.per_cpu_s / same.per_cpu_s)
+            Some(figure(round) / figure(same))
         }))
     }
 }
@@ -201,11 +218,14 @@ pub(crate) mod tests {
     pub(crate) fn row(candidate: &str, rounds: Vec<Round>) -> Row {
         Row {
             candidate: candidate.into(),
+            server: Candidate::Ringpoll(Default::default(), Default::default()),
             summary: Summary::of(&rounds),
             rounds,
             failure: None,
             over_tokio: None,
             over_bare: None,
+            over_framed: None,
+            p50_over_tokio: None,
             system_calls_by_perf: None,
         }
     }

@@ -30,6 +30,22 @@ impl Candidate {
         matches!(self, Candidate::Ringpoll(_, Placement::Inline))
     }
 
+    /// Whether the candidate is worth measuring under this traffic.
+    pub(crate) fn suits(&self, cell: &Cell) -> bool {
+        !self.is_framed() || cell.depth > 1
+    }
+
+    /// Whether it is worth watching with nothing to do.
+    pub(crate) fn suits_idle(self) -> bool {
+        !self.is_framed()
+    }
+
+    /// Only says something about pipelined requests; one at a time, it is the other tokio server
+    /// with one system call more.
+    fn is_framed(self) -> bool {
+        self == Candidate::Peer(Peer::TokioFramed)
+    }
+
     /// The command line that starts it on a port of the kernel's choice.
     pub(crate) fn args(self, frame_max: u32) -> Vec<String> {
         let mut args = match self {

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use serde_json::{Value, json};
 
+use self::tokio::Style;
 use crate::cli::{PeerArgs, resolve};
 use crate::error::{Failure, Result};
 use crate::signals;
@@ -20,6 +21,8 @@ use crate::signals;
 pub(crate) enum Peer {
     /// tokio on one thread.
     Tokio,
+    /// tokio on one thread, with its buffered reader and writer.
+    TokioFramed,
     /// tokio's work-stealing runtime, one worker per CPU it may use.
     TokioMt,
     /// No library: what epoll and TCP cost by themselves. The limit.
@@ -27,8 +30,12 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [(&'static str, Peer); 3] =
-        [("tokio", Peer::Tokio), ("tokio-mt", Peer::TokioMt), ("bare-epoll", Peer::BareEpoll)];
+    const ALL: [(&'static str, Peer); 4] = [
+        ("tokio", Peer::Tokio),
+        ("tokio-framed", Peer::TokioFramed),
+        ("tokio-mt", Peer::TokioMt),
+        ("bare-epoll", Peer::BareEpoll),
+    ];
 }
 
 impl FromStr for Peer {
@@ -59,7 +66,7 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
     let addr = listener.local_addr().map_err(Failure::at("listener"))?;
     let threads = match args.peer {
         Peer::TokioMt => std::thread::available_parallelism().map_or(1, usize::from),
-        Peer::Tokio | Peer::BareEpoll => 1,
+        Peer::Tokio | Peer::TokioFramed | Peer::BareEpoll => 1,
     };
     let placement = if args.peer == Peer::TokioMt { "work-stealing" } else { "one-thread" };
     // Connections that arrive from here on wait in the accept queue: the line tells no lie.
@@ -67,7 +74,8 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
     let frame_max = args.frame_max.0 as usize;
     let counters = match args.peer {
         Peer::BareEpoll => bare_epoll::serve(&listener, &stop, frame_max)?,
-        Peer::Tokio => tokio::serve_on_one_thread(listener, stop, frame_max)?,
+        Peer::Tokio => tokio::serve_on_one_thread(listener, stop, frame_max, Style::Batched)?,
+        Peer::TokioFramed => tokio::serve_on_one_thread(listener, stop, frame_max, Style::Framed)?,
         Peer::TokioMt => tokio::serve_on_many(listener, stop, frame_max, threads)?,
     };
     println!("{counters}");

@@ -1,7 +1,9 @@
-//! The tokio peers: a task per connection that reads into a buffer of its own, answers every whole
-//! frame in it, and writes all answers at once. That is the best way to serve both single and
-//! pipelined requests with tokio: anything that reads header and payload apart, or writes each
-//! reply apart, makes more system calls.
+//! The tokio peers: a task per connection, in two styles.
+//!
+//! `Batched` reads into a buffer of its own, answers every whole frame in it, and writes all
+//! answers at once: the best way to serve both single and pipelined requests with tokio. `Framed`
+//! is how such servers are usually written: `BufReader`, `read_exact`, `BufWriter`, and a flush when
+//! nothing more is buffered.
 
 use std::io;
 use std::net::TcpListener;
@@ -11,20 +13,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BytesMut};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Failure, Result};
-use crate::wire::{append_replies, whole_frames};
+use crate::wire::{HEADER_BYTES, append_replies, payload_bytes, whole_frames};
+
+/// How a connection is served.
+#[derive(Clone, Copy)]
+pub(super) enum Style {
+    Batched,
+    Framed,
+}
 
 pub(super) fn serve_on_one_thread(
     listener: TcpListener,
     stop: UnixStream,
     frame_max: usize,
+    style: Style,
 ) -> Result<Value> {
     let runtime = Builder::new_current_thread().enable_io().build();
-    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, frame_max)
+    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, frame_max, style)
 }
 
 pub(super) fn serve_on_many(
@@ -34,7 +44,7 @@ pub(super) fn serve_on_many(
     threads: usize,
 ) -> Result<Value> {
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_io().build();
-    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, frame_max)
+    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, frame_max, Style::Batched)
 }
 
 fn serve(
@@ -42,6 +52,7 @@ fn serve(
     listener: TcpListener,
     stop: UnixStream,
     frame_max: usize,
+    style: Style,
 ) -> Result<Value> {
     let accepted = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&accepted);
@@ -52,7 +63,7 @@ fn serve(
         let listener =
             tokio::net::TcpListener::from_std(listener).map_err(Failure::at("listener"))?;
         // Accepting is a task like the others, so that work-stealing workers share it too.
-        tokio::spawn(accept(listener, count, frame_max));
+        tokio::spawn(accept(listener, count, frame_max, style));
         let mut byte = [0];
         // However the read ends, somebody wants this server to stop.
         let _ = stop.read(&mut byte).await;
@@ -61,13 +72,25 @@ fn serve(
     Ok(super::counters(accepted.load(Ordering::Relaxed), None))
 }
 
-async fn accept(listener: tokio::net::TcpListener, accepted: Arc<AtomicU64>, frame_max: usize) {
+async fn accept(
+    listener: tokio::net::TcpListener,
+    accepted: Arc<AtomicU64>,
+    frame_max: usize,
+    style: Style,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 accepted.fetch_add(1, Ordering::Relaxed);
                 // A failed connection is the client's to report.
-                tokio::spawn(async move { drop(echo(stream, frame_max).await) });
+                match style {
+                    Style::Batched => {
+                        tokio::spawn(async move { drop(echo(stream, frame_max).await) })
+                    }
+                    Style::Framed => {
+                        tokio::spawn(async move { drop(echo_framed(stream, frame_max).await) })
+                    }
+                };
             }
             // Out of descriptors: the others go on, and the newcomer gets its turn when one is
             // free.
@@ -99,6 +122,27 @@ async fn echo(mut stream: TcpStream, frame_max: usize) -> io::Result<()> {
         input.advance(whole);
         stream.write_all(&output).await?;
         output.clear();
+    }
+}
+
+async fn echo_framed(mut stream: TcpStream, frame_max: usize) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (reader, writer) = stream.split();
+    let (mut reader, mut writer) = (BufReader::new(reader), BufWriter::new(writer));
+    let mut payload = Vec::new();
+    loop {
+        let mut header = [0; HEADER_BYTES];
+        match reader.read_exact(&mut header).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            done => done?,
+        };
+        payload.resize(payload_bytes(header, frame_max).map_err(io::Error::other)?, 0);
+        reader.read_exact(&mut payload).await?;
+        writer.write_all(&header).await?;
+        writer.write_all(&payload).await?;
+        if reader.buffer().is_empty() {
+            writer.flush().await?;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::compare::model::{CellReport, Goal, IdleRow, Report, Row, Spread};
 
-pub(super) const ROW_HEAD: [&str; 12] = [
+pub(super) const ROW_HEAD: [&str; 13] = [
     "connections × depth",
     "candidate",
     "requests/s",
@@ -14,6 +14,7 @@ pub(super) const ROW_HEAD: [&str; 12] = [
     "calls/request",
     "RSS MiB",
     "/ tokio",
+    "/ tokio-framed",
     "/ bare-epoll",
 ];
 
@@ -42,6 +43,7 @@ pub(super) fn row(report: &CellReport, row: &Row) -> Vec<String> {
             calls(row),
             format!("{:.1}", summary.rss_bytes.median / f64::from(1 << 20)),
             ratio(row.over_tokio),
+            ratio(row.over_framed),
             ratio(row.over_bare),
         ]);
     } else {
