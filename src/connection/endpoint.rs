@@ -35,6 +35,10 @@ impl Endpoint for Shared {
             return false;
         }
         if let Some(service) = &self.service {
+            if service.is_draining() {
+                // Accepted while the server began to shut down, and too late to be looked at by it.
+                return false;
+            }
             let handle = Handle::of(self);
             let accepted = catch_unwind(AssertUnwindSafe(|| service.prepare(&handle).is_ok()));
             if !accepted.unwrap_or(false) || self.life.is_closed() {

@@ -17,6 +17,7 @@ mod listeners;
 mod races;
 mod requests;
 mod server;
+mod shutdown;
 mod timeouts;
 mod writing;
 
@@ -25,9 +26,9 @@ macro_rules! mount {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing requests timeouts close events failures server
-                races listeners dial backpressure hostile blocking);
+                shutdown races listeners dial backpressure hostile blocking);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
-                data_path writing requests close events failures server races);
+                data_path writing requests close events failures server shutdown races);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
                 data_path writing timeouts close races);
         }
