@@ -92,6 +92,12 @@ impl Pool {
         PoolStats { blocks: blocks as u64, block_bytes: block_bytes as u64 }
     }
 
+    /// Memory of all blocks, in use or kept for later; cheaper to ask than `stats`.
+    #[inline]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.0.block_bytes.load(Ordering::Relaxed)
+    }
+
     /// Frees the blocks kept for later, but not those of another thread that is attached.
     pub(crate) fn trim(&self) {
         with_local(Arc::as_ptr(&self.0), |local| local.map(Local::clear));

@@ -1,7 +1,8 @@
 //! Bytes coming in.
 //!
-//! The poller fills `inbox`; whoever holds the reader takes all of it at once and then reads
-//! without a lock. Guarded by the input lock; the waker is fired outside it.
+//! While the reader is home, the poller files bytes there; while it is out, into `inbox`, which its
+//! holder takes whole and then reads without a lock. Guarded by the input lock; the waker is fired
+//! outside it.
 
 use std::io;
 use std::task::{Context, Waker};
@@ -95,15 +96,17 @@ impl Input {
         limits: &Limits,
         share_bytes: Option<usize>,
     ) -> Filed {
+        let home = self.serves && self.runs == Runs::Home;
+        let into = if home { &mut **self.reader.get_or_insert_default() } else { &mut self.inbox };
+        let before = into.len();
         match bytes {
-            Received::Copied(bytes) => {
-                self.received += bytes.len() as u64;
-                self.inbox.write_copy(bytes, pool);
-            }
-            Received::Lent(slice) => {
-                self.received += slice.len() as u64;
-                self.inbox.push(slice);
-            }
+            Received::Copied(bytes) => into.write_copy(bytes, pool),
+            Received::Lent(slice) => into.push(slice),
+        }
+        let after = into.len();
+        self.received += (after - before) as u64;
+        if home {
+            self.held_bytes = after;
         }
         let buffered = self.buffered_bytes();
         let mut filed = Filed::default();
@@ -148,8 +151,9 @@ impl Input {
     pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
         let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
         let mut reader = self.reader.take().unwrap_or_default();
-        reader.append(&mut self.inbox);
-        self.held_bytes = reader.len();
+        if !self.inbox.is_empty() {
+            self.refill(&mut reader);
+        }
         (kind, reader, self.writer.take().unwrap_or_default())
     }
 
@@ -187,6 +191,15 @@ impl Input {
             self.held_bytes = reader.len();
             self.reader = Some(reader);
             self.wait = None;
+        }
+    }
+
+    /// Everything is home: what came meanwhile follows what was left unread.
+    pub(super) fn settle_home(&mut self) {
+        if !self.inbox.is_empty() {
+            let mut reader = self.reader.take().unwrap_or_default();
+            self.refill(&mut reader);
+            self.reader = Some(reader);
         }
     }
 

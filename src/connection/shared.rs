@@ -222,6 +222,7 @@ impl Shared {
 
     /// Everything of a run is back: what now?
     fn next_after_run(&self, input: &mut Input) -> Next {
+        input.settle_home();
         let found = Found {
             unread: input.buffered_bytes() > 0,
             consumed: input.consumed(),

@@ -119,22 +119,22 @@ impl<T> Inbox<T> {
         Ok(std::mem::take(&mut queue.sleeping))
     }
 
-    /// Swaps the queued items into `into`, which must be empty.
+    /// Swaps the queued items into `into`, which must be empty. The receiver is awake: senders need
+    /// not wake it.
     pub(super) fn take(&self, into: &mut Vec<T>) {
         debug_assert!(into.is_empty());
-        std::mem::swap(&mut lock(&self.0).items, into);
+        let mut queue = lock(&self.0);
+        queue.sleeping = false;
+        std::mem::swap(&mut queue.items, into);
     }
 
-    /// Announces a sleep. `false`: there is work, do not sleep.
-    pub(super) fn prepare_sleep(&self) -> bool {
+    /// Announces a sleep, unless there is work: then swaps it into `into`, and returns `false`.
+    pub(super) fn prepare_sleep(&self, into: &mut Vec<T>) -> bool {
+        debug_assert!(into.is_empty());
         let mut queue = lock(&self.0);
         queue.sleeping = queue.items.is_empty();
+        std::mem::swap(&mut queue.items, into);
         queue.sleeping
-    }
-
-    /// The receiver is awake: senders need not wake it.
-    pub(super) fn end_sleep(&self) {
-        lock(&self.0).sleeping = false;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -194,10 +194,11 @@ mod tests {
                 inbox.take(&mut batch);
                 taken += batch.len();
                 batch.clear();
-                if taken < 2 && inbox.prepare_sleep() {
+                if taken < 2 && inbox.prepare_sleep(&mut batch) {
                     bell.wait();
-                    inbox.end_sleep();
                 }
+                taken += batch.len();
+                batch.clear();
             }
         });
     }

@@ -92,7 +92,7 @@ pub(crate) enum Action {
 pub(crate) struct Batch<E> {
     pub(crate) actions: Vec<(Arc<E>, Action)>,
     pub(crate) wakers: Vec<Waker>,
-    /// The clock at the end of the last wait.
+    /// The clock after the last wait that ended with a timer armed.
     pub(crate) now_ns: u64,
     /// Set while too much block memory is in use: what each connection may hold.
     pub(crate) share_bytes: Option<usize>,
@@ -155,7 +155,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         // operation.
         let _attached = self.core.remote.pool.clone().attach();
         loop {
-            self.take_commands();
+            self.obey_all();
             self.core.batch.run();
             if self.stopping && self.core.slots.count() == 0 {
                 break;
@@ -178,52 +178,60 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
     }
 
-    /// Waits for events: spinning first where that pays, then asleep.
+    /// Waits for events: spinning first where that pays, then asleep. Leaves the commands that came
+    /// meanwhile in `commands`.
     fn wait(&mut self) -> io::Result<()> {
-        let remote = Arc::clone(&self.core.remote);
-        let started_ns = now_ns();
-        let due = self.core.timers.next_in(started_ns);
-        let budget_ns = self.spin.budget_ns().min(due.map_or(NEVER, |due| due.as_nanos() as u64));
         self.core.completions = 0;
-        self.core.limit_shares();
-        if budget_ns > 0 {
-            loop {
-                self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
-                self.core.batch.now_ns = now_ns();
-                let waited_ns = self.core.batch.now_ns - started_ns;
-                let won = self.core.completions > 0 || !remote.inbox().is_empty();
-                if won || waited_ns >= budget_ns {
-                    let count =
-                        if won { &remote.counters.spins_won } else { &remote.counters.spins_lost };
-                    count.add_owned(1);
-                    self.spin.record(won, waited_ns);
-                    if won || due.is_some_and(|due| waited_ns >= due.as_nanos() as u64) {
-                        return Ok(());
-                    }
-                    break;
-                }
-            }
+        self.core.tidy_memory();
+        if self.spin.is_enabled() && self.spin()? {
+            self.core.remote.inbox().take(&mut self.commands);
+            self.core.read_clock();
+            return Ok(());
         }
-        let due = self.core.timers.next_in(self.core.batch.now_ns.max(started_ns));
-        if self.core.slots.count() == 0 {
-            // Nobody is left who would use the free blocks again soon.
-            remote.pool.trim();
+        let began_ns = self.spin.is_enabled().then(now_ns);
+        let sleep = self.core.remote.inbox().prepare_sleep(&mut self.commands);
+        let timeout = if sleep { self.core.due_in() } else { Some(Duration::ZERO) };
+        let waited = self.backend.wait(timeout, &mut self.core);
+        if sleep {
+            self.core.remote.inbox().take(&mut self.commands);
         }
-        if remote.inbox().prepare_sleep() {
-            let waited = self.backend.wait(due, &mut self.core);
-            remote.inbox().end_sleep();
-            waited?;
-        } else {
-            self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
+        if let Some(began_ns) = began_ns {
+            self.spin.record_sleep(now_ns() - began_ns);
         }
-        self.core.batch.now_ns = now_ns();
-        self.spin.record_sleep(self.core.batch.now_ns - started_ns);
-        Ok(())
+        self.core.read_clock();
+        waited
     }
 
-    fn take_commands(&mut self) {
+    /// Looks for work without sleeping, as long as it pays. `true`: there is some.
+    fn spin(&mut self) -> io::Result<bool> {
+        let due_ns = self.core.due_in().map_or(NEVER, |due| due.as_nanos() as u64);
+        let budget_ns = self.spin.budget_ns();
+        if budget_ns == 0 {
+            return Ok(false);
+        }
+        let began_ns = now_ns();
+        loop {
+            self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
+            let spun_ns = now_ns() - began_ns;
+            let counters = &self.core.remote.counters;
+            if self.core.completions > 0 || !self.core.remote.inbox().is_empty() {
+                counters.spins_won.add_owned(1);
+                self.spin.record(true, spun_ns);
+                return Ok(true);
+            }
+            if spun_ns >= due_ns {
+                return Ok(true);
+            }
+            if spun_ns >= budget_ns {
+                counters.spins_lost.add_owned(1);
+                self.spin.record(false, spun_ns);
+                return Ok(false);
+            }
+        }
+    }
+
+    fn obey_all(&mut self) {
         let mut commands = std::mem::take(&mut self.commands);
-        self.core.remote.inbox().take(&mut commands);
         for command in commands.drain(..) {
             self.obey(command);
         }
@@ -383,16 +391,36 @@ impl<E: Endpoint> Core<E> {
         });
     }
 
+    /// How long a wait may take at most.
+    fn due_in(&self) -> Option<Duration> {
+        match self.timers.count() {
+            0 => None,
+            _ => self.timers.next_in(now_ns()),
+        }
+    }
+
+    /// Sets the round's clock, if anybody will look at it.
+    fn read_clock(&mut self) {
+        if self.timers.count() > 0 {
+            self.batch.now_ns = now_ns();
+        }
+    }
+
     fn count_timers(&self) {
         self.remote.timers.store(self.timers.count(), Ordering::Relaxed);
     }
 
-    fn limit_shares(&mut self) {
-        let over = self.remote.pool.stats().block_bytes > config::POLLER_BLOCK_BYTES_MAX as u64;
+    /// Decides what each connection may hold, and lets go of memory that nobody will use soon.
+    fn tidy_memory(&mut self) {
+        let pool = &self.remote.pool;
+        let over = pool.memory_bytes() > config::POLLER_BLOCK_BYTES_MAX;
         self.batch.share_bytes = over.then(|| {
             let share = config::POLLER_BLOCK_BYTES_MAX / self.slots.count().max(1);
             share.max(config::SHARE_BYTES_MIN)
         });
+        if self.slots.count() == 0 {
+            pool.trim();
+        }
     }
 
     fn removed(&mut self, token: Token) {

@@ -26,6 +26,15 @@ impl Spin {
         Spin { mode, affordable, gap_ns: config::SPIN_NS_MAX, score: SCORE_MAX / 2, sleeps: 0 }
     }
 
+    /// Whether spinning is worth a thought.
+    pub(crate) fn is_enabled(&self) -> bool {
+        match self.mode {
+            PollMode::Always => true,
+            PollMode::Never => false,
+            PollMode::Adaptive => self.affordable,
+        }
+    }
+
     /// How long to spin now; 0 is not at all, `u64::MAX` for ever.
     pub(crate) fn budget_ns(&self) -> u64 {
         match self.mode {

@@ -1,14 +1,10 @@
 //! A server's life: what serve returns, limits, running out of fds, shared pollers.
 
-use std::io::Write;
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ringpoll::{Balance, Error, PollMode, Pollers, ServerHandle};
+use ringpoll::{Balance, Error, PollMode, Pollers};
 use rustix::net::{AddressFamily, Shutdown, SocketType};
-use tokio::sync::Semaphore;
 
 use crate::harness::*;
 
@@ -24,6 +20,7 @@ macro_rules! cases {
             two_servers_may_share_a_poller_group
             statistics_tell_what_happened
             every_balance_and_poll_mode_serves
+            an_idle_server_sleeps
             a_server_answers_while_thousands_of_connections_come_and_go
         }
     };
@@ -202,6 +199,22 @@ pub(crate) fn every_balance_and_poll_mode_serves(t: &Fixture) -> Check {
             server.shutdown(DEADLINE)?;
         }
     }
+    Ok(())
+}
+
+/// Idle means no CPU: pollers are asleep in the kernel, not looking around.
+pub(crate) fn an_idle_server_sleeps(t: &Fixture) -> Check {
+    let server = t.echo_server();
+    let peers: Vec<_> = (0..10).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for peer in &peers {
+        exchange(peer, b"hello")?;
+    }
+    // The last spins, if any, are over soon after the last request.
+    holds_within(Duration::from_millis(50), || false);
+    let before = server.stats().pollers.system_calls();
+    holds_within(Duration::from_millis(300), || false);
+    let calls = server.stats().pollers.system_calls() - before;
+    assert!(calls < 50, "{calls} system calls in 300 ms of silence");
     Ok(())
 }
 
