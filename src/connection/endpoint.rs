@@ -110,8 +110,15 @@ impl Endpoint for Shared {
         }
         let mut output = lock(&self.output);
         batch.wakers.extend(output.on_sent(result));
-        if output.close_when_sent && output.is_settled() {
+        let settled = output.is_settled();
+        let close = settled && output.close_when_sent;
+        drop(output);
+        let draining = || self.service.as_ref().is_some_and(|service| service.is_draining());
+        if close {
             batch.actions.push((Arc::clone(self), Action::Close));
+        } else if settled && draining() {
+            // A shutdown left it open for this output alone.
+            batch.actions.push((Arc::clone(self), Action::CloseIfIdle));
         }
     }
 
@@ -158,6 +165,7 @@ impl Endpoint for Shared {
         match action {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
+            Action::CloseIfIdle => self.close_if_idle(),
             Action::Run => {
                 let Some(service) = self.service.clone() else { return };
                 self.remote.counters.handler_runs.add_owned(1);

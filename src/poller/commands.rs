@@ -48,6 +48,29 @@ pub(crate) enum Command<E> {
 /// Called for each endpoint in turn.
 type Visit<E> = Box<dyn FnMut(&Arc<E>) + Send>;
 
+impl<E: Endpoint> Command<E> {
+    /// Nobody will obey it any more.
+    pub(super) fn abandon(self) {
+        match self {
+            Command::Attach(endpoint, _)
+            | Command::Connect(endpoint, ..)
+            | Command::Remove(endpoint) => endpoint.on_removed(),
+            Command::Listen(listener, _) => listener.on_removed(),
+            Command::WakeAt(_, waker) => waker.wake(),
+            // A task that is dropped ends its run. The others are about endpoints and listeners that
+            // were removed when the poller ended.
+            Command::Run(_)
+            | Command::Again(_)
+            | Command::Send(_)
+            | Command::Resume(_)
+            | Command::Timer(..)
+            | Command::Unlisten(_)
+            | Command::Visit(_)
+            | Command::Stop => {}
+        }
+    }
+}
+
 /// A poller, as everybody else sees it.
 pub(crate) struct Remote<E> {
     inbox: Inbox<Command<E>>,
@@ -73,7 +96,7 @@ impl<E: Endpoint> Remote<E> {
         }
     }
 
-    /// Hands over a command. A poller that has ended drops it, and with it what it carries.
+    /// Hands over a command. Where the poller has ended, whoever depends on it is told so.
     pub(crate) fn send(&self, command: Command<E>) {
         match self.inbox.push(command) {
             Ok(false) => {}
@@ -81,7 +104,7 @@ impl<E: Endpoint> Remote<E> {
                 self.counters.add(|counters| &counters.wake_calls, 1);
                 self.wake.wake();
             }
-            Err(command) => drop(command),
+            Err(command) => command.abandon(),
         }
     }
 

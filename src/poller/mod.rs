@@ -86,6 +86,8 @@ pub(crate) enum Action {
     Disconnected,
     /// Nothing more will happen: close.
     Close,
+    /// Close if there is nothing to do.
+    CloseIfIdle,
 }
 
 /// What a round collected.
@@ -169,7 +171,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.resend();
             self.core.batch.run();
         }
-        drop(self.core.remote.inbox().close());
+        for command in self.core.remote.inbox().close() {
+            command.abandon();
+        }
         for (_, slot) in self.core.slots.iter() {
             match slot {
                 Slot::Endpoint(endpoint) => endpoint.on_removed(),
