@@ -84,7 +84,8 @@ impl Error {
             Kind::Closed | Kind::Eof => true,
             Kind::Io => matches!(
                 self.io_kind(),
-                io::ErrorKind::ConnectionReset
+                io::ErrorKind::NotConnected
+                    | io::ErrorKind::ConnectionReset
                     | io::ErrorKind::ConnectionAborted
                     | io::ErrorKind::BrokenPipe
             ),
