@@ -132,7 +132,7 @@ const _: () = assert!(RECEIVE_LEND_BYTES_MIN * 4 <= RECEIVE_BLOCK_BYTES);
 pub(crate) const EVENTS_MAX: usize = 512;
 
 /// Of these, handled before handlers run.
-pub(crate) const EVENTS_PER_ROUND: usize = 512;
+pub(crate) const EVENTS_PER_ROUND: usize = 16;
 
 /// Connections accepted per event, so that a burst of newcomers does not starve the ones that are
 /// here.

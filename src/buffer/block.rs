@@ -28,7 +28,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 /// Immutable bytes that share their memory.
 ///
 /// Cloning and cutting count a reference and copy nothing. A slice keeps the whole block that it is
-/// a part of: copy the bytes out ([`to_vec`](Self::to_vec)) to keep a few of them for long.
+/// a part of: copy the bytes out ([`to_vec`](slice::to_vec)) to keep a few of them for long.
 pub struct Slice {
     start: NonNull<u8>,
     len: usize,

@@ -2,8 +2,8 @@
 //!
 //! `Batched` reads into a buffer of its own, answers every whole frame in it, and writes all
 //! answers at once: the best way to serve both single and pipelined requests with tokio. `Framed`
-//! is how such servers are usually written: `BufReader`, `read_exact`, `BufWriter`, and a flush when
-//! nothing more is buffered.
+//! is how such servers are usually written: `BufReader`, `read_exact`, `BufWriter`, and a flush
+//! when nothing more is buffered.
 
 use std::io;
 use std::net::TcpListener;
