@@ -1,8 +1,13 @@
-//! Readiness turned into completions: `epoll(7)`, level-triggered.
+//! Readiness turned into completions: `epoll(7)`.
 //!
 //! Owned by one poller thread. A short receive empties the socket, so most requests cost one
-//! receive and one send; what a full receive leaves behind is reported by the next wait, after
-//! everybody else had a turn.
+//! receive and one send. Who is not through after its turn is `unfinished`, and gets another one
+//! after everybody else.
+//!
+//! TCP streams are watched edge-triggered: a level-triggered event is put back on the kernel's list
+//! and polled once more by the next wait, only to be found stale. Unix sockets are level-triggered,
+//! because a receive there may be short at a border that the sender made. So would one of TCP be at
+//! urgent data, which we do not offer: a peer that sends it stalls itself until its next segment.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,6 +34,8 @@ pub(crate) struct Epoll {
     /// Events before this one are handled.
     handled: usize,
     entries: Vec<Option<Entry>>,
+    /// Stopped at the end of their turn: to be handled again, as if these events had come.
+    unfinished: Vec<(Token, EventFlags)>,
     /// Done without waiting; reported by the next `wait`.
     done: Vec<(Token, Completion<'static>)>,
     receiver: Receiver,
@@ -78,6 +85,7 @@ impl Backend for Epoll {
             events: Vec::with_capacity(config::EVENTS_MAX),
             handled: 0,
             entries: Vec::new(),
+            unfinished: Vec::new(),
             done: Vec::new(),
             receiver: Receiver {
                 block: pool.allocate(config::RECEIVE_BLOCK_BYTES),
@@ -125,8 +133,10 @@ impl Backend for Epoll {
         debug_assert!(entry.sending.is_none(), "one send in flight per token");
         entry.sending = Some(Box::new(Sending { rest: gather, sent_bytes: 0 }));
         self.counters.sends_in_flight.add_owned(1);
-        if let Some(result) = advance_send(entry, &self.counters) {
-            self.done.push((token, Completion::Sent(result)));
+        match advance_send(entry, &self.counters) {
+            Turn::Done(result) => self.done.push((token, Completion::Sent(result))),
+            Turn::Waits => {}
+            Turn::Unfinished => self.unfinished.push((token, EventFlags::OUT)),
         }
         watch(&self.epoll, &self.counters, entry);
     }
@@ -146,12 +156,17 @@ impl Backend for Epoll {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
-        let timeout = if self.done.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let busy = !self.done.is_empty() || !self.unfinished.is_empty();
+        let timeout = if busy { Some(Duration::ZERO) } else { timeout };
         for (token, completion) in std::mem::take(&mut self.done) {
             sink.complete(token, completion);
         }
         if self.handled == self.events.len() {
             self.collect(timeout)?;
+            // Their turn comes once in each full pass over the events.
+            for (token, flags) in std::mem::take(&mut self.unfinished) {
+                self.handle(token, flags, sink);
+            }
         }
         // A few at a time: what a round touches in our memory and in the kernel's is still in the
         // cache when its handlers run and send.
@@ -187,19 +202,20 @@ impl Epoll {
             self.entries.resize_with(index + 1, || None);
         }
         debug_assert!(self.entries[index].is_none(), "slot in use");
-        let watched = wanted(role, false, false, false, false);
-        self.counters.control_calls.add_owned(1);
-        epoll::add(&self.epoll, &*socket, EventData::new_u64(token.bits()), watched)?;
-        self.entries[index] = Some(Entry {
+        let mut entry = Entry {
             token,
             socket,
             role,
-            watched,
+            watched: EventFlags::empty(),
             paused: false,
             hung_up: false,
             ended: false,
             sending: None,
-        });
+        };
+        entry.watched = wanted(&entry);
+        self.counters.control_calls.add_owned(1);
+        epoll::add(&self.epoll, &*entry.socket, EventData::new_u64(token.bits()), entry.watched)?;
+        self.entries[index] = Some(entry);
         Ok(())
     }
 
@@ -218,12 +234,19 @@ impl Epoll {
             Role::Stream => {
                 if entry.sending.is_some()
                     && flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR)
-                    && let Some(result) = advance_send(entry, &self.counters)
                 {
-                    sink.complete(token, Completion::Sent(result));
+                    match advance_send(entry, &self.counters) {
+                        Turn::Done(result) => {
+                            sink.complete(token, Completion::Sent(result));
+                        }
+                        Turn::Waits => {}
+                        Turn::Unfinished => self.unfinished.push((token, EventFlags::OUT)),
+                    }
                 }
                 if !entry.ended && !entry.paused {
-                    self.receiver.receive(entry, flags, &self.counters, sink);
+                    if self.receiver.receive(entry, flags, &self.counters, sink) {
+                        self.unfinished.push((token, EventFlags::IN));
+                    }
                 } else if !entry.ended && flags.intersects(GONE) && !entry.hung_up {
                     entry.hung_up = true;
                     sink.complete(token, Completion::HungUp);
@@ -236,23 +259,24 @@ impl Epoll {
 
 impl Receiver {
     /// Receives once; again while the peer is known to have finished, to report its end in the same
-    /// pass.
+    /// pass. `true`: there may be more.
     fn receive(
         &mut self,
         entry: &mut Entry,
         flags: EventFlags,
         counters: &Counters,
         sink: &mut impl Sink,
-    ) {
+    ) -> bool {
         if !flags.intersects(READ | GONE) {
-            return;
+            return false;
         }
         loop {
             counters.receive_calls.add_owned(1);
+            let room = self.block.capacity_left();
             let bytes = match entry.socket.receive(self.block.spare()) {
                 Ok(0) => return end(entry, Ok(()), sink),
                 Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) => return end(entry, Err(error), sink),
             };
             counters.received_bytes.add_owned(bytes as u64);
@@ -265,18 +289,20 @@ impl Receiver {
             };
             if flow == Flow::Pause {
                 entry.paused = true;
-                return;
+                return false;
             }
             if !flags.intersects(GONE) {
-                return;
+                return bytes == room;
             }
         }
     }
 }
 
-fn end(entry: &mut Entry, result: io::Result<()>, sink: &mut impl Sink) {
+/// Nothing more will be received.
+fn end(entry: &mut Entry, result: io::Result<()>, sink: &mut impl Sink) -> bool {
     entry.ended = true;
     sink.complete(entry.token, Completion::Ended(result));
+    false
 }
 
 fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
@@ -319,23 +345,33 @@ fn is_of_the_newcomer(error: &io::Error) -> bool {
     OF_THE_NEWCOMER.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Sends one turn's worth; `None` while bytes are left, for the next time the socket has room.
-fn advance_send(entry: &mut Entry, counters: &Counters) -> Option<io::Result<usize>> {
-    let sending = entry.sending.as_mut()?;
+/// How a turn of sending ended.
+enum Turn {
+    /// The gathered bytes are through, or never will be.
+    Done(io::Result<usize>),
+    /// The socket is full, and the kernel will tell when it has room.
+    Waits,
+    /// There may be room for more.
+    Unfinished,
+}
+
+/// Sends one turn's worth.
+fn advance_send(entry: &mut Entry, counters: &Counters) -> Turn {
+    let Some(sending) = &mut entry.sending else { return Turn::Waits };
     let mut turn_bytes = 0;
     let result = loop {
         if sending.rest.is_empty() {
             break Ok(sending.sent_bytes);
         }
         if turn_bytes >= config::SEND_TURN_BYTES {
-            return None;
+            return Turn::Unfinished;
         }
         match entry.socket.send_chain(&mut sending.rest, counters) {
             Ok((asked, sent)) => {
                 sending.sent_bytes += sent;
                 turn_bytes += sent;
                 if sent < asked {
-                    return None;
+                    return Turn::Waits;
                 }
             }
             Err(error) => break Err(error),
@@ -343,7 +379,7 @@ fn advance_send(entry: &mut Entry, counters: &Counters) -> Option<io::Result<usi
     };
     entry.sending = None;
     counters.sends_in_flight.add_owned(1u64.wrapping_neg());
-    Some(result)
+    Turn::Done(result)
 }
 
 fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
@@ -354,8 +390,7 @@ fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
 /// ended by the events that are still watched or by its timeouts; `epoll_ctl` fails here only for
 /// lack of kernel memory.
 fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
-    let sending = entry.sending.is_some();
-    let want = wanted(entry.role, entry.paused, entry.hung_up, entry.ended, sending);
+    let want = wanted(entry);
     if want == entry.watched {
         return;
     }
@@ -374,19 +409,21 @@ fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
     }
 }
 
-fn wanted(role: Role, paused: bool, hung_up: bool, ended: bool, sending: bool) -> EventFlags {
-    let mut want = EventFlags::empty();
-    match role {
-        Role::Listener if paused => {}
-        Role::Listener => want |= EventFlags::IN,
-        Role::Connecting => want |= EventFlags::OUT,
-        Role::Stream if ended => {}
-        Role::Stream if !paused => want |= READ,
-        Role::Stream if !hung_up => want |= EventFlags::RDHUP,
-        Role::Stream => {}
-    }
-    if sending {
+fn wanted(entry: &Entry) -> EventFlags {
+    let mut want = match entry.role {
+        Role::Listener if entry.paused => EventFlags::empty(),
+        Role::Listener => EventFlags::IN,
+        Role::Connecting => EventFlags::OUT,
+        Role::Stream if entry.ended => EventFlags::empty(),
+        Role::Stream if !entry.paused => READ,
+        Role::Stream if !entry.hung_up => EventFlags::RDHUP,
+        Role::Stream => EventFlags::empty(),
+    };
+    if entry.sending.is_some() {
         want |= EventFlags::OUT;
+    }
+    if entry.role == Role::Stream && entry.socket.is_tcp() && !want.is_empty() {
+        want |= EventFlags::ET;
     }
     want
 }

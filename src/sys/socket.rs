@@ -26,7 +26,10 @@ use crate::counters::Counters;
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
 /// A stream socket or a listener, non-blocking and close-on-exec.
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    is_tcp: bool,
+}
 
 /// Which sides of a stream to end.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +45,9 @@ impl Socket {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a stream socket"));
         }
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Socket(fd))
+        let domain = sockopt::socket_domain(&fd)?;
+        let is_tcp = matches!(domain, AddressFamily::INET | AddressFamily::INET6);
+        Ok(Socket { fd, is_tcp })
     }
 
     /// A listener on `addr`. A socket file nobody listens on any more is replaced.
@@ -67,45 +72,45 @@ impl Socket {
             done => done?,
         }
         listen(&fd, config::LISTEN_BACKLOG)?;
-        Ok(Socket(fd))
+        Ok(Socket { fd, is_tcp: is_inet(addr) })
     }
 
     /// An unconnected stream for `peer`, bound to `local` if given.
     pub(crate) fn for_peer(peer: &PeerAddr, local: Option<SocketAddr>) -> io::Result<Socket> {
         let fd = new_stream(peer)?;
-        if matches!(peer, PeerAddr::Inet(_)) {
+        if is_inet(peer) {
             sockopt::set_tcp_nodelay(&fd, true)?;
         }
         if let Some(local) = local {
             sockopt::set_socket_reuseaddr(&fd, true)?;
             bind(&fd, &local)?;
         }
-        Ok(Socket(fd))
+        Ok(Socket { fd, is_tcp: is_inet(peer) })
     }
 
     /// Starts connecting. `WouldBlock` from TCP means it is under way; from a unix socket, that the
     /// backlog is full.
     pub(crate) fn connect(&self, peer: &PeerAddr) -> io::Result<()> {
         let done = retry_on_intr(|| match peer {
-            PeerAddr::Inet(addr) => connect(&self.0, addr),
-            PeerAddr::Unix(path) => connect(&self.0, &unix_addr(path.as_deref())?),
+            PeerAddr::Inet(addr) => connect(&self.fd, addr),
+            PeerAddr::Unix(path) => connect(&self.fd, &unix_addr(path.as_deref())?),
         });
         done.map_err(io::Error::from)
     }
 
     /// Why connecting failed, if it did.
     pub(crate) fn take_error(&self) -> io::Result<()> {
-        sockopt::socket_error(&self.0)?.map_err(io::Error::from)
+        sockopt::socket_error(&self.fd)?.map_err(io::Error::from)
     }
 
     pub(crate) fn accept(&self) -> io::Result<(Socket, PeerAddr)> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (fd, addr) = retry_on_intr(|| acceptfrom_with(&self.0, flags))?;
-        Ok((Socket(fd), from_any(addr)))
+        let (fd, addr) = retry_on_intr(|| acceptfrom_with(&self.fd, flags))?;
+        Ok((Socket { fd, is_tcp: self.is_tcp }, from_any(addr)))
     }
 
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (received, _) = retry_on_intr(|| recv(&self.0, &mut *buffer, RecvFlags::empty()))?;
+        let (received, _) = retry_on_intr(|| recv(&self.fd, &mut *buffer, RecvFlags::empty()))?;
         Ok(received)
     }
 
@@ -120,13 +125,13 @@ impl Socket {
         let mut asked = bytes.len();
         let done = if bytes.front_slice().len() == asked {
             // One area needs no message header, which the kernel would have to copy in first.
-            retry_on_intr(|| send(&self.0, bytes.front_slice(), SEND_FLAGS))
+            retry_on_intr(|| send(&self.fd, bytes.front_slice(), SEND_FLAGS))
         } else {
             let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
             let (count, gathered) = bytes.fill_iovs(&mut iovs);
             asked = gathered;
             let control = &mut SendAncillaryBuffer::default();
-            retry_on_intr(|| sendmsg(&self.0, &iovs[..count], control, SEND_FLAGS))
+            retry_on_intr(|| sendmsg(&self.fd, &iovs[..count], control, SEND_FLAGS))
         };
         match done {
             Ok(sent) => {
@@ -144,41 +149,48 @@ impl Socket {
             Side::Write => Shutdown::Write,
             Side::Both => Shutdown::Both,
         };
-        shutdown(&self.0, how).map_err(io::Error::from)
+        shutdown(&self.fd, how).map_err(io::Error::from)
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<PeerAddr> {
-        Ok(from_any(Some(getsockname(&self.0)?)))
+        Ok(from_any(Some(getsockname(&self.fd)?)))
     }
 
     pub(crate) fn peer_addr(&self) -> io::Result<PeerAddr> {
-        Ok(from_any(getpeername(&self.0)?))
+        Ok(from_any(getpeername(&self.fd)?))
     }
 
     /// Turns TCP_NODELAY on where there is one.
     pub(crate) fn set_nodelay(&self) -> io::Result<()> {
-        match sockopt::socket_domain(&self.0)? {
-            AddressFamily::INET | AddressFamily::INET6 => {
-                sockopt::set_tcp_nodelay(&self.0, true).map_err(io::Error::from)
-            }
-            _ => Ok(()),
+        if self.is_tcp {
+            sockopt::set_tcp_nodelay(&self.fd, true)?;
         }
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.is_tcp
     }
 
     /// Another descriptor of the same socket.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+        self.fd.try_clone()
     }
 
     pub(crate) fn into_fd(self) -> OwnedFd {
-        self.0
+        self.fd
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
+}
+
+fn is_inet(addr: &PeerAddr) -> bool {
+    matches!(addr, PeerAddr::Inet(_))
 }
 
 fn new_stream(addr: &PeerAddr) -> io::Result<OwnedFd> {
@@ -206,7 +218,7 @@ fn remove_stale_socket_file(addr: &PeerAddr) -> io::Result<()> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(in_use);
     }
-    let probe = Socket(new_stream(addr)?);
+    let probe = Socket { fd: new_stream(addr)?, is_tcp: false };
     match probe.connect(addr) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)

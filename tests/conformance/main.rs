@@ -4,8 +4,10 @@
 //! A backend the host lacks is skipped with its reason, and fails when `REQUIRE_ALL_BACKENDS=1`.
 //! The groups where it matters run again with handlers on a pool, and from the client's end.
 
+mod adapters;
 mod backpressure;
 mod blocking;
+mod buffer;
 mod close;
 mod data_path;
 mod dial;

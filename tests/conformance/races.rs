@@ -82,13 +82,12 @@ pub(crate) fn a_borrowed_fd_stays_open_while_it_is_used(t: &Fixture) -> Check {
     let (closed, when_closed) = channel();
     let (borrows, borrowed) = outcome();
     let using = on_thread(move || {
-        let same = handle.with_fd(|fd| {
+        handle.with_fd(|fd| {
             tell(borrows, Ok(()));
             when_closed.recv_timeout(DEADLINE)?;
             let name = rustix::net::getsockname(fd)?;
-            Ok::<_, Failure>(std::net::SocketAddr::try_from(name)?)
-        })?;
-        same
+            Ok(std::net::SocketAddr::try_from(name)?)
+        })?
     });
     borrowed.wait();
     conn.close();
