@@ -15,7 +15,8 @@ use crate::poller::timers::NEVER;
 use super::state::{Kind, Runs};
 
 pub(super) struct Input {
-    pub(super) inbox: Chain,
+    /// Apart, since a server's reader is home most of the time and the bytes go there.
+    inbox: Option<Box<Chain>>,
     /// Bytes ever received.
     received: u64,
     /// What the reader has; while it is out, what it had when it last looked in, and may have
@@ -73,7 +74,7 @@ pub(super) struct Filed {
 impl Input {
     pub(super) fn new(serves: bool) -> Input {
         Input {
-            inbox: Chain::new(),
+            inbox: None,
             received: 0,
             held_bytes: 0,
             wait: None,
@@ -97,7 +98,8 @@ impl Input {
         share_bytes: Option<usize>,
     ) -> Filed {
         let home = self.serves && self.runs == Runs::Home;
-        let into = if home { &mut **self.reader.get_or_insert_default() } else { &mut self.inbox };
+        let place = if home { &mut self.reader } else { &mut self.inbox };
+        let into = place.get_or_insert_default();
         let before = into.len();
         match bytes {
             Received::Copied(bytes) => into.write_copy(bytes, pool),
@@ -151,7 +153,7 @@ impl Input {
     pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
         let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
         let mut reader = self.reader.take().unwrap_or_default();
-        if !self.inbox.is_empty() {
+        if self.inbox_len() > 0 {
             self.refill(&mut reader);
         }
         (kind, reader, self.writer.take().unwrap_or_default())
@@ -173,7 +175,9 @@ impl Input {
 
     /// Hands everything to the reader.
     pub(super) fn refill(&mut self, reader: &mut Chain) {
-        reader.append(&mut self.inbox);
+        if let Some(inbox) = &mut self.inbox {
+            reader.append(inbox);
+        }
         self.held_bytes = reader.len();
     }
 
@@ -196,7 +200,7 @@ impl Input {
 
     /// Everything is home: what came meanwhile follows what was left unread.
     pub(super) fn settle_home(&mut self) {
-        if !self.inbox.is_empty() {
+        if self.inbox_len() > 0 {
             let mut reader = self.reader.take().unwrap_or_default();
             self.refill(&mut reader);
             self.reader = Some(reader);
@@ -224,9 +228,15 @@ impl Input {
         self.wait.take().map(|wait| wait.waker)
     }
 
+    /// Bytes that came while the reader was out, and that it has not taken yet.
+    #[inline]
+    pub(super) fn inbox_len(&self) -> usize {
+        self.inbox.as_ref().map_or(0, |inbox| inbox.len())
+    }
+
     /// Buffered here and, at most, by the reader.
     pub(super) fn buffered_bytes(&self) -> usize {
-        self.inbox.len() + self.held_bytes
+        self.inbox_len() + self.held_bytes
     }
 
     /// Bytes the user has consumed; exact when the reader is home.
@@ -240,7 +250,7 @@ impl Input {
 
     /// The reader drops what nobody will read.
     pub(super) fn discard(&mut self) {
-        self.inbox.clear();
+        self.inbox = None;
         self.held_bytes = 0;
         self.reader = None;
     }

@@ -19,7 +19,7 @@ pub(super) struct Output {
     /// Taken when the connection is finished or detached.
     pub(super) socket: Option<Arc<Socket>>,
     /// Submitted, not with the backend yet.
-    queue: Chain,
+    queue: Option<Box<Chain>>,
     sending: Sending,
     submitted: u64,
     sent: u64,
@@ -61,7 +61,7 @@ impl Output {
     pub(super) fn new(socket: Arc<Socket>) -> Output {
         Output {
             socket: Some(socket),
-            queue: Chain::new(),
+            queue: None,
             sending: Sending::Idle,
             submitted: 0,
             sent: 0,
@@ -84,13 +84,13 @@ impl Output {
         }
         self.submitted += bytes.len() as u64;
         if self.sending == Sending::Handed {
-            self.queue.append(bytes);
+            self.queue.get_or_insert_default().append(bytes);
             return Ok(Submitted::Queued { ask: false });
         }
         match self.send_now(bytes, counters) {
             Ok(()) if bytes.is_empty() => Ok(Submitted::Sent),
             Ok(()) => {
-                self.queue = bytes.take();
+                self.queue = Some(Box::new(bytes.take()));
                 self.sending = Sending::Handed;
                 Ok(Submitted::Queued { ask: true })
             }
@@ -120,10 +120,7 @@ impl Output {
 
     /// Everything queued, for the backend.
     pub(super) fn take_queue(&mut self) -> Option<Chain> {
-        if self.sending == Sending::Handed && !self.queue.is_empty() {
-            return Some(self.queue.take());
-        }
-        None
+        self.queue.take().map(|queue| *queue)
     }
 
     /// The backend sent what it was given, or failed; returns the flush that waited for it.
@@ -132,7 +129,7 @@ impl Output {
             Ok(bytes) => self.sent += bytes as u64,
             Err(error) => self.fail(&error),
         }
-        if self.queue.is_empty() {
+        if self.queue.is_none() {
             self.sending = Sending::Idle;
         }
         let sent = self.sent;
@@ -143,7 +140,7 @@ impl Output {
     /// The connection failed: nothing more will be sent. The queue is dropped.
     pub(super) fn fail(&mut self, error: &io::Error) {
         self.failed.get_or_insert((error.kind(), error.raw_os_error()));
-        self.queue.clear();
+        self.queue = None;
     }
 
     pub(super) fn failure(&self) -> Option<io::Error> {
@@ -173,7 +170,7 @@ impl Output {
 
     /// Drops what is queued.
     pub(super) fn discard(&mut self) {
-        self.queue.clear();
+        self.queue = None;
     }
 
     pub(super) fn submitted(&self) -> u64 {

