@@ -131,8 +131,9 @@ const _: () = assert!(RECEIVE_LEND_BYTES_MIN * 4 <= RECEIVE_BLOCK_BYTES);
 /// Events taken from the kernel at once: bounds how long a connection waits for its turn.
 pub(crate) const EVENTS_MAX: usize = 512;
 
-/// Of these, handled before handlers run.
-pub(crate) const EVENTS_PER_ROUND: usize = 16;
+/// Of these, handled before handlers run. Measured with 1 KB echoes: 64 gains 2 % at 100
+/// connections and loses 3 % at 1000 against 16; 3 loses at both.
+pub(crate) const EVENTS_PER_ROUND: usize = 32;
 
 /// Connections accepted per event, so that a burst of newcomers does not starve the ones that are
 /// here.
