@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ringpoll::Connection;
@@ -16,6 +16,7 @@ macro_rules! cases {
             input_stops_at_the_high_watermark_and_resumes_at_the_low_one
             a_handler_that_waits_elsewhere_bounds_its_input
             a_close_behind_paused_input_is_noticed_and_loses_nothing
+            a_disconnect_behind_paused_input_is_told_once
             output_is_bounded_while_the_peer_does_not_read
             a_flush_larger_than_the_output_bound_goes_through
             a_pipeline_of_two_slow_sides_moves_every_byte_in_bounded_memory
@@ -134,6 +135,38 @@ pub(crate) fn a_close_behind_paused_input_is_noticed_and_loses_nothing(t: &Fixtu
         assert!(conn.next(1).await.expect_err("no more").is_eof());
         Ok(())
     })
+}
+
+/// The close is seen twice then, before the rest of the input and after it.
+pub(crate) fn a_disconnect_behind_paused_input_is_told_once(t: &Fixture) -> Check {
+    let (gate, told) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (opened, counted) = (Arc::clone(&gate), Arc::clone(&told));
+    let server = t.spawn(
+        t.server()
+            .input_watermarks(1024, 4096)
+            .on_request(move |mut conn| {
+                let gate = Arc::clone(&opened);
+                async move {
+                    let _ = gate.acquire().await.expect("the gate stays");
+                    let count = conn.readable().await?;
+                    conn.skip(count).await
+                }
+            })
+            .on_disconnect(move |_| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }),
+    );
+    let mut peer = dial(&server)?;
+    for at in (0..50_000).step_by(1000) {
+        peer.write_all(&pattern(at, 1000))?;
+    }
+    drop(peer);
+    eventually("the disconnect is told", || told.load(Ordering::SeqCst) == 1);
+    gate.add_permits(1);
+    eventually("the input is drained", || server.stats().open == 0);
+    assert_eq!(server.stats().pollers.received_bytes, 50_000);
+    assert_eq!(told.load(Ordering::SeqCst), 1, "told twice");
+    Ok(())
 }
 
 /// BP2.
