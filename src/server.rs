@@ -264,7 +264,8 @@ impl Service for Hooks {
 
     fn prepare(&self, handle: &Handle) -> Result<()> {
         let prepared = self.handlers.prepare.as_ref().map_or(Ok(()), |prepare| prepare(handle));
-        let count = if prepared.is_ok() { &self.counts.accepted } else { &self.counts.refused };
+        let stays = prepared.is_ok() && !handle.is_closed();
+        let count = if stays { &self.counts.accepted } else { &self.counts.refused };
         count.fetch_add(1, Ordering::Relaxed);
         prepared
     }

@@ -169,15 +169,19 @@ pub(crate) fn an_error_from_on_connect_closes_the_connection_and_is_reported(t: 
     Ok(())
 }
 
-/// OnPrepare may refuse.
+/// CL12: OnPrepare may refuse, by an error or by closing.
 pub(crate) fn a_refusal_in_on_prepare_closes_before_any_handler(t: &Fixture) -> Check {
     let (prepared, handled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (asked, connected, requested) =
         (Arc::clone(&prepared), Arc::clone(&handled), Arc::clone(&handled));
     let server = t.spawn(
         t.server()
-            .on_prepare(move |_| match asked.fetch_add(1, Ordering::SeqCst) % 2 {
+            .on_prepare(move |handle| match asked.fetch_add(1, Ordering::SeqCst) % 3 {
                 0 => Err(Error::other("not you")),
+                1 => {
+                    handle.close();
+                    Ok(())
+                }
                 _ => Ok(()),
             })
             .on_connect(move |_| {
@@ -190,13 +194,17 @@ pub(crate) fn a_refusal_in_on_prepare_closes_before_any_handler(t: &Fixture) -> 
             }),
     );
     for round in 0..5 {
-        let mut refused = dial(&server)?;
-        // The server may have closed already.
-        let _ = refused.write_all(b"hello");
-        assert_ended(&refused);
-        assert_eq!(handled.load(Ordering::SeqCst), 2 * round);
+        for _ in 0..2 {
+            let mut refused = dial(&server)?;
+            // The server may have closed already.
+            let _ = refused.write_all(b"hello");
+            assert_ended(&refused);
+            assert_eq!(handled.load(Ordering::SeqCst), 2 * round);
+        }
         assert_eq!(exchange(&dial(&server)?, b"hello")?, b"hello");
     }
     eventually("nobody stays", || server.stats().open == 0);
+    let stats = server.stats();
+    assert_eq!((stats.refused, stats.accepted), (10, 5));
     Ok(())
 }
