@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::address::{Address, PeerAddr};
-use crate::config::{self, Limits};
+use crate::config::{self, Limits, some};
 use crate::connection::{
     Connection, Remote, Shared, attach, current_poller, start_connect, wait_connected,
 };
@@ -285,8 +285,4 @@ async fn pause(remote: &Arc<Remote>, pause: Duration) {
         Poll::Pending
     })
     .await;
-}
-
-fn some(timeout: Duration) -> Option<Duration> {
-    (!timeout.is_zero()).then_some(timeout)
 }

@@ -171,7 +171,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.resend();
             self.core.batch.run();
         }
-        for command in self.core.remote.inbox().close() {
+        // What was taken and not obeyed, where the backend failed, and what came after.
+        let rest = self.core.remote.inbox().close();
+        for command in self.commands.into_iter().chain(rest) {
             command.abandon();
         }
         for (_, slot) in self.core.slots.iter() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::shutdown::Progress;
 use super::{Bound, Counts, Handlers, Hooks, Inner, Server, runner};
 use crate::address::{Address, PeerAddr};
-use crate::config::{self, Backend, Balance, Limits, Placement, PollMode};
+use crate::config::{self, Backend, Balance, Limits, Placement, PollMode, some};
 use crate::connection::{Connection, Handle, Service};
 use crate::error::{Error, Result};
 use crate::poller::group::Plan;
@@ -314,10 +314,6 @@ impl ServerBuilder {
 
 fn adopt(fd: OwnedFd) -> Result<Socket> {
     Socket::adopt(fd).map_err(|error| Error::io("listen", error))
-}
-
-fn some(timeout: Duration) -> Option<Duration> {
-    (!timeout.is_zero()).then_some(timeout)
 }
 
 impl std::fmt::Debug for ServerBuilder {
