@@ -9,15 +9,26 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+pub(crate) mod uring;
+
+pub use uring::{Capabilities, RingTier, UringOptions};
+
 /// Who talks to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
-    /// The best one this host offers.
+    /// [`Uring`](Self::Uring) where the probe passes, else [`Epoll`](Self::Epoll); see
+    /// [`capabilities`](crate::capabilities).
     #[default]
     Auto,
     /// Readiness by `epoll(7)`: works on every Linux.
     Epoll,
+    /// Completions by `io_uring(7)`: multishot accept and receive into kernel-chosen buffers, sends
+    /// submitted together with the next wait.
+    Uring,
+    /// Receives as [`Uring`](Self::Uring) does; a flush sends on its own thread, as with
+    /// [`Epoll`](Self::Epoll).
+    Hybrid,
 }
 
 /// Where handlers run.
@@ -225,6 +236,37 @@ pub(crate) const APPEND_COPY_BYTES_MAX: usize = 256;
 /// The queue of an empty chain keeps room for this many pieces.
 pub(crate) const CHAIN_PIECES_KEPT: usize = 16;
 
+/// What the environment makes of a program's choice: `RINGPOLL_BACKEND` replaces the backend, for
+/// whoever runs a program and cannot change it; `RINGPOLL_URING_TIER` caps the tier.
+pub(crate) fn by_environment(
+    backend: Backend,
+    options: &UringOptions,
+) -> Result<(Backend, UringOptions)> {
+    let mut options = options.clone();
+    let backend = match variable("RINGPOLL_BACKEND")? {
+        Some(name) => name.parse().map_err(|error| Error::invalid(format!("RINGPOLL_BACKEND: {error}")))?,
+        None => backend,
+    };
+    if let Some(name) = variable("RINGPOLL_URING_TIER")? {
+        let tier: RingTier = name
+            .parse()
+            .map_err(|error| Error::invalid(format!("RINGPOLL_URING_TIER: {error}")))?;
+        options.tier_max = options.tier_max.min(tier);
+    }
+    Ok((backend, options))
+}
+
+/// An environment variable, unless it is empty.
+fn variable(name: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Error::invalid(format!("{name}: not a name")))
+        }
+    }
+}
+
 macro_rules! named {
     ($type:ident, $what:literal, $($name:literal => $value:ident),+) => {
         impl FromStr for $type {
@@ -246,7 +288,10 @@ macro_rules! named {
     };
 }
 
-named!(Backend, "backend", "auto" => Auto, "epoll" => Epoll);
+named!(
+    Backend, "backend",
+    "auto" => Auto, "epoll" => Epoll, "uring" => Uring, "hybrid" => Hybrid
+);
 named!(PollMode, "poll mode", "adaptive" => Adaptive, "always" => Always, "never" => Never);
 named!(
     Balance, "balance",
@@ -295,7 +340,7 @@ mod tests {
         for placement in ["auto", "inline", "pool", "pool:4"] {
             assert_eq!(placement.parse::<Placement>().unwrap().to_string(), placement);
         }
-        for backend in ["auto", "epoll"] {
+        for backend in ["auto", "epoll", "uring", "hybrid"] {
             assert_eq!(backend.parse::<Backend>().unwrap().to_string(), backend);
         }
     }
@@ -304,7 +349,10 @@ mod tests {
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = "kqueue".parse::<Backend>().unwrap_err();
         assert!(error.is_invalid());
-        assert_eq!(error.to_string(), "unknown backend \"kqueue\": choose one of auto, epoll");
+        assert_eq!(
+            error.to_string(),
+            "unknown backend \"kqueue\": choose one of auto, epoll, uring, hybrid"
+        );
         assert!("pool:0".parse::<Placement>().is_err());
         assert!("pool:x".parse::<Placement>().is_err());
     }

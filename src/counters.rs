@@ -63,8 +63,10 @@ impl Counters {
 counters! {
     /// Sends the kernel has not taken whole yet.
     sends_in_flight,
-    /// Waits for events.
+    /// Waits for events, or looks for them; with io_uring, what is to be sent goes along.
     wait_calls,
+    /// Visits to the kernel only to hand over submissions, because their queue was full.
+    submit_calls,
     /// Receive calls, empty ones included.
     receive_calls,
     /// Send calls, on whichever thread.
@@ -75,7 +77,7 @@ counters! {
     control_calls,
     /// Wake-ups of a sleeping poller.
     wake_calls,
-    /// Calls made once per connection: connect, shutdown.
+    /// Calls made once per connection or ring: connect, shutdown, register.
     setup_calls,
     /// Bytes received.
     received_bytes,
@@ -85,6 +87,22 @@ counters! {
     accepts,
     /// Runs of handlers started.
     handler_runs,
+    /// Completions taken from a ring.
+    ring_completions,
+    /// Operations handed to a ring.
+    ring_submissions,
+    /// Times a connection found no receive buffer and had to wait for one.
+    starvations,
+    /// Time that connections waited for a receive buffer, in nanoseconds, all together.
+    starved_ns,
+    /// Multishot operations that the kernel ended and that were armed again.
+    rearms,
+    /// Receives handed over in the buffer they came in; the others were copied out of it.
+    lent_receives,
+    /// Connections moved to larger receive buffers, or back.
+    buffer_moves,
+    /// Times the completion queue was found to have overflowed.
+    completion_overflows,
     /// Spins that found work before they gave up.
     spins_won,
     /// Spins that found none.
@@ -95,6 +113,7 @@ impl PollerStats {
     /// System calls made by the data path, all kinds.
     pub fn system_calls(&self) -> u64 {
         self.wait_calls
+            + self.submit_calls
             + self.receive_calls
             + self.send_calls
             + self.accept_calls

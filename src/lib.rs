@@ -65,10 +65,10 @@ mod threads;
 
 pub use address::{Address, Family, PeerAddr};
 pub use buffer::{LinkBuffer, Reader, Slice, Writer};
-pub use config::{Backend, Balance, Placement, PollMode};
+pub use config::{Backend, Balance, Capabilities, Placement, PollMode, RingTier, UringOptions};
 pub use connection::{Connection, ConnectionStats, Detached, Handle, ReadHalf, WriteHalf};
 pub use counters::PollerStats;
 pub use dial::{Dialer, adopt, connect};
 pub use error::{Error, Result};
-pub use pollers::{Pollers, PollersBuilder};
+pub use pollers::{Pollers, PollersBuilder, capabilities};
 pub use server::{Server, ServerBuilder, ServerHandle, ServerStats};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{Backend, Balance, PollMode};
+use crate::config::{Backend, Balance, Capabilities, PollMode, UringOptions};
 use crate::connection::{Remote, Shared, current_poller};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
@@ -125,10 +125,17 @@ impl PollersBuilder {
         self
     }
 
+    /// Settings of the io_uring backends; the others have none.
+    pub fn uring(mut self, options: UringOptions) -> Self {
+        self.plan.uring = options;
+        self
+    }
+
     /// Starts the threads.
     ///
     /// # Errors
-    /// Invalid CPUs or count; the kernel's, for lack of descriptors or threads.
+    /// Invalid CPUs, count or settings; unsupported, for a backend that this host does not offer;
+    /// the kernel's, for lack of descriptors or threads.
     pub fn build(self) -> Result<Pollers> {
         Pollers::start(&self.plan)
     }
@@ -141,4 +148,10 @@ impl fmt::Debug for Pollers {
             .field("count", &self.count())
             .finish()
     }
+}
+
+/// What this host offers. Probed once per process, on the first call or the first start of a poller;
+/// see [`Capabilities::reason`].
+pub fn capabilities() -> &'static Capabilities {
+    crate::poller::group::capabilities()
 }

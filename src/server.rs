@@ -12,18 +12,18 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
-use crate::connection::{Connection, Handle, Kind, RunEnd, Service, Shared, attach};
+use crate::connection::{Connection, Handle, Kind, RunEnd, Service, Shared, attach, take_on};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor};
+use crate::task::{self, Executor, Tried};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -215,12 +215,12 @@ where
         match executor {
             Executor::Inline => {
                 let mut run = Box::pin(run);
-                // Most handlers have all they need and end here, at the price of no task. One that
-                // does not is polled again as a task, with a waker that works.
-                let mut cx = Context::from_waker(Waker::noop());
-                if run.as_mut().poll(&mut cx).is_pending() {
-                    let remote = Arc::clone(run.end.remote());
-                    task::run(task::spawn(run, move |task| remote.send(Command::Run(task))));
+                // Most handlers have all they need and end here, at the price of no task.
+                let owner = run.end.owner();
+                let tried = task::try_poll(run.as_mut(), owner);
+                if tried != Tried::Done {
+                    let shared = Arc::clone(run.end.shared());
+                    take_on(&shared, run, tried);
                 }
             }
             Executor::Pool(workers) => {

@@ -80,6 +80,18 @@ impl Pool {
         self.0.growth_bytes_max
     }
 
+    /// Blocks that a backend keeps for the kernel to fill do not count as in use.
+    pub(crate) fn set_aside(&self, blocks: usize, bytes: usize) {
+        self.0.aside_blocks.fetch_add(blocks, Ordering::Relaxed);
+        self.0.aside_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// They are ordinary blocks again.
+    pub(crate) fn bring_back(&self, blocks: usize, bytes: usize) {
+        self.0.aside_blocks.fetch_sub(blocks, Ordering::Relaxed);
+        self.0.aside_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Counts what is in use. Exact when no other thread allocates or frees meanwhile.
     pub(crate) fn stats(&self) -> PoolStats {
         let mut blocks = self.0.blocks.load(Ordering::Acquire);
@@ -89,6 +101,8 @@ impl Pool {
             blocks = blocks.saturating_sub(free);
             block_bytes = block_bytes.saturating_sub(free * self.0.class_bytes(class));
         }
+        blocks = blocks.saturating_sub(self.0.aside_blocks.load(Ordering::Relaxed));
+        block_bytes = block_bytes.saturating_sub(self.0.aside_bytes.load(Ordering::Relaxed));
         PoolStats { blocks: blocks as u64, block_bytes: block_bytes as u64 }
     }
 
@@ -129,6 +143,8 @@ impl Pool {
             growth_bytes_max,
             blocks: AtomicUsize::new(0),
             block_bytes: AtomicUsize::new(0),
+            aside_blocks: AtomicUsize::new(0),
+            aside_bytes: AtomicUsize::new(0),
             attached: AtomicBool::new(false),
         }))
     }
@@ -143,6 +159,9 @@ struct FreeLists {
     /// All blocks there are, free or in use.
     blocks: AtomicUsize,
     block_bytes: AtomicUsize,
+    /// Of these, with a backend.
+    aside_blocks: AtomicUsize,
+    aside_bytes: AtomicUsize,
     /// Whether a thread is attached.
     attached: AtomicBool,
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::handle::Handle;
 use super::input::End;
-use super::shared::{POLLER, Remote, Shared, guard, wake};
+use super::shared::{self, POLLER, Remote, Shared, guard};
+use super::parked;
 use super::state::Kind;
 use super::{Connection, RunEnd};
 use crate::buffer::Chain;
@@ -64,7 +65,7 @@ impl Endpoint for Shared {
 
     #[inline]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow {
-        if self.life.is_closed() {
+        if self.life.drops_input() {
             return Flow::Pause;
         }
         if self.timeouts.watches_idle() {
@@ -93,7 +94,9 @@ impl Endpoint for Shared {
                 // A reset ends both directions.
                 let mut output = lock(&self.output);
                 output.fail(&error);
-                batch.wakers.extend(output.take_waker());
+                if let Some(flusher) = output.take_flusher() {
+                    flusher.file(self, batch);
+                }
                 End::Failed(error.kind(), error.raw_os_error())
             }
         };
@@ -109,7 +112,9 @@ impl Endpoint for Shared {
             self.timeouts.touch(batch.now_ns);
         }
         let mut output = lock(&self.output);
-        batch.wakers.extend(output.on_sent(result));
+        if let Some(flusher) = output.on_sent(result) {
+            flusher.file(self, batch);
+        }
         let settled = output.is_settled();
         let close = settled && output.close_when_sent;
         drop(output);
@@ -130,7 +135,9 @@ impl Endpoint for Shared {
         let (reader, read_at) = lock(&self.input).timer(now_ns);
         let (flusher, write_at) = lock(&self.output).timer(now_ns);
         batch.wakers.extend(reader);
-        batch.wakers.extend(flusher);
+        if let Some(flusher) = flusher {
+            flusher.file(self, batch);
+        }
         if self.timeouts.idle_at() <= now_ns {
             if !self.is_occupied() {
                 self.close();
@@ -154,8 +161,8 @@ impl Endpoint for Shared {
             input.removed = true;
             (input.take_waker(), !input.runs.is_held())
         };
-        let flusher = lock(&self.output).take_waker();
-        wake([reader, flusher]);
+        let flusher = lock(&self.output).take_flusher();
+        self.wake(reader, flusher);
         if finished {
             self.finish();
         }
@@ -166,6 +173,7 @@ impl Endpoint for Shared {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
             Action::CloseIfIdle => self.close_if_idle(),
+            Action::Continue => guard("handler", || parked::go_on(&self)),
             Action::Run => {
                 let Some(service) = self.service.clone() else { return };
                 self.remote.counters.handler_runs.add_owned(1);
@@ -184,5 +192,15 @@ impl Endpoint for Shared {
 
     fn close(self: &Arc<Self>) {
         Shared::close(self);
+    }
+
+    fn abandon_run(&self) {
+        let run = lock(&self.output).take_parked();
+        // Outside the lock: a handler's future may hold anything.
+        drop(run);
+    }
+
+    fn take_flushed(into: &mut Vec<(Token, Chain)>) {
+        shared::take_flushed(into);
     }
 }

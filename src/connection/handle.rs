@@ -179,10 +179,8 @@ impl Handle {
     }
 
     fn rouse_flusher(&self) {
-        let waker = lock(&self.0.output).take_waker();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        let flusher = lock(&self.0.output).take_flusher();
+        self.0.wake(None, flusher);
     }
 
     pub(super) fn request_removal(&self) {

@@ -10,6 +10,7 @@ mod handle;
 mod input;
 mod lent;
 mod output;
+mod parked;
 mod reader;
 mod shared;
 mod state;
@@ -35,6 +36,7 @@ use reader::impl_reader;
 use wait::Submission;
 use writer::impl_writer;
 
+pub(crate) use parked::take_on;
 pub(crate) use shared::{Remote, Shared, current_poller};
 pub(crate) use state::Kind;
 use state::{READER, WRITER};
@@ -127,7 +129,7 @@ impl Connection {
     pub async fn detach(mut self) -> Result<Detached> {
         self.flush().await?;
         let shared = Arc::clone(&self.handle.0);
-        if !shared.life.close() {
+        if !shared.life.detach() {
             return Err(Error::closed("detach"));
         }
         lock(&shared.output).detaching = true;
@@ -248,8 +250,13 @@ impl RunEnd {
         self.outcome = Some(outcome);
     }
 
-    pub(crate) fn remote(&self) -> &Arc<Remote> {
-        &self.shared.remote
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stands for the run in its trial.
+    pub(crate) fn owner(&self) -> usize {
+        parked::owner(&self.shared)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Bytes going out.
 //!
-//! A flush sends on its own thread while nothing is queued ([`Sending::Idle`]); what the socket
-//! does not take is queued and the poller asked to send it ([`Sending::Handed`]); later flushes
-//! then only queue. So one sender at a time, and bytes never reorder. Guarded by the output lock,
-//! which is held over the non-blocking send: that and closing are all it serialises.
+//! One sender at a time, so bytes never reorder. While nothing is queued ([`Sending::Idle`]) a flush
+//! sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says; what
+//! the socket does not take is left to the poller in any case. From then on the poller sends
+//! ([`Sending::Handed`]), and later flushes only queue. Guarded by the output lock, which is held
+//! over the non-blocking send: that and closing are all it serialises.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +14,11 @@ use crate::buffer::Chain;
 use crate::config;
 use crate::counters::Counters;
 use crate::poller::timers::NEVER;
+use crate::poller::{Action, Batch, Command};
 use crate::sys::socket::Socket;
+
+use super::parked::Run;
+use super::shared::Shared;
 
 pub(super) struct Output {
     /// Taken when the connection is finished or detached.
@@ -25,6 +30,8 @@ pub(super) struct Output {
     sent: u64,
     /// A flush that waits: until so many bytes are sent, by that time.
     wait: Option<Wait>,
+    /// A run that waits for its flush, and for nothing else.
+    parked: Option<Run>,
     failed: Option<(io::ErrorKind, Option<i32>)>,
     /// The write side was ended on purpose.
     pub(super) ended: bool,
@@ -44,8 +51,33 @@ enum Sending {
 
 struct Wait {
     sent: u64,
-    waker: Waker,
+    flusher: Flusher,
     until_ns: u64,
+}
+
+/// Who waits for a flush.
+pub(super) enum Flusher {
+    Task(Waker),
+    /// The run that its poller tries, or has parked.
+    Run,
+}
+
+impl Flusher {
+    /// From any thread.
+    pub(super) fn wake(self, shared: &Arc<Shared>) {
+        match self {
+            Flusher::Task(waker) => waker.wake(),
+            Flusher::Run => shared.remote.send(Command::Continue(Arc::clone(shared))),
+        }
+    }
+
+    /// On the poller, with what the round collects.
+    pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch<Shared>) {
+        match self {
+            Flusher::Task(waker) => batch.wakers.push(waker),
+            Flusher::Run => batch.actions.push((Arc::clone(shared), Action::Continue)),
+        }
+    }
 }
 
 /// What became of submitted bytes.
@@ -66,6 +98,7 @@ impl Output {
             submitted: 0,
             sent: 0,
             wait: None,
+            parked: None,
             failed: None,
             ended: false,
             close_when_sent: false,
@@ -73,11 +106,13 @@ impl Output {
         }
     }
 
-    /// Sends `bytes` or queues them.
+    /// Takes `bytes` in. While nothing is queued, `leave` may take them from here to the poller by
+    /// itself (`true`); otherwise they are sent, or queued.
     pub(super) fn submit(
         &mut self,
         bytes: &mut Chain,
         counters: &Counters,
+        leave: impl FnOnce(&mut Chain) -> bool,
     ) -> io::Result<Submitted> {
         if let Some(error) = self.failure() {
             return Err(error);
@@ -85,6 +120,13 @@ impl Output {
         self.submitted += bytes.len() as u64;
         if self.sending == Sending::Handed {
             self.queue.get_or_insert_default().append(bytes);
+            return Ok(Submitted::Queued { ask: false });
+        }
+        if leave(bytes) {
+            self.sending = Sending::Handed;
+            if !bytes.is_empty() {
+                self.queue = Some(Box::new(bytes.take()));
+            }
             return Ok(Submitted::Queued { ask: false });
         }
         match self.send_now(bytes, counters) {
@@ -124,7 +166,7 @@ impl Output {
     }
 
     /// The backend sent what it was given, or failed; returns the flush that waited for it.
-    pub(super) fn on_sent(&mut self, result: io::Result<usize>) -> Option<Waker> {
+    pub(super) fn on_sent(&mut self, result: io::Result<usize>) -> Option<Flusher> {
         match result {
             Ok(bytes) => self.sent += bytes as u64,
             Err(error) => self.fail(&error),
@@ -134,7 +176,7 @@ impl Output {
         }
         let sent = self.sent;
         let failed = self.failed.is_some();
-        self.wait.take_if(|wait| failed || wait.sent <= sent).map(|wait| wait.waker)
+        self.wait.take_if(|wait| failed || wait.sent <= sent).map(|wait| wait.flusher)
     }
 
     /// The connection failed: nothing more will be sent. The queue is dropped.
@@ -148,14 +190,33 @@ impl Output {
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
     }
 
-    pub(super) fn wait_for(&mut self, sent: u64, until_ns: u64, cx: &Context<'_>) {
-        self.wait = Some(Wait { sent, waker: cx.waker().clone(), until_ns });
+    /// Registers the one that waits until `sent` bytes are sent. A run that its poller tries keeps no
+    /// waker, so that it can be parked.
+    pub(super) fn wait_for(&mut self, sent: u64, until_ns: u64, is_trial: bool, cx: &Context<'_>) {
+        let flusher =
+            if is_trial { Flusher::Run } else { Flusher::Task(cx.waker().clone()) };
+        self.wait = Some(Wait { sent, flusher, until_ns });
     }
 
-    /// Whom to wake if its wait is over at `now_ns`, otherwise when to look again.
-    pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Waker>, u64) {
+    /// Keeps `run`, if it waits for its flush; otherwise gives it back.
+    pub(super) fn park(&mut self, run: Run) -> Result<(), Run> {
+        match &self.wait {
+            Some(Wait { flusher: Flusher::Run, .. }) => {
+                self.parked = Some(run);
+                Ok(())
+            }
+            _ => Err(run),
+        }
+    }
+
+    pub(super) fn take_parked(&mut self) -> Option<Run> {
+        self.parked.take()
+    }
+
+    /// Who is to look again if its wait is over at `now_ns`, otherwise when to ask again.
+    pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Flusher>, u64) {
         match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
-            Some(wait) => (Some(wait.waker), NEVER),
+            Some(wait) => (Some(wait.flusher), NEVER),
             None => (None, self.wait.as_ref().map_or(NEVER, |wait| wait.until_ns)),
         }
     }
@@ -164,8 +225,8 @@ impl Output {
         self.wait.is_some()
     }
 
-    pub(super) fn take_waker(&mut self) -> Option<Waker> {
-        self.wait.take().map(|wait| wait.waker)
+    pub(super) fn take_flusher(&mut self) -> Option<Flusher> {
+        self.wait.take().map(|wait| wait.flusher)
     }
 
     /// Drops what is queued.

@@ -5,7 +5,7 @@
 //! wake-up.
 
 use std::any::Any;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
@@ -13,7 +13,7 @@ use std::task::Waker;
 use super::Service;
 use super::handle::Handle;
 use super::input::{End, Filed, Input};
-use super::output::Output;
+use super::output::{Flusher, Output};
 use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
 use super::timeout::Timeouts;
 use crate::address::PeerAddr;
@@ -64,6 +64,25 @@ pub(super) struct Extras {
 thread_local! {
     /// The poller that this thread is.
     pub(super) static POLLER: OnceCell<Arc<Remote>> = const { OnceCell::new() };
+    /// What handlers on this thread, a poller, have flushed and it has not sent yet.
+    static FLUSHED: RefCell<Vec<(Token, Chain)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether this thread is the connection's poller.
+#[inline]
+pub(super) fn is_poller_of(shared: &Shared) -> bool {
+    POLLER.with(|poller| poller.get().is_some_and(|here| Arc::ptr_eq(here, &shared.remote)))
+}
+
+/// Leaves bytes to the poller that this thread is.
+#[inline]
+pub(super) fn flush_here(token: Token, bytes: Chain) {
+    FLUSHED.with_borrow_mut(|flushed| flushed.push((token, bytes)));
+}
+
+/// Swaps what was left into `into`.
+pub(super) fn take_flushed(into: &mut Vec<(Token, Chain)>) {
+    FLUSHED.with_borrow_mut(|flushed| std::mem::swap(flushed, into));
 }
 
 /// The poller that runs this code, if one does.
@@ -111,14 +130,14 @@ impl Shared {
                 // long a handler keeps the connection.
                 let _ = socket.shutdown(crate::poller::Side::Both);
             }
-            output.take_waker()
+            output.take_flusher()
         };
         let reader = {
             let mut input = lock(&self.input);
             input.discard();
             input.take_waker()
         };
-        wake([flusher, reader]);
+        self.wake(reader, flusher);
         self.remote.send(Command::Remove(Arc::clone(self)));
     }
 
@@ -135,6 +154,16 @@ impl Shared {
 
     pub(crate) fn belongs_to(&self, service: &Arc<dyn Service>) -> bool {
         self.service.as_ref().is_some_and(|own| Arc::ptr_eq(own, service))
+    }
+
+    /// Wakes whoever waited here.
+    pub(super) fn wake(self: &Arc<Self>, reader: Option<Waker>, flusher: Option<Flusher>) {
+        if let Some(waker) = reader {
+            waker.wake();
+        }
+        if let Some(flusher) = flusher {
+            flusher.wake(self);
+        }
     }
 
     pub(super) fn is_serving(&self) -> bool {
@@ -375,12 +404,6 @@ impl Drop for Shared {
 
 /// Both halves of a run, taken back at once.
 pub(super) const BOTH: u8 = READER | WRITER;
-
-pub(super) fn wake(wakers: [Option<Waker>; 2]) {
-    for waker in wakers.into_iter().flatten() {
-        waker.wake();
-    }
-}
 
 /// Runs user code that has no result to fail with: a panic is reported by the panic hook and goes
 /// no further.

@@ -22,6 +22,7 @@ pub(super) struct Life(AtomicU8);
 
 const CLOSED: u8 = 1;
 const PEER_GONE: u8 = 2;
+const DETACHED: u8 = 4;
 
 impl Life {
     pub(super) fn new() -> Life {
@@ -31,6 +32,18 @@ impl Life {
     /// `true` for the one caller that closes.
     pub(super) fn close(&self) -> bool {
         self.0.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0
+    }
+
+    /// Closes for all but the socket, and the bytes that it still receives: `true` for the one
+    /// caller that closes.
+    pub(super) fn detach(&self) -> bool {
+        self.0.fetch_or(CLOSED | DETACHED, Ordering::AcqRel) & CLOSED == 0
+    }
+
+    /// Bytes that come now are for nobody.
+    #[inline]
+    pub(super) fn drops_input(&self) -> bool {
+        self.0.load(Ordering::Acquire) & (CLOSED | DETACHED) == CLOSED
     }
 
     /// `true` for the one caller that notices.

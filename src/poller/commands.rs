@@ -10,7 +10,7 @@ use crate::buffer::Pool;
 use crate::counters::Counters;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Arc, Mutex, lock};
-use crate::sys::{Socket, Wake};
+use crate::sys::{Outlet, Socket, Wake};
 use crate::task::Runnable;
 
 use super::{Accept, Endpoint};
@@ -29,6 +29,8 @@ pub(crate) enum Command<E> {
     Run(Runnable),
     /// Start another run of a connection's handler.
     Again(Arc<E>),
+    /// Go on with the run that waits for its flush.
+    Continue(Arc<E>),
     /// Send what the flusher could not.
     Send(Arc<E>),
     /// Receive again after a pause.
@@ -57,6 +59,7 @@ impl<E: Endpoint> Command<E> {
             | Command::Remove(endpoint) => endpoint.on_removed(),
             Command::Listen(listener, _) => listener.on_removed(),
             Command::WakeAt(_, waker) => waker.wake(),
+            Command::Continue(endpoint) => endpoint.abandon_run(),
             // A task that is dropped ends its run. The others are about endpoints and listeners
             // that were removed when the poller ended.
             Command::Run(_)
@@ -75,6 +78,7 @@ impl<E: Endpoint> Command<E> {
 pub(crate) struct Remote<E> {
     inbox: Inbox<Command<E>>,
     wake: Arc<Wake>,
+    pub(crate) outlet: Outlet,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: Pool,
     /// Connections given to the poller and not yet gone: what balancing looks at.
@@ -84,10 +88,11 @@ pub(crate) struct Remote<E> {
 }
 
 impl<E: Endpoint> Remote<E> {
-    pub(crate) fn new(wake: Wake, pool: Pool) -> Remote<E> {
+    pub(crate) fn new(wake: Wake, pool: Pool, outlet: Outlet) -> Remote<E> {
         Remote {
             inbox: Inbox::new(),
             wake: Arc::new(wake),
+            outlet,
             counters: Arc::default(),
             pool,
             load: AtomicUsize::new(0),
@@ -106,6 +111,12 @@ impl<E: Endpoint> Remote<E> {
             }
             Err(command) => command.abandon(),
         }
+    }
+
+    /// Hands over a command if that takes no system call: the poller is awake, and will find it
+    /// before it sleeps. `false`: it was not handed over.
+    pub(crate) fn send_if_awake(&self, command: Command<E>) -> bool {
+        self.inbox.push_if_awake(command).is_ok()
     }
 
     pub(super) fn inbox(&self) -> &Inbox<Command<E>> {
@@ -140,6 +151,16 @@ impl<T> Inbox<T> {
         }
         queue.items.push(item);
         Ok(std::mem::take(&mut queue.sleeping))
+    }
+
+    /// Gives the item back if the receiver sleeps, or has ended.
+    pub(super) fn push_if_awake(&self, item: T) -> Result<(), T> {
+        let mut queue = lock(&self.0);
+        if queue.sleeping || queue.closed {
+            return Err(item);
+        }
+        queue.items.push(item);
+        Ok(())
     }
 
     /// Swaps the queued items into `into`, which must be empty. The receiver is awake: senders need

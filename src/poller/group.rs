@@ -2,20 +2,21 @@
 //! backends.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::spin::Spin;
 use super::{Command, Endpoint, Poller, Remote};
 use crate::buffer::Pool;
-use crate::config::{self, Backend as Choice, Balance, PollMode};
+use crate::config::{self, Backend as Choice, Balance, Capabilities, PollMode, UringOptions};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::epoll::Epoll;
-use crate::sys::{Backend, Wake};
+use crate::sys::uring::{self, Uring};
+use crate::sys::{Backend, Outlet, Wake};
 use crate::threads;
 
 /// What a group is made from.
@@ -28,6 +29,7 @@ pub(crate) struct Plan {
     pub(crate) poll_mode: PollMode,
     pub(crate) cpus: Vec<usize>,
     pub(crate) name: String,
+    pub(crate) uring: UringOptions,
 }
 
 impl Default for Plan {
@@ -39,6 +41,7 @@ impl Default for Plan {
             poll_mode: PollMode::Adaptive,
             cpus: Vec::new(),
             name: "ringpoll".to_owned(),
+            uring: UringOptions::default(),
         }
     }
 }
@@ -54,6 +57,40 @@ pub(crate) struct Group<E: Endpoint> {
 impl<E: Endpoint> Group<E> {
     /// Starts the threads; all are ready when this returns.
     pub(crate) fn start(plan: &Plan) -> Result<Group<E>> {
+        let (asked, options) = config::by_environment(plan.backend, &plan.uring)?;
+        options.check()?;
+        match asked {
+            Choice::Epoll => Group::start_on::<Epoll>(plan, asked, Outlet::Flusher, &()),
+            Choice::Uring | Choice::Hybrid => {
+                if let (None, reason) = (capabilities().tier, &capabilities().reason) {
+                    return Err(Error::unsupported(format!("backend {asked}: {reason}")));
+                }
+                Group::start_ring(plan, asked, &options)
+            }
+            Choice::Auto if capabilities().tier.is_none() => {
+                Group::start_on::<Epoll>(plan, Choice::Epoll, Outlet::Flusher, &())
+            }
+            // The probe has passed; what fails now is for lack of memory or descriptors, of which
+            // epoll needs less.
+            Choice::Auto => Group::start_ring(plan, Choice::Uring, &options).or_else(|error| {
+                tracing::warn!(%error, "io_uring: epoll takes over");
+                Group::start_on::<Epoll>(plan, Choice::Epoll, Outlet::Flusher, &())
+            }),
+        }
+    }
+
+    fn start_ring(plan: &Plan, backend: Choice, options: &UringOptions) -> Result<Group<E>> {
+        let outlet =
+            if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
+        Group::start_on::<Uring>(plan, backend, outlet, &options.supported(capabilities()))
+    }
+
+    fn start_on<B: Backend>(
+        plan: &Plan,
+        backend: Choice,
+        outlet: Outlet,
+        options: &B::Options,
+    ) -> Result<Group<E>> {
         let count = if plan.count == 0 { threads::cpu_count(&plan.cpus) } else { plan.count };
         if count > config::THREADS_MAX {
             return Err(Error::invalid(format!(
@@ -63,7 +100,7 @@ impl<E: Endpoint> Group<E> {
         }
         let mut group = Group {
             remotes: Vec::with_capacity(count),
-            backend: plan.backend,
+            backend,
             balance: plan.balance,
             turn: AtomicUsize::new(0),
             threads: Mutex::new(Vec::with_capacity(count)),
@@ -72,15 +109,10 @@ impl<E: Endpoint> Group<E> {
         let affordable = threads::cpu_count(&plan.cpus) > count;
         for index in 0..count {
             let wake = Wake::new().map_err(|error| Error::io("eventfd", error))?;
-            let remote = Arc::new(Remote::new(wake, Pool::new()));
+            let remote = Arc::new(Remote::new(wake, Pool::new(), outlet));
             let spin = Spin::new(plan.poll_mode, affordable);
             let name = format!("{}-p{index}", plan.name);
-            let thread = match plan.backend {
-                Choice::Auto | Choice::Epoll => {
-                    start::<Epoll, E>(&name, &plan.cpus, &remote, spin)?
-                }
-            };
-            group.backend = Choice::Epoll;
+            let thread = start::<B, E>(&name, &plan.cpus, &remote, spin, options)?;
             group.remotes.push(remote);
             lock(&group.threads).push(thread);
         }
@@ -119,10 +151,8 @@ impl<E: Endpoint> Group<E> {
             stats.listeners += remote.listeners.load(Ordering::Relaxed) as u64;
             stats.timers += remote.timers.load(Ordering::Relaxed) as u64;
             let pool = remote.pool.stats();
-            // Each poller keeps one block to receive into.
-            stats.blocks += pool.blocks.saturating_sub(1);
-            stats.block_bytes +=
-                pool.block_bytes.saturating_sub(config::RECEIVE_BLOCK_BYTES as u64);
+            stats.blocks += pool.blocks;
+            stats.block_bytes += pool.block_bytes;
         }
         stats
     }
@@ -152,11 +182,13 @@ fn start<B: Backend, E: Endpoint>(
     cpus: &[usize],
     remote: &Arc<Remote<E>>,
     spin: Spin,
+    options: &B::Options,
 ) -> Result<JoinHandle<()>> {
     let (ready, wait) = mpsc::sync_channel::<io::Result<()>>(1);
     let remote = Arc::clone(remote);
+    let options = options.clone();
     let thread = threads::spawn(name, cpus.to_vec(), move || {
-        let poller = Poller::<B, E>::new(remote, spin);
+        let poller = Poller::<B, E>::new(remote, spin, &options);
         let (poller, started) = match poller {
             Ok(poller) => (Some(poller), Ok(())),
             Err(error) => (None, Err(error)),
@@ -177,7 +209,6 @@ fn start<B: Backend, E: Endpoint>(
 /// Spreads consecutive numbers over all of them (the finaliser of SplitMix64), seeded by the clock
 /// of the first use.
 fn scramble(turn: usize) -> usize {
-    use std::sync::OnceLock;
     static SEED: OnceLock<u64> = OnceLock::new();
     let seed = SEED.get_or_init(|| {
         let start = Instant::now();
@@ -187,4 +218,10 @@ fn scramble(turn: usize) -> usize {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     (z ^ (z >> 31)) as usize
+}
+
+/// See [`crate::capabilities`].
+pub(crate) fn capabilities() -> &'static Capabilities {
+    static FOUND: OnceLock<Capabilities> = OnceLock::new();
+    FOUND.get_or_init(uring::probe::probe)
 }

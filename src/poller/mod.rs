@@ -28,7 +28,7 @@ use crate::sys::{Backend, Completion, Sink};
 use crate::task;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
-pub(crate) use crate::sys::{Flow, Token};
+pub(crate) use crate::sys::{Flow, Outlet, Token};
 pub(crate) use commands::{Command, Remote};
 use slots::Slots;
 use spin::Spin;
@@ -60,6 +60,10 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn act(self: Arc<Self>, action: Action);
     /// Asks for the removal of the endpoint.
     fn close(self: &Arc<Self>);
+    /// Drops a run that waits for its flush: nobody will go on with it.
+    fn abandon_run(&self);
+    /// Swaps what was flushed on this thread since the last time into `into`, which is empty.
+    fn take_flushed(into: &mut Vec<(Token, Chain)>);
 }
 
 /// Takes the connections of one listener.
@@ -82,6 +86,8 @@ pub(crate) enum Received<'a> {
 pub(crate) enum Action {
     /// A run of the connection's handler.
     Run,
+    /// More of the run that waits for its flush.
+    Continue,
     /// Tell the user that the peer has gone.
     Disconnected,
     /// Nothing more will happen: close.
@@ -111,6 +117,8 @@ pub(crate) struct Poller<B, E> {
     core: Core<E>,
     spin: Spin,
     commands: Vec<Command<E>>,
+    /// Flushed by the handlers of a batch; empty between batches.
+    flushed: Vec<(Token, Chain)>,
     stopping: bool,
 }
 
@@ -126,8 +134,12 @@ struct Core<E> {
 }
 
 impl<B: Backend, E: Endpoint> Poller<B, E> {
-    pub(crate) fn new(remote: Arc<Remote<E>>, spin: Spin) -> io::Result<Poller<B, E>> {
-        let backend = B::new(remote.wake_handle(), &remote.pool, &remote.counters)?;
+    pub(crate) fn new(
+        remote: Arc<Remote<E>>,
+        spin: Spin,
+        options: &B::Options,
+    ) -> io::Result<Poller<B, E>> {
+        let backend = B::new(remote.wake_handle(), &remote.pool, &remote.counters, options)?;
         Ok(Poller {
             backend,
             core: Core {
@@ -145,6 +157,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             },
             spin,
             commands: Vec::new(),
+            flushed: Vec::new(),
             stopping: false,
         })
     }
@@ -158,7 +171,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let _attached = self.core.remote.pool.clone().attach();
         loop {
             self.obey_all();
-            self.core.batch.run();
+            self.run_batch();
             if self.stopping && self.core.slots.count() == 0 {
                 break;
             }
@@ -169,7 +182,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             }
             self.core.fire_timers(&mut self.backend);
             self.resend();
-            self.core.batch.run();
+            self.run_batch();
         }
         // What was taken and not obeyed, where the backend failed, and what came after.
         let rest = self.core.remote.inbox().close();
@@ -236,6 +249,17 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
     }
 
+    /// Runs what was collected, and passes on what that has flushed.
+    fn run_batch(&mut self) {
+        self.core.batch.run();
+        if self.core.remote.outlet == Outlet::Poller {
+            E::take_flushed(&mut self.flushed);
+            for (token, gather) in self.flushed.drain(..) {
+                self.backend.send(token, gather);
+            }
+        }
+    }
+
     fn obey_all(&mut self) {
         let mut commands = std::mem::take(&mut self.commands);
         for command in commands.drain(..) {
@@ -249,6 +273,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         match command {
             Command::Run(runnable) => task::run(runnable),
             Command::Again(endpoint) => core.batch.actions.push((endpoint, Action::Run)),
+            Command::Continue(endpoint) => core.batch.actions.push((endpoint, Action::Continue)),
             Command::Attach(endpoint, socket) => {
                 if let Some(token) = self.insert(endpoint)
                     && let Err(error) = self.backend.attach(token, socket)

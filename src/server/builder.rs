@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::shutdown::Progress;
 use super::{Bound, Counts, Handlers, Hooks, Inner, Server, runner};
 use crate::address::{Address, PeerAddr};
-use crate::config::{self, Backend, Balance, Limits, Placement, PollMode, some};
+use crate::config::{self, Backend, Balance, Limits, Placement, PollMode, UringOptions, some};
 use crate::connection::{Connection, Handle, Service};
 use crate::error::{Error, Result};
 use crate::poller::group::Plan;
@@ -116,6 +116,12 @@ impl ServerBuilder {
     /// Whether pollers spin before they sleep.
     pub fn poll_mode(mut self, poll_mode: PollMode) -> Self {
         self.plan.poll_mode = poll_mode;
+        self
+    }
+
+    /// Settings of the io_uring backends; the others have none.
+    pub fn uring(mut self, options: UringOptions) -> Self {
+        self.plan.uring = options;
         self
     }
 

@@ -76,10 +76,18 @@ struct Receiver {
 }
 
 impl Backend for Epoll {
-    fn new(wake: &Arc<Wake>, pool: &Pool, counters: &Arc<Counters>) -> io::Result<Epoll> {
+    type Options = ();
+
+    fn new(
+        wake: &Arc<Wake>,
+        pool: &Pool,
+        counters: &Arc<Counters>,
+        (): &(),
+    ) -> io::Result<Epoll> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let data = EventData::new_u64(Token::NONE.bits());
         epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;
+        pool.set_aside(1, config::RECEIVE_BLOCK_BYTES);
         Ok(Epoll {
             epoll,
             events: Vec::with_capacity(config::EVENTS_MAX),
@@ -315,7 +323,7 @@ fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             // The connection was gone before we came; the next one may be fine.
-            Err(error) if is_of_the_newcomer(&error) => Flow::Continue,
+            Err(error) if Socket::is_error_of_the_newcomer(&error) => Flow::Continue,
             Err(error) => {
                 sink.complete(entry.token, Completion::AcceptFailed(error));
                 Flow::Pause
@@ -326,23 +334,6 @@ fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
             return;
         }
     }
-}
-
-/// Errors that accept(2) passes on from the new connection; they say nothing of the listener.
-fn is_of_the_newcomer(error: &io::Error) -> bool {
-    const OF_THE_NEWCOMER: [Errno; 10] = [
-        Errno::CONNABORTED,
-        Errno::CONNRESET,
-        Errno::PROTO,
-        Errno::PERM,
-        Errno::NETDOWN,
-        Errno::NOPROTOOPT,
-        Errno::HOSTDOWN,
-        Errno::NONET,
-        Errno::HOSTUNREACH,
-        Errno::NETUNREACH,
-    ];
-    OF_THE_NEWCOMER.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// How a turn of sending ended.

@@ -15,6 +15,7 @@
 
 pub(crate) mod epoll;
 pub(crate) mod socket;
+pub(crate) mod uring;
 pub(crate) mod wake;
 
 use std::io;
@@ -88,6 +89,16 @@ pub(crate) enum Flow {
     Pause,
 }
 
+/// How a flush reaches the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outlet {
+    /// The flusher sends; what the socket does not take is left to the backend.
+    Flusher,
+    /// The backend sends, together with the poller's next wait; while the poller sleeps, the
+    /// flusher.
+    Poller,
+}
+
 /// Takes completions as the backend collects them. It must not run user code: it only files them.
 pub(crate) trait Sink {
     fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow;
@@ -96,8 +107,16 @@ pub(crate) trait Sink {
 /// Carries out operations for one poller thread. Tokens must be in use: `attach`ed, not yet
 /// `remove`d.
 pub(crate) trait Backend: Sized {
+    /// What can be set.
+    type Options: Clone + Send + 'static;
+
     /// Called on the poller's own thread; `wake` interrupts a wait.
-    fn new(wake: &Arc<Wake>, pool: &Pool, counters: &Arc<Counters>) -> io::Result<Self>;
+    fn new(
+        wake: &Arc<Wake>,
+        pool: &Pool,
+        counters: &Arc<Counters>,
+        options: &Self::Options,
+    ) -> io::Result<Self>;
 
     /// Starts accepting on `listener`.
     fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()>;

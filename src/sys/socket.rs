@@ -109,6 +109,28 @@ impl Socket {
         Ok((Socket { fd, is_tcp: self.is_tcp }, from_any(addr)))
     }
 
+    /// A connection that the kernel accepted for us on this listener.
+    pub(crate) fn accepted(&self, fd: OwnedFd) -> Socket {
+        Socket { fd, is_tcp: self.is_tcp }
+    }
+
+    /// Errors that accept(2) passes on from the new connection; they say nothing of the listener.
+    pub(crate) fn is_error_of_the_newcomer(error: &io::Error) -> bool {
+        const OF_THE_NEWCOMER: [Errno; 10] = [
+            Errno::CONNABORTED,
+            Errno::CONNRESET,
+            Errno::PROTO,
+            Errno::PERM,
+            Errno::NETDOWN,
+            Errno::NOPROTOOPT,
+            Errno::HOSTDOWN,
+            Errno::NONET,
+            Errno::HOSTUNREACH,
+            Errno::NETUNREACH,
+        ];
+        OF_THE_NEWCOMER.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    }
+
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (received, _) = retry_on_intr(|| recv(&self.fd, &mut *buffer, RecvFlags::empty()))?;
         Ok(received)

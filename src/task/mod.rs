@@ -5,6 +5,7 @@
 
 pub(crate) mod placement;
 pub(crate) mod queue;
+mod trial;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub(crate) use async_task::Runnable;
 
 pub(crate) use placement::Executor;
+pub(crate) use trial::{Tried, is_trial, try_poll};
 
 /// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to
 /// the caller.

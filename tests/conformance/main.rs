@@ -64,3 +64,5 @@ macro_rules! tests {
 }
 
 mount!(epoll: Backend::Epoll);
+mount!(uring: Backend::Uring);
+mount!(hybrid: Backend::Hybrid);

@@ -1,0 +1,227 @@
+//! One token's side of the ring: its socket, what is in flight for it, and what it is to do next.
+//!
+//! What a reception goes through; only completions without `F_MORE` lead back to `Off`:
+//!
+//! ```text
+//!        arm              cancel: a pause, other buffers, removal
+//!  Off ───────► Armed ───────────────────────────────────► Ending
+//!   ▲  ◄──────────┴─────────── last completion ───────────────┘
+//!   │ ENOBUFS         buffers are back
+//!   └───────► Starved ─────────────────► Armed
+//! ```
+//!
+//! An entry lives until `remove` was called *and* nothing of it is in flight: so no operation names
+//! a closed descriptor, and a slot is reused only when no completion can come for it.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use io_uring::cqueue;
+
+use super::buffer_ring::BufferRing;
+use super::buffers::Size;
+use super::in_flight::Sending;
+use super::ring::Done;
+use crate::config::uring as config;
+use crate::counters::Counters;
+use crate::sys::{Completion, Flow, Sink, Socket, Token};
+
+pub(super) struct Entry {
+    pub(super) token: Token,
+    pub(super) socket: Arc<Socket>,
+    pub(super) role: Role,
+    pub(super) reception: Reception,
+    /// Which buffers the receive that is in flight uses.
+    pub(super) armed_size: Size,
+    /// Which the next one is to use.
+    pub(super) wanted_size: Size,
+    /// Receives in a row that spoke for the other size.
+    streak: u8,
+    pub(super) paused: bool,
+    /// The peer ended its side while reception was paused.
+    pub(super) hung_up: bool,
+    /// Nothing more will be received.
+    pub(super) ended: bool,
+    /// A poll of the socket is in flight.
+    pub(super) watching: bool,
+    pub(super) removing: bool,
+    pub(super) sending: Option<Box<Sending>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Listener,
+    Connecting,
+    Stream,
+}
+
+/// See the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reception {
+    Off,
+    Armed,
+    Ending,
+    Starved,
+}
+
+impl Entry {
+    pub(super) fn new(token: Token, socket: Arc<Socket>, role: Role, size: Size) -> Entry {
+        Entry {
+            token,
+            socket,
+            role,
+            reception: Reception::Off,
+            armed_size: size,
+            wanted_size: size,
+            streak: 0,
+            paused: false,
+            hung_up: false,
+            ended: false,
+            watching: false,
+            removing: false,
+            sending: None,
+        }
+    }
+
+    /// It was removed, and no completion can come for it any more.
+    pub(super) fn is_gone(&self) -> bool {
+        let receiving = matches!(self.reception, Reception::Armed | Reception::Ending);
+        self.removing && !receiving && !self.watching && self.sending.is_none()
+    }
+
+    /// Something is to be received or accepted, and nothing under way will.
+    pub(super) fn is_to_arm(&self) -> bool {
+        self.reception == Reception::Off
+            && self.role != Role::Connecting
+            && !self.paused
+            && !self.ended
+            && !self.removing
+    }
+
+    /// What is under way is not what is wanted.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.reception == Reception::Armed
+            && (self.paused || self.armed_size != self.wanted_size || self.removing)
+    }
+
+    /// Nothing is received, and the peer's end is still to be noticed.
+    pub(super) fn is_to_watch(&self) -> bool {
+        self.reception == Reception::Off
+            && self.role == Role::Stream
+            && self.paused
+            && !self.ended
+            && !self.hung_up
+            && !self.watching
+            && !self.removing
+    }
+
+    /// Notes one receive; the streak decides which buffers suit the connection.
+    fn note_received(&mut self, bytes: usize) {
+        let (speaks_for_other, streak_max) = match self.wanted_size {
+            Size::Small => (bytes >= config::SMALL_BUFFER_BYTES, config::FILLED_TO_GROW),
+            Size::Large => (bytes <= config::SMALL_BUFFER_BYTES, config::SMALL_TO_SHRINK),
+        };
+        if !speaks_for_other || self.armed_size != self.wanted_size {
+            self.streak = 0;
+            return;
+        }
+        self.streak += 1;
+        if self.streak >= streak_max {
+            self.streak = 0;
+            self.wanted_size = match self.wanted_size {
+                Size::Small => Size::Large,
+                Size::Large => Size::Small,
+            };
+        }
+    }
+
+    /// One completion of a multishot receive: bytes, the end, or the reason why there are none.
+    pub(super) fn received(
+        &mut self,
+        done: Done,
+        buffers: &mut BufferRing,
+        counters: &Counters,
+        sink: &mut impl Sink,
+    ) {
+        let buffer = cqueue::buffer_select(done.flags);
+        let Ok(bytes) = usize::try_from(done.result) else {
+            let ends = !matches!(
+                -done.result,
+                libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR | libc::ENOMEM
+            );
+            if ends && !self.ended {
+                self.end(Err(io::Error::from_raw_os_error(-done.result)), sink);
+            }
+            return;
+        };
+        let is_partly_filled = cqueue::buffer_more(done.flags);
+        if let Some(first) = buffer {
+            counters.received_bytes.add_owned(bytes as u64);
+            buffers.take_filled(first, bytes, is_partly_filled, |received| {
+                let completion = match received {
+                    Ok(copied) => Completion::Copied(copied),
+                    Err(lent) => {
+                        counters.lent_receives.add_owned(1);
+                        Completion::Lent(lent)
+                    }
+                };
+                if sink.complete(self.token, completion) == Flow::Pause {
+                    self.paused = true;
+                }
+            });
+        }
+        self.note_received(bytes);
+        if bytes == 0 && !self.ended {
+            self.end(Ok(()), sink);
+        }
+    }
+
+    /// One completion of a multishot accept.
+    pub(super) fn accepted(&mut self, result: i32, counters: &Counters, sink: &mut impl Sink) {
+        let error = match adopt(result) {
+            Ok(fd) => {
+                counters.accepts.add_owned(1);
+                // The address is not told by a multishot accept: its one place for it would be
+                // overwritten.
+                counters.setup_calls.add_owned(1);
+                let accepted = self.socket.accepted(fd);
+                match accepted.peer_addr() {
+                    Ok(peer) => {
+                        if sink.complete(self.token, Completion::Accepted(accepted, peer))
+                            == Flow::Pause
+                        {
+                            self.paused = true;
+                        }
+                        return;
+                    }
+                    // Gone already: nobody misses it.
+                    Err(_) => return,
+                }
+            }
+            Err(error) => error,
+        };
+        let errno = error.raw_os_error();
+        let is_passing = matches!(errno, Some(libc::ECANCELED | libc::EAGAIN | libc::EINTR));
+        if is_passing || Socket::is_error_of_the_newcomer(&error) || self.removing {
+            return;
+        }
+        self.paused = true;
+        sink.complete(self.token, Completion::AcceptFailed(error));
+    }
+
+    fn end(&mut self, result: io::Result<()>, sink: &mut impl Sink) {
+        self.ended = true;
+        sink.complete(self.token, Completion::Ended(result));
+    }
+}
+
+/// The descriptor that an accept has installed.
+pub(super) fn adopt(result: i32) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    // SAFETY: the kernel installed this descriptor for the accept that completed with it, and each
+    // completion is looked at once: nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result) })
+}

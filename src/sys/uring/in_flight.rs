@@ -1,0 +1,147 @@
+//! Bytes that the kernel is sending.
+//!
+//! A `Sending` owns everything that its operation names: the blocks, the list of their addresses,
+//! the message header. It lives in a box, which the entry holds until the operation's last
+//! completion, so nothing moves and nothing is freed under the kernel. One operation at a time.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::cqueue;
+use io_uring::opcode;
+use io_uring::types::Fd;
+
+use super::ring::{Done, Ring};
+use crate::buffer::Chain;
+use crate::config;
+use crate::counters::Counters;
+
+pub(super) struct Sending {
+    rest: Chain,
+    sent_bytes: usize,
+    /// Asked for by the operation under way.
+    asked_bytes: usize,
+    iovs: Vec<libc::iovec>,
+    header: libc::msghdr,
+    /// The result of a send whose memory the kernel still uses.
+    waits_for_notice: Option<i32>,
+}
+
+/// What a completion means for a send.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// The operation is not over.
+    Pending,
+    /// Some bytes are left: submit again.
+    Unfinished,
+    /// All of them are through, or never will be.
+    Done(std::io::Result<usize>),
+}
+
+impl Sending {
+    pub(super) fn new(bytes: Chain) -> Sending {
+        Sending {
+            rest: bytes,
+            sent_bytes: 0,
+            asked_bytes: 0,
+            iovs: Vec::new(),
+            header: empty_header(),
+            waits_for_notice: None,
+        }
+    }
+
+    /// Puts the next send into the ring.
+    ///
+    /// # Safety
+    /// `self` is neither moved, used nor freed before [`complete`](Self::complete) has said that the
+    /// operation is over.
+    pub(super) unsafe fn submit(
+        &mut self,
+        ring: &mut Ring,
+        fd: BorrowedFd<'_>,
+        user_data: u64,
+        zero_copy_bytes_min: usize,
+    ) {
+        let fd = Fd(fd.as_raw_fd());
+        let front = self.rest.front_slice();
+        let zero_copy = self.rest.len() >= zero_copy_bytes_min;
+        let sqe = if front.len() == self.rest.len() {
+            self.asked_bytes = front.len().min(BYTES_MAX);
+            let (start, bytes) = (front.as_ptr(), self.asked_bytes as u32);
+            if zero_copy {
+                opcode::SendZc::new(fd, start, bytes).flags(FLAGS).build()
+            } else {
+                opcode::Send::new(fd, start, bytes).flags(FLAGS).build()
+            }
+        } else {
+            self.gather();
+            if zero_copy {
+                opcode::SendMsgZc::new(fd, &raw const self.header).flags(FLAGS as u32).build()
+            } else {
+                opcode::SendMsg::new(fd, &raw const self.header).flags(FLAGS as u32).build()
+            }
+        };
+        // SAFETY: the operation names `header`, `iovs` and blocks of `rest`. All belong to `self`,
+        // which the caller leaves alone until the operation is over.
+        unsafe { ring.push(sqe.user_data(user_data)) }
+    }
+
+    /// Takes one completion of the operation.
+    pub(super) fn complete(&mut self, done: Done, counters: &Counters) -> Progress {
+        if cqueue::notif(done.flags) {
+            // The kernel has let go of the memory.
+            return match self.waits_for_notice.take() {
+                Some(result) => self.settle(result, counters),
+                None => Progress::Pending,
+            };
+        }
+        if cqueue::more(done.flags) {
+            self.waits_for_notice = Some(done.result);
+            return Progress::Pending;
+        }
+        self.settle(done.result, counters)
+    }
+
+    fn settle(&mut self, result: i32, counters: &Counters) -> Progress {
+        let Ok(bytes) = usize::try_from(result) else {
+            return match -result {
+                // Nothing was sent, and nothing is wrong with the connection.
+                libc::EAGAIN | libc::EINTR | libc::ENOMEM | libc::ENOBUFS | libc::ECANCELED => {
+                    Progress::Unfinished
+                }
+                errno => Progress::Done(Err(std::io::Error::from_raw_os_error(errno))),
+            };
+        };
+        counters.sent_bytes.add_owned(bytes as u64);
+        self.sent_bytes += bytes;
+        self.rest.advance(bytes.min(self.asked_bytes));
+        match self.rest.is_empty() {
+            true => Progress::Done(Ok(self.sent_bytes)),
+            // More pieces than one message takes; or the send was cut short, and the next one will
+            // tell why.
+            false => Progress::Unfinished,
+        }
+    }
+
+    fn gather(&mut self) {
+        self.iovs.clear();
+        self.asked_bytes = 0;
+        for piece in self.rest.slices().take(config::GATHER_SLICES_MAX) {
+            self.asked_bytes += piece.len();
+            let start = piece.as_ptr().cast_mut().cast();
+            self.iovs.push(libc::iovec { iov_base: start, iov_len: piece.len() });
+        }
+        self.header.msg_iov = self.iovs.as_mut_ptr();
+        self.header.msg_iovlen = self.iovs.len();
+    }
+}
+
+fn empty_header() -> libc::msghdr {
+    // SAFETY: all zeroes is a message header with no address, no data and no control data.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The kernel retries by itself until everything is sent; a dead peer is an error, not a signal.
+const FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+
+/// One operation's length travels as an i32.
+const BYTES_MAX: usize = 1 << 30;

@@ -1,0 +1,450 @@
+//! Completions from `io_uring(7)`: one ring for each poller.
+//!
+//! Owned by one poller thread, which is also the ring's only issuer. Accepts and receives are
+//! multishot: armed once, they complete again and again, into buffers that the kernel takes from a
+//! buffer ring. Sends are single operations, one in flight for each connection. Everything is
+//! submitted together with the next wait, in one system call.
+//!
+//! The life of a token is in `entry.rs`; what the kernel is sending, in `in_flight.rs`; receive
+//! buffers, in `buffers.rs` and `buffer_ring.rs`; the ring itself, in `ring.rs`.
+
+mod buffer_ring;
+mod buffers;
+mod entry;
+mod in_flight;
+pub(crate) mod probe;
+mod ring;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::cqueue;
+use rustix::io::Errno;
+
+use super::{Backend, Completion, Sink, Socket, Token, Wake};
+use crate::address::PeerAddr;
+use crate::buffer::{Chain, Pool};
+use crate::config::UringOptions;
+use crate::config::uring::{COMPLETIONS_PER_ROUND, TEARDOWN};
+use crate::counters::Counters;
+
+use buffers::{Buffers, Size};
+use entry::{Entry, Reception, Role};
+use in_flight::{Progress, Sending};
+use ring::{Done, Receive, Ring, Until};
+
+pub(crate) struct Uring {
+    ring: Ring,
+    entries: Vec<Option<Entry>>,
+    buffers: Buffers,
+    options: UringOptions,
+    wake: Arc<Wake>,
+    counters: Arc<Counters>,
+    /// Done without waiting; reported by the next `wait`.
+    done: Vec<(Token, Completion<'static>)>,
+    /// Empty between waits, but for its memory.
+    completions: Vec<Done>,
+    /// Operations in flight, cancellations not counted.
+    outstanding: usize,
+}
+
+/// What a completion is of. It travels in the top byte of the user data, above 24 bits of the
+/// token's generation and the 32 of its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Op {
+    Receive = 1,
+    Send = 2,
+    /// A poll of the socket: connecting has ended, or the peer its side.
+    Watch = 3,
+    Cancel = 4,
+    /// A poll of the eventfd.
+    Wake = 5,
+}
+
+impl Backend for Uring {
+    type Options = UringOptions;
+
+    fn new(
+        wake: &Arc<Wake>,
+        pool: &Pool,
+        counters: &Arc<Counters>,
+        options: &UringOptions,
+    ) -> io::Result<Uring> {
+        let mut ring = Ring::new(options)?;
+        ring.enable()?;
+        if let Some(time) = options.napi_busy_poll {
+            ring.poll_cards(time)?;
+        }
+        let buffers = Buffers::new(&ring, options, pool)?;
+        let mut uring = Uring {
+            ring,
+            entries: Vec::new(),
+            buffers,
+            options: options.clone(),
+            wake: Arc::clone(wake),
+            counters: Arc::clone(counters),
+            done: Vec::new(),
+            completions: Vec::new(),
+            outstanding: 0,
+        };
+        uring.watch_wake();
+        Ok(uring)
+    }
+
+    fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()> {
+        self.insert(token, listener, Role::Listener);
+        self.follow(token);
+        Ok(())
+    }
+
+    fn attach(&mut self, token: Token, socket: Arc<Socket>) -> io::Result<()> {
+        self.insert(token, socket, Role::Stream);
+        self.follow(token);
+        Ok(())
+    }
+
+    // A plain connect(2), which never blocks on these sockets: as an operation of the ring it would
+    // occupy a kernel worker while a unix socket's backlog is full.
+    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr) {
+        self.counters.setup_calls.add_owned(1);
+        match socket.connect(peer) {
+            Ok(()) => {
+                self.insert(token, socket, Role::Stream);
+                self.follow(token);
+                self.done.push((token, Completion::Connected(Ok(()))));
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {
+                self.insert(token, socket, Role::Connecting);
+                self.watch(token, libc::POLLOUT);
+            }
+            failed => self.done.push((token, Completion::Connected(failed))),
+        }
+    }
+
+    fn resume(&mut self, token: Token) {
+        if let Some(entry) = find(&mut self.entries, token) {
+            entry.paused = false;
+            self.follow(token);
+        }
+    }
+
+    fn send(&mut self, token: Token, gather: Chain) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        if entry.removing {
+            return;
+        }
+        assert!(entry.sending.is_none(), "one send in flight for each token");
+        entry.sending = Some(Box::new(Sending::new(gather)));
+        self.counters.sends_in_flight.add_owned(1);
+        self.submit_send(token);
+    }
+
+    fn remove(&mut self, token: Token) {
+        let Some(entry) = find(&mut self.entries, token) else {
+            self.done.push((token, Completion::Removed));
+            return;
+        };
+        if std::mem::replace(&mut entry.removing, true) {
+            return;
+        }
+        if entry.reception == Reception::Starved {
+            entry.reception = Reception::Off;
+        }
+        let in_flight = [(Op::Watch, entry.watching), (Op::Send, entry.sending.is_some())];
+        for (op, _) in in_flight.into_iter().filter(|(_, is_in_flight)| *is_in_flight) {
+            self.ring.cancel(user_data(op, token), user_data(Op::Cancel, token));
+        }
+        self.follow(token);
+        if self.forget_if_gone(token) {
+            self.done.push((token, Completion::Removed));
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
+        let is_ready = !self.done.is_empty() || self.ring.has_completions();
+        for (token, completion) in std::mem::take(&mut self.done) {
+            sink.complete(token, completion);
+        }
+        let until = match timeout {
+            _ if is_ready => Until::Now,
+            Some(Duration::ZERO) => Until::Now,
+            Some(timeout) => Until::Timeout(timeout),
+            None => Until::Completion,
+        };
+        // With nothing to submit and nothing that the kernel holds back, a look at the queue will
+        // do.
+        if until != Until::Now || self.ring.has_submissions() || self.ring.wants_enter() {
+            self.ring.enter(until, &self.counters)?;
+        }
+        self.collect(sink);
+        Ok(())
+    }
+}
+
+impl Uring {
+    fn insert(&mut self, token: Token, socket: Arc<Socket>, role: Role) {
+        let index = token.index();
+        if index >= self.entries.len() {
+            self.entries.resize_with(index + 1, || None);
+        }
+        assert!(self.entries[index].is_none(), "slot {index} is in use");
+        let size = self.buffers.first_size();
+        self.entries[index] = Some(Entry::new(token, socket, role, size));
+    }
+
+    /// Brings what is under way in line with what the entry wants.
+    fn follow(&mut self, token: Token) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        if entry.is_to_arm() {
+            self.arm(token);
+        } else if entry.is_to_end() {
+            entry.reception = Reception::Ending;
+            self.ring.cancel(user_data(Op::Receive, token), user_data(Op::Cancel, token));
+        } else if entry.is_to_watch() {
+            self.watch(token, libc::POLLRDHUP);
+        }
+    }
+
+    fn arm(&mut self, token: Token) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        let user_data = user_data(Op::Receive, token);
+        if entry.role == Role::Listener {
+            self.ring.accept(entry.socket.as_fd(), user_data);
+        } else {
+            entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
+            entry.armed_size = entry.wanted_size;
+            let group = self.buffers.group(entry.armed_size);
+            let receive = Receive { group, bundle: self.options.receive_bundles };
+            self.ring.receive(entry.socket.as_fd(), receive, user_data);
+        }
+        entry.reception = Reception::Armed;
+        self.outstanding += 1;
+    }
+
+    /// Polls the socket once.
+    fn watch(&mut self, token: Token, events: i16) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        entry.watching = true;
+        self.outstanding += 1;
+        self.ring.poll(entry.socket.as_fd(), events, false, user_data(Op::Watch, token));
+    }
+
+    /// Lets other threads interrupt a wait. The eventfd is never read: each write is an event.
+    fn watch_wake(&mut self) {
+        self.outstanding += 1;
+        self.ring.poll(self.wake.as_fd(), libc::POLLIN, true, user_data(Op::Wake, Token::NONE));
+    }
+
+    fn submit_send(&mut self, token: Token) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        let Some(sending) = &mut entry.sending else { return };
+        self.outstanding += 1;
+        let zero_copy_bytes_min = self.options.zero_copy_bytes_min.unwrap_or(usize::MAX);
+        let (fd, user_data) = (entry.socket.as_fd(), user_data(Op::Send, token));
+        // SAFETY: the entry keeps the box until `on_send` has seen the operation end; an entry that
+        // has one is not forgotten, and our drop leaks those whose operation does not end.
+        unsafe { sending.submit(&mut self.ring, fd, user_data, zero_copy_bytes_min) }
+    }
+
+    /// Takes a round's completions, and gives the kernel buffers for those it has filled.
+    fn collect(&mut self, sink: &mut impl Sink) {
+        if self.ring.has_overflowed() {
+            self.counters.completion_overflows.add_owned(1);
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.collect(&mut completions, COMPLETIONS_PER_ROUND);
+        self.counters.ring_completions.add_owned(completions.len() as u64);
+        for done in completions.drain(..) {
+            self.handle(done, sink);
+        }
+        self.completions = completions;
+        self.buffers.refill();
+        self.feed_starved();
+    }
+
+    fn handle(&mut self, done: Done, sink: &mut impl Sink) {
+        let is_last = !cqueue::more(done.flags);
+        let op = Op::of(done.user_data);
+        if op == Op::Cancel {
+            return;
+        }
+        if is_last {
+            self.outstanding -= 1;
+        }
+        if op == Op::Wake {
+            if is_last {
+                self.watch_wake();
+            }
+            return;
+        }
+        let token = token_of(&self.entries, done.user_data);
+        match op {
+            Op::Receive => self.on_received(token, done, is_last, sink),
+            Op::Watch => self.on_watched(token, done.result, sink),
+            Op::Send | Op::Cancel | Op::Wake => self.on_send(token, done, is_last, sink),
+        }
+        if is_last && self.forget_if_gone(token) {
+            sink.complete(token, Completion::Removed);
+        }
+    }
+
+    /// A receive or an accept completed. Whether it goes on is told by the flags alone, whatever
+    /// the result.
+    fn on_received(&mut self, token: Token, done: Done, is_last: bool, sink: &mut impl Sink) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        let was_armed = entry.reception == Reception::Armed;
+        if is_last {
+            entry.reception = Reception::Off;
+        }
+        if entry.role == Role::Listener {
+            entry.accepted(done.result, &self.counters, sink);
+        } else {
+            let class = self.buffers.class(entry.armed_size);
+            entry.received(done, &mut class.ring, &self.counters, sink);
+            if done.result == -libc::ENOBUFS && entry.is_to_arm() {
+                self.counters.starvations.add_owned(1);
+                entry.reception = Reception::Starved;
+                class.starved.push_back((token, Instant::now()));
+            }
+        }
+        // A receive that nobody re-arms looks exactly like an idle peer.
+        if is_last && was_armed && entry.is_to_arm() {
+            self.counters.rearms.add_owned(1);
+        }
+        self.follow(token);
+    }
+
+    fn on_watched(&mut self, token: Token, result: i32, sink: &mut impl Sink) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        entry.watching = false;
+        if entry.role == Role::Connecting && !entry.removing {
+            let connected = entry.socket.take_error();
+            entry.role = Role::Stream;
+            entry.ended = connected.is_err();
+            sink.complete(token, Completion::Connected(connected));
+        } else if result > 0 && entry.is_to_watch() {
+            entry.hung_up = true;
+            sink.complete(token, Completion::HungUp);
+        }
+        self.follow(token);
+    }
+
+    fn on_send(&mut self, token: Token, done: Done, is_last: bool, sink: &mut impl Sink) {
+        let Some(entry) = find(&mut self.entries, token) else { return };
+        let Some(sending) = &mut entry.sending else { return };
+        let progress = sending.complete(done, &self.counters);
+        if !is_last {
+            return;
+        }
+        if matches!(progress, Progress::Unfinished) && !entry.removing {
+            return self.submit_send(token);
+        }
+        entry.sending = None;
+        self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+        if let Progress::Done(result) = progress
+            && !entry.removing
+        {
+            sink.complete(token, Completion::Sent(result));
+        }
+    }
+
+    /// Gives those that found no buffer their turn, first come, first served; as many as there are
+    /// buffers, since more would find none again.
+    fn feed_starved(&mut self) {
+        for size in [Size::Small, Size::Large] {
+            for (token, since) in self.buffers.take_starved(size) {
+                self.counters.starved_ns.add_owned(since.elapsed().as_nanos() as u64);
+                if let Some(entry) = find(&mut self.entries, token)
+                    && entry.reception == Reception::Starved
+                {
+                    entry.reception = Reception::Off;
+                    self.follow(token);
+                }
+            }
+        }
+    }
+
+    /// `true`: the entry was removed and had nothing in flight; the slot is free now.
+    fn forget_if_gone(&mut self, token: Token) -> bool {
+        let is_gone = find(&mut self.entries, token).is_some_and(|entry| entry.is_gone());
+        if is_gone {
+            self.entries[token.index()] = None;
+        }
+        is_gone
+    }
+}
+
+impl Drop for Uring {
+    /// Ends every operation, and waits until the kernel is through with our memory: the ring itself
+    /// is taken down in the background, after its descriptor is closed.
+    fn drop(&mut self) {
+        self.ring.cancel_all(user_data(Op::Cancel, Token::NONE));
+        let begun = Instant::now();
+        while self.outstanding > 0 && begun.elapsed() < TEARDOWN {
+            let turn = Until::Timeout(TEARDOWN / 20);
+            if self.ring.enter(turn, &self.counters).is_err() {
+                break;
+            }
+            self.ring.collect(&mut self.completions, usize::MAX);
+            for done in self.completions.drain(..) {
+                let op = Op::of(done.user_data);
+                if op != Op::Cancel && !cqueue::more(done.flags) {
+                    self.outstanding -= 1;
+                }
+                let token = token_of(&self.entries, done.user_data);
+                if let Some(entry) = find(&mut self.entries, token)
+                    && (op, entry.role) == (Op::Receive, Role::Listener)
+                {
+                    // Installed before we heard of it: close it.
+                    drop(entry::adopt(done.result));
+                }
+            }
+        }
+        if self.outstanding == 0 {
+            self.buffers.unregister(&self.ring);
+            return;
+        }
+        tracing::error!(operations = self.outstanding, "ring taken down with operations in flight");
+        self.buffers.leak();
+        for entry in self.entries.drain(..).flatten() {
+            std::mem::forget(entry.sending);
+        }
+    }
+}
+
+impl Op {
+    /// # Panics
+    /// When we did not make the user data.
+    fn of(user_data: u64) -> Op {
+        match user_data >> 56 {
+            1 => Op::Receive,
+            2 => Op::Send,
+            3 => Op::Watch,
+            4 => Op::Cancel,
+            5 => Op::Wake,
+            other => unreachable!("completion of operation {other}"),
+        }
+    }
+}
+
+fn user_data(op: Op, token: Token) -> u64 {
+    let generation = u64::from(token.generation() & GENERATION_MASK);
+    (op as u64) << 56 | generation << 32 | token.index() as u64
+}
+
+/// The token that the user data names, with all of its generation; `NONE`, if that is over.
+fn token_of(entries: &[Option<Entry>], user_data: u64) -> Token {
+    let index = (user_data & u64::from(u32::MAX)) as usize;
+    let generation = (user_data >> 32) as u32 & GENERATION_MASK;
+    let token = entries.get(index).and_then(Option::as_ref).map(|entry| entry.token);
+    token.filter(|token| token.generation() & GENERATION_MASK == generation).unwrap_or(Token::NONE)
+}
+
+fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
+    entries.get_mut(token.index())?.as_mut().filter(|entry| entry.token == token)
+}
+
+const GENERATION_MASK: u32 = 0xFF_FFFF;

@@ -1,0 +1,196 @@
+//! What this host offers, found out by trying.
+//!
+//! Kernel versions say little: distributions patch them, containers filter system calls, and
+//! sandboxes imitate kernels. So a ring is made, with the best flags that are not refused, and one
+//! multishot receive goes through it, from arming to the byte in the buffer. The system calls are
+//! tried in a child process first where a filter might kill whoever makes them.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use io_uring::{Probe, cqueue, opcode};
+
+use super::buffer_ring::{BufferRing, Shape};
+use super::ring::{Done, Receive, Ring, Until};
+use crate::buffer::Pool;
+use crate::config::uring::SMALL_BUFFER_BYTES;
+use crate::config::{Capabilities, RingTier, UringOptions};
+use crate::counters::Counters;
+
+/// Probes. Takes about a millisecond, and leaves nothing behind.
+pub(crate) fn probe() -> Capabilities {
+    let mut found = Capabilities {
+        tier: None,
+        reason: String::new(),
+        no_sq_array: false,
+        no_iowait: false,
+        receive_bundles: false,
+        incremental_buffers: false,
+        zero_copy_send: false,
+        napi_busy_poll: false,
+    };
+    match try_all(&mut found) {
+        Ok(tier) => {
+            found.tier = Some(tier);
+            found.reason = match tier {
+                RingTier::Defer => "every check passed".to_owned(),
+                RingTier::Coop => "the kernel refuses DEFER_TASKRUN (Linux 6.1 has it)".to_owned(),
+                RingTier::Plain => "the kernel refuses COOP_TASKRUN (Linux 5.19 has it)".to_owned(),
+            };
+        }
+        Err(reason) => found.reason = reason,
+    }
+    let backend = found.backend();
+    tracing::info!(%backend, tier = ?found.tier, reason = found.reason, "probed io_uring");
+    found
+}
+
+fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
+    if is_filtered() {
+        survive()?;
+    }
+    let options = UringOptions::new().queue_entries(8, 16);
+    let mut ring = Ring::new(&options).map_err(at("io_uring_setup"))?;
+    ring.enable().map_err(at("io_uring_register: enable the ring"))?;
+    receive_a_byte(&mut ring)?;
+
+    found.no_sq_array = ring.is_without_array();
+    found.no_iowait = ring.io().params().is_feature_no_iowait();
+    found.receive_bundles = ring.io().params().is_feature_recvsend_bundle();
+    found.incremental_buffers = buffers(&ring, true).is_ok();
+    let mut operations = Probe::new();
+    // A kernel that cannot tell has none of the newer ones.
+    let is_told = ring.io().submitter().register_probe(&mut operations).is_ok();
+    found.zero_copy_send = is_told
+        && operations.is_supported(opcode::SendZc::CODE)
+        && operations.is_supported(opcode::SendMsgZc::CODE);
+    found.napi_busy_poll = ring.poll_cards(Duration::from_micros(1)).is_ok();
+    Ok(ring.tier())
+}
+
+/// Arms a multishot receive on a socket pair, and waits for a byte to come through.
+fn receive_a_byte(ring: &mut Ring) -> Result<(), String> {
+    const RECEIVE: u64 = 1;
+    const CANCEL: u64 = 2;
+    let counters = Counters::default();
+    let mut buffers =
+        buffers(ring, false).map_err(at("io_uring_register: receive buffers"))?;
+    let (mut here, there) = UnixStream::pair().map_err(at("socketpair"))?;
+    there.set_nonblocking(true).map_err(at("socketpair"))?;
+    let receive = Receive { group: buffers.ring.group(), bundle: false };
+    ring.receive(there.as_fd(), receive, RECEIVE);
+    ring.enter(Until::Now, &counters).map_err(at("io_uring_enter"))?;
+    here.write_all(&[42]).map_err(at("socketpair"))?;
+    let first = next(ring, &counters, RECEIVE)?;
+    let number = cqueue::buffer_select(first.flags);
+    let (Some(number), 1, true) = (number, first.result, cqueue::more(first.flags)) else {
+        let error = io::Error::from_raw_os_error(-first.result.min(0));
+        return Err(format!("multishot receive: result {}, {error}", first.result));
+    };
+    let mut received = 0;
+    buffers.ring.take_filled(number, 1, false, |bytes| {
+        received = bytes.map_or_else(|lent| lent[0], |copied| copied[0]);
+    });
+    if received != 42 {
+        return Err(format!("multishot receive: byte {received}, where 42 was sent"));
+    }
+    ring.cancel(RECEIVE, CANCEL);
+    while cqueue::more(next(ring, &counters, RECEIVE)?.flags) {}
+    buffers.ring.unregister(ring, &buffers.pool);
+    Ok(())
+}
+
+/// The next completion with this user data.
+fn next(ring: &mut Ring, counters: &Counters, user_data: u64) -> Result<Done, String> {
+    let mut completions = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        ring.collect(&mut completions, 1);
+        match completions.pop() {
+            Some(done) if done.user_data == user_data => return Ok(done),
+            Some(_) => {}
+            None => ring
+                .enter(Until::Timeout(PATIENCE / 10), counters)
+                .map_err(at("io_uring_enter"))?,
+        }
+    }
+    Err(format!("multishot receive: no completion in {PATIENCE:?}"))
+}
+
+struct Few {
+    ring: BufferRing,
+    pool: Pool,
+}
+
+fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<Few> {
+    let pool = Pool::new();
+    let group = u16::from(is_incremental);
+    let shape = Shape { group, count: 1, bytes: SMALL_BUFFER_BYTES, is_incremental };
+    let mut few = Few { ring: BufferRing::new(ring, shape, &pool)?, pool };
+    if is_incremental {
+        few.ring.unregister(ring, &few.pool);
+    }
+    Ok(few)
+}
+
+/// Whether a seccomp filter is at work on this thread. Where nobody tells, one may be.
+fn is_filtered() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status");
+    !status.is_ok_and(|status| status.lines().any(|line| line.trim() == "Seccomp:\t0"))
+}
+
+/// Lets a child process make the system calls, in the hope that it lives.
+fn survive() -> Result<(), String> {
+    // A bare clone(2), with no signal for its end: the host program's handler for the ends of its
+    // children must not hear of it.
+    // SAFETY: the child has a copy of this thread alone. It makes system calls on plain values and
+    // leaves by `_exit`: no lock, no allocation, no destructor.
+    let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+    if child == 0 {
+        try_calls();
+    }
+    if child < 0 {
+        return Err(at("clone")(io::Error::last_os_error()));
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above, and writes to `status` only.
+    while unsafe { libc::waitpid(child as libc::pid_t, &raw mut status, libc::__WALL) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(at("waitpid")(error));
+        }
+    }
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        return Err(format!("io_uring: a system call filter kills who uses it (signal {signal})"));
+    }
+    Ok(())
+}
+
+/// Each call once. What they return does not matter here.
+fn try_calls() -> ! {
+    let mut params = [0u8; 120];
+    // SAFETY: `params` has the size of `io_uring_params`, and zeroes are valid ones.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    for operation in [REGISTER_PBUF_RING, REGISTER_ENABLE_RINGS] {
+        // SAFETY: no argument is passed, which the kernel refuses.
+        unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, 0, 0) };
+    }
+    // SAFETY: submits nothing, waits for nothing.
+    unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 0, 0, 0, 0, 0) };
+    // SAFETY: ends the child, and runs nothing of its parent's.
+    unsafe { libc::_exit(0) }
+}
+
+fn at(call: &'static str) -> impl Fn(io::Error) -> String {
+    move |error| format!("{call}: {error}")
+}
+
+/// For a byte to come through a socket pair; a busy host needs milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+// uapi/linux/io_uring.h.
+const REGISTER_ENABLE_RINGS: u32 = 12;
+const REGISTER_PBUF_RING: u32 = 22;
