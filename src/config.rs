@@ -244,7 +244,9 @@ pub(crate) fn by_environment(
 ) -> Result<(Backend, UringOptions)> {
     let mut options = options.clone();
     let backend = match variable("RINGPOLL_BACKEND")? {
-        Some(name) => name.parse().map_err(|error| Error::invalid(format!("RINGPOLL_BACKEND: {error}")))?,
+        Some(name) => {
+            name.parse().map_err(|error| Error::invalid(format!("RINGPOLL_BACKEND: {error}")))?
+        }
         None => backend,
     };
     if let Some(name) = variable("RINGPOLL_URING_TIER")? {

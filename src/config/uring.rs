@@ -34,6 +34,8 @@ pub struct UringOptions {
     pub(crate) incremental_buffers: bool,
     pub(crate) zero_copy_bytes_min: Option<usize>,
     pub(crate) napi_busy_poll: Option<Duration>,
+    /// Not for users to choose: the probe knows.
+    pub(crate) has_budget: bool,
 }
 
 impl Default for UringOptions {
@@ -48,6 +50,7 @@ impl Default for UringOptions {
             incremental_buffers: false,
             zero_copy_bytes_min: None,
             napi_busy_poll: None,
+            has_budget: false,
         }
     }
 }
@@ -124,9 +127,9 @@ impl UringOptions {
         let mut options = self.clone();
         options.receive_bundles &= found.receive_bundles;
         options.incremental_buffers &= found.incremental_buffers;
-        options.zero_copy_bytes_min =
-            options.zero_copy_bytes_min.filter(|_| found.zero_copy_send);
+        options.zero_copy_bytes_min = options.zero_copy_bytes_min.filter(|_| found.zero_copy_send);
         options.napi_busy_poll = options.napi_busy_poll.filter(|_| found.napi_busy_poll);
+        options.has_budget = found.receive_budget;
         // A bundle of incremental buffers would not say where each part of it lies.
         options.receive_bundles &= !options.incremental_buffers;
         options
@@ -166,6 +169,9 @@ pub struct Capabilities {
     pub no_sq_array: bool,
     /// A wait does not count as waiting for a disk (`ENTER_NO_IOWAIT`, Linux 6.15).
     pub no_iowait: bool,
+    /// A multishot receive ends by itself after some bytes (Linux 6.17), so that a fast sender
+    /// overshoots the input's high watermark by little.
+    pub receive_budget: bool,
     /// [`UringOptions::receive_bundles`] works.
     pub receive_bundles: bool,
     /// [`UringOptions::incremental_buffers`] works.
@@ -211,6 +217,10 @@ pub(crate) const LARGE_BUFFERS: u16 = 16;
 /// A receive that fills at least this part of its buffer is lent; a smaller one is copied out of it.
 /// So a byte that is kept never pins more than four, as long as it came with others.
 pub(crate) const LENT_PART_MIN: usize = 4;
+
+/// A receive into large buffers ends after about so many bytes, and is armed again if there is room
+/// for more.
+pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 128 << 10;
 
 /// Completions handled before handlers run: what they touch is then still in the cache.
 pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::handle::Handle;
 use super::input::End;
-use super::shared::{self, POLLER, Remote, Shared, guard};
 use super::parked;
+use super::shared::{self, POLLER, Remote, Shared, guard};
 use super::state::Kind;
 use super::{Connection, RunEnd};
 use crate::buffer::Chain;

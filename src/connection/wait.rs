@@ -97,9 +97,8 @@ pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Subm
     if output.unsent() >= unsent_max {
         return Ok(Submission::Full(output.submitted() - unsent_max + 1));
     }
-    let done = output.submit(staging.sealed(), &shared.remote.counters, |bytes| {
-        leave_to_poller(shared, bytes)
-    });
+    let done = output
+        .submit(staging.sealed(), &shared.remote.counters, |bytes| leave_to_poller(shared, bytes));
     let submitted = output.submitted();
     drop(output);
     if shared.timeouts.watches_idle() {
@@ -155,8 +154,7 @@ pub(super) async fn sent(shared: &Arc<Shared>, sent: u64) -> Result<()> {
         if shared.life.is_closed() {
             return Poll::Ready(Err(Error::closed("flush")));
         }
-        let until_ns =
-            shared.timeouts.write.end_of_wait(|| *started_ns.get_or_insert_with(now_ns));
+        let until_ns = shared.timeouts.write.end_of_wait(|| *started_ns.get_or_insert_with(now_ns));
         // The clock is read only where somebody has set a time.
         if until_ns != NEVER {
             let now_ns = now_ns();

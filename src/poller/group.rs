@@ -80,8 +80,7 @@ impl<E: Endpoint> Group<E> {
     }
 
     fn start_ring(plan: &Plan, backend: Choice, options: &UringOptions) -> Result<Group<E>> {
-        let outlet =
-            if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
+        let outlet = if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
         Group::start_on::<Uring>(plan, backend, outlet, &options.supported(capabilities()))
     }
 

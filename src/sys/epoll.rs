@@ -78,12 +78,7 @@ struct Receiver {
 impl Backend for Epoll {
     type Options = ();
 
-    fn new(
-        wake: &Arc<Wake>,
-        pool: &Pool,
-        counters: &Arc<Counters>,
-        (): &(),
-    ) -> io::Result<Epoll> {
+    fn new(wake: &Arc<Wake>, pool: &Pool, counters: &Arc<Counters>, (): &()) -> io::Result<Epoll> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let data = EventData::new_u64(Token::NONE.bits());
         epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;

@@ -16,8 +16,8 @@ use io_uring::types::BufRingEntry;
 use libc::c_void;
 
 use super::ring::Ring;
-use crate::config::uring::LENT_PART_MIN;
 use crate::buffer::{Block, Pool, Slice};
+use crate::config::uring::LENT_PART_MIN;
 
 pub(super) struct BufferRing {
     /// `None` once the ring is given back, or given up.

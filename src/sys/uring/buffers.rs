@@ -42,10 +42,18 @@ pub(super) struct Buffers {
 impl Buffers {
     pub(super) fn new(ring: &Ring, options: &UringOptions, pool: &Pool) -> io::Result<Buffers> {
         let is_incremental = options.incremental_buffers;
-        let small =
-            Shape { group: 0, count: options.small_buffers, bytes: SMALL_BUFFER_BYTES, is_incremental };
-        let large =
-            Shape { group: 1, count: options.large_buffers, bytes: LARGE_BUFFER_BYTES, is_incremental };
+        let small = Shape {
+            group: 0,
+            count: options.small_buffers,
+            bytes: SMALL_BUFFER_BYTES,
+            is_incremental,
+        };
+        let large = Shape {
+            group: 1,
+            count: options.large_buffers,
+            bytes: LARGE_BUFFER_BYTES,
+            is_incremental,
+        };
         // Where receives share a buffer, the large ones suit everybody.
         let (first_size, shape) =
             if is_incremental { (Size::Large, large) } else { (Size::Small, small) };
@@ -101,7 +109,8 @@ impl Buffers {
 
     /// Those whose turn it is: as many as there are buffers.
     pub(super) fn take_starved(&mut self, size: Size) -> Vec<(Token, Instant)> {
-        let class = if size == self.first_size { Some(&mut self.first) } else { self.second.as_mut() };
+        let class =
+            if size == self.first_size { Some(&mut self.first) } else { self.second.as_mut() };
         class.map_or_else(Vec::new, |class| {
             let count = class.ring.ready().min(class.starved.len());
             class.starved.drain(..count).collect()

@@ -27,7 +27,7 @@ use super::{Backend, Completion, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool};
 use crate::config::UringOptions;
-use crate::config::uring::{COMPLETIONS_PER_ROUND, TEARDOWN};
+use crate::config::uring::{COMPLETIONS_PER_ROUND, RECEIVE_BUDGET_BYTES, TEARDOWN};
 use crate::counters::Counters;
 
 use buffers::{Buffers, Size};
@@ -217,7 +217,14 @@ impl Uring {
             entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
             entry.armed_size = entry.wanted_size;
             let group = self.buffers.group(entry.armed_size);
-            let receive = Receive { group, bundle: self.options.receive_bundles };
+            // A pass may fill all large buffers from one socket, far above any watermark, before we
+            // hear of the first; and at most 32 of the small ones.
+            let is_bounded = self.options.has_budget && entry.armed_size == Size::Large;
+            let receive = Receive {
+                group,
+                bundle: self.options.receive_bundles,
+                budget_bytes: if is_bounded { RECEIVE_BUDGET_BYTES } else { 0 },
+            };
             self.ring.receive(entry.socket.as_fd(), receive, user_data);
         }
         entry.reception = Reception::Armed;

@@ -26,6 +26,7 @@ pub(crate) fn probe() -> Capabilities {
         reason: String::new(),
         no_sq_array: false,
         no_iowait: false,
+        receive_budget: false,
         receive_bundles: false,
         incremental_buffers: false,
         zero_copy_send: false,
@@ -54,10 +55,11 @@ fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
     let options = UringOptions::new().queue_entries(8, 16);
     let mut ring = Ring::new(&options).map_err(at("io_uring_setup"))?;
     ring.enable().map_err(at("io_uring_register: enable the ring"))?;
-    receive_a_byte(&mut ring)?;
+    receive_a_byte(&mut ring, 0)?;
 
     found.no_sq_array = ring.is_without_array();
     found.no_iowait = ring.io().params().is_feature_no_iowait();
+    found.receive_budget = receive_a_byte(&mut ring, 1).is_ok();
     found.receive_bundles = ring.io().params().is_feature_recvsend_bundle();
     found.incremental_buffers = buffers(&ring, true).is_ok();
     let mut operations = Probe::new();
@@ -71,34 +73,38 @@ fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
 }
 
 /// Arms a multishot receive on a socket pair, and waits for a byte to come through.
-fn receive_a_byte(ring: &mut Ring) -> Result<(), String> {
-    const RECEIVE: u64 = 1;
-    const CANCEL: u64 = 2;
+fn receive_a_byte(ring: &mut Ring, budget_bytes: u32) -> Result<(), String> {
     let counters = Counters::default();
-    let mut buffers =
-        buffers(ring, false).map_err(at("io_uring_register: receive buffers"))?;
+    let mut buffers = buffers(ring, false).map_err(at("io_uring_register: receive buffers"))?;
     let (mut here, there) = UnixStream::pair().map_err(at("socketpair"))?;
     there.set_nonblocking(true).map_err(at("socketpair"))?;
-    let receive = Receive { group: buffers.ring.group(), bundle: false };
+    let receive = Receive { group: buffers.ring.group(), bundle: false, budget_bytes };
     ring.receive(there.as_fd(), receive, RECEIVE);
     ring.enter(Until::Now, &counters).map_err(at("io_uring_enter"))?;
     here.write_all(&[42]).map_err(at("socketpair"))?;
     let first = next(ring, &counters, RECEIVE)?;
     let number = cqueue::buffer_select(first.flags);
-    let (Some(number), 1, true) = (number, first.result, cqueue::more(first.flags)) else {
+    let goes_on = cqueue::more(first.flags);
+    let (Some(number), 1, true) = (number, first.result, goes_on || budget_bytes > 0) else {
         let error = io::Error::from_raw_os_error(-first.result.min(0));
+        buffers.ring.unregister(ring, &buffers.pool);
         return Err(format!("multishot receive: result {}, {error}", first.result));
     };
     let mut received = 0;
     buffers.ring.take_filled(number, 1, false, |bytes| {
         received = bytes.map_or_else(|lent| lent[0], |copied| copied[0]);
     });
+    if goes_on {
+        ring.cancel(RECEIVE, CANCEL);
+        while cqueue::more(next(ring, &counters, RECEIVE)?.flags) {}
+    }
+    buffers.ring.unregister(ring, &buffers.pool);
     if received != 42 {
         return Err(format!("multishot receive: byte {received}, where 42 was sent"));
     }
-    ring.cancel(RECEIVE, CANCEL);
-    while cqueue::more(next(ring, &counters, RECEIVE)?.flags) {}
-    buffers.ring.unregister(ring, &buffers.pool);
+    if goes_on && budget_bytes > 0 {
+        return Err("multishot receive: goes on beyond its budget".to_owned());
+    }
     Ok(())
 }
 
@@ -111,9 +117,9 @@ fn next(ring: &mut Ring, counters: &Counters, user_data: u64) -> Result<Done, St
         match completions.pop() {
             Some(done) if done.user_data == user_data => return Ok(done),
             Some(_) => {}
-            None => ring
-                .enter(Until::Timeout(PATIENCE / 10), counters)
-                .map_err(at("io_uring_enter"))?,
+            None => {
+                ring.enter(Until::Timeout(PATIENCE / 10), counters).map_err(at("io_uring_enter"))?
+            }
         }
     }
     Err(format!("multishot receive: no completion in {PATIENCE:?}"))
@@ -187,6 +193,9 @@ fn try_calls() -> ! {
 fn at(call: &'static str) -> impl Fn(io::Error) -> String {
     move |error| format!("{call}: {error}")
 }
+
+const RECEIVE: u64 = 1;
+const CANCEL: u64 = 2;
 
 /// For a byte to come through a socket pair; a busy host needs milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);

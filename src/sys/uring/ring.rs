@@ -86,11 +86,8 @@ impl Ring {
         self.io.submitter().register_enable_rings()?;
         // Both only make things cheaper or safer: older kernels refuse them, and do without.
         let _ = self.io.submitter().register_iowq_max_workers(&mut [1, 1]);
-        let mut update = RingUpdate {
-            offset: u32::MAX,
-            reserved: 0,
-            data: self.io.as_raw_fd() as u64,
-        };
+        let mut update =
+            RingUpdate { offset: u32::MAX, reserved: 0, data: self.io.as_raw_fd() as u64 };
         // SAFETY: the kernel reads and writes one `io_uring_rsrc_update`, whose layout `RingUpdate`
         // has, and does not keep the address.
         if unsafe { register(self.io.as_raw_fd(), REGISTER_RING_FDS, (&raw mut update).cast(), 1) }
@@ -141,7 +138,7 @@ impl Ring {
             opcode::RecvMulti::new(fd, receive.group).build()
         };
         // SAFETY: names no memory; the kernel takes it from the buffer ring.
-        unsafe { self.push(with_poll_first(sqe).user_data(user_data)) }
+        unsafe { self.push(with_extras(sqe, receive.budget_bytes).user_data(user_data)) }
     }
 
     /// Accepts on `fd` until told otherwise.
@@ -309,6 +306,8 @@ impl Drop for Ring {
 pub(super) struct Receive {
     pub(super) group: u16,
     pub(super) bundle: bool,
+    /// End after about so many bytes (Linux 6.17); 0 is never.
+    pub(super) budget_bytes: u32,
 }
 
 /// From the best to the plainest.
@@ -345,23 +344,23 @@ fn build(options: &UringOptions, tier: RingTier, without_array: bool) -> io::Res
     builder.build(options.submission_entries)
 }
 
-/// Sets the flag that `opcode::RecvMulti` has no method for.
-fn with_poll_first(mut sqe: Entry) -> Entry {
-    let bytes = (&raw mut sqe).cast::<u8>();
-    // SAFETY: `Entry` is a transparent `io_uring_sqe` of 64 bytes, whose bytes 2 and 3 are `ioprio`
-    // (uapi/linux/io_uring.h), which is aligned to 2.
-    let ioprio = unsafe { &mut *bytes.add(2).cast::<u16>() };
+/// Sets what `opcode::RecvMulti` has no methods for: poll first, and the budget.
+fn with_extras(mut sqe: Entry, budget_bytes: u32) -> Entry {
+    let start = (&raw mut sqe).cast::<u8>();
+    // SAFETY: `Entry` is a transparent `io_uring_sqe`, 64 bytes long and aligned to 8, whose
+    // `ioprio` is the u16 at byte 2 (uapi/linux/io_uring.h).
+    let ioprio = unsafe { &mut *start.add(2).cast::<u16>() };
     *ioprio |= RECVSEND_POLL_FIRST;
+    // SAFETY: as above; `optlen` is the u32 at byte 44.
+    let optlen = unsafe { &mut *start.add(44).cast::<u32>() };
+    *optlen = budget_bytes;
     sqe
 }
 
 /// Errors of `enter` that say nothing about the ring: an interruption, a timeout, a lack of memory
 /// or of room for completions that passes when some are taken.
 fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY)
-    )
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY))
 }
 
 /// # Safety
