@@ -218,12 +218,20 @@ pub(crate) const LARGE_BUFFERS: u16 = 16;
 /// So a byte that is kept never pins more than four, as long as it came with others.
 pub(crate) const LENT_PART_MIN: usize = 4;
 
+/// A flush of more than this goes out at once, on the thread that flushes, and not with the next
+/// wait. Measured at 4 connections with 64 requests of 1 KB in flight: 3.4 million requests for a
+/// second of CPU, and 1.8 to 2.8 million where the ring sends them.
+pub(crate) const RING_SEND_BYTES_MAX: usize = 16 << 10;
+
 /// A receive into large buffers ends after about so many bytes, and is armed again if there is room
 /// for more.
 pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 128 << 10;
 
 /// Completions handled before handlers run: what they touch is then still in the cache.
 pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;
+
+/// Records of sends kept for the next ones: a busy round's worth.
+pub(crate) const SPARE_SENDINGS_MAX: usize = 256;
 
 /// How long a ring that is taken down waits for the kernel to be through with it; after that its
 /// memory is given up for lost.

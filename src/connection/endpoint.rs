@@ -107,7 +107,7 @@ impl Endpoint for Shared {
         lock(&self.output).take_queue()
     }
 
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) {
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) -> bool {
         if self.timeouts.watches_idle() {
             self.timeouts.touch(batch.now_ns);
         }
@@ -115,6 +115,8 @@ impl Endpoint for Shared {
         if let Some(flusher) = output.on_sent(result) {
             flusher.file(self, batch);
         }
+        self.sent.store(output.sent(), Ordering::Release);
+        let has_more = output.has_queue();
         let settled = output.is_settled();
         let close = settled && output.close_when_sent;
         drop(output);
@@ -125,6 +127,7 @@ impl Endpoint for Shared {
             // A shutdown left it open for this output alone.
             batch.actions.push((Arc::clone(self), Action::CloseIfIdle));
         }
+        has_more
     }
 
     fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64> {

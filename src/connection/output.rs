@@ -160,6 +160,10 @@ impl Output {
         Ok(())
     }
 
+    pub(super) fn has_queue(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Everything queued, for the backend.
     pub(super) fn take_queue(&mut self) -> Option<Chain> {
         self.queue.take().map(|queue| *queue)

@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(super) has_arrivals: AtomicBool,
     /// Reception is paused until the reader has made room. Changed under the input lock.
     pub(super) paused: AtomicBool,
+    /// Bytes the kernel has: a look without the lock. Changed under the output lock.
+    pub(super) sent: AtomicU64,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
     pub(super) extras: Mutex<Extras>,
@@ -111,6 +113,7 @@ impl Shared {
             life: Life::new(),
             has_arrivals: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
             input: Mutex::new(Input::new(serves)),
             output: Mutex::new(Output::new(socket)),
             extras: Mutex::new(Extras::default()),

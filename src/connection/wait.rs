@@ -8,13 +8,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::input::End;
-use super::output::Submitted;
+use super::output::{Output, Submitted};
 use super::parked;
 use super::shared::{Shared, flush_here, is_poller_of};
 use crate::buffer::{Chain, Staging};
+use crate::config::uring as config;
 use crate::error::{Error, Result};
 use crate::poller::timers::{NEVER, now_ns};
 use crate::poller::{Command, Endpoint, Outlet, Token};
+use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::task;
 
@@ -83,36 +85,139 @@ pub(super) enum Submission {
 
 /// Hands written bytes over.
 pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Submission> {
-    let mut output = lock(&shared.output);
+    let (submission, ask) = submit_to(&mut lock(&shared.output), shared, staging)?;
+    after_submission(shared, ask);
+    Ok(submission)
+}
+
+/// Hands written bytes over, and waits until the kernel has every byte submitted so far.
+pub(super) async fn flush(shared: &Arc<Shared>, staging: &mut Staging) -> Result<()> {
+    let mut flush = Flush { target: None, started_ns: None };
+    poll_fn(|cx| flush.poll(shared, staging, cx)).await
+}
+
+/// One flush.
+struct Flush {
+    /// Everything is handed over, and is in the kernel when so many bytes are.
+    target: Option<u64>,
+    started_ns: Option<u64>,
+}
+
+impl Flush {
+    fn poll(
+        &mut self,
+        shared: &Arc<Shared>,
+        staging: &mut Staging,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        // Usually the poller has gone on with us because it is so.
+        if self.target.is_some_and(|target| shared.sent.load(Ordering::Acquire) >= target) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut ask = false;
+        let mut output = lock(&shared.output);
+        let polled = loop {
+            let target = match self.target {
+                Some(target) => target,
+                None => match submit_to(&mut output, shared, staging) {
+                    Ok((Submission::Sent, _)) => break Poll::Ready(Ok(())),
+                    Ok((Submission::Queued(target), must_ask)) => {
+                        ask = must_ask;
+                        *self.target.insert(target)
+                    }
+                    // Not handed over: room comes first.
+                    Ok((Submission::Full(target), _)) => target,
+                    Err(error) => break Poll::Ready(Err(error)),
+                },
+            };
+            if output.sent() < target {
+                break self.wait(&mut output, target, shared, cx);
+            }
+            if self.target.is_some() {
+                break Poll::Ready(Ok(()));
+            }
+        };
+        drop(output);
+        after_submission(shared, ask);
+        match polled {
+            Poll::Pending => {
+                shared.arm(self.until_ns(shared));
+                Poll::Pending
+            }
+            ready => ready,
+        }
+    }
+
+    /// Registers for `target`, unless the wait is over already.
+    fn wait(
+        &mut self,
+        output: &mut Output,
+        target: u64,
+        shared: &Arc<Shared>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        if let Some(error) = output.failure() {
+            return Poll::Ready(Err(Error::io("send", error)));
+        }
+        if shared.life.is_closed() {
+            return Poll::Ready(Err(Error::closed("flush")));
+        }
+        let until_ns = self.until_ns(shared);
+        // The clock is read only where somebody has set a time.
+        if until_ns != NEVER {
+            let now_ns = now_ns();
+            if now_ns >= until_ns {
+                let after = Duration::from_nanos(now_ns - self.started_ns.unwrap_or(now_ns));
+                return Poll::Ready(Err(Error::write_timeout("flush", after)));
+            }
+        }
+        let is_trial = task::is_trial(cx.waker(), parked::owner(shared));
+        output.wait_for(target, until_ns, is_trial, cx);
+        Poll::Pending
+    }
+
+    fn until_ns(&mut self, shared: &Shared) -> u64 {
+        shared.timeouts.write.end_of_wait(|| *self.started_ns.get_or_insert_with(now_ns))
+    }
+}
+
+/// Hands written bytes over; says whether the poller must be asked to send.
+fn submit_to(
+    output: &mut Output,
+    shared: &Arc<Shared>,
+    staging: &mut Staging,
+) -> Result<(Submission, bool)> {
     if shared.life.is_closed() || output.ended {
         return Err(Error::closed("flush"));
     }
     if staging.is_empty() {
-        return Ok(match output.unsent() {
+        let submission = match output.unsent() {
             0 => Submission::Sent,
             _ => Submission::Queued(output.submitted()),
-        });
+        };
+        return Ok((submission, false));
     }
     let unsent_max = shared.limits.output_bytes_max as u64;
     if output.unsent() >= unsent_max {
-        return Ok(Submission::Full(output.submitted() - unsent_max + 1));
+        return Ok((Submission::Full(output.submitted() - unsent_max + 1), false));
     }
-    let done = output
-        .submit(staging.sealed(), &shared.remote.counters, |bytes| leave_to_poller(shared, bytes));
-    let submitted = output.submitted();
-    drop(output);
+    let counters = &shared.remote.counters;
+    let done = output.submit(staging.sealed(), counters, |bytes| leave_to_poller(shared, bytes));
+    match done {
+        Ok(Submitted::Sent) => Ok((Submission::Sent, false)),
+        Ok(Submitted::Queued { ask }) => Ok((Submission::Queued(output.submitted()), ask)),
+        Err(error) => Err(Error::io("send", error)),
+    }
+}
+
+/// What is to be done without the output lock.
+#[inline]
+fn after_submission(shared: &Arc<Shared>, ask: bool) {
+    if ask {
+        shared.remote.send(Command::Send(Arc::clone(shared)));
+    }
     if shared.timeouts.watches_idle() {
         shared.timeouts.touch(now_ns());
-    }
-    match done {
-        Ok(Submitted::Sent) => Ok(Submission::Sent),
-        Ok(Submitted::Queued { ask }) => {
-            if ask {
-                shared.remote.send(Command::Send(Arc::clone(shared)));
-            }
-            Ok(Submission::Queued(submitted))
-        }
-        Err(error) => Err(Error::io("send", error)),
     }
 }
 
@@ -121,7 +226,9 @@ pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Subm
 /// it is asked to look at the queue. Called with the output lock held, so it looks after us.
 #[inline]
 fn leave_to_poller(shared: &Arc<Shared>, bytes: &mut Chain) -> bool {
-    if shared.remote.outlet == Outlet::Flusher {
+    // A large send is worth a system call: its bytes are still in the cache, and the peer can start
+    // on them.
+    if shared.remote.outlet == Outlet::Flusher || bytes.len() > config::RING_SEND_BYTES_MAX {
         return false;
     }
     let token = shared.token();
@@ -138,38 +245,6 @@ pub(super) fn full(shared: &Shared) -> Error {
         "submit: {} bytes wait for the peer already",
         shared.limits.output_bytes_max
     ))
-}
-
-/// Waits until `sent` bytes are in the kernel, all flushes together.
-pub(super) async fn sent(shared: &Arc<Shared>, sent: u64) -> Result<()> {
-    let mut started_ns = None;
-    poll_fn(|cx| {
-        let mut output = lock(&shared.output);
-        if output.sent() >= sent {
-            return Poll::Ready(Ok(()));
-        }
-        if let Some(error) = output.failure() {
-            return Poll::Ready(Err(Error::io("send", error)));
-        }
-        if shared.life.is_closed() {
-            return Poll::Ready(Err(Error::closed("flush")));
-        }
-        let until_ns = shared.timeouts.write.end_of_wait(|| *started_ns.get_or_insert_with(now_ns));
-        // The clock is read only where somebody has set a time.
-        if until_ns != NEVER {
-            let now_ns = now_ns();
-            if now_ns >= until_ns {
-                let after = Duration::from_nanos(now_ns - started_ns.unwrap_or(now_ns));
-                return Poll::Ready(Err(Error::write_timeout("flush", after)));
-            }
-        }
-        let is_trial = task::is_trial(cx.waker(), parked::owner(shared));
-        output.wait_for(sent, until_ns, is_trial, cx);
-        drop(output);
-        shared.arm(until_ns);
-        Poll::Pending
-    })
-    .await
 }
 
 /// One wait of a reader; withdraws its registration when it ends, however it ends. A forgotten one

@@ -94,13 +94,7 @@ macro_rules! impl_writer {
             /// Closed, write timeout (submitted bytes are still on their way then), the kernel's.
             #[inline]
             pub async fn flush(&mut self) -> Result<()> {
-                loop {
-                    match wait::submit(&self.handle.0, &mut self.writer)? {
-                        Submission::Sent => return Ok(()),
-                        Submission::Queued(sent) => return wait::sent(&self.handle.0, sent).await,
-                        Submission::Full(sent) => wait::sent(&self.handle.0, sent).await?,
-                    }
-                }
+                wait::flush(&self.handle.0, &mut self.writer).await
             }
 
             /// Flushes, then ends this side of the stream: the peer reads its end, and can still

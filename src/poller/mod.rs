@@ -49,7 +49,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
     /// The bytes that the backend is to send now.
     fn take_output(&self) -> Option<Chain>;
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>);
+    /// `true`: there is more to send.
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) -> bool;
     /// A timer came up: when is the next one due? Called for entries that were overtaken as well.
     fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64>;
     /// Whether the entry for this time is the one that counts.
@@ -486,8 +487,9 @@ impl<E: Endpoint> Sink for Core<E> {
                 Completion::HungUp => endpoint.on_hung_up(batch),
                 Completion::Ended(result) => endpoint.on_ended(result, batch),
                 Completion::Sent(result) => {
-                    endpoint.on_sent(result, batch);
-                    self.resend.push(token);
+                    if endpoint.on_sent(result, batch) {
+                        self.resend.push(token);
+                    }
                 }
                 Completion::Accepted(..) | Completion::AcceptFailed(_) | Completion::Removed => {}
             },

@@ -38,15 +38,26 @@ pub(super) enum Progress {
 }
 
 impl Sending {
-    pub(super) fn new(bytes: Chain) -> Sending {
+    pub(super) fn new() -> Sending {
         Sending {
-            rest: bytes,
+            rest: Chain::new(),
             sent_bytes: 0,
             asked_bytes: 0,
             iovs: Vec::new(),
             header: empty_header(),
             waits_for_notice: None,
         }
+    }
+
+    /// Takes on new bytes; those before are through.
+    pub(super) fn begin(&mut self, bytes: Chain) {
+        self.rest = bytes;
+        self.sent_bytes = 0;
+    }
+
+    /// Lets go of the bytes.
+    pub(super) fn end(&mut self) {
+        self.rest.clear();
     }
 
     /// Puts the next send into the ring.

@@ -27,7 +27,9 @@ use super::{Backend, Completion, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool};
 use crate::config::UringOptions;
-use crate::config::uring::{COMPLETIONS_PER_ROUND, RECEIVE_BUDGET_BYTES, TEARDOWN};
+use crate::config::uring::{
+    COMPLETIONS_PER_ROUND, RECEIVE_BUDGET_BYTES, SPARE_SENDINGS_MAX, TEARDOWN,
+};
 use crate::counters::Counters;
 
 use buffers::{Buffers, Size};
@@ -46,6 +48,8 @@ pub(crate) struct Uring {
     done: Vec<(Token, Completion<'static>)>,
     /// Empty between waits, but for its memory.
     completions: Vec<Done>,
+    /// For the next sends.
+    spare_sendings: Vec<Box<Sending>>,
     /// Operations in flight, cancellations not counted.
     outstanding: usize,
 }
@@ -88,6 +92,7 @@ impl Backend for Uring {
             counters: Arc::clone(counters),
             done: Vec::new(),
             completions: Vec::new(),
+            spare_sendings: Vec::new(),
             outstanding: 0,
         };
         uring.watch_wake();
@@ -137,7 +142,9 @@ impl Backend for Uring {
             return;
         }
         assert!(entry.sending.is_none(), "one send in flight for each token");
-        entry.sending = Some(Box::new(Sending::new(gather)));
+        let mut sending = self.spare_sendings.pop().unwrap_or_else(|| Box::new(Sending::new()));
+        sending.begin(gather);
+        entry.sending = Some(sending);
         self.counters.sends_in_flight.add_owned(1);
         self.submit_send(token);
     }
@@ -310,7 +317,11 @@ impl Uring {
             entry.accepted(done.result, &self.counters, sink);
         } else {
             let class = self.buffers.class(entry.armed_size);
+            let size = entry.wanted_size;
             entry.received(done, &mut class.ring, &self.counters, sink);
+            if entry.wanted_size != size {
+                self.counters.buffer_moves.add_owned(1);
+            }
             if done.result == -libc::ENOBUFS && entry.is_to_arm() {
                 self.counters.starvations.add_owned(1);
                 entry.reception = Reception::Starved;
@@ -349,7 +360,12 @@ impl Uring {
         if matches!(progress, Progress::Unfinished) && !entry.removing {
             return self.submit_send(token);
         }
-        entry.sending = None;
+        if let Some(mut sending) = entry.sending.take()
+            && self.spare_sendings.len() < SPARE_SENDINGS_MAX
+        {
+            sending.end();
+            self.spare_sendings.push(sending);
+        }
         self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
         if let Progress::Done(result) = progress
             && !entry.removing
