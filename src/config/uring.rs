@@ -223,9 +223,9 @@ pub(crate) const LENT_PART_MIN: usize = 4;
 /// second of CPU, and 1.8 to 2.8 million where the ring sends them.
 pub(crate) const RING_SEND_BYTES_MAX: usize = 16 << 10;
 
-/// A receive into large buffers ends after about so many bytes, and is armed again if there is room
-/// for more.
-pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 128 << 10;
+/// What one pass brings into small buffers at most: the kernel stops after 32 receives
+/// (`MULTISHOT_MAX_RETRY`).
+pub(crate) const SMALL_PASS_BYTES: usize = 32 * SMALL_BUFFER_BYTES;
 
 /// Completions handled before handlers run: what they touch is then still in the cache.
 pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;

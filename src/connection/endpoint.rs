@@ -30,6 +30,11 @@ impl Endpoint for Shared {
         Token::from_bits(self.token.load(Ordering::Relaxed))
     }
 
+    fn receives_at_once(&self) -> usize {
+        // So that the input ends up at less than half above its mark.
+        self.limits.input_high_bytes / 2
+    }
+
     fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool {
         self.token.store(token.bits(), Ordering::Relaxed);
         if self.life.is_closed() {

@@ -40,6 +40,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// This thread is `remote`'s poller from now on.
     fn enter_poller(remote: &Arc<Remote<Self>>);
     fn token(&self) -> Token;
+    /// About how many bytes it takes before it may ask for a pause.
+    fn receives_at_once(&self) -> usize;
     /// The endpoint has a slot. `false` refuses, and the slot is given up.
     fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool;
     fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
@@ -276,16 +278,18 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             Command::Again(endpoint) => core.batch.actions.push((endpoint, Action::Run)),
             Command::Continue(endpoint) => core.batch.actions.push((endpoint, Action::Continue)),
             Command::Attach(endpoint, socket) => {
+                let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint)
-                    && let Err(error) = self.backend.attach(token, socket)
+                    && let Err(error) = self.backend.attach(token, socket, at_once)
                 {
                     tracing::warn!(%error, "attach connection");
                     self.refuse(token);
                 }
             }
             Command::Connect(endpoint, socket, peer) => {
+                let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint) {
-                    self.backend.connect(token, socket, &peer);
+                    self.backend.connect(token, socket, &peer, at_once);
                 }
             }
             Command::Listen(listener, socket) => self.listen(listener, socket),

@@ -102,11 +102,11 @@ impl Backend for Epoll {
         self.insert(token, listener, Role::Listener)
     }
 
-    fn attach(&mut self, token: Token, socket: Arc<Socket>) -> io::Result<()> {
+    fn attach(&mut self, token: Token, socket: Arc<Socket>, _: usize) -> io::Result<()> {
         self.insert(token, socket, Role::Stream)
     }
 
-    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr) {
+    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr, _: usize) {
         self.counters.setup_calls.add_owned(1);
         let started = match socket.connect(peer) {
             Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {

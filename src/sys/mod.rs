@@ -121,11 +121,12 @@ pub(crate) trait Backend: Sized {
     /// Starts accepting on `listener`.
     fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()>;
 
-    /// Starts receiving on a connected stream.
-    fn attach(&mut self, token: Token, socket: Arc<Socket>) -> io::Result<()>;
+    /// Starts receiving on a connected stream: about `at_once` bytes, where the backend can tell,
+    /// before the sink may ask for a pause.
+    fn attach(&mut self, token: Token, socket: Arc<Socket>, at_once: usize) -> io::Result<()>;
 
-    /// Starts connecting; reports `Connected`, then receives.
-    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr);
+    /// Starts connecting; reports `Connected`, then receives as from `attach`.
+    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr, at_once: usize);
 
     /// Receives or accepts again after a pause.
     fn resume(&mut self, token: Token);

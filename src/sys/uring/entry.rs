@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) armed_size: Size,
     /// Which the next one is to use.
     pub(super) wanted_size: Size,
+    /// About how much may be received before we hear of it.
+    pub(super) budget_bytes: usize,
     /// Receives in a row that spoke for the other size.
     streak: u8,
     pub(super) paused: bool,
@@ -66,7 +68,13 @@ pub(super) enum Reception {
 }
 
 impl Entry {
-    pub(super) fn new(token: Token, socket: Arc<Socket>, role: Role, size: Size) -> Entry {
+    pub(super) fn new(
+        token: Token,
+        socket: Arc<Socket>,
+        role: Role,
+        size: Size,
+        budget_bytes: usize,
+    ) -> Entry {
         Entry {
             token,
             socket,
@@ -74,6 +82,7 @@ impl Entry {
             reception: Reception::Off,
             armed_size: size,
             wanted_size: size,
+            budget_bytes: budget_bytes.clamp(1, i32::MAX as usize),
             streak: 0,
             paused: false,
             hung_up: false,

@@ -27,9 +27,7 @@ use super::{Backend, Completion, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool};
 use crate::config::UringOptions;
-use crate::config::uring::{
-    COMPLETIONS_PER_ROUND, RECEIVE_BUDGET_BYTES, SPARE_SENDINGS_MAX, TEARDOWN,
-};
+use crate::config::uring::{COMPLETIONS_PER_ROUND, SMALL_PASS_BYTES, SPARE_SENDINGS_MAX, TEARDOWN};
 use crate::counters::Counters;
 
 use buffers::{Buffers, Size};
@@ -100,29 +98,29 @@ impl Backend for Uring {
     }
 
     fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()> {
-        self.insert(token, listener, Role::Listener);
+        self.insert(token, listener, Role::Listener, 0);
         self.follow(token);
         Ok(())
     }
 
-    fn attach(&mut self, token: Token, socket: Arc<Socket>) -> io::Result<()> {
-        self.insert(token, socket, Role::Stream);
+    fn attach(&mut self, token: Token, socket: Arc<Socket>, at_once: usize) -> io::Result<()> {
+        self.insert(token, socket, Role::Stream, at_once);
         self.follow(token);
         Ok(())
     }
 
     // A plain connect(2), which never blocks on these sockets: as an operation of the ring it would
     // occupy a kernel worker while a unix socket's backlog is full.
-    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr) {
+    fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr, at_once: usize) {
         self.counters.setup_calls.add_owned(1);
         match socket.connect(peer) {
             Ok(()) => {
-                self.insert(token, socket, Role::Stream);
+                self.insert(token, socket, Role::Stream, at_once);
                 self.follow(token);
                 self.done.push((token, Completion::Connected(Ok(()))));
             }
             Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {
-                self.insert(token, socket, Role::Connecting);
+                self.insert(token, socket, Role::Connecting, at_once);
                 self.watch(token, libc::POLLOUT);
             }
             failed => self.done.push((token, Completion::Connected(failed))),
@@ -192,14 +190,14 @@ impl Backend for Uring {
 }
 
 impl Uring {
-    fn insert(&mut self, token: Token, socket: Arc<Socket>, role: Role) {
+    fn insert(&mut self, token: Token, socket: Arc<Socket>, role: Role, budget_bytes: usize) {
         let index = token.index();
         if index >= self.entries.len() {
             self.entries.resize_with(index + 1, || None);
         }
         assert!(self.entries[index].is_none(), "slot {index} is in use");
         let size = self.buffers.first_size();
-        self.entries[index] = Some(Entry::new(token, socket, role, size));
+        self.entries[index] = Some(Entry::new(token, socket, role, size, budget_bytes));
     }
 
     /// Brings what is under way in line with what the entry wants.
@@ -225,12 +223,13 @@ impl Uring {
             entry.armed_size = entry.wanted_size;
             let group = self.buffers.group(entry.armed_size);
             // A pass may fill all large buffers from one socket, far above any watermark, before we
-            // hear of the first; and at most 32 of the small ones.
-            let is_bounded = self.options.has_budget && entry.armed_size == Size::Large;
+            // hear of the first.
+            let is_bounded = self.options.has_budget
+                && (entry.armed_size == Size::Large || entry.budget_bytes < SMALL_PASS_BYTES);
             let receive = Receive {
                 group,
                 bundle: self.options.receive_bundles,
-                budget_bytes: if is_bounded { RECEIVE_BUDGET_BYTES } else { 0 },
+                budget_bytes: if is_bounded { entry.budget_bytes as u32 } else { 0 },
             };
             self.ring.receive(entry.socket.as_fd(), receive, user_data);
         }
