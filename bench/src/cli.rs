@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringpoll::{Backend, Placement, PollMode};
+use ringpoll::{Backend, Placement, PollMode, RingTier, UringOptions};
 
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
@@ -37,7 +37,7 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// Who talks to the kernel: auto, epoll
+    /// Who talks to the kernel: auto, epoll, uring, hybrid
     #[arg(long, default_value = "auto")]
     pub(crate) backend: Backend,
     /// Where to listen; port 0 lets the kernel choose
@@ -75,9 +75,64 @@ pub(crate) struct ServeArgs {
     pub(crate) sqpoll_idle_ms: Option<String>,
     #[arg(long, hide = true, value_name = "LIST")]
     pub(crate) sqpoll_cpus: Option<String>,
+    #[command(flatten)]
+    pub(crate) ring: RingArgs,
     /// Die with the process that started this one, which is PID
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+}
+
+/// Settings of the backends on io_uring, for experiments.
+#[derive(Args)]
+pub(crate) struct RingArgs {
+    /// Receive buffers of each poller: small ones, large ones
+    #[arg(long, hide = true, value_name = "SMALL,LARGE")]
+    pub(crate) ring_buffers: Option<RingBuffers>,
+    /// No better ring than this: defer, coop, plain
+    #[arg(long, hide = true, value_name = "TIER")]
+    pub(crate) ring_tier: Option<RingTier>,
+    /// One completion may report several buffers
+    #[arg(long, hide = true)]
+    pub(crate) bundles: bool,
+    /// Several receives may share a large buffer
+    #[arg(long, hide = true)]
+    pub(crate) incremental: bool,
+    /// Send without a copy where that much goes out at once
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub(crate) zero_copy: Option<Bytes>,
+    /// Let a poller that waits poll the network card for so long
+    #[arg(long, hide = true, value_name = "US")]
+    pub(crate) napi_us: Option<u32>,
+}
+
+impl RingArgs {
+    /// The first one that is given.
+    pub(crate) fn first(&self) -> Option<&'static str> {
+        let given = [
+            ("--ring-buffers", self.ring_buffers.is_some()),
+            ("--ring-tier", self.ring_tier.is_some()),
+            ("--bundles", self.bundles),
+            ("--incremental", self.incremental),
+            ("--zero-copy", self.zero_copy.is_some()),
+            ("--napi-us", self.napi_us.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    pub(crate) fn options(&self) -> UringOptions {
+        let mut options = UringOptions::new()
+            .receive_bundles(self.bundles)
+            .incremental_buffers(self.incremental)
+            .zero_copy_send(self.zero_copy.map(|bytes| bytes.0 as usize))
+            .napi_busy_poll(self.napi_us.map(|us| Duration::from_micros(us.into())));
+        if let Some(buffers) = self.ring_buffers {
+            options = options.receive_buffers(buffers.small, buffers.large);
+        }
+        if let Some(tier) = self.ring_tier {
+            options = options.tier_max(tier);
+        }
+        options
+    }
 }
 
 #[derive(Args)]
@@ -124,6 +179,18 @@ pub(crate) struct PeerArgs {
     pub(crate) frame_max: Bytes,
     #[arg(long, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+    /// Accept into the ring's own table of descriptors
+    #[arg(long)]
+    pub(crate) direct_fds: bool,
+    /// How the connections avoid congestion, such as reno
+    #[arg(long, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
+    /// A receive buffer of that size instead of one the kernel adapts
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) rcvbuf: Option<Bytes>,
+    /// A send buffer of that size instead of one the kernel adapts
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) sndbuf: Option<Bytes>,
 }
 
 #[derive(Args)]
@@ -132,18 +199,27 @@ pub(crate) struct CompareArgs {
     #[arg(long)]
     pub(crate) quick: bool,
     /// Backends of ringpoll
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "epoll")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "epoll,uring,hybrid")]
     pub(crate) backends: Vec<Backend>,
-    /// Placements of ringpoll
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "inline,pool")]
-    pub(crate) placements: Vec<Placement>,
+    /// Placements of ringpoll; without it inline, and pool too unless --quick or the backend is
+    /// hybrid
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) placements: Option<Vec<Placement>>,
     /// Servers to compare with; `--peers ''` for none
-    #[arg(long, value_name = "LIST", default_value = "tokio,tokio-framed,bare-epoll")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "tokio,tokio-framed,bare-epoll,bare-ring,bare-ring-64k"
+    )]
     pub(crate) peers: PeerList,
-    /// Connections of each row
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "10,100,1000",
+    /// One more argument of `serve`; ringpoll on io_uring is measured with all of them too,
+    /// beside without
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) serve_arg: Vec<String>,
+    /// Connections of each row; without it 1,10,100,1000, or 1,100,1000 with --quick
+    #[arg(long, value_name = "LIST", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) connections: Vec<u32>,
+    pub(crate) connections: Option<Vec<u32>>,
     /// Payload of a request
     #[arg(long, value_name = "BYTES", default_value_t = Bytes(1024))]
     pub(crate) size: Bytes,
@@ -214,6 +290,26 @@ impl FromStr for CpuList {
         cpus.sort_unstable();
         cpus.dedup();
         Ok(CpuList(cpus))
+    }
+}
+
+/// Two counts of buffers: `256,16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RingBuffers {
+    small: u16,
+    large: u16,
+}
+
+impl FromStr for RingBuffers {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<RingBuffers> {
+        let counts = text.split_once(',').and_then(|(small, large)| {
+            Some(RingBuffers { small: small.parse().ok()?, large: large.parse().ok()? })
+        });
+        counts.ok_or_else(|| {
+            Failure::new(format!("{text:?} is not two numbers of buffers such as 256,16"))
+        })
     }
 }
 
@@ -320,6 +416,10 @@ mod tests {
         assert_eq!("3,0-2,1".parse::<CpuList>().unwrap().0, [0, 1, 2, 3]);
         for wrong in ["", "a", "2-1", "1-", "0,", "1-99999999999"] {
             assert!(wrong.parse::<CpuList>().is_err(), "{wrong:?}");
+        }
+        assert_eq!("256,16".parse::<RingBuffers>().unwrap(), RingBuffers { small: 256, large: 16 });
+        for wrong in ["", "256", "256,", "256,x", "1,2,3", "70000,1"] {
+            assert!(wrong.parse::<RingBuffers>().is_err(), "{wrong:?}");
         }
     }
 

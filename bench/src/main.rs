@@ -3,7 +3,8 @@
 //! Bad input and a world that does not play along end as one line on standard error and exit code
 //! 2.
 
-#![forbid(unsafe_code)]
+// One module is allowed to: `peers/ring.rs`.
+#![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cli;
@@ -58,11 +59,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
         eprint!("{error}");
         return ExitCode::from(EXIT_REFUSED);
     }
+    eprintln!("ringpoll-bench: {}", Failure::new(first_paragraph(error)));
+    ExitCode::from(EXIT_REFUSED)
+}
+
+/// What is wrong with a command line.
+fn first_paragraph(error: &clap::Error) -> String {
     let text = error.to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let message = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
-    eprintln!("ringpoll-bench: {}", Failure::new(message));
-    ExitCode::from(EXIT_REFUSED)
+    paragraph.strip_prefix("error: ").unwrap_or(paragraph).to_owned()
 }
 
 const EXIT_REFUSED: u8 = 2;

@@ -1,26 +1,35 @@
 //! `probe`: what this host offers, which backend `auto` takes, and why.
 
-use ringpoll::{Backend, Pollers};
+use ringpoll::{Backend, Capabilities, Pollers};
 
 use crate::error::{Failure, Result};
 use crate::host::Host;
 
 pub(crate) fn run() -> Result<()> {
-    let host = Host::read()?;
     let chosen = chosen_backend()?;
+    let rows = host_rows(Host::read()?).into_iter();
+    let rows = rows.chain(ring_rows(ringpoll::capabilities())).chain([
+        ("auto takes", chosen.to_string()),
+        ("because", reason(chosen, ringpoll::capabilities())),
+    ]);
+    for (name, value) in rows {
+        println!("{:<22}{value}", format!("{name}:"));
+    }
+    Ok(())
+}
+
+fn host_rows(host: Host) -> Vec<(&'static str, String)> {
     let limit = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| limit.to_string());
     let unknown = || "unknown".to_owned();
     let quota = match host.cpu_quota {
         Some(cpus) => format!("{cpus:.2} CPUs of time"),
         None => "none".into(),
     };
-    let rows = [
+    let cpus = &host.cpus_allowed;
+    vec![
         ("kernel", host.kernel),
         ("cpu", host.cpu_model),
-        (
-            "cpus allowed",
-            format!("{} of {}: {:?}", host.cpus_allowed.len(), host.cpus_online, host.cpus_allowed),
-        ),
+        ("cpus allowed", format!("{} of {}: {cpus:?}", cpus.len(), host.cpus_online)),
         ("cgroup cpu quota", quota),
         (
             "fd limit",
@@ -28,14 +37,24 @@ pub(crate) fn run() -> Result<()> {
         ),
         ("somaxconn", host.somaxconn.map_or_else(unknown, |count| count.to_string())),
         ("congestion control", host.congestion_control.unwrap_or_else(unknown)),
-        ("backends built in", "epoll".into()),
-        ("auto takes", chosen.to_string()),
-        ("because", reason(chosen).into()),
-    ];
-    for (name, value) in rows {
-        println!("{:<20}{value}", format!("{name}:"));
-    }
-    Ok(())
+    ]
+}
+
+fn ring_rows(found: &Capabilities) -> Vec<(&'static str, String)> {
+    let yes_or_no = |offered: bool| if offered { "yes" } else { "no" }.to_owned();
+    let backends =
+        if found.tier.is_some() { "epoll, uring, hybrid" } else { "epoll; not uring, not hybrid" };
+    vec![
+        ("backends available", backends.into()),
+        ("ring tier", found.tier.map_or("none".into(), |tier| tier.to_string())),
+        ("ring reason", found.reason.clone()),
+        ("no sq array", yes_or_no(found.no_sq_array)),
+        ("no iowait", yes_or_no(found.no_iowait)),
+        ("receive bundles", yes_or_no(found.receive_bundles)),
+        ("incremental buffers", yes_or_no(found.incremental_buffers)),
+        ("zero-copy send", yes_or_no(found.zero_copy_send)),
+        ("napi busy poll", yes_or_no(found.napi_busy_poll)),
+    ]
 }
 
 /// Asked of the library itself, which is what a server with `auto` gets.
@@ -47,9 +66,20 @@ fn chosen_backend() -> Result<Backend> {
     Ok(chosen)
 }
 
-fn reason(chosen: Backend) -> &'static str {
-    match chosen {
-        Backend::Epoll => "it is the only backend built in, and a poller started on it",
-        _ => "the library chose it",
+fn reason(chosen: Backend, found: &Capabilities) -> String {
+    if let Ok(name) = std::env::var(BACKEND_VARIABLE) {
+        return format!("{BACKEND_VARIABLE}={name} says so");
+    }
+    match (chosen, found.tier) {
+        (Backend::Epoll, None) => format!("no ring works here: {}", found.reason),
+        (Backend::Uring, Some(tier)) => {
+            format!("a ring of tier {tier} passed the probe, and a poller started on it")
+        }
+        _ => format!("the library chose it; {}", found.reason),
     }
 }
+
+/// An operator's switch: it replaces the backend that a program asks for.
+pub(crate) const BACKEND_VARIABLE: &str = "RINGPOLL_BACKEND";
+/// The same for the tier of its rings.
+pub(crate) const TIER_VARIABLE: &str = "RINGPOLL_URING_TIER";

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use ringpoll::{Connection, Error, Server, ServerBuilder, ServerHandle, ServerStats, Slice};
+use ringpoll::{
+    Backend, Connection, Error, PollerStats, Server, ServerBuilder, ServerHandle, ServerStats,
+    Slice,
+};
 use serde_json::{Value, json};
 
 use crate::cli::{Scenario, ServeArgs};
@@ -52,6 +55,10 @@ fn refuse_missing(args: &ServeArgs) -> Result<()> {
     if let Some((flag, _)) = flags.iter().find(|(_, value)| value.is_some()) {
         return Err(Failure::new(format!("{flag}: backend {} has no such setting", args.backend)));
     }
+    // With `auto` they count where the host offers a ring.
+    if let Some(flag) = args.ring.first().filter(|_| args.backend == Backend::Epoll) {
+        return Err(Failure::new(format!("{flag}: backend epoll has no such setting")));
+    }
     if args.scenario == Scenario::Mux {
         return Err(Failure::new(
             "--scenario mux: not in this build, choose one of echo, heavy, proxy",
@@ -66,6 +73,7 @@ fn builder(args: ServeArgs) -> ServerBuilder {
         .backend(args.backend)
         .placement(args.placement)
         .poll_mode(args.poll)
+        .uring(args.ring.options())
         .read_bytes_max(frame_max + HEADER_BYTES);
     if let Some(count) = args.pollers {
         server = server.pollers(count.into());
@@ -182,8 +190,7 @@ fn shut_down(handle: &ServerHandle) -> Result<usize> {
 }
 
 fn counters(stats: &ServerStats, cut: usize) -> Value {
-    let pollers = &stats.pollers;
-    json!({
+    let mut counters = json!({
         "accepted": stats.accepted,
         "refused": stats.refused,
         "open": stats.open,
@@ -192,20 +199,48 @@ fn counters(stats: &ServerStats, cut: usize) -> Value {
         "handler_panics": stats.handler_panics,
         "accept_pauses": stats.accept_pauses,
         "cut": cut,
-        "received_bytes": pollers.received_bytes,
-        "sent_bytes": pollers.sent_bytes,
-        "blocks": pollers.blocks,
-        "block_bytes": pollers.block_bytes,
-        "spins_won": pollers.spins_won,
-        "spins_lost": pollers.spins_lost,
-        "wait_calls": pollers.wait_calls,
-        "receive_calls": pollers.receive_calls,
-        "send_calls": pollers.send_calls,
-        "accept_calls": pollers.accept_calls,
-        "control_calls": pollers.control_calls,
-        "wake_calls": pollers.wake_calls,
-        "system_calls": pollers.system_calls(),
-    })
+    });
+    let Some(all) = counters.as_object_mut() else { return counters };
+    all.extend(poller_counters(&stats.pollers));
+    counters
+}
+
+/// What the pollers counted: system calls apart and in all, bytes, memory, and what the ring did.
+fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
+    let waits = stats.wait_calls;
+    let per_wait = (waits > 0).then(|| stats.ring_completions as f64 / waits as f64);
+    let counts = [
+        ("connections", stats.connections),
+        ("listeners", stats.listeners),
+        ("timers", stats.timers),
+        ("blocks", stats.blocks),
+        ("block_bytes", stats.block_bytes),
+        ("accepts", stats.accepts),
+        ("received_bytes", stats.received_bytes),
+        ("sent_bytes", stats.sent_bytes),
+        ("sends_in_flight", stats.sends_in_flight),
+        ("spins_won", stats.spins_won),
+        ("spins_lost", stats.spins_lost),
+        ("ring_submissions", stats.ring_submissions),
+        ("ring_completions", stats.ring_completions),
+        ("completion_overflows", stats.completion_overflows),
+        ("rearms", stats.rearms),
+        ("starvations", stats.starvations),
+        ("starved_ns", stats.starved_ns),
+        ("lent_receives", stats.lent_receives),
+        ("buffer_moves", stats.buffer_moves),
+        ("wait_calls", stats.wait_calls),
+        ("submit_calls", stats.submit_calls),
+        ("receive_calls", stats.receive_calls),
+        ("send_calls", stats.send_calls),
+        ("accept_calls", stats.accept_calls),
+        ("control_calls", stats.control_calls),
+        ("wake_calls", stats.wake_calls),
+        ("setup_calls", stats.setup_calls),
+        ("system_calls", stats.system_calls()),
+    ];
+    let counts = counts.map(|(name, count)| (name.to_owned(), count.into()));
+    counts.into_iter().chain([("completions_per_wait".to_owned(), per_wait.into())]).collect()
 }
 
 /// How long requests may still run after a signal.

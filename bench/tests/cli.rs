@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ringpoll::RingTier;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -40,6 +41,17 @@ fn what_this_build_does_not_have_is_refused() {
         let line = refused(&[&serve[..], &[flag, value]].concat());
         assert!(line.contains(flag), "{line}");
     }
+    for ring in [
+        &["--ring-buffers", "64,4"][..],
+        &["--ring-tier", "coop"],
+        &["--bundles"],
+        &["--incremental"],
+        &["--zero-copy", "16k"],
+        &["--napi-us", "50"],
+    ] {
+        let line = refused(&[&serve[..], &["--backend", "epoll"], ring].concat());
+        assert!(line.contains(ring[0]) && line.contains("epoll"), "{line}");
+    }
 }
 
 #[test]
@@ -53,7 +65,12 @@ fn bad_input_is_refused_in_one_line() {
         &["serve", "--addr", "127.0.0.1:0", "--poll", "sometimes"],
         &["serve", "--addr", "127.0.0.1:0", "--poller-cpus", "3-1"],
         &["serve", "--addr", "127.0.0.1:0", "--scenario", "chess"],
+        &["serve", "--addr", "127.0.0.1:0", "--ring-buffers", "64"],
+        &["serve", "--addr", "127.0.0.1:0", "--ring-tier", "best"],
+        &["compare", "--serve-arg", "--bundle"],
         &["peer", "tokio", "--addr", "nowhere"],
+        &["peer", "tokio", "--addr", "127.0.0.1:0", "--direct-fds"],
+        &["peer", "bare-ring", "--addr", "127.0.0.1:0", "--congestion", "prayer"],
         &["load", "--connections", "1", "--size", "1", "--duration", "1s"],
         &["compare", "--server-cpus", "1000"],
         &["compare", "--rounds", "0"],
@@ -94,6 +111,7 @@ fn a_port_in_use_is_refused() {
     assert!(line.contains(&addr), "{line}");
     refused(&["peer", "tokio", "--addr", &addr]);
     refused(&["peer", "bare-epoll", "--addr", &addr]);
+    refused(&["peer", "bare-ring", "--addr", &addr]);
 }
 
 #[test]
@@ -262,7 +280,7 @@ fn a_server_prints_one_line_when_ready_and_one_at_its_end() {
 }
 
 #[test]
-fn probe_tells_what_is_built_in() {
+fn probe_tells_what_is_offered() {
     let output = run(&["probe"]);
     assert!(output.status.success());
     let said = text(&output.stdout);
@@ -271,12 +289,37 @@ fn probe_tells_what_is_built_in() {
         "cpus allowed:",
         "fd limit:",
         "somaxconn:",
-        "auto takes:         epoll",
+        "ring reason:",
+        "incremental buffers:",
         "because:",
     ] {
         assert!(said.contains(what), "{what} is not in {said}");
     }
-    assert!(!said.contains("uring"), "{said}");
+    let value = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    let (available, auto) = match value("ring tier").as_str() {
+        "none" => ("epoll; not uring, not hybrid", "epoll"),
+        _ => ("epoll, uring, hybrid", "uring"),
+    };
+    assert_eq!(
+        (value("backends available").as_str(), value("auto takes").as_str()),
+        (available, auto)
+    );
+}
+
+#[test]
+fn an_operators_switch_is_obeyed_or_refused_but_never_silent() {
+    let output = run_with(&["probe"], &[("RINGPOLL_BACKEND", "epoll")]);
+    let said = text(&output.stdout);
+    assert!(output.status.success() && said.contains("RINGPOLL_BACKEND=epoll says so"), "{said}");
+    for variable in ["RINGPOLL_BACKEND", "RINGPOLL_URING_TIER"] {
+        let output = run_with(&["compare", "--quick"], &[(variable, "epoll")]);
+        let error = text(&output.stderr);
+        assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{error}");
+        assert!(error.contains(variable), "{error}");
+    }
 }
 
 #[test]
@@ -306,6 +349,11 @@ fn a_comparison_ends_with_json_and_one_page() {
             "2",
             "--duration",
             "30ms",
+            "--backends",
+            "epoll,auto",
+            "--placements",
+            "inline,pool",
+            "--serve-arg=--poll=never",
             "--peers",
             "tokio,tokio-mt,bare-epoll",
         ][..],
@@ -323,7 +371,9 @@ fn a_comparison_ends_with_json_and_one_page() {
         assert_eq!(row["rounds"].as_array().unwrap().len(), 2, "{row}");
         assert!(row["summary"]["rps"]["median"].as_f64().unwrap() > 0.0);
     }
-    assert_eq!(found["idle"].as_array().unwrap().len(), 5);
+    let candidates = found["candidates"].as_array().unwrap();
+    assert!(candidates.contains(&"ringpoll auto inline --poll=never".into()), "{candidates:?}");
+    assert_eq!(found["idle"].as_array().unwrap().len(), candidates.len());
     assert!(found["goals"].as_array().unwrap().len() >= 8);
     let page = fs::read_to_string(out.join("compare.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("ringpoll epoll inline"));
@@ -341,18 +391,44 @@ fn a_candidate_that_fails_is_a_row_that_says_so() {
     let dir = out.to_str().unwrap();
     let output = run(&[
         &["compare", "--quick", "--connections", "2", "--size", "4k", "--frame-max", "1k"][..],
-        &["--idle", "0", "--depth", "1", "--out", dir],
+        &["--idle", "0", "--depth", "1", "--out", dir, "--peers", "tokio,bare-epoll"],
+        &["--backends", "epoll"],
     ]
     .concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
     let found: Value =
         serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
     let rows = found["cells"][0]["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 4);
+    assert_eq!(rows.len(), 3);
     for row in rows {
         assert!(row["failure"].as_str().unwrap().contains("connection"), "{row}");
     }
     assert!(text(&output.stdout).contains("failed after 0 rounds"));
+}
+
+#[test]
+fn a_candidate_that_cannot_start_does_not_end_the_comparison() {
+    let out = fresh_dir("unstartable");
+    let output = run(&[
+        &["compare", "--connections", "1,2", "--depth", "1", "--rounds", "2"][..],
+        &["--duration", "20ms", "--idle", "10", "--idle-window", "10ms", "--peers", ""],
+        // No buffer at all is what the library refuses when the server starts.
+        &["--backends", "auto", "--placements", "inline", "--serve-arg=--ring-buffers=0,1"],
+        &["--out", out.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    let lines: Vec<_> = said.lines().filter(|line| line.contains("failed after")).collect();
+    // Once, however often it was tried.
+    assert_eq!(lines.len(), 1, "{said}");
+    assert!(lines[0].contains("--ring-buffers=0,1") && lines[0].contains("1 × 1; 2 × 1"), "{said}");
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
+    for cell in found["cells"].as_array().unwrap() {
+        assert_eq!(cell["rows"][0]["rounds"].as_array().unwrap().len(), 2, "{cell}");
+        assert!(cell["rows"][1]["failure"].as_str().unwrap().contains("receive buffers"), "{cell}");
+    }
 }
 
 #[test]
@@ -365,26 +441,51 @@ fn a_report_that_cannot_be_written_is_refused_before_measuring() {
 
 /// Every way to serve that this program has.
 fn servers() -> Vec<Vec<&'static str>> {
-    [
-        &["serve", "--placement", "inline"][..],
-        &["serve", "--placement", "pool", "--pollers", "2"],
+    let epoll = [
+        &["serve", "--backend", "epoll", "--placement", "inline"][..],
+        &["serve", "--backend", "epoll", "--placement", "pool", "--pollers", "2"],
         &["serve", "--placement", "inline", "--scenario", "proxy", "--poll", "never"],
         &["serve", "--placement", "pool", "--scenario", "heavy", "--work-us", "5"],
         &["peer", "tokio"],
         &["peer", "tokio-framed"],
         &["peer", "tokio-mt"],
         &["peer", "bare-epoll"],
-    ]
-    .iter()
-    .map(|args| [args, &["--addr", "127.0.0.1:0"][..]].concat())
-    .collect()
+    ];
+    let rings = [
+        &["serve", "--backend", "uring", "--placement", "inline"][..],
+        &["serve", "--backend", "uring", "--placement", "pool", "--ring-buffers", "4,1"],
+        &["serve", "--backend", "uring", "--bundles", "--incremental", "--zero-copy", "16k"],
+        &["serve", "--backend", "hybrid", "--placement", "inline", "--ring-tier", "coop"],
+        &["peer", "bare-ring"],
+        &["peer", "bare-ring-64k"],
+        &["peer", "bare-ring", "--direct-fds", "--rcvbuf", "64k", "--sndbuf", "64k"],
+    ];
+    let tier = ringpoll::capabilities().tier;
+    if tier != Some(RingTier::Defer) {
+        println!("left out for a ring of tier {tier:?}: {rings:?}");
+    }
+    let rings = rings.iter().filter(|_| tier == Some(RingTier::Defer));
+    let all = epoll.iter().chain(rings);
+    all.map(|args| [args, &["--addr", "127.0.0.1:0"][..]].concat()).collect()
+}
+
+/// The program, without switches that happen to be set where these tests run.
+fn program() -> Command {
+    let mut program = Command::new(PROGRAM);
+    program.env_remove("RINGPOLL_BACKEND").env_remove("RINGPOLL_URING_TIER");
+    program
+}
+
+fn run(args: &[impl AsRef<str>]) -> Output {
+    run_with(args, &[])
 }
 
 /// Runs the program to its end, which must come by itself.
-fn run(args: &[impl AsRef<str>]) -> Output {
+fn run_with(args: &[impl AsRef<str>], variables: &[(&str, &str)]) -> Output {
     let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
-    let mut child = Command::new(PROGRAM)
+    let mut child = program()
         .args(&args)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -459,7 +560,7 @@ struct Server {
 
 impl Server {
     fn start(args: &[&str]) -> Server {
-        let mut child = Command::new(PROGRAM).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = program().args(args).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();

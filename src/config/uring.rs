@@ -208,15 +208,21 @@ pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
 /// 1 MiB of small buffers: half of a usual second-level cache.
 pub(crate) const SMALL_BUFFERS: u16 = 256;
 
-/// What a fast sender puts on the wire between two visits.
-pub(crate) const LARGE_BUFFER_BYTES: usize = 64 << 10;
+/// What a fast sender puts on the wire between two visits: 64 requests of 1 KB are just more than
+/// 64 KiB, and would take two receives.
+pub(crate) const LARGE_BUFFER_BYTES: usize = 128 << 10;
 
-/// 1 MiB of large buffers, allocated when the first connection needs them.
+/// 2 MiB of large buffers, allocated when the first connection needs them.
 pub(crate) const LARGE_BUFFERS: u16 = 16;
 
-/// A receive that fills at least this part of its buffer is lent; a smaller one is copied out of it.
-/// So a byte that is kept never pins more than four, as long as it came with others.
-pub(crate) const LENT_PART_MIN: usize = 4;
+/// A receive that fills at least this part of a small buffer is lent; less is copied out of it. So a
+/// byte that is kept pins no more than four, as long as it came with others.
+pub(crate) const SMALL_LENT_PART_MIN: usize = 4;
+
+/// The same for large buffers, where a copy keeps the cache for the next receive: with 16
+/// connections and 16 requests of 1 KB in flight each, lending from an eighth on served 0.73 of what
+/// lending from a half on does.
+pub(crate) const LARGE_LENT_PART_MIN: usize = 2;
 
 /// A flush of more than this goes out at once, on the thread that flushes, and not with the next
 /// wait. Measured at 4 connections with 64 requests of 1 KB in flight: 3.4 million requests for a

@@ -135,7 +135,8 @@ mod tests {
         });
         assert_eq!(try_poll(pin!(wakes_itself), 1), Tried::Kept);
         let wakes_with_a_clone = poll_fn(|cx| {
-            cx.waker().clone().wake();
+            let clone = cx.waker().clone();
+            std::thread::spawn(|| clone.wake()).join().expect("only wakes");
             Poll::<()>::Pending
         });
         assert_eq!(try_poll(pin!(wakes_with_a_clone), 1), Tried::Kept);

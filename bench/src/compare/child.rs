@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::compare::plan::{Candidate, Settings};
+use crate::compare::candidate::Candidate;
+use crate::compare::plan::Settings;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
 
@@ -24,14 +25,14 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a candidate on the server's CPUs and waits until it listens.
-    pub(crate) fn start(candidate: Candidate, settings: &Settings) -> Result<Server> {
+    pub(crate) fn start(candidate: &Candidate, settings: &Settings) -> Result<Server> {
         let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
         let mut command = Command::new(program);
-        command.args(candidate.args(settings.frame_max));
+        command.args(candidate.args(settings.frame_max, settings.pinned.as_ref()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A child inherits the affinity of the thread that starts it.
         if let Some(pinned) = &settings.pinned {
-            cpu::pin(&pinned.server_cpus)?;
+            cpu::pin(&candidate.cpus(pinned))?;
         }
         let spawned = command.spawn();
         if let Some(pinned) = &settings.pinned {

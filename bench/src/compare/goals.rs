@@ -1,77 +1,173 @@
 //! The goals of this project, each with the figure that meets or misses it.
 
-use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread};
-use crate::compare::plan::{Candidate, Cell};
+use ringpoll::Backend;
+
+use crate::compare::candidate::Candidate;
+use crate::compare::model::{CellReport, Figure, Goal, IdleRow, Spread};
+
+/// What the goals of our other backends are held against.
+pub(crate) const OUR_EPOLL: &str = "ringpoll epoll inline";
 
 /// Every goal this run has figures for, and those it has not.
 pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
-    let names =
-        candidates.iter().filter(|candidate| candidate.is_inline()).map(Candidate::to_string);
-    names.flat_map(|name| judge_one(&name, cells, idle)).collect()
-}
-
-fn judge_one(name: &str, cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
     let mut goals = Vec::new();
-    for report in cells.iter().filter(|report| report.cell.idle == 0) {
-        let row = report.rows.iter().find(|row| row.candidate == name);
-        for (peer, ratio, wanted) in peers_of(&report.cell, row) {
-            let what = format!("{}: {name} / {peer}, requests per CPU-second", report.cell.name);
-            goals.push(at_least(what, wanted, ratio));
+    for candidate in candidates {
+        let Some(backend) = candidate.judged_backend() else { continue };
+        let name = candidate.to_string();
+        for report in cells.iter().filter(|report| report.cell.idle == 0) {
+            let judged = Judged { name: &name, report };
+            match backend {
+                Backend::Epoll => goals.extend(judged.on_epoll()),
+                Backend::Uring => goals.extend(judged.on_uring(candidates)),
+                // What a flush on another thread gains depends on the program; it is only
+                // reported.
+                _ => {}
+            }
         }
-        if report.cell.depth == 1 {
-            let p50 = row.and_then(|row| row.p50_over_tokio);
-            let met = p50.map(|p50| p50.median <= 1.0);
-            let what = format!("{}: {name} / tokio, P50", report.cell.name);
-            goals.push(Goal { what, wanted: "≤ 1".into(), value: p50, met });
-        }
-    }
-    goals.extend(beside_idle(name, cells));
-    if let Some(row) = idle.iter().find(|row| row.candidate == name) {
-        let bytes = [row.silent_bytes, row.used_bytes].into_iter().flatten().reduce(f64::max);
-        let what = format!("{name}: resident bytes per idle connection, of {}", row.connections);
-        goals.push(at_most(what, IDLE_BYTES_MAX, bytes));
-        let what = format!("{name}: times an idle server runs, so system calls it may have made");
-        goals.push(at_most(what, 0.0, row.rest.map(|rest| rest.runs as f64)));
+        goals.extend(beside_idle(&name, cells));
+        goals.extend(at_rest(&name, idle));
     }
     goals
 }
 
-/// The peers a kind of traffic is held against: name, ratio found, ratio wanted.
-fn peers_of(cell: &Cell, row: Option<&Row>) -> Vec<(&'static str, Option<Spread>, f64)> {
-    let over_tokio = row.and_then(|row| row.over_tokio);
-    let over_bare = row.and_then(|row| row.over_bare);
-    let over_framed = row.and_then(|row| row.over_framed);
-    match cell.depth {
-        1 => vec![("tokio", over_tokio, 1.0), ("bare-epoll", over_bare, 0.93)],
-        64 => vec![("tokio-framed", over_framed, 1.4), ("bare-epoll", over_bare, 0.85)],
-        _ => Vec::new(),
+/// One of our servers under one kind of traffic.
+struct Judged<'a> {
+    name: &'a str,
+    report: &'a CellReport,
+}
+
+impl Judged<'_> {
+    fn on_epoll(&self) -> Vec<Goal> {
+        let rate = Figure::RequestsPerCpuSecond;
+        match (self.report.cell.connections, self.report.cell.depth) {
+            // One connection alone waits for wake-ups, whoever serves it.
+            (1, 1) => Vec::new(),
+            (_, 1) => vec![
+                self.over("tokio", rate, AtLeast(1.0)),
+                self.over("bare-epoll", rate, AtLeast(0.93)),
+                self.over("tokio", Figure::P50, AtMost(1.0)),
+            ],
+            (_, 64) => vec![
+                self.over("tokio-framed", rate, AtLeast(1.4)),
+                self.over("bare-epoll", rate, AtLeast(0.85)),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_uring(&self, candidates: &[Candidate]) -> Vec<Goal> {
+        let (rate, calls) = (Figure::RequestsPerCpuSecond, Figure::SystemCallsPerRequest);
+        match (self.report.cell.connections, self.report.cell.depth) {
+            (1, 1) => {
+                let mut goals = vec![self.over(OUR_EPOLL, Figure::P50, AtMost(1.05))];
+                let spinning = Candidate::spinning(Backend::Uring);
+                if candidates.contains(&spinning) {
+                    let judged = Judged { name: &spinning.to_string(), ..*self };
+                    goals.push(judged.over(OUR_EPOLL, Figure::P50, AtMost(0.6)));
+                }
+                goals
+            }
+            (connections @ 100.., 1) => {
+                let mut goals = vec![
+                    self.over(OUR_EPOLL, rate, AtLeast(1.03)),
+                    self.over("tokio", rate, AtLeast(1.05)),
+                    self.over("bare-ring", rate, AtLeast(0.95)),
+                    self.over(OUR_EPOLL, Figure::P50, AtMost(1.0)),
+                ];
+                if connections == 100 {
+                    goals.push(self.over(OUR_EPOLL, calls, AtMost(1.0 / 6.0)));
+                    goals.extend(self.calls_by_perf(Some(OUR_EPOLL), AtMost(1.0 / 6.0)));
+                }
+                goals
+            }
+            (_, 64) => {
+                let mut goals = vec![
+                    self.over(OUR_EPOLL, rate, AtLeast(1.0)),
+                    self.over("tokio-framed", rate, AtLeast(1.4)),
+                    self.calls(AtMost(0.05)),
+                ];
+                goals.extend(self.calls_by_perf(None, AtMost(0.05)));
+                goals
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A figure over that of another server, of the same rounds.
+    fn over(&self, other: &str, figure: Figure, wanted: Wanted) -> Goal {
+        let row = self.report.row(self.name).zip(self.report.row(other));
+        let value = row.and_then(|(ours, theirs)| ours.over(theirs, figure));
+        let what = format!("{}: {} / {other}, {figure}", self.report.cell.name, self.name);
+        wanted.goal(what, value)
+    }
+
+    fn calls(&self, wanted: Wanted) -> Goal {
+        let summary = self.report.row(self.name).and_then(|row| row.summary.as_ref());
+        let value = summary.and_then(|summary| summary.system_calls_per_request);
+        let what = format!("{}: {}, system calls per request", self.report.cell.name, self.name);
+        wanted.goal(what, value)
+    }
+
+    /// Counted from outside, where this run has done that for anyone.
+    fn calls_by_perf(&self, other: Option<&str>, wanted: Wanted) -> Option<Goal> {
+        self.report.rows.iter().find_map(|row| row.system_calls_by_perf)?;
+        let counted = |name: &str| self.report.row(name)?.system_calls_by_perf;
+        let value = match other {
+            Some(other) => counted(self.name).zip(counted(other)).map(|(ours, other)| ours / other),
+            None => counted(self.name),
+        };
+        let over = other.map_or(String::new(), |other| format!(" / {other}"));
+        let cell = &self.report.cell.name;
+        let what = format!("{cell}: {}{over}, system calls per request by perf", self.name);
+        Some(wanted.goal(what, Spread::of(value)))
     }
 }
 
 /// The same traffic with and without idle connections beside it.
 fn beside_idle(name: &str, cells: &[CellReport]) -> Option<Goal> {
     let with = cells.iter().find(|report| report.cell.idle > 0)?;
-    let same = |cell: &Cell| {
-        cell.idle == 0 && (cell.connections, cell.depth) == (with.cell.connections, with.cell.depth)
-    };
-    let without = cells.iter().find(|report| same(&report.cell))?;
-    let row_of = |report: &'_ CellReport| report.rows.iter().position(|row| row.candidate == name);
-    let (with_index, without_index) = (row_of(with)?, row_of(without)?);
-    let ratio = with.rows[with_index].over(&without.rows[without_index]);
+    let without = cells.iter().find(|report| {
+        let (cell, same) = (&report.cell, &with.cell);
+        cell.idle == 0 && (cell.connections, cell.depth) == (same.connections, same.depth)
+    })?;
+    let ratio = with.row(name)?.over(without.row(name)?, Figure::RequestsPerCpuSecond);
     let what =
         format!("{} / {}: {name}, requests per CPU-second", with.cell.name, without.cell.name);
-    Some(at_least(what, 0.97, ratio))
+    Some(AtLeast(0.97).goal(what, ratio))
 }
 
-fn at_least(what: String, wanted: f64, value: Option<Spread>) -> Goal {
-    let met = value.map(|value| value.median >= wanted);
-    Goal { what, wanted: format!("≥ {wanted}"), value, met }
+/// Memory of connections with nothing to say, and a server that rests with them.
+fn at_rest(name: &str, idle: &[IdleRow]) -> Vec<Goal> {
+    let Some(row) = idle.iter().find(|row| row.candidate == name) else { return Vec::new() };
+    let bytes = [row.silent_bytes, row.used_bytes].into_iter().flatten().reduce(f64::max);
+    let what = format!("{name}: resident bytes per idle connection, of {}", row.connections);
+    let memory = AtMost(IDLE_BYTES_MAX).goal(what, Spread::of(bytes));
+    let what = format!("{name}: times an idle server runs, so system calls it may have made");
+    let runs = row.rest.map(|rest| rest.runs as f64);
+    vec![memory, AtMost(0.0).goal(what, Spread::of(runs))]
 }
 
-fn at_most(what: String, wanted: f64, value: Option<f64>) -> Goal {
-    let value = Spread::of(value);
-    let met = value.map(|value| value.median <= wanted);
-    Goal { what, wanted: format!("≤ {wanted}"), value, met }
+#[derive(Clone, Copy)]
+enum Wanted {
+    AtLeast(f64),
+    AtMost(f64),
+}
+use Wanted::{AtLeast, AtMost};
+
+impl Wanted {
+    fn goal(self, what: String, value: Option<Spread>) -> Goal {
+        let (sign, bound) = match self {
+            AtLeast(bound) => ("≥", bound),
+            AtMost(bound) => ("≤", bound),
+        };
+        let met = value.map(|value| match self {
+            AtLeast(bound) => value.median >= bound,
+            AtMost(bound) => value.median <= bound,
+        });
+        // Three digits are enough, also for a sixth.
+        let wanted = format!("{sign} {}", (bound * 1e3).round() / 1e3);
+        Goal { what, wanted, value, met }
+    }
 }
 
 const IDLE_BYTES_MAX: f64 = 1024.0;
@@ -79,26 +175,119 @@ const IDLE_BYTES_MAX: f64 = 1024.0;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::model::Round;
     use crate::compare::model::tests::{round, row};
-    use ringpoll::{Backend, Placement};
+    use crate::compare::plan::Cell;
+    use ringpoll::Placement;
 
-    fn cell(name: &str, connections: u32, depth: u32, idle: u32) -> Cell {
-        Cell { name: name.into(), connections, depth, idle, payload_bytes: 1024 }
-    }
+    const OUR_URING: &str = "ringpoll uring inline";
+    const SPINNING: &str = "ringpoll uring inline spinning";
 
     #[test]
     fn each_goal_is_met_missed_or_not_measured() {
-        let ours = Candidate::Ringpoll(Backend::Epoll, Placement::Inline);
-        let name = ours.to_string();
-        let mut first = row(&name, vec![round(0, 100.0)]);
-        first.over_tokio = Spread::of([0.99, 1.01, 1.05]);
-        let busy = CellReport { cell: cell("100 × 1", 100, 1, 0), rows: vec![first] };
-        let beside = CellReport {
-            cell: cell("idle", 100, 1, 400),
-            rows: vec![row(&name, vec![round(0, 90.0)])],
+        let busy =
+            report(Cell::new(100, 1, 0, 1024), vec![(OUR_EPOLL, 100.0, 1.0), ("tokio", 99.0, 1.0)]);
+        let beside = report(Cell::new(100, 1, 400, 1024), vec![(OUR_EPOLL, 90.0, 1.0)]);
+        let goals = judge(&[ours(Backend::Epoll)], &[busy, beside], &[]);
+        assert_eq!(met(&goals), [Some(true), None, Some(true), Some(false)]);
+    }
+
+    #[test]
+    fn io_uring_is_held_against_our_epoll_tokio_and_the_bare_ring() {
+        let rows = vec![
+            (OUR_EPOLL, 100.0, 10.0),
+            (OUR_URING, 104.0, 9.9),
+            ("tokio", 100.0, 10.0),
+            ("bare-ring", 105.0, 9.0),
+        ];
+        let goals =
+            judge(&[ours(Backend::Uring)], &[report(Cell::new(1000, 1, 0, 1024), rows)], &[]);
+        let wanted: Vec<_> = goals.iter().map(|goal| goal.wanted.as_str()).collect();
+        assert_eq!(wanted, ["≥ 1.03", "≥ 1.05", "≥ 0.95", "≤ 1"]);
+        assert_eq!(met(&goals), [Some(true), Some(false), Some(true), Some(true)]);
+    }
+
+    #[test]
+    fn one_connection_is_judged_by_its_latency_with_and_without_a_spinning_poller() {
+        let rows = vec![(OUR_EPOLL, 1.0, 100.0), (OUR_URING, 1.0, 104.0), (SPINNING, 0.1, 61.0)];
+        let cells = [report(Cell::new(1, 1, 0, 1024), rows)];
+        let uring = ours(Backend::Uring);
+        let with = [ours(Backend::Epoll), uring.clone(), Candidate::spinning(Backend::Uring)];
+        assert_eq!(met(&judge(&with, &cells, &[])), [Some(true), Some(false)]);
+        assert_eq!(met(&judge(&[uring], &cells, &[])), [Some(true)]);
+    }
+
+    #[test]
+    fn system_calls_are_judged_inside_and_where_they_were_counted_outside() {
+        let mut cell = report(
+            Cell::new(4, 64, 0, 1024),
+            vec![(OUR_EPOLL, 1.0, 1.0), (OUR_URING, 1.0, 1.0), ("tokio-framed", 0.5, 1.0)],
+        );
+        let inside = |cell: &CellReport| {
+            met(&judge(&[ours(Backend::Uring)], std::slice::from_ref(cell), &[]))
         };
-        let goals = judge(&[ours], &[busy, beside], &[]);
-        let met: Vec<_> = goals.iter().map(|goal| goal.met).collect();
-        assert_eq!(met, [Some(true), None, None, Some(false)]);
+        set_calls(&mut cell, OUR_URING, 0.04);
+        assert_eq!(inside(&cell), [Some(true), Some(true), Some(true)]);
+        cell.rows[1].system_calls_by_perf = Some(0.06);
+        assert_eq!(inside(&cell), [Some(true), Some(true), Some(true), Some(false)]);
+
+        let mut cell =
+            report(Cell::new(100, 1, 0, 1024), vec![(OUR_EPOLL, 1.0, 1.0), (OUR_URING, 1.0, 1.0)]);
+        set_calls(&mut cell, OUR_EPOLL, 2.4);
+        set_calls(&mut cell, OUR_URING, 0.41);
+        let goals = judge(&[ours(Backend::Uring)], &[cell], &[]);
+        let last = goals.last().unwrap();
+        assert_eq!((last.wanted.as_str(), last.met), ("≤ 0.167", Some(false)));
+    }
+
+    #[test]
+    fn hybrid_and_servers_with_more_arguments_have_only_the_goals_that_all_have() {
+        let hybrid = ours(Backend::Hybrid);
+        let variant = Candidate::Ringpoll {
+            backend: Backend::Uring,
+            placement: Placement::Inline,
+            spinning: false,
+            extra: vec!["--bundles".to_owned()],
+        };
+        let (name, other) = (hybrid.to_string(), variant.to_string());
+        let cells =
+            [report(Cell::new(100, 1, 0, 1024), vec![(&name, 1.0, 1.0), (&other, 1.0, 1.0)])];
+        let idle = [&name, &other].map(|name| IdleRow {
+            candidate: name.clone(),
+            connections: 10,
+            failure: None,
+            silent_bytes: Some(800.0),
+            used_bytes: Some(1025.0),
+            rest: None,
+        });
+        assert_eq!(met(&judge(&[hybrid, variant], &cells, &idle)), [Some(false), None]);
+    }
+
+    #[test]
+    fn the_server_that_others_are_held_against_has_that_name() {
+        assert_eq!(ours(Backend::Epoll).to_string(), OUR_EPOLL);
+        assert_eq!(Candidate::spinning(Backend::Uring).to_string(), SPINNING);
+    }
+
+    fn ours(backend: Backend) -> Candidate {
+        Candidate::ours(backend, Placement::Inline)
+    }
+
+    fn met(goals: &[Goal]) -> Vec<Option<bool>> {
+        goals.iter().map(|goal| goal.met).collect()
+    }
+
+    /// Rows of one round: name, requests per CPU-second, P50.
+    fn report(cell: Cell, rows: Vec<(&str, f64, f64)>) -> CellReport {
+        let rows = rows.into_iter().map(|(name, per_cpu_s, p50_us)| {
+            row(name, vec![Round { p50_us, ..round(0, per_cpu_s) }])
+        });
+        CellReport { cell, rows: rows.collect() }
+    }
+
+    fn set_calls(report: &mut CellReport, name: &str, calls: f64) {
+        let found = report.rows.iter_mut().find(|row| row.candidate == name).unwrap();
+        let rounds = vec![Round { system_calls_per_request: Some(calls), ..round(0, 1.0) }];
+        *found = row(name, rounds);
     }
 }

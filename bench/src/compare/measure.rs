@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::compare::candidate::Candidate;
 use crate::compare::child::Server;
 use crate::compare::model::{IdleRow, Rest, Round};
-use crate::compare::plan::{Candidate, Cell, Settings};
+use crate::compare::plan::{Cell, Settings};
 use crate::error::{Failure, Result};
 use crate::host::cpu::Ticks;
 use crate::host::process::{CpuUse, resident_bytes};
@@ -17,7 +18,7 @@ use crate::wire::Template;
 
 /// A candidate under one kind of traffic, once.
 pub(crate) fn round(
-    candidate: Candidate,
+    candidate: &Candidate,
     cell: &Cell,
     settings: &Settings,
     index: u32,
@@ -49,13 +50,14 @@ pub(crate) fn round(
         rss_bytes: seen.rss_bytes,
         system_calls_per_request: system_calls
             .map(|calls| calls as f64 / outcome.requests_ever as f64),
+        completions_per_wait: counters["completions_per_wait"].as_f64(),
     })
 }
 
 /// System calls per request, counted by the kernel. Counting costs time, so such a run is good for
 /// nothing else.
 pub(crate) fn system_calls_by_perf(
-    candidate: Candidate,
+    candidate: &Candidate,
     cell: &Cell,
     settings: &Settings,
 ) -> Result<f64> {
@@ -71,7 +73,7 @@ pub(crate) fn system_calls_by_perf(
 
 /// Memory per idle connection, and whether an idle server rests.
 pub(crate) fn idle(
-    candidate: Candidate,
+    candidate: &Candidate,
     connections: u32,
     window: Option<Duration>,
     settings: &Settings,
@@ -91,7 +93,7 @@ pub(crate) fn idle(
 }
 
 fn watch_idle(
-    candidate: Candidate,
+    candidate: &Candidate,
     window: Option<Duration>,
     settings: &Settings,
     row: &mut IdleRow,

@@ -4,6 +4,7 @@
 //! the candidates and rotate their order, so that whatever the host does meanwhile happens to all
 //! of them.
 
+mod candidate;
 mod child;
 mod goals;
 mod measure;
@@ -14,8 +15,9 @@ mod progress;
 use std::time::{Duration, Instant};
 
 use crate::cli::CompareArgs;
-use crate::compare::model::{CellReport, IdleRow, Report, Row, Summary};
-use crate::compare::plan::{Candidate, Cell, Settings};
+use crate::compare::candidate::Candidate;
+use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row, Summary};
+use crate::compare::plan::{Cell, Settings};
 use crate::compare::progress::Progress;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
@@ -23,6 +25,7 @@ use crate::{load, report};
 
 /// The subcommand.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    candidate::refuse_switches()?;
     // Before the minutes of measuring, not after them.
     std::fs::create_dir_all(&args.out)
         .map_err(Failure::at(format!("create {}", args.out.display())))?;
@@ -48,14 +51,15 @@ struct Comparison {
 
 impl Comparison {
     fn new(args: &CompareArgs) -> Result<Comparison> {
-        let candidates = plan::candidates(args);
+        let pinned = plan::pinned(args)?;
+        let candidates = candidate::candidates(args, pinned.is_some())?;
         let cells = plan::cells(args);
         let rows =
             |cell: &Cell| candidates.iter().filter(|one| one.suits(cell)).map(Row::new).collect();
         let cells: Vec<_> =
             cells.into_iter().map(|cell| CellReport { rows: rows(&cell), cell }).collect();
         let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
-        let settings = Settings::new(args, measurements)?;
+        let settings = Settings::new(args, pinned, measurements);
         let mut notes = Vec::new();
         match &settings.pinned {
             Some(pinned) => notes.push(format!(
@@ -129,7 +133,7 @@ impl Comparison {
     fn measure(&mut self, cell_index: usize, which: usize, index: u32) {
         let CellReport { cell, rows } = &mut self.cells[cell_index];
         let row = &mut rows[which];
-        let candidate = row.server;
+        let candidate = &row.server;
         if row.failure.is_some() {
             return;
         }
@@ -152,7 +156,7 @@ impl Comparison {
                  {fds} file descriptors are allowed."
             ));
         }
-        for candidate in self.candidates.clone() {
+        for candidate in &self.candidates {
             if !candidate.suits_idle() {
                 self.progress.step();
                 continue;
@@ -178,7 +182,11 @@ impl Comparison {
                 continue;
             }
             for row in rows {
-                let candidate = row.server;
+                self.progress.step();
+                if row.failure.is_some() {
+                    continue;
+                }
+                let candidate = &row.server;
                 self.progress.show(&format!("perf, {}: {candidate}", cell.name));
                 match measure::system_calls_by_perf(candidate, cell, &self.settings) {
                     Ok(calls) => row.system_calls_by_perf = Some(calls),
@@ -186,7 +194,6 @@ impl Comparison {
                         self.notes.push(format!("perf, {}, {candidate}: {failure}", cell.name));
                     }
                 }
-                self.progress.step();
             }
         }
     }
@@ -209,6 +216,7 @@ impl Comparison {
         }
         Ok(Report {
             goals: goals::judge(&self.candidates, &self.cells, &self.idle),
+            candidates: self.candidates.iter().map(Candidate::to_string).collect(),
             host: self.host,
             settings: self.settings,
             cells: self.cells,
@@ -221,20 +229,21 @@ impl Comparison {
 
 fn summarize(rows: &mut [Row]) {
     for index in 0..rows.len() {
-        let over = |peer| {
-            let other = rows.iter().find(|row| row.candidate == peer)?;
-            rows[index].over(other)
+        let over = |names: &[&str], figure| {
+            let other = rows.iter().find(|row| names.contains(&row.candidate.as_str()))?;
+            rows[index].over(other, figure)
         };
-        let (over_tokio, over_bare) = (over("tokio"), over("bare-epoll"));
-        let over_framed = over("tokio-framed");
-        let p50_over_tokio = rows
-            .iter()
-            .find(|row| row.candidate == "tokio")
-            .and_then(|tokio| rows[index].p50_over(tokio));
+        let rate = |names| over(names, Figure::RequestsPerCpuSecond);
+        let (over_tokio, over_framed) = (rate(&["tokio"]), rate(&["tokio-framed"]));
+        // Only one of the two rings is measured under one kind of traffic.
+        let over_bare_ring = rate(&["bare-ring", "bare-ring-64k"]);
+        let (over_bare, over_epoll) = (rate(&["bare-epoll"]), rate(&[goals::OUR_EPOLL]));
+        let p50_over_tokio = over(&["tokio"], Figure::P50);
         let row = &mut rows[index];
         row.summary = Summary::of(&row.rounds);
-        (row.over_tokio, row.over_bare) = (over_tokio, over_bare);
-        (row.over_framed, row.p50_over_tokio) = (over_framed, p50_over_tokio);
+        (row.over_tokio, row.over_framed) = (over_tokio, over_framed);
+        (row.over_bare, row.over_bare_ring) = (over_bare, over_bare_ring);
+        (row.over_epoll, row.p50_over_tokio) = (over_epoll, p50_over_tokio);
     }
 }
 

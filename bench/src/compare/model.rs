@@ -1,8 +1,11 @@
 //! What a comparison found, in the shape of its JSON file.
 
+use std::fmt;
+
 use serde::Serialize;
 
-use crate::compare::plan::{Candidate, Cell, Settings};
+use crate::compare::candidate::Candidate;
+use crate::compare::plan::{Cell, Settings};
 use crate::host::Host;
 
 /// Everything.
@@ -10,12 +13,21 @@ use crate::host::Host;
 pub(crate) struct Report {
     pub(crate) host: Host,
     pub(crate) settings: Settings,
+    /// Every name, in the order of the rows; a row may be missing where it says nothing.
+    pub(crate) candidates: Vec<String>,
     pub(crate) cells: Vec<CellReport>,
     pub(crate) idle: Vec<IdleRow>,
     pub(crate) goals: Vec<Goal>,
     /// What a reader must know to read the figures right.
     pub(crate) notes: Vec<String>,
     pub(crate) elapsed_s: f64,
+}
+
+impl Report {
+    /// The number of a candidate, which is the same in all tables and drawings.
+    pub(crate) fn series(&self, candidate: &str) -> usize {
+        self.candidates.iter().position(|name| name == candidate).unwrap_or(0)
+    }
 }
 
 /// All candidates under one kind of traffic.
@@ -39,6 +51,10 @@ pub(crate) struct Row {
     pub(crate) over_tokio: Option<Spread>,
     pub(crate) over_bare: Option<Spread>,
     pub(crate) over_framed: Option<Spread>,
+    /// The bare ring whose buffers suit this traffic.
+    pub(crate) over_bare_ring: Option<Spread>,
+    /// Our own server on epoll, inline.
+    pub(crate) over_epoll: Option<Spread>,
     /// Median latency over tokio's, of the same rounds.
     pub(crate) p50_over_tokio: Option<Spread>,
     /// System calls per request counted from outside, connection set-up included.
@@ -68,6 +84,36 @@ pub(crate) struct Round {
     pub(crate) rss_bytes: u64,
     /// By the server's own count, over its whole life.
     pub(crate) system_calls_per_request: Option<f64>,
+    /// What one visit to the kernel brought back; `None` without a ring.
+    pub(crate) completions_per_wait: Option<f64>,
+}
+
+/// What two rows are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figure {
+    RequestsPerCpuSecond,
+    P50,
+    SystemCallsPerRequest,
+}
+
+impl Figure {
+    fn of(self, round: &Round) -> Option<f64> {
+        match self {
+            Figure::RequestsPerCpuSecond => Some(round.per_cpu_s),
+            Figure::P50 => Some(round.p50_us),
+            Figure::SystemCallsPerRequest => round.system_calls_per_request,
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Figure::RequestsPerCpuSecond => "requests per CPU-second",
+            Figure::P50 => "P50",
+            Figure::SystemCallsPerRequest => "system calls per request",
+        })
+    }
 }
 
 /// All rounds of a row.
@@ -161,34 +207,32 @@ impl Row {
     pub(crate) fn new(candidate: &Candidate) -> Row {
         Row {
             candidate: candidate.to_string(),
-            server: *candidate,
+            server: candidate.clone(),
             rounds: Vec::new(),
             failure: None,
             summary: None,
             over_tokio: None,
             over_bare: None,
             over_framed: None,
+            over_bare_ring: None,
+            over_epoll: None,
             p50_over_tokio: None,
             system_calls_by_perf: None,
         }
     }
 
-    /// Requests per CPU-second over another row's, round by round: what slows the host for a while
-    /// slows both.
-    pub(crate) fn over(&self, other: &Row) -> Option<Spread> {
-        self.ratio(other, |round| round.per_cpu_s)
-    }
-
-    /// Median latency over another row's, round by round.
-    pub(crate) fn p50_over(&self, other: &Row) -> Option<Spread> {
-        self.ratio(other, |round| round.p50_us)
-    }
-
-    fn ratio(&self, other: &Row, figure: impl Fn(&Round) -> f64) -> Option<Spread> {
+    /// A figure over another row's, round by round: what slows the host for a while slows both.
+    pub(crate) fn over(&self, other: &Row, figure: Figure) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| {
             let same = other.rounds.iter().find(|theirs| theirs.index == round.index)?;
-            Some(figure(round) / figure(same))
+            Some(figure.of(round)? / figure.of(same)?)
         }))
+    }
+}
+
+impl CellReport {
+    pub(crate) fn row(&self, candidate: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.candidate == candidate)
     }
 }
 
@@ -212,19 +256,22 @@ pub(crate) mod tests {
             others_percent: 0.0,
             rss_bytes: 4096,
             system_calls_per_request: None,
+            completions_per_wait: None,
         }
     }
 
     pub(crate) fn row(candidate: &str, rounds: Vec<Round>) -> Row {
         Row {
             candidate: candidate.into(),
-            server: Candidate::Ringpoll(Default::default(), Default::default()),
+            server: Candidate::ours(Default::default(), Default::default()),
             summary: Summary::of(&rounds),
             rounds,
             failure: None,
             over_tokio: None,
             over_bare: None,
             over_framed: None,
+            over_bare_ring: None,
+            over_epoll: None,
             p50_over_tokio: None,
             system_calls_by_perf: None,
         }
@@ -241,7 +288,9 @@ pub(crate) mod tests {
     fn a_ratio_compares_rounds_of_the_same_number() {
         let ours = row("a", vec![round(0, 10.0), round(1, 30.0), round(2, 7.0)]);
         let theirs = row("b", vec![round(0, 10.0), round(1, 20.0)]);
-        assert_eq!(ours.over(&theirs), Some(Spread { median: 1.25, min: 1.0, max: 1.5 }));
-        assert_eq!(ours.over(&row("c", vec![])), None);
+        let rate = Figure::RequestsPerCpuSecond;
+        assert_eq!(ours.over(&theirs, rate), Some(Spread { median: 1.25, min: 1.0, max: 1.5 }));
+        assert_eq!(ours.over(&row("c", vec![]), rate), None);
+        assert_eq!(ours.over(&theirs, Figure::SystemCallsPerRequest), None);
     }
 }

@@ -1,78 +1,14 @@
-//! Who is measured, under what traffic, for how long, on which CPUs.
+//! Under what traffic, for how long, and on which CPUs the candidates are measured.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringpoll::{Backend, Placement};
 use serde::Serialize;
 
 use crate::cli::CompareArgs;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
 use crate::load::Plan;
-use crate::peers::Peer;
-
-/// A server to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Candidate {
-    Ringpoll(Backend, Placement),
-    Peer(Peer),
-}
-
-impl Candidate {
-    pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Candidate::Ringpoll(..))
-    }
-
-    /// Ours with handlers on the poller: the ones the goals are about.
-    pub(crate) fn is_inline(&self) -> bool {
-        matches!(self, Candidate::Ringpoll(_, Placement::Inline))
-    }
-
-    /// Whether the candidate is worth measuring under this traffic.
-    pub(crate) fn suits(&self, cell: &Cell) -> bool {
-        !self.is_framed() || cell.depth > 1
-    }
-
-    /// Whether it is worth watching with nothing to do.
-    pub(crate) fn suits_idle(self) -> bool {
-        !self.is_framed()
-    }
-
-    /// Only says something about pipelined requests; one at a time, it is the other tokio server
-    /// with one system call more.
-    fn is_framed(self) -> bool {
-        self == Candidate::Peer(Peer::TokioFramed)
-    }
-
-    /// The command line that starts it on a port of the kernel's choice.
-    pub(crate) fn args(self, frame_max: u32) -> Vec<String> {
-        let mut args = match self {
-            Candidate::Ringpoll(backend, placement) => vec![
-                "serve".to_owned(),
-                format!("--backend={backend}"),
-                format!("--placement={placement}"),
-            ],
-            Candidate::Peer(peer) => vec!["peer".to_owned(), peer.to_string()],
-        };
-        args.extend([
-            "--addr=127.0.0.1:0".to_owned(),
-            format!("--die-with={}", std::process::id()),
-        ]);
-        args.push(format!("--frame-max={frame_max}"));
-        args
-    }
-}
-
-impl fmt::Display for Candidate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Candidate::Ringpoll(backend, placement) => write!(f, "ringpoll {backend} {placement}"),
-            Candidate::Peer(peer) => peer.fmt(f),
-        }
-    }
-}
 
 /// One kind of traffic.
 #[derive(Clone, Debug, Serialize)]
@@ -85,10 +21,15 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    fn new(connections: u32, depth: u32, idle: u32, payload_bytes: u32) -> Cell {
+    pub(crate) fn new(connections: u32, depth: u32, idle: u32, payload_bytes: u32) -> Cell {
         let silent = if idle == 0 { String::new() } else { format!(" + {idle} idle") };
         let name = format!("{connections} × {depth}{silent}");
         Cell { name, connections, depth, idle, payload_bytes }
+    }
+
+    /// One request at a time in all: nothing but latency.
+    pub(crate) fn is_ping_pong(&self) -> bool {
+        (self.connections, self.depth, self.idle) == (1, 1, 0)
     }
 
     pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Plan {
@@ -126,7 +67,11 @@ pub(crate) struct Pinned {
 }
 
 impl Settings {
-    pub(crate) fn new(args: &CompareArgs, measurements_per_round: usize) -> Result<Settings> {
+    pub(crate) fn new(
+        args: &CompareArgs,
+        pinned: Option<Pinned>,
+        measurements_per_round: usize,
+    ) -> Settings {
         let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
         let duration = args.duration.unwrap_or_else(|| {
             if !args.quick {
@@ -135,15 +80,15 @@ impl Settings {
             let share = QUICK_ROUNDS_S / (measurements_per_round.max(1) as f64 * f64::from(rounds));
             Duration::from_secs_f64((share - QUICK_OVERHEAD_S).clamp(0.1, 0.6))
         });
-        Ok(Settings {
+        Settings {
             quick: args.quick,
             rounds,
             duration_s: duration.as_secs_f64(),
             warmup_s: (duration.as_secs_f64() / 5.0).min(0.3),
-            pinned: pinned(args)?,
+            pinned,
             frame_max: args.frame_max.0,
             program_version: env!("CARGO_PKG_VERSION"),
-        })
+        }
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -159,28 +104,13 @@ impl Settings {
     }
 }
 
-/// Ours first, then the peers, in the order they were named.
-pub(crate) fn candidates(args: &CompareArgs) -> Vec<Candidate> {
-    let ours = args.backends.iter().flat_map(|backend| {
-        args.placements.iter().map(|placement| Candidate::Ringpoll(*backend, *placement))
-    });
-    let mut all: Vec<Candidate> = Vec::new();
-    for candidate in ours.chain(args.peers.0.iter().map(|peer| Candidate::Peer(*peer))) {
-        if !all.contains(&candidate) {
-            all.push(candidate);
-        }
-    }
-    all
-}
-
 pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
     let bytes = args.size.0;
     let depth = args.depth.unwrap_or(1);
-    let mut cells: Vec<Cell> = args
-        .connections
-        .iter()
-        .map(|connections| Cell::new(*connections, depth, 0, bytes))
-        .collect();
+    let usual = if args.quick { QUICK_CONNECTIONS } else { CONNECTIONS };
+    let connections = args.connections.as_deref().unwrap_or(usual);
+    let mut cells: Vec<Cell> =
+        connections.iter().map(|connections| Cell::new(*connections, depth, 0, bytes)).collect();
     if args.depth.is_none() {
         cells.push(Cell::new(4, 64, 0, bytes));
     }
@@ -196,7 +126,7 @@ pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
 }
 
 /// Server and client on CPUs of their own, where there are two.
-fn pinned(args: &CompareArgs) -> Result<Option<Pinned>> {
+pub(crate) fn pinned(args: &CompareArgs) -> Result<Option<Pinned>> {
     let allowed = cpu::allowed()?;
     for cpus in [&args.server_cpus, &args.client_cpus].into_iter().flatten() {
         if let Some(cpu) = cpus.0.iter().find(|cpu| !allowed.contains(cpu)) {
@@ -233,7 +163,9 @@ fn pinned(args: &CompareArgs) -> Result<Option<Pinned>> {
 
 /// Of the 90 seconds of `--quick`, those for the rounds; the rest is for the idle rows, the report,
 /// and bad luck.
-const QUICK_ROUNDS_S: f64 = 50.0;
+const QUICK_ROUNDS_S: f64 = 48.0;
 /// Starting, connecting, warming up, draining and stopping, per measurement.
 const QUICK_OVERHEAD_S: f64 = 0.3;
 const ACTIVE_BESIDE_IDLE: u32 = 100;
+const CONNECTIONS: &[u32] = &[1, 10, 100, 1000];
+const QUICK_CONNECTIONS: &[u32] = &[1, 100, 1000];

@@ -2,19 +2,23 @@
 //! ready.
 
 mod bare_epoll;
+mod bare_ring;
+mod ring;
 mod tokio;
 
 use std::fmt;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use serde_json::{Value, json};
 
+use self::bare_ring::Shape;
 use self::tokio::Style;
-use crate::cli::{PeerArgs, resolve};
+use crate::cli::{Bytes, PeerArgs, resolve};
 use crate::error::{Failure, Result};
-use crate::signals;
+use crate::{host, signals};
 
 /// A server that is not ringpoll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +31,39 @@ pub(crate) enum Peer {
     TokioMt,
     /// No library: what epoll and TCP cost by themselves. The limit.
     BareEpoll,
+    /// The same with io_uring, and receive buffers for single requests.
+    BareRing,
+    /// The same with io_uring, and receive buffers for pipelined requests.
+    BareRing64k,
 }
 
 impl Peer {
-    const ALL: [(&'static str, Peer); 4] = [
+    const ALL: [(&'static str, Peer); 6] = [
         ("tokio", Peer::Tokio),
         ("tokio-framed", Peer::TokioFramed),
         ("tokio-mt", Peer::TokioMt),
         ("bare-epoll", Peer::BareEpoll),
+        ("bare-ring", Peer::BareRing),
+        ("bare-ring-64k", Peer::BareRing64k),
     ];
+
+    /// How many threads serve.
+    fn thread_count(self) -> usize {
+        match self {
+            Peer::TokioMt => std::thread::available_parallelism().map_or(1, usize::from),
+            _ => 1,
+        }
+    }
+
+    /// The ring of a peer that has one.
+    fn ring_shape(self) -> Option<Shape> {
+        let (buffer_count, buffer_bytes) = match self {
+            Peer::BareRing => (256, 4 << 10),
+            Peer::BareRing64k => (16, 64 << 10),
+            _ => return None,
+        };
+        Some(Shape { buffer_count, buffer_bytes, direct_files: 0 })
+    }
 }
 
 impl FromStr for Peer {
@@ -59,41 +87,78 @@ impl fmt::Display for Peer {
 
 /// The subcommand: serves until a signal.
 pub(crate) fn run(args: &PeerArgs) -> Result<()> {
+    let shape = ring_shape(args)?;
     args.die_with.map_or(Ok(()), signals::die_with)?;
     let stop = signals::stop_stream()?;
-    let listener = listen_on(&args.addr)?;
+    let listener = listen_on(args)?;
     listener.set_nonblocking(true).map_err(Failure::at("listener"))?;
     let addr = listener.local_addr().map_err(Failure::at("listener"))?;
-    let threads = match args.peer {
-        Peer::TokioMt => std::thread::available_parallelism().map_or(1, usize::from),
-        Peer::Tokio | Peer::TokioFramed | Peer::BareEpoll => 1,
-    };
+    let threads = args.peer.thread_count();
     let placement = if args.peer == Peer::TokioMt { "work-stealing" } else { "one-thread" };
     // Connections that arrive from here on wait in the accept queue: the line tells no lie.
     println!("listening on {addr} backend={} placement={placement} pollers={threads}", args.peer);
     let frame_max = args.frame_max.0 as usize;
-    let counters = match args.peer {
-        Peer::BareEpoll => bare_epoll::serve(&listener, &stop, frame_max)?,
-        Peer::Tokio => tokio::serve_on_one_thread(listener, stop, frame_max, Style::Batched)?,
-        Peer::TokioFramed => tokio::serve_on_one_thread(listener, stop, frame_max, Style::Framed)?,
-        Peer::TokioMt => tokio::serve_on_many(listener, stop, frame_max, threads)?,
+    let counters = match (args.peer, shape) {
+        (_, Some(shape)) => bare_ring::serve(&listener, &stop, frame_max, shape)?,
+        (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, frame_max, Style::Batched)?,
+        (Peer::TokioFramed, _) => {
+            tokio::serve_on_one_thread(listener, stop, frame_max, Style::Framed)?
+        }
+        (Peer::TokioMt, _) => tokio::serve_on_many(listener, stop, frame_max, threads)?,
+        _ => bare_epoll::serve(&listener, &stop, frame_max)?,
     };
     println!("{counters}");
     Ok(())
 }
 
-/// With the backlog ringpoll has: 1000 connections at once must not depend on who accepts faster.
-fn listen_on(addr: &str) -> Result<TcpListener> {
-    let failed = |error: rustix::io::Errno| {
-        Failure::new(format!("listen {addr}: {}", std::io::Error::from(error)))
+/// The ring of the peer, with the descriptors that were asked for.
+fn ring_shape(args: &PeerArgs) -> Result<Option<Shape>> {
+    let shape = args.peer.ring_shape();
+    if !args.direct_fds {
+        return Ok(shape);
+    }
+    let Some(shape) = shape else {
+        return Err(Failure::new(format!("--direct-fds: peer {} has no ring", args.peer)));
     };
-    let found = resolve(addr)?[0];
+    // The kernel allows a table as large as the process' own.
+    let files = host::fds_up_to(DIRECT_FILES_MAX).min(DIRECT_FILES_MAX);
+    Ok(Some(Shape { direct_files: files as u32, ..shape }))
+}
+
+/// With the backlog ringpoll has: 1000 connections at once must not depend on who accepts faster.
+fn listen_on(args: &PeerArgs) -> Result<TcpListener> {
+    let failed = |error: rustix::io::Errno| {
+        Failure::new(format!("listen {}: {}", args.addr, std::io::Error::from(error)))
+    };
+    let found = resolve(&args.addr)?[0];
     let family = if found.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    set_options(&fd, args)?;
     sockopt::set_socket_reuseaddr(&fd, true).map_err(failed)?;
     bind(&fd, &found).map_err(failed)?;
     listen(&fd, BACKLOG).map_err(failed)?;
     Ok(fd.into())
+}
+
+/// Options of the connections: each inherits them from the listener that accepts it.
+fn set_options(fd: &OwnedFd, args: &PeerArgs) -> Result<()> {
+    let failed = |what: String| {
+        move |error| Failure::new(format!("{what}: {}", std::io::Error::from(error)))
+    };
+    sockopt::set_tcp_nodelay(fd, true).map_err(failed("no delay".into()))?;
+    if let Some(name) = &args.congestion {
+        let set = sockopt::set_tcp_congestion(fd, name);
+        set.map_err(failed(format!("--congestion {name}")))?;
+    }
+    if let Some(Bytes(bytes)) = args.rcvbuf {
+        let set = sockopt::set_socket_recv_buffer_size(fd, bytes as usize);
+        set.map_err(failed(format!("--rcvbuf {bytes}")))?;
+    }
+    if let Some(Bytes(bytes)) = args.sndbuf {
+        let set = sockopt::set_socket_send_buffer_size(fd, bytes as usize);
+        set.map_err(failed(format!("--sndbuf {bytes}")))?;
+    }
+    Ok(())
 }
 
 /// What a server tells at its end; `None` where it does not count.
@@ -102,3 +167,5 @@ fn counters(accepted: u64, system_calls: Option<u64>) -> Value {
 }
 
 const BACKLOG: i32 = 4096;
+/// Entries of a ring's own table of descriptors.
+const DIRECT_FILES_MAX: u64 = 32 << 10;

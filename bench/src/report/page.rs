@@ -9,10 +9,10 @@ use crate::error::{Failure, Result};
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page<'a> {
-    legend: Vec<String>,
+    legend: &'a [String],
+    colors: usize,
     over_connections: Option<String>,
     cells: Vec<CellView<'a>>,
-    row_head: &'a [&'a str],
     idle_head: &'a [&'a str],
     idle: Vec<Vec<String>>,
     idle_plot: String,
@@ -28,6 +28,7 @@ struct CellView<'a> {
     what: String,
     rates: String,
     latencies: String,
+    head: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
@@ -37,17 +38,15 @@ struct GoalView {
 }
 
 pub(super) fn render(report: &Report) -> Result<String> {
-    let candidates = report.cells.first().map_or(&[][..], |cell| &cell.rows[..]);
     let judged = report.goals.iter().filter_map(|goal| goal.met);
     let page = Page {
-        legend: candidates.iter().map(|row| row.candidate.clone()).collect(),
+        legend: &report.candidates,
+        colors: plot::COLORS,
         over_connections: plot::over_connections(report),
-        cells: report.cells.iter().map(view).collect(),
-        // The heading of a section has the traffic already.
-        row_head: &text::ROW_HEAD[1..],
+        cells: report.cells.iter().map(|cell| view(report, cell)).collect(),
         idle_head: &text::IDLE_HEAD,
         idle: report.idle.iter().map(text::idle).collect(),
-        idle_plot: plot::idle_bytes(&report.idle),
+        idle_plot: plot::idle_bytes(report),
         goals: report
             .goals
             .iter()
@@ -61,7 +60,8 @@ pub(super) fn render(report: &Report) -> Result<String> {
     page.render().map_err(Failure::at("write the report as HTML"))
 }
 
-fn view(cell: &CellReport) -> CellView<'_> {
+fn view<'a>(report: &Report, cell: &'a CellReport) -> CellView<'a> {
+    let (head, rows) = text::grid(cell);
     let traffic = &cell.cell;
     let idle = if traffic.idle == 0 {
         String::new()
@@ -74,9 +74,10 @@ fn view(cell: &CellReport) -> CellView<'_> {
             "{} connections, {} in flight on each{idle}; {} bytes each way",
             traffic.connections, traffic.depth, traffic.payload_bytes
         ),
-        rates: plot::rates(cell),
-        latencies: plot::latencies(cell),
-        rows: cell.rows.iter().map(|row| text::row(cell, row).split_off(1)).collect(),
+        rates: plot::rates(report, cell),
+        latencies: plot::latencies(report, cell),
+        head,
+        rows,
     }
 }
 

@@ -14,29 +14,30 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Requests per CPU-second: a bar per candidate, a line from the least to the greatest round.
-pub(super) fn rates(cell: &CellReport) -> String {
-    let bar = |(index, row, summary): (usize, &'_ Row, &'_ Summary)| {
-        (index, row.candidate.clone(), summary.per_cpu_s)
+pub(super) fn rates(report: &Report, cell: &CellReport) -> String {
+    let bar = |(row, summary): (&'_ Row, &'_ Summary)| {
+        (report.series(&row.candidate), row.candidate.clone(), summary.per_cpu_s)
     };
     let rows: Vec<_> = with_summary(&cell.rows).map(bar).collect();
     bars(&rows, short)
 }
 
 /// Resident bytes per idle connection that has had one request.
-pub(super) fn idle_bytes(idle: &[IdleRow]) -> String {
-    let bar = |(index, row): (usize, &IdleRow)| {
-        Some((index, row.candidate.clone(), Spread::of(row.used_bytes)?))
+pub(super) fn idle_bytes(report: &Report) -> String {
+    let bar = |row: &IdleRow| {
+        let used = Spread::of(row.used_bytes)?;
+        Some((report.series(&row.candidate), row.candidate.clone(), used))
     };
-    let rows: Vec<_> = idle.iter().enumerate().filter_map(bar).collect();
+    let rows: Vec<_> = report.idle.iter().filter_map(bar).collect();
     bars(&rows, |bytes| format!("{} B", short(bytes)))
 }
 
 /// From P50 (dot) to P99 (ring), with the P99 of the best and the worst round.
-pub(super) fn latencies(cell: &CellReport) -> String {
+pub(super) fn latencies(report: &Report, cell: &CellReport) -> String {
     let rows: Vec<_> = with_summary(&cell.rows).collect();
-    let max = rows.iter().map(|(_, _, summary)| summary.p99_us.max).fold(1.0, f64::max);
+    let max = rows.iter().map(|(_, summary)| summary.p99_us.max).fold(1.0, f64::max);
     draw(rows.len(), |area| {
-        for (line, (index, row, summary)) in rows.iter().enumerate() {
+        for (line, (row, summary)) in rows.iter().enumerate() {
             let y = TOP + LINE * line as i32 + 24;
             let at = |us: f64| (us / max * f64::from(BAR_WIDTH)) as i32 + 6;
             let (p50, p99) = (summary.p50_us, summary.p99_us);
@@ -46,7 +47,7 @@ pub(super) fn latencies(cell: &CellReport) -> String {
                 &row.candidate,
                 &format!("{:.0} / {:.0} µs", p50.median, p99.median),
             )?;
-            let color = series(*index);
+            let color = series(report.series(&row.candidate));
             whisker(area, (at(p99.min), at(p99.max)), y, 9)?;
             let line = [(at(p50.median), y), (at(p99.median), y)];
             area.draw(&PathElement::new(line, color.stroke_width(3)))?;
@@ -61,10 +62,10 @@ pub(super) fn latencies(cell: &CellReport) -> String {
 pub(super) fn over_connections(report: &Report) -> Option<String> {
     let cells: Vec<_> =
         report.cells.iter().filter(|cell| cell.cell.idle == 0 && cell.cell.depth == 1).collect();
-    let lines: Vec<(usize, Vec<(f64, f64)>)> = (0..cells.first()?.rows.len())
-        .map(|index| {
+    let lines: Vec<(usize, Vec<(f64, f64)>)> = (report.candidates.iter().enumerate())
+        .map(|(index, candidate)| {
             let point = |cell: &&CellReport| {
-                let summary = cell.rows[index].summary.as_ref()?;
+                let summary = cell.row(candidate)?.summary.as_ref()?;
                 Some((f64::from(cell.cell.connections), summary.per_cpu_s.median))
             };
             let mut points: Vec<_> = cells.iter().filter_map(point).collect();
@@ -175,19 +176,20 @@ fn whisker(area: &Area<'_>, (from, to): (i32, i32), y: i32, height: i32) -> Draw
     Ok(())
 }
 
-fn with_summary(rows: &[Row]) -> impl Iterator<Item = (usize, &Row, &Summary)> {
-    rows.iter().enumerate().filter_map(|(index, row)| Some((index, row, row.summary.as_ref()?)))
+fn with_summary(rows: &[Row]) -> impl Iterator<Item = (&Row, &Summary)> {
+    rows.iter().filter_map(|row| Some((row, row.summary.as_ref()?)))
 }
 
 fn failed(error: &dyn std::error::Error) -> String {
     format!("<p>not drawn: {}</p>", error.to_string().replace(['<', '&'], "?"))
 }
 
-/// `templates/report.html` has the same eight.
 fn series(index: usize) -> RGBColor {
-    RGBColor(3, (index % 8) as u8, 0)
+    RGBColor(3, (index % COLORS) as u8, 0)
 }
 
+/// `templates/report.html` has as many, `--s0` and on.
+pub(super) const COLORS: usize = 12;
 const INK: RGBColor = RGBColor(1, 1, 1);
 const FAINT: RGBColor = RGBColor(2, 2, 2);
 /// Narrow enough that the text is readable when a phone shows it at full width.

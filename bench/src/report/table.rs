@@ -11,14 +11,16 @@ use crate::compare::model::Report;
 /// Prints the whole report. A reader that closed the pipe has seen enough.
 pub(crate) fn print(report: &Report) {
     let mut text = String::new();
-    let rows =
-        report.cells.iter().flat_map(|cell| cell.rows.iter().map(|row| text::row(cell, row)));
-    text += &format!("{}\n\n", table(&text::ROW_HEAD, rows, 2));
+    for cell in &report.cells {
+        let (head, rows) = text::grid(cell);
+        text += &format!("{} (connections × depth)\n", cell.cell.name);
+        text += &format!("{}\n\n", table(&head, rows.into_iter()));
+    }
     if !report.idle.is_empty() {
-        text += &format!("{}\n\n", table(&text::IDLE_HEAD, report.idle.iter().map(text::idle), 1));
+        text += &format!("{}\n\n", table(&text::IDLE_HEAD, report.idle.iter().map(text::idle)));
     }
     if !report.goals.is_empty() {
-        text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal), 1));
+        text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal)));
     }
     for line in report.notes.iter().chain(&text::failures(report)) {
         text += &format!("{line}\n");
@@ -31,8 +33,8 @@ pub(crate) fn print(report: &Report) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// The first `text_columns` are words, the others figures.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, text_columns: usize) -> Table {
+/// The first column is words, the others figures.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(head.to_vec()).add_rows(rows);
     // A pipe has no width, and a table folded to a guessed one is hard to search.
@@ -42,7 +44,7 @@ fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, text_columns: u
     } else {
         ContentArrangement::Disabled
     });
-    for column in table.column_iter_mut().skip(text_columns) {
+    for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table

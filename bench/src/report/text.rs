@@ -2,8 +2,7 @@
 
 use crate::compare::model::{CellReport, Goal, IdleRow, Report, Row, Spread};
 
-pub(super) const ROW_HEAD: [&str; 13] = [
-    "connections × depth",
+pub(super) const ROW_HEAD: [&str; 14] = [
     "candidate",
     "requests/s",
     "per CPU-second",
@@ -16,6 +15,8 @@ pub(super) const ROW_HEAD: [&str; 13] = [
     "/ tokio",
     "/ tokio-framed",
     "/ bare-epoll",
+    "/ bare-ring",
+    "/ our epoll",
 ];
 
 pub(super) const IDLE_HEAD: [&str; 6] = [
@@ -29,8 +30,20 @@ pub(super) const IDLE_HEAD: [&str; 6] = [
 
 pub(super) const GOAL_HEAD: [&str; 4] = ["goal", "wanted", "found", ""];
 
-pub(super) fn row(report: &CellReport, row: &Row) -> Vec<String> {
-    let mut columns = vec![report.cell.name.clone(), row.candidate.clone()];
+/// A table: what its columns are called, and its rows.
+pub(super) type Grid = (Vec<&'static str>, Vec<Vec<String>>);
+
+/// The rows of one kind of traffic, without the columns that are empty for all of them.
+pub(super) fn grid(report: &CellReport) -> Grid {
+    let rows: Vec<_> = report.rows.iter().map(row).collect();
+    let is_kept = |column: &usize| rows.iter().any(|row| row[*column] != NOTHING);
+    let kept: Vec<usize> = (0..ROW_HEAD.len()).filter(is_kept).collect();
+    let keep = |row: &Vec<String>| kept.iter().map(|column| row[*column].clone()).collect();
+    (kept.iter().map(|column| ROW_HEAD[*column]).collect(), rows.iter().map(keep).collect())
+}
+
+fn row(row: &Row) -> Vec<String> {
+    let mut columns = vec![row.candidate.clone()];
     if let Some(summary) = &row.summary {
         columns.extend([
             short(summary.rps.median),
@@ -45,36 +58,46 @@ pub(super) fn row(report: &CellReport, row: &Row) -> Vec<String> {
             ratio(row.over_tokio),
             ratio(row.over_framed),
             ratio(row.over_bare),
+            ratio(row.over_bare_ring),
+            ratio(row.over_epoll),
         ]);
     } else {
         columns.push(if row.failure.is_some() { "failed" } else { "not measured" }.to_owned());
     }
-    columns.resize(ROW_HEAD.len(), "–".to_owned());
+    columns.resize(ROW_HEAD.len(), NOTHING.to_owned());
     columns
 }
 
-/// What the columns have no room for: why a row failed.
+/// What the columns have no room for: why a row failed. What stopped a candidate everywhere is
+/// said once.
 pub(super) fn failures(report: &Report) -> Vec<String> {
-    let mut lines = Vec::new();
-    for CellReport { cell, rows } in &report.cells {
-        lines.extend(rows.iter().filter_map(|row| {
+    let rows = report.cells.iter().flat_map(|CellReport { cell, rows }| {
+        rows.iter().filter_map(|row| {
             let failure = row.failure.as_ref()?;
-            let rounds = row.rounds.len();
-            Some(format!(
-                "{}, {}: failed after {rounds} rounds: {failure}",
-                cell.name, row.candidate
-            ))
-        }));
+            Some((&row.candidate, row.rounds.len(), failure, cell.name.as_str()))
+        })
+    });
+    let idle = report
+        .idle
+        .iter()
+        .filter_map(|row| Some((&row.candidate, 0, row.failure.as_ref()?, "idle connections")));
+    let mut groups: Vec<(_, Vec<&str>)> = Vec::new();
+    for (candidate, rounds, failure, place) in rows.chain(idle) {
+        let key = (candidate, rounds, failure);
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, places)) => places.push(place),
+            None => groups.push((key, vec![place])),
+        }
     }
-    lines.extend(report.idle.iter().filter_map(|row| {
-        let failure = row.failure.as_ref()?;
-        Some(format!("idle connections, {}: failed: {failure}", row.candidate))
-    }));
-    lines
+    let line = |((candidate, rounds, failure), places): (_, Vec<&str>)| {
+        format!("{candidate}: failed after {rounds} rounds: {failure} ({})", places.join("; "))
+    };
+    groups.into_iter().map(line).collect()
 }
 
 pub(super) fn idle(row: &IdleRow) -> Vec<String> {
-    let bytes = |bytes: Option<f64>| bytes.map_or("–".to_owned(), |bytes| format!("{bytes:.0}"));
+    let bytes =
+        |bytes: Option<f64>| bytes.map_or(NOTHING.to_owned(), |bytes| format!("{bytes:.0}"));
     let mut columns = vec![row.candidate.clone(), row.connections.to_string()];
     columns.extend([bytes(row.silent_bytes), bytes(row.used_bytes)]);
     match (&row.rest, &row.failure) {
@@ -85,12 +108,12 @@ pub(super) fn idle(row: &IdleRow) -> Vec<String> {
         }
         (None, None) => {}
     }
-    columns.resize(IDLE_HEAD.len(), "–".to_owned());
+    columns.resize(IDLE_HEAD.len(), NOTHING.to_owned());
     columns
 }
 
 pub(super) fn goal(goal: &Goal) -> Vec<String> {
-    let found = goal.value.map_or("–".to_owned(), |value| spread(value, figure));
+    let found = goal.value.map_or(NOTHING.to_owned(), |value| spread(value, figure));
     vec![goal.what.clone(), goal.wanted.clone(), found, verdict(goal).to_owned()]
 }
 
@@ -122,22 +145,40 @@ fn figure(value: f64) -> String {
 }
 
 fn ratio(value: Option<Spread>) -> String {
-    value.map_or("–".to_owned(), |value| spread(value, |ratio| format!("{ratio:.2}")))
+    value.map_or(NOTHING.to_owned(), |value| spread(value, |ratio| format!("{ratio:.2}")))
 }
 
 fn calls(row: &Row) -> String {
     let counted = row.summary.as_ref().and_then(|summary| summary.system_calls_per_request);
-    match (counted, row.system_calls_by_perf) {
-        (Some(counted), Some(perf)) => format!("{:.2} (perf {perf:.2})", counted.median),
-        (Some(counted), None) => format!("{:.2}", counted.median),
-        (None, Some(perf)) => format!("perf {perf:.2}"),
-        (None, None) => "–".to_owned(),
+    // Below a tenth, two digits would be one.
+    let show = |calls: f64| if calls < 0.1 { format!("{calls:.3}") } else { format!("{calls:.2}") };
+    match (counted.map(|counted| show(counted.median)), row.system_calls_by_perf.map(show)) {
+        (Some(counted), Some(perf)) => format!("{counted} (perf {perf})"),
+        (Some(counted), None) => counted,
+        (None, Some(perf)) => format!("perf {perf}"),
+        (None, None) => NOTHING.to_owned(),
     }
 }
+
+/// A column without a figure.
+const NOTHING: &str = "–";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::model::tests::{round, row as model_row};
+    use crate::compare::plan::Cell;
+
+    #[test]
+    fn columns_that_are_empty_for_all_are_left_out() {
+        let mut second = model_row("b", vec![round(0, 2.0)]);
+        second.over_tokio = Spread::of([1.5]);
+        let rows = vec![model_row("a", vec![]), second];
+        let (head, rows) = grid(&CellReport { cell: Cell::new(1, 1, 0, 1), rows });
+        assert!(head.contains(&"/ tokio") && !head.contains(&"/ bare-ring"), "{head:?}");
+        assert!(rows.iter().all(|row| row.len() == head.len()), "{rows:?}");
+        assert_eq!(rows[0][1], "not measured");
+    }
 
     #[test]
     fn figures_are_short_and_show_their_spread() {

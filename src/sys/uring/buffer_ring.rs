@@ -17,7 +17,6 @@ use libc::c_void;
 
 use super::ring::Ring;
 use crate::buffer::{Block, Pool, Slice};
-use crate::config::uring::LENT_PART_MIN;
 
 pub(super) struct BufferRing {
     /// `None` once the ring is given back, or given up.
@@ -41,6 +40,8 @@ pub(super) struct Shape {
     pub(super) count: u16,
     /// Of each block.
     pub(super) bytes: usize,
+    /// A receive that fills at least this part of its block is lent.
+    pub(super) lent_part_min: usize,
     /// Several receives may fill one block.
     pub(super) is_incremental: bool,
 }
@@ -60,7 +61,7 @@ impl BufferRing {
             entries: Some(entries),
             shape,
             blocks: (0..count).map(|_| None).collect(),
-            lend_bytes_min: shape.bytes / LENT_PART_MIN,
+            lend_bytes_min: shape.bytes / shape.lent_part_min,
             tail: 0,
             ready: 0,
         };
@@ -228,9 +229,11 @@ impl Entries {
 
     fn set(&mut self, place: usize, address: u64, bytes: usize) {
         assert!(place < self.count, "place {place} of {}", self.count);
-        // SAFETY: the place is inside the mapping (asserted), which is zeroed, so an entry there is
-        // initialised.
-        let entry = unsafe { self.start.add(place).as_mut() };
+        // SAFETY: the place is inside the mapping (asserted).
+        let mut entry = unsafe { self.start.add(place) };
+        // SAFETY: the mapping is zeroed memory, which is an initialised entry; the kernel does not
+        // look at it before the tail has passed it.
+        let entry = unsafe { entry.as_mut() };
         entry.set_addr(address);
         entry.set_len(bytes as u32);
         entry.set_bid(place as u16);

@@ -12,7 +12,7 @@ use super::buffer_ring::{BufferRing, Shape};
 use super::ring::Ring;
 use crate::buffer::Pool;
 use crate::config::UringOptions;
-use crate::config::uring::{LARGE_BUFFER_BYTES, SMALL_BUFFER_BYTES};
+use crate::config::uring as config;
 use crate::sys::Token;
 
 /// Of receive buffers.
@@ -45,13 +45,15 @@ impl Buffers {
         let small = Shape {
             group: 0,
             count: options.small_buffers,
-            bytes: SMALL_BUFFER_BYTES,
+            bytes: config::SMALL_BUFFER_BYTES,
+            lent_part_min: config::SMALL_LENT_PART_MIN,
             is_incremental,
         };
         let large = Shape {
             group: 1,
             count: options.large_buffers,
-            bytes: LARGE_BUFFER_BYTES,
+            bytes: config::LARGE_BUFFER_BYTES,
+            lent_part_min: config::LARGE_LENT_PART_MIN,
             is_incremental,
         };
         // Where receives share a buffer, the large ones suit everybody.

@@ -46,7 +46,8 @@ pub(crate) struct Uring {
     done: Vec<(Token, Completion<'static>)>,
     /// Empty between waits, but for its memory.
     completions: Vec<Done>,
-    /// For the next sends.
+    /// For the next sends. Boxed, as they must not move while the kernel knows their address.
+    #[allow(clippy::vec_box)]
     spare_sendings: Vec<Box<Sending>>,
     /// Operations in flight, cancellations not counted.
     outstanding: usize,

@@ -133,7 +133,8 @@ struct Few {
 fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<Few> {
     let pool = Pool::new();
     let group = u16::from(is_incremental);
-    let shape = Shape { group, count: 1, bytes: SMALL_BUFFER_BYTES, is_incremental };
+    let shape =
+        Shape { group, count: 1, bytes: SMALL_BUFFER_BYTES, lent_part_min: 1, is_incremental };
     let mut few = Few { ring: BufferRing::new(ring, shape, &pool)?, pool };
     if is_incremental {
         few.ring.unregister(ring, &few.pool);

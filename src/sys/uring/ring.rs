@@ -345,16 +345,15 @@ fn build(options: &UringOptions, tier: RingTier, without_array: bool) -> io::Res
 }
 
 /// Sets what `opcode::RecvMulti` has no methods for: poll first, and the budget.
-fn with_extras(mut sqe: Entry, budget_bytes: u32) -> Entry {
-    let start = (&raw mut sqe).cast::<u8>();
-    // SAFETY: `Entry` is a transparent `io_uring_sqe`, 64 bytes long and aligned to 8, whose
-    // `ioprio` is the u16 at byte 2 (uapi/linux/io_uring.h).
-    let ioprio = unsafe { &mut *start.add(2).cast::<u16>() };
-    *ioprio |= RECVSEND_POLL_FIRST;
-    // SAFETY: as above; `optlen` is the u32 at byte 44.
-    let optlen = unsafe { &mut *start.add(44).cast::<u32>() };
-    *optlen = budget_bytes;
-    sqe
+fn with_extras(sqe: Entry, budget_bytes: u32) -> Entry {
+    // SAFETY: `Entry` is a transparent `io_uring_sqe`: 64 bytes of plain integers.
+    let mut bytes: [u8; 64] = unsafe { std::mem::transmute(sqe) };
+    // uapi/linux/io_uring.h: `ioprio` is the u16 at byte 2, `optlen` the u32 at byte 44.
+    let ioprio = u16::from_ne_bytes([bytes[2], bytes[3]]) | RECVSEND_POLL_FIRST;
+    bytes[2..4].copy_from_slice(&ioprio.to_ne_bytes());
+    bytes[44..48].copy_from_slice(&budget_bytes.to_ne_bytes());
+    // SAFETY: as above; every value of these fields is valid.
+    unsafe { std::mem::transmute(bytes) }
 }
 
 /// Errors of `enter` that say nothing about the ring: an interruption, a timeout, a lack of memory
