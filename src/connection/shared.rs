@@ -2,7 +2,7 @@
 //!
 //! The poller calls it through `endpoint.rs`; users reach it through [`Handle`],
 //! [`super::Connection`] and its halves. Locks are taken one at a time, never over user code or a
-//! wake-up.
+//! wake-up; but for a poller's queue, a leaf, which a flush looks into with its output locked.
 
 use std::any::Any;
 use std::cell::{OnceCell, RefCell};

@@ -246,4 +246,28 @@ mod tests {
             }
         });
     }
+
+    /// A flush elsewhere leaves its bytes to a poller that is awake, and sends them itself where it
+    /// sleeps: nobody does both, and nothing stays behind.
+    #[test]
+    fn loom_what_is_left_to_an_awake_poller_is_found_before_it_sleeps() {
+        loom::model(|| {
+            let inbox = Arc::new(Inbox::new());
+            let flusher = thread::spawn({
+                let inbox = Arc::clone(&inbox);
+                move || inbox.push_if_awake(()).is_ok()
+            });
+            let (mut found, mut batch) = (0, Vec::new());
+            // It sleeps for good as soon as there is nothing to do.
+            while !inbox.prepare_sleep(&mut batch) {
+                found += batch.len();
+                batch.clear();
+                inbox.take(&mut batch);
+                found += batch.len();
+                batch.clear();
+            }
+            let left = flusher.join().expect("does not panic");
+            assert_eq!(found, usize::from(left));
+        });
+    }
 }

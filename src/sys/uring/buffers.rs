@@ -25,7 +25,7 @@ pub(super) enum Size {
 /// The buffers of one size.
 pub(super) struct Class {
     pub(super) ring: BufferRing,
-    /// Those that found none, in that order, and since when.
+    /// Those that found none, and since when: the longest first.
     pub(super) starved: VecDeque<(Token, Instant)>,
 }
 
@@ -61,6 +61,10 @@ impl Buffers {
             if is_incremental { (Size::Large, large) } else { (Size::Small, small) };
         let first = Class::new(ring, shape, pool)?;
         Ok(Buffers { first, first_size, second: None, large, pool: pool.clone() })
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     pub(super) fn first_size(&self) -> Size {
@@ -110,12 +114,12 @@ impl Buffers {
     }
 
     /// Those whose turn it is: as many as there are buffers.
-    pub(super) fn take_starved(&mut self, size: Size) -> Vec<(Token, Instant)> {
+    pub(super) fn take_starved(&mut self, size: Size) -> Vec<Token> {
         let class =
             if size == self.first_size { Some(&mut self.first) } else { self.second.as_mut() };
         class.map_or_else(Vec::new, |class| {
             let count = class.ring.ready().min(class.starved.len());
-            class.starved.drain(..count).collect()
+            class.starved.drain(..count).map(|(token, _)| token).collect()
         })
     }
 
@@ -134,6 +138,13 @@ impl Buffers {
 }
 
 impl Class {
+    /// Queues a connection that has found no buffer since then. One that was given its turn, and
+    /// came too late for a buffer all the same, keeps its place.
+    pub(super) fn starve(&mut self, token: Token, since: Instant) {
+        let place = self.starved.partition_point(|(_, other)| *other <= since);
+        self.starved.insert(place, (token, since));
+    }
+
     fn new(ring: &Ring, shape: Shape, pool: &Pool) -> io::Result<Class> {
         Ok(Class { ring: BufferRing::new(ring, shape, pool)?, starved: VecDeque::new() })
     }

@@ -16,6 +16,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use io_uring::cqueue;
 
@@ -38,6 +39,8 @@ pub(super) struct Entry {
     pub(super) wanted_size: Size,
     /// About how much may be received before we hear of it.
     pub(super) budget_bytes: usize,
+    /// It has found no buffer since then.
+    pub(super) starved_since: Option<Instant>,
     /// Receives in a row that spoke for the other size.
     streak: u8,
     pub(super) paused: bool,
@@ -83,6 +86,7 @@ impl Entry {
             armed_size: size,
             wanted_size: size,
             budget_bytes: budget_bytes.clamp(1, i32::MAX as usize),
+            starved_since: None,
             streak: 0,
             paused: false,
             hung_up: false,
@@ -165,6 +169,9 @@ impl Entry {
             return;
         };
         let is_partly_filled = cqueue::buffer_more(done.flags);
+        if let Some(since) = self.starved_since.take() {
+            counters.starved_ns.add_owned(since.elapsed().as_nanos() as u64);
+        }
         if let Some(first) = buffer {
             counters.received_bytes.add_owned(bytes as u64);
             buffers.take_filled(first, bytes, is_partly_filled, |received| {

@@ -183,7 +183,10 @@ impl Backend for Uring {
         // With nothing to submit and nothing that the kernel holds back, a look at the queue will
         // do.
         if until != Until::Now || self.ring.has_submissions() || self.ring.wants_enter() {
-            self.ring.enter(until, &self.counters)?;
+            match self.ring.enter(until, &self.counters) {
+                Err(error) if error.raw_os_error() == Some(libc::EBADR) => self.rebuild(sink)?,
+                done => done?,
+            }
         }
         self.collect(sink);
         Ok(())
@@ -263,6 +266,45 @@ impl Uring {
         unsafe { sending.submit(&mut self.ring, fd, user_data, zero_copy_bytes_min) }
     }
 
+    /// The kernel has lost completions, for lack of memory, and nobody knows whose: so every
+    /// connection fails, and the listeners go on with another ring.
+    fn rebuild(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        tracing::error!("io_uring: completions were lost; a new ring, without its connections");
+        let pool = self.buffers.pool().clone();
+        let fresh = Uring::new(&self.wake, &pool, &self.counters, &self.options)?;
+        let mut old = std::mem::replace(self, fresh);
+        for entry in std::mem::take(&mut old.entries).into_iter().flatten() {
+            let (token, role) = (entry.token, entry.role);
+            let was_sending = entry.sending.is_some();
+            // The old ring may still name it, until it is gone.
+            std::mem::forget(entry.sending);
+            if entry.removing {
+                self.done.push((token, Completion::Removed));
+                continue;
+            }
+            self.insert(token, entry.socket, role, entry.budget_bytes);
+            if role == Role::Listener {
+                self.follow(token);
+                continue;
+            }
+            let Some(failed) = find(&mut self.entries, token) else { continue };
+            failed.ended = true;
+            failed.role = Role::Stream;
+            let lost = || io::Error::from_raw_os_error(libc::EBADR);
+            if was_sending {
+                self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+                sink.complete(token, Completion::Sent(Err(lost())));
+            }
+            if role == Role::Connecting {
+                sink.complete(token, Completion::Connected(Err(lost())));
+            } else if !entry.ended {
+                sink.complete(token, Completion::Ended(Err(lost())));
+            }
+        }
+        self.done.append(&mut old.done);
+        Ok(())
+    }
+
     /// Takes a round's completions, and gives the kernel buffers for those it has filled.
     fn collect(&mut self, sink: &mut impl Sink) {
         if self.ring.has_overflowed() {
@@ -325,7 +367,8 @@ impl Uring {
             if done.result == -libc::ENOBUFS && entry.is_to_arm() {
                 self.counters.starvations.add_owned(1);
                 entry.reception = Reception::Starved;
-                class.starved.push_back((token, Instant::now()));
+                let since = *entry.starved_since.get_or_insert_with(Instant::now);
+                class.starve(token, since);
             }
         }
         // A receive that nobody re-arms looks exactly like an idle peer.
@@ -378,8 +421,7 @@ impl Uring {
     /// buffers, since more would find none again.
     fn feed_starved(&mut self) {
         for size in [Size::Small, Size::Large] {
-            for (token, since) in self.buffers.take_starved(size) {
-                self.counters.starved_ns.add_owned(since.elapsed().as_nanos() as u64);
+            for token in self.buffers.take_starved(size) {
                 if let Some(entry) = find(&mut self.entries, token)
                     && entry.reception == Reception::Starved
                 {
@@ -471,3 +513,6 @@ fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
 }
 
 const GENERATION_MASK: u32 = 0xFF_FFFF;
+
+#[cfg(all(test, not(loom)))]
+mod tests;
