@@ -150,8 +150,8 @@ impl fmt::Debug for Pollers {
     }
 }
 
-/// What this host offers. Probed once per process, on the first call or the first start of a poller;
-/// see [`Capabilities::reason`].
+/// What this host offers. Probed once per process, on the first call or the first start of a
+/// poller; see [`Capabilities::reason`].
 pub fn capabilities() -> &'static Capabilities {
     crate::poller::group::capabilities()
 }

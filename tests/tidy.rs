@@ -29,8 +29,11 @@ const IMPORTS: ImportTable = ImportTable {
         ("task", &[]),
         ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),
         ("poller", &["sys", "buffer", "task"]),
-        // `Token` and `Flow` are words of the calls upward, which `poller` passes on.
-        ("connection", &["poller", "buffer", "task", "sys::socket", "sys::Token", "sys::Flow"]),
+        // The last three are words of the calls upward, which `poller` passes on.
+        (
+            "connection",
+            &["poller", "buffer", "task", "sys::socket", "sys::Token", "sys::Flow", "sys::Outlet"],
+        ),
         ("pollers", &["connection", "poller"]),
         ("server", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
         ("dial", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
@@ -40,8 +43,8 @@ const IMPORTS: ImportTable = ImportTable {
 };
 
 /// Where `unsafe` may stand; every other file of the library, its bridges and its bench program
-/// forbids it.
-const UNSAFE: [&str; 2] = ["src/sys/", "src/buffer/block.rs"];
+/// forbids it. The ring of the bench program is the bare one that ours is measured against.
+const UNSAFE: [&str; 3] = ["src/sys/", "src/buffer/block.rs", "bench/src/peers/ring.rs"];
 
 const SIZES: Sizes = Sizes { file_lines_max: 500, function_lines_max: 70, columns_max: 100 };
 
@@ -77,7 +80,7 @@ fn no_file_of_the_library_is_compiled_twice() {
 }
 
 #[test]
-fn unsafe_stands_in_two_places_and_is_forbidden_elsewhere() {
+fn unsafe_stands_where_it_may_and_is_forbidden_elsewhere() {
     holds(|project| rules::unsafe_code(project, &UNSAFE));
 }
 

@@ -7,16 +7,26 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[forbid(unsafe_code)]
 mod cli;
+#[forbid(unsafe_code)]
 mod compare;
+#[forbid(unsafe_code)]
 mod error;
+#[forbid(unsafe_code)]
 mod host;
+#[forbid(unsafe_code)]
 mod load;
 mod peers;
+#[forbid(unsafe_code)]
 mod probe;
+#[forbid(unsafe_code)]
 mod report;
+#[forbid(unsafe_code)]
 mod serve;
+#[forbid(unsafe_code)]
 mod signals;
+#[forbid(unsafe_code)]
 mod wire;
 
 use std::process::ExitCode;

@@ -215,13 +215,13 @@ pub(crate) const LARGE_BUFFER_BYTES: usize = 128 << 10;
 /// 2 MiB of large buffers, allocated when the first connection needs them.
 pub(crate) const LARGE_BUFFERS: u16 = 16;
 
-/// A receive that fills at least this part of a small buffer is lent; less is copied out of it. So a
-/// byte that is kept pins no more than four, as long as it came with others.
+/// A receive that fills at least this part of a small buffer is lent; less is copied out of it. So
+/// a byte that is kept pins no more than four, as long as it came with others.
 pub(crate) const SMALL_LENT_PART_MIN: usize = 4;
 
 /// The same for large buffers, where a copy keeps the cache for the next receive: with 16
-/// connections and 16 requests of 1 KB in flight each, lending from an eighth on served 0.73 of what
-/// lending from a half on does.
+/// connections and 16 requests of 1 KB in flight each, lending from an eighth on served 0.73 of
+/// what lending from a half on does.
 pub(crate) const LARGE_LENT_PART_MIN: usize = 2;
 
 /// A flush of more than this goes out at once, on the thread that flushes, and not with the next

@@ -1,8 +1,8 @@
 //! Bytes going out.
 //!
-//! One sender at a time, so bytes never reorder. While nothing is queued ([`Sending::Idle`]) a flush
-//! sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says; what
-//! the socket does not take is left to the poller in any case. From then on the poller sends
+//! One sender at a time, so bytes never reorder. While nothing is queued ([`Sending::Idle`]) a
+//! flush sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says;
+//! what the socket does not take is left to the poller in any case. From then on the poller sends
 //! ([`Sending::Handed`]), and later flushes only queue. Guarded by the output lock, which is held
 //! over the non-blocking send: that and closing are all it serialises.
 
@@ -194,8 +194,8 @@ impl Output {
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
     }
 
-    /// Registers the one that waits until `sent` bytes are sent. A run that its poller tries keeps no
-    /// waker, so that it can be parked.
+    /// Registers the one that waits until `sent` bytes are sent. A run that its poller tries keeps
+    /// no waker, so that it can be parked.
     pub(super) fn wait_for(&mut self, sent: u64, until_ns: u64, is_trial: bool, cx: &Context<'_>) {
         let flusher = if is_trial { Flusher::Run } else { Flusher::Task(cx.waker().clone()) };
         self.wait = Some(Wait { sent, flusher, until_ns });

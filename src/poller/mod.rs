@@ -10,17 +10,16 @@
 //! ```
 
 pub(crate) mod commands;
+mod endpoint;
 pub(crate) mod group;
 mod slots;
 mod spin;
 pub(crate) mod timers;
 
 use std::io;
-use std::task::Waker;
 use std::time::Duration;
 
-use crate::address::PeerAddr;
-use crate::buffer::{Chain, Slice};
+use crate::buffer::Chain;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
@@ -30,84 +29,10 @@ use crate::task;
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Token};
 pub(crate) use commands::{Command, Remote};
+pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Received};
 use slots::Slots;
 use spin::Spin;
 use timers::{NEVER, Timers, Whom, now_ns};
-
-/// What a slot holds for a connection: the calls upward. All of them come from the poller's thread,
-/// none may block.
-pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
-    /// This thread is `remote`'s poller from now on.
-    fn enter_poller(remote: &Arc<Remote<Self>>);
-    fn token(&self) -> Token;
-    /// About how many bytes it takes before it may ask for a pause.
-    fn receives_at_once(&self) -> usize;
-    /// The endpoint has a slot. `false` refuses, and the slot is given up.
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool;
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow;
-    /// The peer is known to have ended, though bytes of it are still to be received.
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>);
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
-    /// The bytes that the backend is to send now.
-    fn take_output(&self) -> Option<Chain>;
-    /// `true`: there is more to send.
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) -> bool;
-    /// A timer came up: when is the next one due? Called for entries that were overtaken as well.
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64>;
-    /// Whether the entry for this time is the one that counts.
-    fn is_armed(&self, at_ns: u64) -> bool;
-    /// The slot is given up; the backend has dropped the socket.
-    fn on_removed(self: &Arc<Self>);
-    /// Runs what the endpoint put into the batch. This is where user code runs.
-    fn act(self: Arc<Self>, action: Action);
-    /// Asks for the removal of the endpoint.
-    fn close(self: &Arc<Self>);
-    /// Drops a run that waits for its flush: nobody will go on with it.
-    fn abandon_run(&self);
-    /// Swaps what was flushed on this thread since the last time into `into`, which is empty.
-    fn take_flushed(into: &mut Vec<(Token, Chain)>);
-}
-
-/// Takes the connections of one listener.
-pub(crate) trait Accept: Send + Sync {
-    fn on_accepted(&self, socket: Socket, peer: PeerAddr);
-    /// Accepting failed. `true`: try again after a pause.
-    fn on_failed(&self, error: &io::Error) -> bool;
-    /// The listener is closed.
-    fn on_removed(&self);
-}
-
-/// Bytes from a peer.
-pub(crate) enum Received<'a> {
-    Copied(&'a [u8]),
-    Lent(Slice),
-}
-
-/// What an endpoint wants run once everything is collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// A run of the connection's handler.
-    Run,
-    /// More of the run that waits for its flush.
-    Continue,
-    /// Tell the user that the peer has gone.
-    Disconnected,
-    /// Nothing more will happen: close.
-    Close,
-    /// Close if there is nothing to do.
-    CloseIfIdle,
-}
-
-/// What a round collected.
-pub(crate) struct Batch<E> {
-    pub(crate) actions: Vec<(Arc<E>, Action)>,
-    pub(crate) wakers: Vec<Waker>,
-    /// The clock after the last wait that ended with a timer armed.
-    pub(crate) now_ns: u64,
-    /// Set while too much block memory is in use: what each connection may hold.
-    pub(crate) share_bytes: Option<usize>,
-}
 
 enum Slot<E> {
     Endpoint(Arc<E>),
@@ -509,17 +434,5 @@ impl<E: Endpoint> Sink for Core<E> {
             _ => {}
         }
         Flow::Continue
-    }
-}
-
-impl<E: Endpoint> Batch<E> {
-    /// Runs what was collected: handlers first, then the wake-ups of other threads' tasks.
-    fn run(&mut self) {
-        for (endpoint, action) in self.actions.drain(..) {
-            endpoint.act(action);
-        }
-        for waker in self.wakers.drain(..) {
-            waker.wake();
-        }
     }
 }

@@ -99,7 +99,7 @@ pub(crate) fn unsafe_code(project: &Project, may_be_in: &[&str]) -> Vec<String> 
 fn module_folder(path: &str) -> String {
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
     match file {
-        "lib.rs" | "mod.rs" => format!("{folder}/"),
+        "lib.rs" | "main.rs" | "mod.rs" => format!("{folder}/"),
         _ => format!("{folder}/{}/", file.trim_end_matches(".rs")),
     }
 }

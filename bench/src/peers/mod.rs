@@ -1,9 +1,13 @@
 //! Servers to compare with: the same wire format, the same work per request, the same line when
 //! ready.
 
+#[forbid(unsafe_code)]
 mod bare_epoll;
+#[forbid(unsafe_code)]
 mod bare_ring;
+#[allow(unsafe_code)]
 mod ring;
+#[forbid(unsafe_code)]
 mod tokio;
 
 use std::fmt;

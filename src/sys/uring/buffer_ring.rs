@@ -167,8 +167,8 @@ impl BufferRing {
     fn provide(&mut self, place: usize, mut block: Block) {
         let start = block.spare().as_mut_ptr();
         // The kernel writes through this address after the borrow has ended, so the block must not
-        // be used meanwhile: it lies in `blocks`, and `take_filled` looks at it only when a completion
-        // names it, and then only at what the kernel has filled.
+        // be used meanwhile: it lies in `blocks`, and `take_filled` looks at it only when a
+        // completion names it, and then only at what the kernel has filled.
         if let Some(entries) = &mut self.entries {
             entries.set(place, start.expose_provenance() as u64, self.shape.bytes);
         }
@@ -189,8 +189,8 @@ impl BufferRing {
     }
 }
 
-/// The shared memory of the ring. The `resv` field of entry 0 is the tail: entries are written field
-/// by field, never whole.
+/// The shared memory of the ring. The `resv` field of entry 0 is the tail: entries are written
+/// field by field, never whole.
 struct Entries {
     start: NonNull<BufRingEntry>,
     count: usize,

@@ -63,8 +63,8 @@ impl Sending {
     /// Puts the next send into the ring.
     ///
     /// # Safety
-    /// `self` is neither moved, used nor freed before [`complete`](Self::complete) has said that the
-    /// operation is over.
+    /// `self` is neither moved, used nor freed before [`complete`](Self::complete) has said that
+    /// the operation is over.
     pub(super) unsafe fn submit(
         &mut self,
         ring: &mut Ring,

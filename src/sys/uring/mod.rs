@@ -14,6 +14,7 @@ mod entry;
 mod in_flight;
 pub(crate) mod probe;
 mod ring;
+mod tag;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -34,6 +35,7 @@ use buffers::{Buffers, Size};
 use entry::{Entry, Reception, Role};
 use in_flight::{Progress, Sending};
 use ring::{Done, Receive, Ring, Until};
+use tag::{Op, token_of, user_data};
 
 pub(crate) struct Uring {
     ring: Ring,
@@ -51,20 +53,6 @@ pub(crate) struct Uring {
     spare_sendings: Vec<Box<Sending>>,
     /// Operations in flight, cancellations not counted.
     outstanding: usize,
-}
-
-/// What a completion is of. It travels in the top byte of the user data, above 24 bits of the
-/// token's generation and the 32 of its index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Op {
-    Receive = 1,
-    Send = 2,
-    /// A poll of the socket: connecting has ended, or the peer its side.
-    Watch = 3,
-    Cancel = 4,
-    /// A poll of the eventfd.
-    Wake = 5,
 }
 
 impl Backend for Uring {
@@ -480,39 +468,9 @@ impl Drop for Uring {
     }
 }
 
-impl Op {
-    /// # Panics
-    /// When we did not make the user data.
-    fn of(user_data: u64) -> Op {
-        match user_data >> 56 {
-            1 => Op::Receive,
-            2 => Op::Send,
-            3 => Op::Watch,
-            4 => Op::Cancel,
-            5 => Op::Wake,
-            other => unreachable!("completion of operation {other}"),
-        }
-    }
-}
-
-fn user_data(op: Op, token: Token) -> u64 {
-    let generation = u64::from(token.generation() & GENERATION_MASK);
-    (op as u64) << 56 | generation << 32 | token.index() as u64
-}
-
-/// The token that the user data names, with all of its generation; `NONE`, if that is over.
-fn token_of(entries: &[Option<Entry>], user_data: u64) -> Token {
-    let index = (user_data & u64::from(u32::MAX)) as usize;
-    let generation = (user_data >> 32) as u32 & GENERATION_MASK;
-    let token = entries.get(index).and_then(Option::as_ref).map(|entry| entry.token);
-    token.filter(|token| token.generation() & GENERATION_MASK == generation).unwrap_or(Token::NONE)
-}
-
 fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
     entries.get_mut(token.index())?.as_mut().filter(|entry| entry.token == token)
 }
-
-const GENERATION_MASK: u32 = 0xFF_FFFF;
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -20,7 +20,8 @@ use crate::counters::Counters;
 pub(super) struct Ring {
     io: IoUring,
     tier: RingTier,
-    /// What `enter` names: an index that the kernel knows this thread's ring by, or the descriptor.
+    /// What `enter` names: an index that the kernel knows this thread's ring by, or the
+    /// descriptor.
     enter_fd: RawFd,
     enter_flags: u32,
     registered: bool,

@@ -72,9 +72,9 @@ impl Bench {
         let pool = Pool::new();
         let counters = Arc::new(Counters::default());
         let wake = Arc::new(Wake::new().expect("an eventfd"));
-        let found = crate::poller::group::capabilities();
+        let found = probe::probe();
         found.tier?;
-        let uring = Uring::new(&wake, &pool, &counters, &options.supported(found));
+        let uring = Uring::new(&wake, &pool, &counters, &options.supported(&found));
         let uring = uring.expect("the probe has passed");
         Some(Bench { uring, notes: Notes::default(), pool, counters })
     }
