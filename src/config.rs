@@ -233,6 +233,9 @@ pub(crate) const COPY_BYTES_MAX: usize = 4096;
 /// An appended chain up to this length is copied where the spare has room for it.
 pub(crate) const APPEND_COPY_BYTES_MAX: usize = 256;
 
+/// Readers, and writers, that each thread keeps for its next runs: a busy round's worth.
+pub(crate) const SPARE_PARTS_MAX: usize = 256;
+
 /// The queue of an empty chain keeps room for this many pieces.
 pub(crate) const CHAIN_PIECES_KEPT: usize = 16;
 

@@ -377,7 +377,7 @@ impl Chain {
 
     /// Lets go of what an empty chain does not need.
     #[inline]
-    fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.tail = None;
         if self.rest.capacity() > CHAIN_PIECES_KEPT {
             self.rest = VecDeque::new();

@@ -41,6 +41,13 @@ impl Staging {
         self.len() == 0
     }
 
+    /// Lets go of what an empty one does not need.
+    #[inline]
+    pub(crate) fn release(&mut self) {
+        self.chain.release();
+        self.open = 0;
+    }
+
     /// Adds `bytes` zeroes in one piece and returns them to be filled.
     #[inline]
     pub(crate) fn reserve(&mut self, bytes: usize, pool: &Pool) -> &mut [u8] {

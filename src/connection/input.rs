@@ -12,6 +12,7 @@ use crate::config::Limits;
 use crate::poller::Received;
 use crate::poller::timers::NEVER;
 
+use super::spare;
 use super::state::{Kind, Runs};
 
 pub(super) struct Input {
@@ -30,7 +31,7 @@ pub(super) struct Input {
     pub(super) removed: bool,
     /// There is a handler for requests: bytes that nobody waits for start a run.
     pub(super) serves: bool,
-    /// The reader, while it is home, with what the last run left unread.
+    /// The reader, while it is home, with what is unread.
     reader: Option<Box<Chain>>,
     /// The writer, while it is home, with what the last run wrote and did not submit.
     writer: Option<Box<Staging>>,
@@ -99,7 +100,7 @@ impl Input {
     ) -> Filed {
         let home = self.serves && self.runs == Runs::Home;
         let place = if home { &mut self.reader } else { &mut self.inbox };
-        let into = place.get_or_insert_default();
+        let into = place.get_or_insert_with(spare::reader);
         let before = into.len();
         match bytes {
             Received::Copied(bytes) => into.write_copy(bytes, pool),
@@ -152,11 +153,11 @@ impl Input {
     /// What a run that has started works with.
     pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
         let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
-        let mut reader = self.reader.take().unwrap_or_default();
+        let mut reader = self.reader.take().unwrap_or_else(spare::reader);
         if self.inbox_len() > 0 {
             self.refill(&mut reader);
         }
-        (kind, reader, self.writer.take().unwrap_or_default())
+        (kind, reader, self.writer.take().unwrap_or_else(spare::writer))
     }
 
     /// `true`: `on_connect` runs, and the user will be told after it.
@@ -175,8 +176,9 @@ impl Input {
 
     /// Hands everything to the reader.
     pub(super) fn refill(&mut self, reader: &mut Chain) {
-        if let Some(inbox) = &mut self.inbox {
-            reader.append(inbox);
+        if let Some(mut inbox) = self.inbox.take() {
+            reader.append(&mut inbox);
+            self.inbox = spare::keep_reader(inbox);
         }
         self.held_bytes = reader.len();
     }
@@ -188,12 +190,12 @@ impl Input {
 
     /// Takes back what comes home.
     pub(super) fn bring_home(&mut self, reader: Option<Box<Chain>>, writer: Option<Box<Staging>>) {
-        if writer.is_some() {
-            self.writer = writer;
+        if let Some(writer) = writer {
+            self.writer = spare::keep_writer(writer);
         }
         if let Some(reader) = reader {
             self.held_bytes = reader.len();
-            self.reader = Some(reader);
+            self.reader = spare::keep_reader(reader);
             self.wait = None;
         }
     }
@@ -201,7 +203,7 @@ impl Input {
     /// Everything is home: what came meanwhile follows what was left unread.
     pub(super) fn settle_home(&mut self) {
         if self.inbox_len() > 0 {
-            let mut reader = self.reader.take().unwrap_or_default();
+            let mut reader = self.reader.take().unwrap_or_else(spare::reader);
             self.refill(&mut reader);
             self.reader = Some(reader);
         }

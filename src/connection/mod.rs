@@ -13,6 +13,7 @@ mod output;
 mod parked;
 mod reader;
 mod shared;
+mod spare;
 mod state;
 mod timeout;
 mod wait;

@@ -5,7 +5,6 @@
 //! the process ends with them. Bytes on their way out belong to the ring until the kernel has
 //! posted the send's completion; a received buffer is a [`Filled`] until it is given back.
 
-
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -14,11 +14,12 @@
 //! a closed descriptor, and a slot is reused only when no completion can come for it.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use io_uring::cqueue;
+use io_uring::types::Fd;
 
 use super::buffer_ring::BufferRing;
 use super::buffers::Size;
@@ -31,6 +32,8 @@ use crate::sys::{Completion, Flow, Sink, Socket, Token};
 pub(super) struct Entry {
     pub(super) token: Token,
     pub(super) socket: Arc<Socket>,
+    /// The socket's; here as well, so that a request does not have to look at the socket.
+    fd: RawFd,
     pub(super) role: Role,
     pub(super) reception: Reception,
     /// Which buffers the receive that is in flight uses.
@@ -38,9 +41,9 @@ pub(super) struct Entry {
     /// Which the next one is to use.
     pub(super) wanted_size: Size,
     /// About how much may be received before we hear of it.
-    pub(super) budget_bytes: usize,
+    pub(super) budget_bytes: u32,
     /// It has found no buffer since then.
-    pub(super) starved_since: Option<Instant>,
+    pub(super) starved_since: Option<Box<Instant>>,
     /// Receives in a row that spoke for the other size.
     streak: u8,
     pub(super) paused: bool,
@@ -70,6 +73,9 @@ pub(super) enum Reception {
     Starved,
 }
 
+/// One cache line, since every request needs it.
+const _: () = assert!(size_of::<Entry>() <= 64);
+
 impl Entry {
     pub(super) fn new(
         token: Token,
@@ -80,12 +86,13 @@ impl Entry {
     ) -> Entry {
         Entry {
             token,
+            fd: socket.as_fd().as_raw_fd(),
             socket,
             role,
             reception: Reception::Off,
             armed_size: size,
             wanted_size: size,
-            budget_bytes: budget_bytes.clamp(1, i32::MAX as usize),
+            budget_bytes: budget_bytes.clamp(1, i32::MAX as usize) as u32,
             starved_since: None,
             streak: 0,
             paused: false,
@@ -95,6 +102,11 @@ impl Entry {
             removing: false,
             sending: None,
         }
+    }
+
+    #[inline]
+    pub(super) fn fd(&self) -> Fd {
+        Fd(self.fd)
     }
 
     /// It was removed, and no completion can come for it any more.

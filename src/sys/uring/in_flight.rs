@@ -4,8 +4,6 @@
 //! the message header. It lives in a box, which the entry holds until the operation's last
 //! completion, so nothing moves and nothing is freed under the kernel. One operation at a time.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-
 use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -68,11 +66,10 @@ impl Sending {
     pub(super) unsafe fn submit(
         &mut self,
         ring: &mut Ring,
-        fd: BorrowedFd<'_>,
+        fd: Fd,
         user_data: u64,
         zero_copy_bytes_min: usize,
     ) {
-        let fd = Fd(fd.as_raw_fd());
         let front = self.rest.front_slice();
         let zero_copy = self.rest.len() >= zero_copy_bytes_min;
         let sqe = if front.len() == self.rest.len() {

@@ -17,11 +17,12 @@ mod ring;
 mod tag;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::cqueue;
+use io_uring::types::Fd;
 use rustix::io::Errno;
 
 use super::{Backend, Completion, Sink, Socket, Token, Wake};
@@ -209,7 +210,7 @@ impl Uring {
         let Some(entry) = find(&mut self.entries, token) else { return };
         let user_data = user_data(Op::Receive, token);
         if entry.role == Role::Listener {
-            self.ring.accept(entry.socket.as_fd(), user_data);
+            self.ring.accept(entry.fd(), user_data);
         } else {
             entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
             entry.armed_size = entry.wanted_size;
@@ -217,13 +218,14 @@ impl Uring {
             // A pass may fill all large buffers from one socket, far above any watermark, before we
             // hear of the first.
             let is_bounded = self.options.has_budget
-                && (entry.armed_size == Size::Large || entry.budget_bytes < SMALL_PASS_BYTES);
+                && (entry.armed_size == Size::Large
+                    || (entry.budget_bytes as usize) < SMALL_PASS_BYTES);
             let receive = Receive {
                 group,
                 bundle: self.options.receive_bundles,
-                budget_bytes: if is_bounded { entry.budget_bytes as u32 } else { 0 },
+                budget_bytes: if is_bounded { entry.budget_bytes } else { 0 },
             };
-            self.ring.receive(entry.socket.as_fd(), receive, user_data);
+            self.ring.receive(entry.fd(), receive, user_data);
         }
         entry.reception = Reception::Armed;
         self.outstanding += 1;
@@ -234,21 +236,27 @@ impl Uring {
         let Some(entry) = find(&mut self.entries, token) else { return };
         entry.watching = true;
         self.outstanding += 1;
-        self.ring.poll(entry.socket.as_fd(), events, false, user_data(Op::Watch, token));
+        self.ring.poll(entry.fd(), events, false, user_data(Op::Watch, token));
     }
 
     /// Lets other threads interrupt a wait. The eventfd is never read: each write is an event.
     fn watch_wake(&mut self) {
         self.outstanding += 1;
-        self.ring.poll(self.wake.as_fd(), libc::POLLIN, true, user_data(Op::Wake, Token::NONE));
+        self.ring.poll(
+            Fd(self.wake.as_fd().as_raw_fd()),
+            libc::POLLIN,
+            true,
+            user_data(Op::Wake, Token::NONE),
+        );
     }
 
     fn submit_send(&mut self, token: Token) {
         let Some(entry) = find(&mut self.entries, token) else { return };
+        let fd = entry.fd();
         let Some(sending) = &mut entry.sending else { return };
         self.outstanding += 1;
         let zero_copy_bytes_min = self.options.zero_copy_bytes_min.unwrap_or(usize::MAX);
-        let (fd, user_data) = (entry.socket.as_fd(), user_data(Op::Send, token));
+        let user_data = user_data(Op::Send, token);
         // SAFETY: the entry keeps the box until `on_send` has seen the operation end; an entry that
         // has one is not forgotten, and our drop leaks those whose operation does not end.
         unsafe { sending.submit(&mut self.ring, fd, user_data, zero_copy_bytes_min) }
@@ -270,7 +278,7 @@ impl Uring {
                 self.done.push((token, Completion::Removed));
                 continue;
             }
-            self.insert(token, entry.socket, role, entry.budget_bytes);
+            self.insert(token, entry.socket, role, entry.budget_bytes as usize);
             if role == Role::Listener {
                 self.follow(token);
                 continue;
@@ -355,7 +363,7 @@ impl Uring {
             if done.result == -libc::ENOBUFS && entry.is_to_arm() {
                 self.counters.starvations.add_owned(1);
                 entry.reception = Reception::Starved;
-                let since = *entry.starved_since.get_or_insert_with(Instant::now);
+                let since = **entry.starved_since.get_or_insert_with(|| Box::new(Instant::now()));
                 class.starve(token, since);
             }
         }

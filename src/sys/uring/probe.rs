@@ -6,10 +6,11 @@
 //! tried in a child process first where a filter might kill whoever makes them.
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use io_uring::types::Fd;
 use io_uring::{Probe, cqueue, opcode};
 
 use super::buffer_ring::{BufferRing, Shape};
@@ -79,7 +80,7 @@ fn receive_a_byte(ring: &mut Ring, budget_bytes: u32) -> Result<(), String> {
     let (mut here, there) = UnixStream::pair().map_err(at("socketpair"))?;
     there.set_nonblocking(true).map_err(at("socketpair"))?;
     let receive = Receive { group: buffers.ring.group(), bundle: false, budget_bytes };
-    ring.receive(there.as_fd(), receive, RECEIVE);
+    ring.receive(Fd(there.as_raw_fd()), receive, RECEIVE);
     ring.enter(Until::Now, &counters).map_err(at("io_uring_enter"))?;
     here.write_all(&[42]).map_err(at("socketpair"))?;
     let first = next(ring, &counters, RECEIVE)?;

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
@@ -131,8 +131,7 @@ impl Ring {
 
     /// Receives from `fd` into buffers of a group until told otherwise, from when the socket is
     /// readable on: a try before that would fail at once where the group has run dry.
-    pub(super) fn receive(&mut self, fd: BorrowedFd<'_>, receive: Receive, user_data: u64) {
-        let fd = Fd(fd.as_raw_fd());
+    pub(super) fn receive(&mut self, fd: Fd, receive: Receive, user_data: u64) {
         let sqe = if receive.bundle {
             opcode::RecvMultiBundle::new(fd, receive.group).build()
         } else {
@@ -143,18 +142,17 @@ impl Ring {
     }
 
     /// Accepts on `fd` until told otherwise.
-    pub(super) fn accept(&mut self, fd: BorrowedFd<'_>, user_data: u64) {
-        let sqe = opcode::AcceptMulti::new(Fd(fd.as_raw_fd()))
-            .flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
-            .build();
+    pub(super) fn accept(&mut self, fd: Fd, user_data: u64) {
+        let sqe =
+            opcode::AcceptMulti::new(fd).flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC).build();
         // SAFETY: names no memory.
         unsafe { self.push(sqe.user_data(user_data)) }
     }
 
     /// Waits for `events` on `fd`: once, or until told otherwise.
-    pub(super) fn poll(&mut self, fd: BorrowedFd<'_>, events: i16, multi: bool, user_data: u64) {
+    pub(super) fn poll(&mut self, fd: Fd, events: i16, multi: bool, user_data: u64) {
         let events = u32::from(events.cast_unsigned());
-        let sqe = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).multi(multi).build();
+        let sqe = opcode::PollAdd::new(fd, events).multi(multi).build();
         // SAFETY: names no memory.
         unsafe { self.push(sqe.user_data(user_data)) }
     }
