@@ -23,7 +23,7 @@ use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor, Tried};
+use crate::task::{self, Executor, Run, Tried};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -68,7 +68,7 @@ pub struct ServerStats {
     pub poller_count: usize,
 }
 
-type Run = Box<dyn Fn(Connection, RunEnd, &Executor) + Send + Sync>;
+type Runner = Box<dyn Fn(Connection, RunEnd, &Executor) -> Option<Run> + Send + Sync>;
 type Prepare = Box<dyn Fn(&Handle) -> Result<()> + Send + Sync>;
 type Notify = Box<dyn Fn(&Handle) + Send + Sync>;
 type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
@@ -77,8 +77,8 @@ type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
 #[derive(Default)]
 struct Handlers {
     prepare: Option<Prepare>,
-    connect: Option<Run>,
-    request: Option<Run>,
+    connect: Option<Runner>,
+    request: Option<Runner>,
     disconnect: Option<Notify>,
     error: Option<Report>,
 }
@@ -205,7 +205,7 @@ impl ServerHandle {
 }
 
 /// Wraps a handler: one task for each run, on the placement.
-fn runner<H, F>(handler: H) -> Run
+fn runner<H, F>(handler: H) -> Runner
 where
     H: Fn(Connection) -> F + Send + Sync + 'static,
     F: Future<Output = Result<()>> + Send + 'static,
@@ -215,17 +215,20 @@ where
         match executor {
             Executor::Inline => {
                 let mut run = Box::pin(run);
-                // Most handlers have all they need and end here, at the price of no task.
+                // Most handlers end here, or wait for their flush alone, at the price of no task.
                 let owner = run.end.owner();
-                let tried = task::try_poll(run.as_mut(), owner);
-                if tried != Tried::Done {
-                    let shared = Arc::clone(run.end.shared());
-                    take_on(&shared, run, tried);
+                match task::try_poll(run.as_mut(), owner) {
+                    Tried::Done => None,
+                    tried => {
+                        let remote = Arc::clone(run.end.remote());
+                        take_on(&remote, run, tried)
+                    }
                 }
             }
             Executor::Pool(workers) => {
                 let again = workers.clone();
                 workers.schedule(task::spawn(run, move |task| again.schedule(task)));
+                None
             }
         }
     })
@@ -270,14 +273,12 @@ impl Service for Hooks {
         prepared
     }
 
-    fn run(&self, kind: Kind, connection: Connection, end: RunEnd) {
+    fn run(&self, kind: Kind, connection: Connection, end: RunEnd) -> Option<Run> {
         let handler = match kind {
             Kind::Connect => &self.handlers.connect,
             Kind::Request => &self.handlers.request,
         };
-        if let Some(handler) = handler {
-            handler(connection, end, &self.executor);
-        }
+        handler.as_ref().and_then(|handler| handler(connection, end, &self.executor))
     }
 
     fn disconnected(&self, handle: &Handle) {

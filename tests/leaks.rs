@@ -13,9 +13,55 @@ use std::time::Duration;
 use harness::*;
 use ringpoll::{Backend, Connection, Error, Result, ServerHandle};
 
-const AUTO: Mount =
-    Mount { backend: Backend::Epoll, placement: Placement::Auto, side: Side::Server };
-const POOL: Mount = Mount { placement: Placement::Pool { workers: 2 }, ..AUTO };
+/// The tests below, once for each backend, with handlers on the pollers and on a pool.
+macro_rules! mount {
+    ($($backend:ident: $value:expr;)+) => {
+        $(
+            mod $backend {
+                use super::*;
+
+                const AUTO: Mount =
+                    Mount { backend: $value, placement: Placement::Auto, side: Side::Server };
+                const POOL: Mount = Mount { placement: Placement::Pool { workers: 2 }, ..AUTO };
+
+                cases! { AUTO:
+                    a_thousand_connections_ended_in_random_ways_leave_nothing
+                    repeated_cycles_of_connections_do_not_grow_memory
+                    repeated_cycles_of_dials_do_not_grow_memory
+                    repeated_cycles_of_servers_leave_no_thread_and_no_fd
+                }
+
+                mod pool {
+                    use super::*;
+
+                    cases! { POOL:
+                        a_thousand_connections_ended_in_random_ways_leave_nothing
+                        repeated_cycles_of_connections_do_not_grow_memory
+                        repeated_cycles_of_servers_leave_no_thread_and_no_fd
+                    }
+                }
+            }
+        )+
+    };
+}
+
+macro_rules! cases {
+    ($mount:ident: $($name:ident)+) => {
+        $(
+            #[test]
+            fn $name() {
+                let name = concat!(module_path!(), "::", stringify!($name));
+                run($mount, name, crate::$name);
+            }
+        )+
+    };
+}
+
+mount! {
+    epoll: Backend::Epoll;
+    uring: Backend::Uring;
+    hybrid: Backend::Hybrid;
+}
 
 /// What a request's first byte asks the handler to do.
 const REQUESTS: &[u8] = b"ecpftkdshx";
@@ -101,21 +147,11 @@ fn live(t: &Fixture, server: &ServerHandle, count: usize, at_once: usize) {
     }
 }
 
-fn a_thousand_connections_ended_in_random_ways(t: &Fixture) -> Check {
+fn a_thousand_connections_ended_in_random_ways_leave_nothing(t: &Fixture) -> Check {
     let server = obedient_server(t);
     live(t, &server, 1000, 4);
     eventually("all are gone", || server.stats().open == 0);
     Ok(())
-}
-
-#[test]
-fn a_thousand_connections_ended_in_random_ways_leave_nothing() {
-    run(AUTO, "leaks", a_thousand_connections_ended_in_random_ways);
-}
-
-#[test]
-fn a_thousand_connections_ended_in_random_ways_leave_nothing_on_a_pool() {
-    run(POOL, "leaks on a pool", a_thousand_connections_ended_in_random_ways);
 }
 
 /// The growth of this process's memory while `cycle` runs again and again, after it has run in.
@@ -131,7 +167,7 @@ fn growth(cycles: usize, mut cycle: impl FnMut() -> Check) -> Check<usize> {
     Ok(rss_bytes().saturating_sub(before))
 }
 
-fn cycles_of_connections(t: &Fixture) -> Check {
+fn repeated_cycles_of_connections_do_not_grow_memory(t: &Fixture) -> Check {
     let server = obedient_server(t);
     let grown = growth(8, || {
         live(t, &server, 500, 4);
@@ -143,17 +179,7 @@ fn cycles_of_connections(t: &Fixture) -> Check {
     Ok(())
 }
 
-#[test]
-fn repeated_cycles_of_connections_do_not_grow_memory() {
-    run(AUTO, "leaks in cycles", cycles_of_connections);
-}
-
-#[test]
-fn repeated_cycles_of_connections_do_not_grow_memory_on_a_pool() {
-    run(POOL, "leaks in cycles on a pool", cycles_of_connections);
-}
-
-fn cycles_of_dials(t: &Fixture) -> Check {
+fn repeated_cycles_of_dials_do_not_grow_memory(t: &Fixture) -> Check {
     let server = t.echo_server();
     let deaf = DeafListener::new()?;
     let (addr, deaf) = (addr_of(&server).to_string(), deaf.addr.to_string());
@@ -185,12 +211,7 @@ fn cycles_of_dials(t: &Fixture) -> Check {
     Ok(())
 }
 
-#[test]
-fn repeated_cycles_of_dials_do_not_grow_memory() {
-    run(AUTO, "dials in cycles", cycles_of_dials);
-}
-
-fn cycles_of_servers(t: &Fixture) -> Check {
+fn repeated_cycles_of_servers_leave_no_thread_and_no_fd(t: &Fixture) -> Check {
     let threads = thread_count();
     let open = fds().len();
     let grown = growth(8, || {
@@ -207,14 +228,4 @@ fn cycles_of_servers(t: &Fixture) -> Check {
     eventually("the fds are closed", || fds().len() == open);
     assert!(grown < 8 << 20, "{grown} bytes more after 40 servers");
     Ok(())
-}
-
-#[test]
-fn repeated_cycles_of_servers_leave_no_thread_and_no_fd() {
-    run(AUTO, "servers in cycles", cycles_of_servers);
-}
-
-#[test]
-fn repeated_cycles_of_servers_leave_no_thread_and_no_fd_on_a_pool() {
-    run(POOL, "servers in cycles on a pool", cycles_of_servers);
 }

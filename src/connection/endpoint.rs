@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use super::handle::Handle;
 use super::input::End;
-use super::parked;
 use super::shared::{self, POLLER, Remote, Shared, guard};
 use super::state::Kind;
+use super::take_on;
 use super::{Connection, RunEnd};
 use crate::buffer::Chain;
 use crate::poller::timers::{NEVER, now_ns};
 use crate::poller::{Action, Batch, Endpoint, Flow, Received, Token};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
+use crate::task::{self, Run};
 
 impl Endpoint for Shared {
     fn enter_poller(remote: &Arc<Remote>) {
@@ -35,7 +36,7 @@ impl Endpoint for Shared {
         self.limits.input_high_bytes / 2
     }
 
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool {
+    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch) -> bool {
         self.token.store(token.bits(), Ordering::Relaxed);
         if self.life.is_closed() {
             return false;
@@ -52,7 +53,7 @@ impl Endpoint for Shared {
             }
             if service.serves_connect() {
                 lock(&self.input).runs.start(Kind::Connect, 0);
-                batch.actions.push((Arc::clone(self), Action::Run));
+                batch.actions.push((self.token(), Action::Run));
             }
         }
         if self.timeouts.watches_idle() {
@@ -62,14 +63,14 @@ impl Endpoint for Shared {
         true
     }
 
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>) {
+    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch) {
         let mut input = lock(&self.input);
         input.connected = Some(result);
         batch.wakers.extend(input.take_waker());
     }
 
     #[inline]
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow {
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch) -> Flow {
         if self.life.drops_input() {
             return Flow::Pause;
         }
@@ -88,11 +89,11 @@ impl Endpoint for Shared {
         self.follow(filed, batch)
     }
 
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>) {
+    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch) {
         self.note_peer_gone(batch);
     }
 
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>) {
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch) {
         let end = match result {
             Ok(()) => End::Eof,
             Err(error) => {
@@ -112,7 +113,7 @@ impl Endpoint for Shared {
         lock(&self.output).take_queue()
     }
 
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) -> bool {
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch) -> bool {
         if self.timeouts.watches_idle() {
             self.timeouts.touch(batch.now_ns);
         }
@@ -127,15 +128,15 @@ impl Endpoint for Shared {
         drop(output);
         let draining = || self.service.as_ref().is_some_and(|service| service.is_draining());
         if close {
-            batch.actions.push((Arc::clone(self), Action::Close));
+            batch.actions.push((self.token(), Action::Close));
         } else if settled && draining() {
             // A shutdown left it open for this output alone.
-            batch.actions.push((Arc::clone(self), Action::CloseIfIdle));
+            batch.actions.push((self.token(), Action::CloseIfIdle));
         }
         has_more
     }
 
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64> {
+    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch) -> Option<u64> {
         if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() {
             return None;
         }
@@ -176,39 +177,48 @@ impl Endpoint for Shared {
         }
     }
 
-    fn act(self: Arc<Self>, action: Action) {
+    fn act(self: &Arc<Self>, action: Action) -> Option<Run> {
         match action {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
             Action::CloseIfIdle => self.close_if_idle(),
-            Action::Continue => guard("handler", || parked::go_on(&self)),
-            Action::Run => {
-                let Some(service) = self.service.clone() else { return };
-                self.remote.counters.handler_runs.add_owned(1);
-                let end = RunEnd::new(&self);
-                let (kind, reader, writer) = {
-                    let mut input = lock(&self.input);
-                    self.took_arrivals();
-                    input.hand_out()
-                };
-                let connection = Connection::handed_out(self, reader, writer);
-                // A handler that panics before its first await: its end is reported like any other.
-                guard("handler", || service.run(kind, connection, end));
-            }
+            Action::Run => return self.start_run(),
+            // The poller has the run.
+            Action::Continue => {}
         }
+        None
+    }
+
+    fn go_on(self: &Arc<Self>, mut run: Run) -> Option<Run> {
+        let kept = guard("handler", || {
+            let tried = task::try_poll(run.as_mut(), self.owner());
+            take_on(&self.remote, run, tried)
+        });
+        kept.flatten()
     }
 
     fn close(self: &Arc<Self>) {
         Shared::close(self);
     }
 
-    fn abandon_run(&self) {
-        let run = lock(&self.output).take_parked();
-        // Outside the lock: a handler's future may hold anything.
-        drop(run);
-    }
-
     fn take_flushed(into: &mut Vec<(Token, Chain)>) {
         shared::take_flushed(into);
+    }
+}
+
+impl Shared {
+    /// Hands the connection to a run of its handler.
+    fn start_run(self: &Arc<Self>) -> Option<Run> {
+        let service = self.service.as_ref()?;
+        self.remote.counters.handler_runs.add_owned(1);
+        let end = RunEnd::new(self);
+        let (kind, reader, writer) = {
+            let mut input = lock(&self.input);
+            self.took_arrivals();
+            input.hand_out()
+        };
+        let connection = Connection::handed_out(Arc::clone(self), reader, writer);
+        // A handler that panics before its first await: its end is reported like any other.
+        guard("handler", || service.run(kind, connection, end)).flatten()
     }
 }

@@ -250,10 +250,11 @@ impl Input {
         self.received
     }
 
-    /// The reader drops what nobody will read.
+    /// Drops what nobody will read or send.
     pub(super) fn discard(&mut self) {
         self.inbox = None;
         self.held_bytes = 0;
         self.reader = None;
+        self.writer = None;
     }
 }

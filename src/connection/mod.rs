@@ -10,7 +10,6 @@ mod handle;
 mod input;
 mod lent;
 mod output;
-mod parked;
 mod reader;
 mod shared;
 mod spare;
@@ -30,6 +29,7 @@ use crate::buffer::{Chain, LinkBuffer, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
+use crate::task::{self, Run, Tried};
 
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
@@ -37,7 +37,6 @@ use reader::impl_reader;
 use wait::Submission;
 use writer::impl_writer;
 
-pub(crate) use parked::take_on;
 pub(crate) use shared::{Remote, Shared, current_poller};
 pub(crate) use state::Kind;
 use state::{READER, WRITER};
@@ -50,7 +49,8 @@ pub(crate) trait Service: Send + Sync {
     /// On the poller, before registration; an error refuses the connection.
     fn prepare(&self, handle: &Handle) -> Result<()>;
     /// Runs a handler where the placement says.
-    fn run(&self, kind: Kind, connection: Connection, end: RunEnd);
+    /// Returns a run on the poller that waits for its flush, and for nothing else.
+    fn run(&self, kind: Kind, connection: Connection, end: RunEnd) -> Option<Run>;
     fn disconnected(&self, handle: &Handle);
     fn failed(&self, handle: &Handle, error: &Error);
     /// A connection is finished.
@@ -251,13 +251,13 @@ impl RunEnd {
         self.outcome = Some(outcome);
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub(crate) fn remote(&self) -> &Arc<Remote> {
+        &self.shared.remote
     }
 
     /// Stands for the run in its trial.
     pub(crate) fn owner(&self) -> usize {
-        parked::owner(&self.shared)
+        self.shared.owner()
     }
 }
 
@@ -270,6 +270,20 @@ impl Drop for RunEnd {
             None => Some(Error::closed("handler given up")),
         };
         self.shared.end_run(failure);
+    }
+}
+
+/// Takes on a run on the poller after its trial: gives it back, to be kept, if it waits for nothing
+/// but its flush; makes it a task if it waits for anything else.
+pub(crate) fn take_on(remote: &Arc<Remote>, run: Run, tried: Tried) -> Option<Run> {
+    match tried {
+        Tried::Done => None,
+        Tried::Marked => Some(run),
+        Tried::Open => {
+            let remote = Arc::clone(remote);
+            task::run(task::spawn(run, move |task| remote.send(Command::Run(task))));
+            None
+        }
     }
 }
 

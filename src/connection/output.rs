@@ -14,10 +14,9 @@ use crate::buffer::Chain;
 use crate::config;
 use crate::counters::Counters;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command};
+use crate::poller::{Action, Batch, Command, Endpoint};
 use crate::sys::socket::Socket;
 
-use super::parked::Run;
 use super::shared::Shared;
 
 pub(super) struct Output {
@@ -30,8 +29,6 @@ pub(super) struct Output {
     sent: u64,
     /// A flush that waits: until so many bytes are sent, by that time.
     wait: Option<Wait>,
-    /// A run that waits for its flush, and for nothing else.
-    parked: Option<Run>,
     failed: Option<(io::ErrorKind, Option<i32>)>,
     /// The write side was ended on purpose.
     pub(super) ended: bool,
@@ -58,7 +55,7 @@ struct Wait {
 /// Who waits for a flush.
 pub(super) enum Flusher {
     Task(Waker),
-    /// The run that its poller tries, or has parked.
+    /// The run that its poller tries, or has kept.
     Run,
 }
 
@@ -72,10 +69,10 @@ impl Flusher {
     }
 
     /// On the poller, with what the round collects.
-    pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch<Shared>) {
+    pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch) {
         match self {
             Flusher::Task(waker) => batch.wakers.push(waker),
-            Flusher::Run => batch.actions.push((Arc::clone(shared), Action::Continue)),
+            Flusher::Run => batch.actions.push((shared.token(), Action::Continue)),
         }
     }
 }
@@ -98,7 +95,6 @@ impl Output {
             submitted: 0,
             sent: 0,
             wait: None,
-            parked: None,
             failed: None,
             ended: false,
             close_when_sent: false,
@@ -199,21 +195,6 @@ impl Output {
     pub(super) fn wait_for(&mut self, sent: u64, until_ns: u64, is_trial: bool, cx: &Context<'_>) {
         let flusher = if is_trial { Flusher::Run } else { Flusher::Task(cx.waker().clone()) };
         self.wait = Some(Wait { sent, flusher, until_ns });
-    }
-
-    /// Keeps `run`, if it waits for its flush; otherwise gives it back.
-    pub(super) fn park(&mut self, run: Run) -> Result<(), Run> {
-        match &self.wait {
-            Some(Wait { flusher: Flusher::Run, .. }) => {
-                self.parked = Some(run);
-                Ok(())
-            }
-            _ => Err(run),
-        }
-    }
-
-    pub(super) fn take_parked(&mut self) -> Option<Run> {
-        self.parked.take()
     }
 
     /// Who is to look again if its wait is over at `now_ns`, otherwise when to ask again.

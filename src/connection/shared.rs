@@ -20,7 +20,7 @@ use crate::address::PeerAddr;
 use crate::buffer::{Chain, Staging};
 use crate::config::{self, Limits};
 use crate::poller::timers::{NEVER, now_ns};
-use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
+use crate::poller::{Action, Batch, Command, Endpoint, Flow, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 
@@ -172,6 +172,12 @@ impl Shared {
         }
     }
 
+    /// Stands for the connection in the trial of its run.
+    #[inline]
+    pub(super) fn owner(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     pub(super) fn is_serving(&self) -> bool {
         self.service.is_some()
     }
@@ -240,6 +246,10 @@ impl Shared {
     ) {
         let mut input = lock(&self.input);
         input.bring_home(reader, writer);
+        if self.life.drops_input() {
+            // A handle may keep the rest of the connection for long.
+            input.discard();
+        }
         let over = input.runs.give_back(parts);
         let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
         let disconnected = over && input.take_disconnect_owed();
@@ -320,7 +330,9 @@ impl Shared {
                 extras.callbacks.pop()
             };
             match callback {
-                Some(callback) => guard("close callback", || callback(&handle)),
+                Some(callback) => {
+                    guard("close callback", || callback(&handle));
+                }
                 None => break,
             }
         }
@@ -360,28 +372,28 @@ impl Shared {
     }
 
     /// The peer has gone: tell the user, once, after `on_connect`.
-    pub(super) fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch<Shared>) {
+    pub(super) fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch) {
         if !self.life.peer_gone() || self.service.is_none() || self.life.is_closed() {
             return;
         }
         if !lock(&self.input).owe_disconnect_if_connecting() {
-            batch.actions.push((Arc::clone(self), Action::Disconnected));
+            batch.actions.push((self.token(), Action::Disconnected));
         }
     }
 
-    pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
+    pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch) {
         self.note_peer_gone(batch);
         let filed = lock(&self.input).end(end);
         if filed.close {
-            batch.actions.push((Arc::clone(self), Action::Close));
+            batch.actions.push((self.token(), Action::Close));
         }
         self.follow(filed, batch);
     }
 
-    pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
+    pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch) -> Flow {
         batch.wakers.extend(filed.wake);
         if filed.start_run {
-            batch.actions.push((Arc::clone(self), Action::Run));
+            batch.actions.push((self.token(), Action::Run));
         }
         if filed.over_share {
             self.note_end(End::Memory, batch);
@@ -411,10 +423,12 @@ impl Drop for Shared {
 /// Both halves of a run, taken back at once.
 pub(super) const BOTH: u8 = READER | WRITER;
 
-/// Runs user code that has no result to fail with: a panic is reported by the panic hook and goes
+/// Runs user code that cannot fail otherwise: a panic is reported by the panic hook and goes
 /// no further.
-pub(super) fn guard(what: &str, code: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(code)).is_err() {
+pub(super) fn guard<T>(what: &str, code: impl FnOnce() -> T) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(code));
+    if done.is_err() {
         tracing::error!("{what} panicked");
     }
+    done.ok()
 }

@@ -8,9 +8,13 @@ use std::cell::RefCell;
 use crate::buffer::{Chain, Staging};
 use crate::config::SPARE_PARTS_MAX;
 
+// Boxed, because what moves in and out of a connection is a pointer.
+#[allow(clippy::vec_box)]
+type Spare<T> = RefCell<Vec<Box<T>>>;
+
 thread_local! {
-    static READERS: RefCell<Vec<Box<Chain>>> = const { RefCell::new(Vec::new()) };
-    static WRITERS: RefCell<Vec<Box<Staging>>> = const { RefCell::new(Vec::new()) };
+    static READERS: Spare<Chain> = const { RefCell::new(Vec::new()) };
+    static WRITERS: Spare<Staging> = const { RefCell::new(Vec::new()) };
 }
 
 /// An empty reader.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::input::End;
 use super::output::{Output, Submitted};
-use super::parked;
 use super::shared::{Shared, flush_here, is_poller_of};
 use crate::buffer::{Chain, Staging};
 use crate::config::uring as config;
@@ -171,7 +170,7 @@ impl Flush {
                 return Poll::Ready(Err(Error::write_timeout("flush", after)));
             }
         }
-        let is_trial = task::is_trial(cx.waker(), parked::owner(shared));
+        let is_trial = task::mark_trial(cx.waker(), shared.owner());
         output.wait_for(target, until_ns, is_trial, cx);
         Poll::Pending
     }

@@ -7,6 +7,7 @@ use super::{Flow, Remote, Socket, Token};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Slice};
 use crate::sync::Arc;
+use crate::task::Run;
 
 /// What a slot holds for a connection: the calls upward. All of them come from the poller's thread,
 /// none may block.
@@ -17,28 +18,30 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// About how many bytes it takes before it may ask for a pause.
     fn receives_at_once(&self) -> usize;
     /// The endpoint has a slot. `false` refuses, and the slot is given up.
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool;
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow;
+    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch) -> bool;
+    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch);
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch) -> Flow;
     /// The peer is known to have ended, though bytes of it are still to be received.
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>);
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
+    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch);
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch);
     /// The bytes that the backend is to send now.
     fn take_output(&self) -> Option<Chain>;
     /// `true`: there is more to send.
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) -> bool;
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch) -> bool;
     /// A timer came up: when is the next one due? Called for entries that were overtaken as well.
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64>;
+    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch) -> Option<u64>;
     /// Whether the entry for this time is the one that counts.
     fn is_armed(&self, at_ns: u64) -> bool;
     /// The slot is given up; the backend has dropped the socket.
     fn on_removed(self: &Arc<Self>);
-    /// Runs what the endpoint put into the batch. This is where user code runs.
-    fn act(self: Arc<Self>, action: Action);
+    /// Runs what the endpoint put into the batch; this is where user code runs. What is returned is
+    /// a run that waits for its flush, and for nothing else: the poller keeps it, and goes on with it
+    /// on [`Action::Continue`].
+    fn act(self: &Arc<Self>, action: Action) -> Option<Run>;
+    /// Goes on with a run that was kept.
+    fn go_on(self: &Arc<Self>, run: Run) -> Option<Run>;
     /// Asks for the removal of the endpoint.
     fn close(self: &Arc<Self>);
-    /// Drops a run that waits for its flush: nobody will go on with it.
-    fn abandon_run(&self);
     /// Swaps what was flushed on this thread since the last time into `into`, which is empty.
     fn take_flushed(into: &mut Vec<(Token, Chain)>);
 }
@@ -74,23 +77,11 @@ pub(crate) enum Action {
 }
 
 /// What a round collected.
-pub(crate) struct Batch<E> {
-    pub(crate) actions: Vec<(Arc<E>, Action)>,
+pub(crate) struct Batch {
+    pub(crate) actions: Vec<(Token, Action)>,
     pub(crate) wakers: Vec<Waker>,
     /// The clock after the last wait that ended with a timer armed.
     pub(crate) now_ns: u64,
     /// Set while too much block memory is in use: what each connection may hold.
     pub(crate) share_bytes: Option<usize>,
-}
-
-impl<E: Endpoint> Batch<E> {
-    /// Runs what was collected: handlers first, then the wake-ups of other threads' tasks.
-    pub(super) fn run(&mut self) {
-        for (endpoint, action) in self.actions.drain(..) {
-            endpoint.act(action);
-        }
-        for waker in self.wakers.drain(..) {
-            waker.wake();
-        }
-    }
 }

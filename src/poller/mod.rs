@@ -16,6 +16,7 @@ mod slots;
 mod spin;
 pub(crate) mod timers;
 
+use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sys::{Backend, Completion, Sink};
-use crate::task;
+use crate::task::{self, Run};
 
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Token};
@@ -35,8 +36,26 @@ use spin::Spin;
 use timers::{NEVER, Timers, Whom, now_ns};
 
 enum Slot<E> {
-    Endpoint(Arc<E>),
+    Endpoint(Held<E>),
     Listener(Arc<dyn Accept>),
+}
+
+/// An endpoint, and its run that waits for a flush.
+struct Held<E> {
+    endpoint: Arc<E>,
+    kept: Option<Run>,
+}
+
+impl<E: Endpoint> Held<E> {
+    fn act(&mut self, action: Action) {
+        let kept = match action {
+            Action::Continue => self.kept.take().and_then(|run| self.endpoint.go_on(run)),
+            _ => self.endpoint.act(action),
+        };
+        if kept.is_some() {
+            self.kept = kept;
+        }
+    }
 }
 
 /// One poller thread's own data.
@@ -54,8 +73,10 @@ pub(crate) struct Poller<B, E> {
 struct Core<E> {
     remote: Arc<Remote<E>>,
     slots: Slots<Slot<E>>,
+    /// Without a slot, and still with something to run.
+    leaving: HashMap<Token, Held<E>>,
     timers: Timers,
-    batch: Batch<E>,
+    batch: Batch,
     /// Backlog of connections whose send just ended.
     resend: Vec<Token>,
     completions: usize,
@@ -73,6 +94,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             core: Core {
                 remote,
                 slots: Slots::new(),
+                leaving: HashMap::new(),
                 timers: Timers::new(),
                 batch: Batch {
                     actions: Vec::new(),
@@ -119,7 +141,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
         for (_, slot) in self.core.slots.iter() {
             match slot {
-                Slot::Endpoint(endpoint) => endpoint.on_removed(),
+                Slot::Endpoint(held) => held.endpoint.on_removed(),
                 Slot::Listener(listener) => listener.on_removed(),
             }
         }
@@ -179,7 +201,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
 
     /// Runs what was collected, and passes on what that has flushed.
     fn run_batch(&mut self) {
-        self.core.batch.run();
+        self.core.run_batch();
         if self.core.remote.outlet == Outlet::Poller {
             E::take_flushed(&mut self.flushed);
             for (token, gather) in self.flushed.drain(..) {
@@ -200,8 +222,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let core = &mut self.core;
         match command {
             Command::Run(runnable) => task::run(runnable),
-            Command::Again(endpoint) => core.batch.actions.push((endpoint, Action::Run)),
-            Command::Continue(endpoint) => core.batch.actions.push((endpoint, Action::Continue)),
+            Command::Again(endpoint) => core.enqueue(endpoint, Action::Run),
+            Command::Continue(endpoint) => core.enqueue(endpoint, Action::Continue),
             Command::Attach(endpoint, socket) => {
                 let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint)
@@ -241,7 +263,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             Command::Remove(endpoint) => {
                 let token = endpoint.token();
                 match core.slots.get(token) {
-                    Some(Slot::Endpoint(here)) if Arc::ptr_eq(here, &endpoint) => {
+                    Some(Slot::Endpoint(held)) if Arc::ptr_eq(&held.endpoint, &endpoint) => {
                         self.backend.remove(token)
                     }
                     _ => endpoint.on_removed(),
@@ -249,8 +271,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             }
             Command::Visit(mut visit) => {
                 for (_, slot) in core.slots.iter() {
-                    if let Slot::Endpoint(endpoint) = slot {
-                        visit(endpoint);
+                    if let Slot::Endpoint(held) = slot {
+                        visit(&held.endpoint);
                     }
                 }
             }
@@ -260,7 +282,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
 
     /// Gives the endpoint a slot, unless it or the poller's end refuses.
     fn insert(&mut self, endpoint: Arc<E>) -> Option<Token> {
-        let token = self.core.slots.insert(Slot::Endpoint(Arc::clone(&endpoint)));
+        let held = Held { endpoint: Arc::clone(&endpoint), kept: None };
+        let token = self.core.slots.insert(Slot::Endpoint(held));
         if self.stopping || !endpoint.on_attached(token, &mut self.core.batch) {
             self.refuse(token);
             return None;
@@ -269,9 +292,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     }
 
     fn refuse(&mut self, token: Token) {
-        if let Some(Slot::Endpoint(endpoint)) = self.core.slots.remove(token) {
-            endpoint.close();
-            endpoint.on_removed();
+        if let Some(Slot::Endpoint(held)) = self.core.slots.get(token) {
+            held.endpoint.close();
+            self.core.removed(token);
         }
     }
 
@@ -292,8 +315,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
 
     fn resend(&mut self) {
         for index in 0..self.core.resend.len() {
-            if let Some(Slot::Endpoint(endpoint)) = self.core.slots.get(self.core.resend[index]) {
-                let endpoint = Arc::clone(endpoint);
+            if let Some(Slot::Endpoint(held)) = self.core.slots.get(self.core.resend[index]) {
+                let endpoint = Arc::clone(&held.endpoint);
                 self.send(&endpoint);
             }
         }
@@ -304,7 +327,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         self.stopping = true;
         for (token, slot) in self.core.slots.iter() {
             match slot {
-                Slot::Endpoint(endpoint) => endpoint.close(),
+                Slot::Endpoint(held) => held.endpoint.close(),
                 Slot::Listener(_) => self.backend.remove(token),
             }
         }
@@ -312,6 +335,35 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
 }
 
 impl<E: Endpoint> Core<E> {
+    /// Runs what was collected: handlers first, then the wake-ups of other threads' tasks.
+    fn run_batch(&mut self) {
+        for (token, action) in self.batch.actions.drain(..) {
+            let held = match self.slots.get_mut(token) {
+                Some(Slot::Endpoint(held)) => Some(held),
+                _ => self.leaving.get_mut(&token),
+            };
+            if let Some(held) = held {
+                held.act(action);
+            }
+        }
+        if !self.leaving.is_empty() {
+            self.leaving.retain(|_, held| held.kept.is_some());
+        }
+        for waker in self.batch.wakers.drain(..) {
+            waker.wake();
+        }
+    }
+
+    /// Puts an action into the batch, for an endpoint that may have lost its slot since it was asked
+    /// for.
+    fn enqueue(&mut self, endpoint: Arc<E>, action: Action) {
+        let token = endpoint.token();
+        if self.slots.get(token).is_none() {
+            self.leaving.entry(token).or_insert(Held { endpoint, kept: None });
+        }
+        self.batch.actions.push((token, action));
+    }
+
     fn fire_timers<B: Backend>(&mut self, backend: &mut B) {
         let now_ns = self.batch.now_ns;
         if self.timers.count() == 0 {
@@ -326,8 +378,8 @@ impl<E: Endpoint> Core<E> {
                 Whom::Slot(token) => token,
             };
             match self.slots.get(token) {
-                Some(Slot::Endpoint(endpoint)) => {
-                    if let Some(at_ns) = endpoint.on_timer(entry.at_ns, &mut self.batch) {
+                Some(Slot::Endpoint(held)) => {
+                    if let Some(at_ns) = held.endpoint.on_timer(entry.at_ns, &mut self.batch) {
                         self.timers.arm(at_ns, Whom::Slot(token));
                     }
                 }
@@ -346,7 +398,7 @@ impl<E: Endpoint> Core<E> {
         }
         let slots = &self.slots;
         self.timers.sweep(|token, at_ns| match slots.get(token) {
-            Some(Slot::Endpoint(endpoint)) => endpoint.is_armed(at_ns),
+            Some(Slot::Endpoint(held)) => held.endpoint.is_armed(at_ns),
             Some(Slot::Listener(_)) => true,
             None => false,
         });
@@ -386,7 +438,13 @@ impl<E: Endpoint> Core<E> {
 
     fn removed(&mut self, token: Token) {
         match self.slots.remove(token) {
-            Some(Slot::Endpoint(endpoint)) => endpoint.on_removed(),
+            Some(Slot::Endpoint(held)) => {
+                held.endpoint.on_removed();
+                let has_more = self.batch.actions.iter().any(|(other, _)| *other == token);
+                if has_more || held.kept.is_some() {
+                    self.leaving.insert(token, held);
+                }
+            }
             Some(Slot::Listener(listener)) => {
                 self.remote.listeners.fetch_sub(1, Ordering::Relaxed);
                 listener.on_removed();
@@ -405,7 +463,7 @@ impl<E: Endpoint> Sink for Core<E> {
         }
         let batch = &mut self.batch;
         match (self.slots.get(token), completion) {
-            (Some(Slot::Endpoint(endpoint)), completion) => match completion {
+            (Some(Slot::Endpoint(Held { endpoint, .. })), completion) => match completion {
                 Completion::Copied(bytes) => {
                     return endpoint.on_received(Received::Copied(bytes), batch);
                 }

@@ -35,6 +35,11 @@ impl<T> Slots<T> {
         slot.value.as_ref().filter(|_| slot.generation == token.generation())
     }
 
+    pub(crate) fn get_mut(&mut self, token: Token) -> Option<&mut T> {
+        let slot = self.slots.get_mut(token.index())?;
+        slot.value.as_mut().filter(|_| slot.generation == token.generation())
+    }
+
     pub(crate) fn remove(&mut self, token: Token) -> Option<T> {
         let slot = self.slots.get_mut(token.index())?;
         if slot.generation != token.generation() {

@@ -31,7 +31,7 @@ pub(crate) use wake::Wake;
 
 /// Names an operation's owner: a slot's index and its generation. Made by the poller, opaque here
 /// but for the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Token(u64);
 
 impl Token {

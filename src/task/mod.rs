@@ -9,11 +9,15 @@ mod trial;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 
 pub(crate) use async_task::Runnable;
 
 pub(crate) use placement::Executor;
-pub(crate) use trial::{Tried, is_trial, try_poll};
+pub(crate) use trial::{Tried, mark_trial, try_poll};
+
+/// What is left of a handler's run.
+pub(crate) type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to
 /// the caller.

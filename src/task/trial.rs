@@ -2,8 +2,9 @@
 //!
 //! A handler usually ends in its first poll, or waits for nothing but a flush of its own
 //! connection. Neither needs a task. So the poller tries it with a waker that does nothing but
-//! notice: whether somebody has kept it, or used it. If so, the future is made a task and polled
-//! again, with a waker that works. If not, only its poller can know when to go on.
+//! notice whether somebody has kept it, or used it. Who needs no waker, because its poller knows
+//! when to go on, marks the trial instead. Any other future that waits is made a task and polled
+//! again, with a waker that works.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -16,10 +17,10 @@ use std::task::{Context, Wake, Waker};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tried {
     Done,
-    /// Somebody has the waker, or has used it: as a task the future must be polled again.
-    Kept,
-    /// Nobody does.
-    Left,
+    /// It waits for who has marked the trial, and for nobody else.
+    Marked,
+    /// It waits for something: as a task it must be polled again.
+    Open,
 }
 
 /// Polls `future` once, on behalf of `owner`, an address that stands for it.
@@ -30,27 +31,42 @@ where
     let trial = SPARE.take().unwrap_or_else(Trial::new);
     let running = Running::begin(owner, trial.waker.data());
     let is_done = future.poll(&mut Context::from_waker(&trial.waker)).is_ready();
+    let is_marked = CURRENT.get().is_marked;
     drop(running);
     let is_kept = trial.is_kept();
     if !is_kept {
         SPARE.set(Some(trial));
     }
-    match (is_done, is_kept) {
-        (true, _) => Tried::Done,
-        (false, true) => Tried::Kept,
-        (false, false) => Tried::Left,
+    match is_done {
+        true => Tried::Done,
+        false if is_marked && !is_kept => Tried::Marked,
+        false => Tried::Open,
     }
 }
 
-/// Whether `waker` is that of the trial which runs on this thread for `owner`.
+/// Marks the trial that runs on this thread, if it is of `owner` and with this waker: whoever marks
+/// it will see to it that the future is polled again.
 #[inline]
-pub(crate) fn is_trial(waker: &Waker, owner: usize) -> bool {
-    CURRENT.get() == (owner, waker.data().addr())
+pub(crate) fn mark_trial(waker: &Waker, owner: usize) -> bool {
+    let current = CURRENT.get();
+    let is_trial = (current.owner, current.waker) == (owner, waker.data().addr());
+    if is_trial {
+        CURRENT.set(Current { is_marked: true, ..current });
+    }
+    is_trial
+}
+
+/// The trial that runs, by the addresses of its owner and its waker.
+#[derive(Clone, Copy)]
+struct Current {
+    owner: usize,
+    waker: usize,
+    is_marked: bool,
 }
 
 thread_local! {
-    /// Owner and waker of the trial that runs, by their addresses.
-    static CURRENT: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static CURRENT: Cell<Current> =
+        const { Cell::new(Current { owner: 0, waker: 0, is_marked: false }) };
     /// For the next trial.
     static SPARE: Cell<Option<Trial>> = const { Cell::new(None) };
 }
@@ -93,12 +109,13 @@ impl Wake for Notice {
 
 /// Marks the trial that runs; the one around it, if any, goes on when this is dropped.
 struct Running {
-    outer: (usize, usize),
+    outer: Current,
 }
 
 impl Running {
     fn begin(owner: usize, waker: *const ()) -> Running {
-        Running { outer: CURRENT.replace((owner, waker.addr())) }
+        let current = Current { owner, waker: waker.addr(), is_marked: false };
+        Running { outer: CURRENT.replace(current) }
     }
 }
 
@@ -116,44 +133,55 @@ mod tests {
     use std::task::Poll;
 
     #[test]
-    fn a_future_that_keeps_no_waker_is_left() {
+    fn a_future_that_marked_its_trial_need_not_become_a_task() {
         assert_eq!(try_poll(pin!(ready(())), 1), Tried::Done);
-        assert_eq!(try_poll(pin!(pending::<()>()), 1), Tried::Left);
+        assert_eq!(try_poll(pin!(pending::<()>()), 1), Tried::Open);
+        let marks = poll_fn(|cx| {
+            assert!(mark_trial(cx.waker(), 1));
+            Poll::<()>::Pending
+        });
+        assert_eq!(try_poll(pin!(marks), 1), Tried::Marked);
     }
 
     #[test]
-    fn a_waker_that_is_kept_or_used_is_noticed() {
+    fn a_waker_that_is_kept_or_used_counts_for_more_than_the_mark() {
         let mut kept = None;
         let keeps = poll_fn(|cx| {
             kept = Some(cx.waker().clone());
+            mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(keeps), 1), Tried::Kept);
+        assert_eq!(try_poll(pin!(keeps), 1), Tried::Open);
         let wakes_itself = poll_fn(|cx| {
             cx.waker().wake_by_ref();
+            mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(wakes_itself), 1), Tried::Kept);
-        let wakes_with_a_clone = poll_fn(|cx| {
+        assert_eq!(try_poll(pin!(wakes_itself), 1), Tried::Open);
+        let wakes_from_elsewhere = poll_fn(|cx| {
             let clone = cx.waker().clone();
             std::thread::spawn(|| clone.wake()).join().expect("only wakes");
+            mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(wakes_with_a_clone), 1), Tried::Kept);
+        assert_eq!(try_poll(pin!(wakes_from_elsewhere), 1), Tried::Open);
         // The waker that is still kept must not count against the next trial.
-        assert_eq!(try_poll(pin!(pending::<()>()), 1), Tried::Left);
+        let marks = poll_fn(|cx| {
+            mark_trial(cx.waker(), 1);
+            Poll::<()>::Pending
+        });
+        assert_eq!(try_poll(pin!(marks), 1), Tried::Marked);
         drop(kept);
     }
 
     #[test]
-    fn a_trial_is_known_by_its_owner_and_its_waker() {
-        let asks = poll_fn(|cx| {
-            assert!(is_trial(cx.waker(), 7));
-            assert!(!is_trial(cx.waker(), 8));
-            assert!(!is_trial(Waker::noop(), 7));
-            Poll::Ready(())
+    fn only_the_trial_s_own_owner_and_waker_mark_it() {
+        let marks_another = poll_fn(|cx| {
+            assert!(!mark_trial(cx.waker(), 8));
+            assert!(!mark_trial(Waker::noop(), 7));
+            Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(asks), 7), Tried::Done);
-        assert!(!is_trial(Waker::noop(), 7));
+        assert_eq!(try_poll(pin!(marks_another), 7), Tried::Open);
+        assert!(!mark_trial(Waker::noop(), 7));
     }
 }

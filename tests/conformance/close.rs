@@ -35,6 +35,7 @@ macro_rules! cases {
             a_half_closed_peer_still_gets_the_full_answer
             handle_calls_after_the_close_are_harmless
             closing_inside_a_close_callback_is_harmless
+            a_handle_that_is_kept_keeps_no_memory
         }
     };
 }
@@ -433,5 +434,35 @@ pub(crate) fn closing_inside_a_close_callback_is_harmless(t: &Fixture) -> Check 
     assert!(seen.recv_timeout(DEADLINE)?);
     ended.wait();
     assert_ended(&peer);
+    Ok(())
+}
+
+/// A handle outlives its connection in many a registry; what was unread or unsent does not.
+pub(crate) fn a_handle_that_is_kept_keeps_no_memory(t: &Fixture) -> Check {
+    let mut handles = Vec::new();
+    for keeps in 0..4 {
+        let (sends, sent) = outcome();
+        let (mut peer, done) = t.drive(move |mut conn| async move {
+            tell(sends, Ok((*conn).clone()));
+            let frame = conn.next(5000).await?;
+            if keeps & 1 != 0 {
+                // Part of what came is not read.
+                conn.peek(1000).await?;
+            }
+            if keeps & 2 != 0 {
+                // What is written is not sent, before the close or after it.
+                conn.write(frame)?;
+                conn.write_copy(b"and more")?;
+            }
+            conn.close();
+            assert!(conn.flush().await.is_err_and(|error| error.is_closed()));
+            Ok(())
+        })?;
+        peer.write_all(&pattern(0, 10_000))?;
+        handles.push(sent.wait());
+        done.wait();
+        let is_free = holds_within(DEADLINE, || t.stats().blocks == 0);
+        assert!(is_free, "{} blocks are kept, case {keeps}", t.stats().blocks);
+    }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use ringpoll::{Connection, Error, Result, ServerBuilder, ServerHandle};
+use ringpoll::{Error, ServerBuilder, ServerHandle};
 
 use crate::harness::*;
 
@@ -53,15 +53,6 @@ fn kind(error: &Error) -> Told {
         () if error.is_closed() => Told::Closed,
         () => Told::Other,
     }
-}
-
-/// Answers a frame (four bytes of length, then the payload) with the same frame.
-async fn echo_frame(mut conn: Connection) -> Result<()> {
-    let head = conn.peek(4).await?;
-    let length = u32::from_be_bytes(head[..4].try_into().expect("four bytes")) as usize;
-    let frame = conn.next(4 + length).await?;
-    conn.write(frame)?;
-    conn.flush().await
 }
 
 /// A frame server under attack, what it reports, and a client in good standing.

@@ -175,7 +175,7 @@ pub(crate) fn a_listener_drains_a_burst_of_connects(t: &Fixture) -> Check {
 
 /// FromStr and Display are inverse; an unknown name lists the known ones.
 pub(crate) fn names_of_settings_parse_and_print(_: &Fixture) -> Check {
-    for name in ["auto", "epoll"] {
+    for name in ["auto", "epoll", "uring", "hybrid"] {
         assert_eq!(name.parse::<Backend>()?.to_string(), name);
     }
     for name in ["auto", "inline", "pool", "pool:4"] {

@@ -2,7 +2,8 @@
 //!
 //! Each group of cases is mounted once per backend, so that a new backend is one more line below.
 //! A backend the host lacks is skipped with its reason, and fails when `REQUIRE_ALL_BACKENDS=1`.
-//! The groups where it matters run again with handlers on a pool, and from the client's end.
+//! The groups where it matters run again with handlers on a pool, and from the client's end. What
+//! only a ring can get wrong has groups of its own, mounted for the backends that have one.
 
 mod adapters;
 mod backpressure;
@@ -13,26 +14,33 @@ mod data_path;
 mod dial;
 mod events;
 mod failures;
+mod flushing;
 mod harness;
 mod hostile;
 mod listeners;
 mod races;
 mod requests;
+mod ring_arming;
+mod ring_buffers;
+mod ring_ends;
+mod ring_options;
+mod ring_queues;
 mod server;
 mod shutdown;
 mod timeouts;
 mod writing;
 
 macro_rules! mount {
-    ($name:ident: $backend:expr) => {
+    ($name:ident: $backend:expr $(; rings: $($group:ident)+)?) => {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
-                data_path writing requests timeouts close events failures server
+                data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
-                data_path writing requests close events failures server shutdown races);
+                data_path writing flushing requests close events failures server shutdown races);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing timeouts close races);
+                data_path writing flushing timeouts close races);
+            $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
     };
 }
@@ -64,5 +72,5 @@ macro_rules! tests {
 }
 
 mount!(epoll: Backend::Epoll);
-mount!(uring: Backend::Uring);
-mount!(hybrid: Backend::Hybrid);
+mount!(uring: Backend::Uring; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
+mount!(hybrid: Backend::Hybrid; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);

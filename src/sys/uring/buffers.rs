@@ -113,14 +113,17 @@ impl Buffers {
         }
     }
 
-    /// Those whose turn it is: as many as there are buffers.
-    pub(super) fn take_starved(&mut self, size: Size) -> Vec<Token> {
+    /// Buffers of that size that the kernel may fill.
+    pub(super) fn ready(&self, size: Size) -> usize {
+        let class = if size == self.first_size { Some(&self.first) } else { self.second.as_ref() };
+        class.map_or(0, |class| class.ring.ready())
+    }
+
+    /// Whose turn it is.
+    pub(super) fn next_starved(&mut self, size: Size) -> Option<Token> {
         let class =
             if size == self.first_size { Some(&mut self.first) } else { self.second.as_mut() };
-        class.map_or_else(Vec::new, |class| {
-            let count = class.ring.ready().min(class.starved.len());
-            class.starved.drain(..count).map(|(token, _)| token).collect()
-        })
+        class?.starved.pop_front().map(|(token, _)| token)
     }
 
     pub(super) fn unregister(&mut self, ring: &Ring) {

@@ -25,6 +25,7 @@ use super::buffer_ring::BufferRing;
 use super::buffers::Size;
 use super::in_flight::Sending;
 use super::ring::Done;
+use crate::buffer::Pool;
 use crate::config::uring as config;
 use crate::counters::Counters;
 use crate::sys::{Completion, Flow, Sink, Socket, Token};
@@ -47,8 +48,12 @@ pub(super) struct Entry {
     /// Receives in a row that spoke for the other size.
     streak: u8,
     pub(super) paused: bool,
-    /// The peer ended its side while reception was paused.
-    pub(super) hung_up: bool,
+    /// The peer has ended its side: what is left is received without the ring. A multishot receive
+    /// that finds bytes and the end at once reports the bytes, and may then wait for ever: it hears
+    /// of no other event (seen on Linux 6.18).
+    pub(super) peer_ended: bool,
+    /// A poll can tell when the peer ends.
+    watches_end: bool,
     /// Nothing more will be received.
     pub(super) ended: bool,
     /// A poll of the socket is in flight.
@@ -96,7 +101,8 @@ impl Entry {
             starved_since: None,
             streak: 0,
             paused: false,
-            hung_up: false,
+            peer_ended: false,
+            watches_end: true,
             ended: false,
             watching: false,
             removing: false,
@@ -124,19 +130,26 @@ impl Entry {
             && !self.removing
     }
 
+    /// The same, without the ring.
+    pub(super) fn is_to_drain(&self) -> bool {
+        self.peer_ended && self.is_to_arm()
+    }
+
     /// What is under way is not what is wanted.
     pub(super) fn is_to_end(&self) -> bool {
         self.reception == Reception::Armed
-            && (self.paused || self.armed_size != self.wanted_size || self.removing)
+            && (self.paused
+                || self.armed_size != self.wanted_size
+                || self.peer_ended
+                || self.removing)
     }
 
-    /// Nothing is received, and the peer's end is still to be noticed.
+    /// The peer's end is still to be noticed.
     pub(super) fn is_to_watch(&self) -> bool {
-        self.reception == Reception::Off
-            && self.role == Role::Stream
-            && self.paused
+        self.role == Role::Stream
+            && self.watches_end
+            && !self.peer_ended
             && !self.ended
-            && !self.hung_up
             && !self.watching
             && !self.removing
     }
@@ -202,6 +215,33 @@ impl Entry {
         self.note_received(bytes);
         if bytes == 0 && !self.ended {
             self.end(Ok(()), sink);
+        }
+    }
+
+    /// Receives what the peer sent before its end, and the end, with plain calls.
+    pub(super) fn drain(&mut self, pool: &Pool, counters: &Counters, sink: &mut impl Sink) {
+        while !self.paused && !self.ended {
+            counters.receive_calls.add_owned(1);
+            let mut block = pool.allocate(config::SMALL_BUFFER_BYTES);
+            match self.socket.receive(block.spare()) {
+                Ok(0) => self.end(Ok(()), sink),
+                Ok(bytes) => {
+                    counters.received_bytes.add_owned(bytes as u64);
+                    let received = if bytes >= block.capacity_left() / config::SMALL_LENT_PART_MIN {
+                        Completion::Lent(block.take(bytes))
+                    } else {
+                        Completion::Copied(&block.spare()[..bytes])
+                    };
+                    self.paused = sink.complete(self.token, received) == Flow::Pause;
+                }
+                // It has not ended after all; watching on would tell us the same again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.peer_ended = false;
+                    self.watches_end = false;
+                    return;
+                }
+                Err(error) => self.end(Err(error), sink),
+            }
         }
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Uring {
     counters: Arc<Counters>,
     /// Done without waiting; reported by the next `wait`.
     done: Vec<(Token, Completion<'static>)>,
+    /// Their peers have ended, and there may be bytes left.
+    draining: Vec<Token>,
     /// Empty between waits, but for its memory.
     completions: Vec<Done>,
     /// For the next sends. Boxed, as they must not move while the kernel knows their address.
@@ -79,6 +81,7 @@ impl Backend for Uring {
             wake: Arc::clone(wake),
             counters: Arc::clone(counters),
             done: Vec::new(),
+            draining: Vec::new(),
             completions: Vec::new(),
             spare_sendings: Vec::new(),
             outstanding: 0,
@@ -159,7 +162,8 @@ impl Backend for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
-        let is_ready = !self.done.is_empty() || self.ring.has_completions();
+        let is_ready =
+            !self.done.is_empty() || !self.draining.is_empty() || self.ring.has_completions();
         for (token, completion) in std::mem::take(&mut self.done) {
             sink.complete(token, completion);
         }
@@ -196,13 +200,31 @@ impl Uring {
     /// Brings what is under way in line with what the entry wants.
     fn follow(&mut self, token: Token) {
         let Some(entry) = find(&mut self.entries, token) else { return };
-        if entry.is_to_arm() {
+        let must_watch = entry.is_to_watch();
+        if entry.is_to_drain() {
+            if !self.draining.contains(&token) {
+                self.draining.push(token);
+            }
+        } else if entry.is_to_arm() {
             self.arm(token);
         } else if entry.is_to_end() {
             entry.reception = Reception::Ending;
             self.ring.cancel(user_data(Op::Receive, token), user_data(Op::Cancel, token));
-        } else if entry.is_to_watch() {
+        }
+        if must_watch {
             self.watch(token, libc::POLLRDHUP);
+        }
+    }
+
+    /// Receives what is left of those whose peers have ended.
+    fn drain(&mut self, sink: &mut impl Sink) {
+        for token in std::mem::take(&mut self.draining) {
+            if let Some(entry) = find(&mut self.entries, token)
+                && entry.is_to_drain()
+            {
+                entry.drain(self.buffers.pool(), &self.counters, sink);
+                self.follow(token);
+            }
         }
     }
 
@@ -315,6 +337,7 @@ impl Uring {
         self.completions = completions;
         self.buffers.refill();
         self.feed_starved();
+        self.drain(sink);
     }
 
     fn handle(&mut self, done: Done, sink: &mut impl Sink) {
@@ -382,9 +405,11 @@ impl Uring {
             entry.role = Role::Stream;
             entry.ended = connected.is_err();
             sink.complete(token, Completion::Connected(connected));
-        } else if result > 0 && entry.is_to_watch() {
-            entry.hung_up = true;
-            sink.complete(token, Completion::HungUp);
+        } else if result > 0 && !entry.ended && !entry.removing {
+            entry.peer_ended = true;
+            if entry.paused {
+                sink.complete(token, Completion::HungUp);
+            }
         }
         self.follow(token);
     }
@@ -417,12 +442,17 @@ impl Uring {
     /// buffers, since more would find none again.
     fn feed_starved(&mut self) {
         for size in [Size::Small, Size::Large] {
-            for token in self.buffers.take_starved(size) {
+            let mut turns = self.buffers.ready(size);
+            while turns > 0
+                && let Some(token) = self.buffers.next_starved(size)
+            {
+                // It may have been removed meanwhile: that was nobody's turn.
                 if let Some(entry) = find(&mut self.entries, token)
                     && entry.reception == Reception::Starved
                 {
                     entry.reception = Reception::Off;
                     self.follow(token);
+                    turns -= 1;
                 }
             }
         }

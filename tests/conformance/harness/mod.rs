@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod host;
+mod load;
 mod peer;
 mod random;
 mod wait;
@@ -25,6 +26,7 @@ use ringpoll::{
 };
 
 pub(crate) use host::{cpu_ticks, fds, rss_bytes, say, thread_count, threads};
+pub(crate) use load::*;
 pub(crate) use peer::*;
 pub(crate) use random::{Random, assert_pattern, pattern};
 pub(crate) use ringpoll::Placement;

@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use ringpoll::{Error, Handle};
 use rustix::net::sockopt;
 
 use super::DEADLINE;
@@ -83,6 +84,11 @@ pub(crate) fn reset(stream: TcpStream) -> io::Result<()> {
 pub(crate) fn shrink_receive_buffer(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_recv_buffer_size(stream, 4096)?;
     Ok(())
+}
+
+/// Makes the kernel take little at once from this connection of ours.
+pub(crate) fn shrink_send_buffer(conn: &Handle) -> ringpoll::Result<()> {
+    conn.with_fd(|fd| sockopt::set_socket_send_buffer_size(fd, 4096))?.map_err(Error::other)
 }
 
 /// A listener whose accept queue is full: a connect to it gets no answer.

@@ -1,0 +1,170 @@
+//! Load whose every byte tells whose it is, and a way to make a poller find it all at once.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use ringpoll::{Connection, Error, Handle, Result, ServerBuilder, ServerHandle};
+
+use super::{Check, DEADLINE, Failure, assert_pattern, dial, holds_within, pattern, read_exactly};
+
+/// Where in the test stream the bytes of connection `tag` begin: no two tags share a stretch.
+pub(crate) fn own(tag: usize, at: usize) -> usize {
+    // Next to each other, two tags are out of step by 26 of the stream's 251.
+    tag * 65_537 + at
+}
+
+/// A frame of `size` bytes of connection `tag`, behind four bytes of length.
+pub(crate) fn frame(tag: usize, size: usize) -> Vec<u8> {
+    let mut bytes = (size as u32).to_be_bytes().to_vec();
+    bytes.extend(pattern(own(tag, 0), size));
+    bytes
+}
+
+/// Reads the frame of `size` bytes that `tag` is owed; fails on any other byte.
+#[track_caller]
+pub(crate) fn expect_frame(stream: impl Read, tag: usize, size: usize) -> Check {
+    let got = read_exactly(stream, 4 + size)?;
+    assert_eq!(got[..4], (size as u32).to_be_bytes(), "connection {tag}: a frame of another");
+    assert_pattern(&got[4..], own(tag, 0));
+    Ok(())
+}
+
+/// Sends a frame and gets it back.
+#[track_caller]
+pub(crate) fn exchange_frame(mut stream: &TcpStream, tag: usize, size: usize) -> Check {
+    stream.write_all(&frame(tag, size))?;
+    expect_frame(stream, tag, size)
+}
+
+/// A handler that answers a frame with the same frame.
+pub(crate) async fn echo_frame(mut conn: Connection) -> Result<()> {
+    let head = conn.peek(4).await?;
+    let size = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    let frame = conn.next(4 + size).await?;
+    conn.write(frame)?;
+    conn.flush().await
+}
+
+/// Whether a poller of such a server receives while its thread is in a handler, as a ring without
+/// `DEFER_TASKRUN` does.
+pub(crate) fn receives_behind_a_handler(builder: ServerBuilder) -> Check<bool> {
+    /// For the kernel to receive what has arrived, if it is to.
+    const MOMENT: Duration = Duration::from_millis(100);
+    let gate = Gate::new();
+    let halts = Arc::clone(&gate);
+    let (prepared, handles) = channel();
+    let builder = builder
+        .pollers(1)
+        .on_prepare(move |handle| prepared.send(handle.clone()).map_err(Error::other))
+        .on_request(move |conn| Arc::clone(&halts).echo_frame(conn));
+    let server = builder.bind("127.0.0.1:0")?.spawn()?;
+    let mut peer = dial(&server)?;
+    exchange_frame(&peer, 0, 10)?;
+    let handle: Handle = handles.recv_timeout(DEADLINE)?;
+    let unread = || handle.with_fd(|fd| rustix::io::ioctl_fionread(fd) == Ok(104)).unwrap_or(false);
+    let is_received = gate.hold(&server, || {
+        peer.write_all(&frame(1, 100))?;
+        // It arrives before the write returns, on loopback.
+        Ok(holds_within(MOMENT, || !unread()))
+    })?;
+    expect_frame(&peer, 1, 100)?;
+    server.shutdown(DEADLINE)?;
+    Ok(is_received)
+}
+
+/// Waits until `server` has so many connections left, and no memory or send of the others.
+#[track_caller]
+pub(crate) fn left_with(server: &ServerHandle, open: u64) {
+    let is_left = || {
+        let stats = server.stats();
+        let pollers = &stats.pollers;
+        stats.open == open && pollers.connections == open && pollers.sends_in_flight == 0
+    };
+    assert!(holds_within(DEADLINE, is_left), "not {open} left: {:?}", server.stats());
+    let no_blocks = holds_within(DEADLINE, || server.stats().pollers.blocks == 0);
+    assert!(no_blocks, "blocks are left: {:?}", server.stats());
+}
+
+/// Holds up the thread that comes to it. A poller held up finds, when it goes on, everything that
+/// happened meanwhile at once.
+#[derive(Default)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    is_occupied: bool,
+    is_open: bool,
+}
+
+/// The first byte of what [`Gate::hold`] sends; no frame of less than 16 MiB begins with it.
+const HALT: u8 = b'!';
+
+impl Gate {
+    pub(crate) fn new() -> Arc<Gate> {
+        Arc::default()
+    }
+
+    /// A handler of frames that also halts at this gate when told to.
+    pub(crate) async fn echo_frame(self: Arc<Gate>, mut conn: Connection) -> Result<()> {
+        if conn.peek(1).await?[0] != HALT {
+            return echo_frame(conn).await;
+        }
+        let halt = conn.next(1).await?;
+        self.pass();
+        conn.write(halt)?;
+        conn.flush().await
+    }
+
+    /// Blocks this thread until the gate opens.
+    fn pass(&self) {
+        let mut state = self.state.lock().expect("nobody panics here");
+        state.is_occupied = true;
+        self.changed.notify_all();
+        // A test that fails meanwhile never opens it.
+        let waited = self.changed.wait_timeout_while(state, DEADLINE, |state| !state.is_open);
+        let (mut state, _) = waited.expect("nobody panics here");
+        *state = GateState::default();
+    }
+
+    /// Runs `meanwhile` while the only poller of `server`, whose handler this is, stands here.
+    pub(crate) fn hold<T>(
+        &self,
+        server: &ServerHandle,
+        meanwhile: impl FnOnce() -> Check<T>,
+    ) -> Check<T> {
+        let halts = dial(server)?;
+        Gate::halt(&halts)?;
+        let result = self.held(meanwhile)?;
+        assert_eq!(read_exactly(&halts, 1)?, [HALT]);
+        Ok(result)
+    }
+
+    /// Has the poller of this connection come here when it gets so far.
+    pub(crate) fn halt(mut peer: &TcpStream) -> Check {
+        Ok(peer.write_all(&[HALT])?)
+    }
+
+    /// Runs `meanwhile` once a poller has come here, and lets it go on.
+    pub(crate) fn held<T>(&self, meanwhile: impl FnOnce() -> Check<T>) -> Check<T> {
+        let state = self.state.lock().expect("nobody panics here");
+        let waited = self.changed.wait_timeout_while(state, DEADLINE, |state| !state.is_occupied);
+        let (state, timeout) = waited.expect("nobody panics here");
+        if timeout.timed_out() {
+            return Err(Failure::new("no poller came to the gate"));
+        }
+        drop(state);
+        let result = meanwhile()?;
+        let mut state = self.state.lock().expect("nobody panics here");
+        assert!(state.is_occupied, "the poller was held up for too long");
+        state.is_open = true;
+        drop(state);
+        self.changed.notify_all();
+        Ok(result)
+    }
+}
