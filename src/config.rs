@@ -114,6 +114,17 @@ impl Default for Limits {
     }
 }
 
+/// What the kernel is asked to do with a connection, where it is not left as it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SocketOptions {
+    /// `None` is the host's.
+    pub(crate) congestion_control: Option<String>,
+    /// 0 is a size that the kernel adapts.
+    pub(crate) receive_buffer_bytes: usize,
+    /// 0 is a size that the kernel adapts.
+    pub(crate) send_buffer_bytes: usize,
+}
+
 /// A timeout as settings take it: zero is none.
 pub(crate) fn some(timeout: Duration) -> Option<Duration> {
     (!timeout.is_zero()).then_some(timeout)

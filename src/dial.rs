@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::address::{Address, PeerAddr};
-use crate::config::{self, Limits, some};
+use crate::config::{self, Limits, SocketOptions, some};
 use crate::connection::{
     Connection, Remote, Shared, attach, current_poller, start_connect, wait_connected,
 };
@@ -51,6 +51,7 @@ pub struct Dialer {
     local_addr: Option<SocketAddr>,
     pollers: Option<Pollers>,
     limits: Limits,
+    socket: SocketOptions,
 }
 
 impl Dialer {
@@ -68,6 +69,22 @@ impl Dialer {
     /// The local end of TCP connections.
     pub fn local_addr(mut self, addr: SocketAddr) -> Dialer {
         self.local_addr = Some(addr);
+        self
+    }
+
+    /// How TCP connections avoid congestion, by the kernel's name for it (such as
+    /// `reno` or `cubic`); without this, as the host does.
+    pub fn congestion_control(mut self, name: &str) -> Dialer {
+        self.socket.congestion_control = Some(name.to_owned());
+        self
+    }
+
+    /// Buffers of these sizes in bytes for each connection, in place of ones that the
+    /// kernel adapts to the traffic; 0 is not. The kernel doubles what is asked for, up to
+    /// `net.core.rmem_max` and `wmem_max`.
+    pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Dialer {
+        self.socket.receive_buffer_bytes = receive_bytes;
+        self.socket.send_buffer_bytes = send_bytes;
         self
     }
 
@@ -254,7 +271,7 @@ impl Dialer {
         until_ns: u64,
     ) -> io::Result<Connection> {
         let local = self.local_addr.filter(|_| matches!(peer, PeerAddr::Inet(_)));
-        let socket = Arc::new(Socket::for_peer(peer, local)?);
+        let socket = Arc::new(Socket::for_peer(peer, local, &self.socket)?);
         let shared = Shared::new(remote, limits, None, Arc::clone(&socket), peer.clone());
         // Dropping it, with this future or on a failure below, closes the socket.
         let connection = Connection::owned(&shared);

@@ -77,6 +77,15 @@ pub(crate) struct ServeArgs {
     pub(crate) sqpoll_cpus: Option<String>,
     #[command(flatten)]
     pub(crate) ring: RingArgs,
+    /// How the connections avoid congestion, such as reno
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
+    /// A receive buffer of that size instead of one the kernel adapts
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub(crate) rcvbuf: Option<Bytes>,
+    /// A send buffer of that size instead of one the kernel adapts
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub(crate) sndbuf: Option<Bytes>,
     /// Die with the process that started this one, which is PID
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) die_with: Option<u32>,

@@ -8,7 +8,7 @@ use ringpoll::{
 };
 use serde_json::{Value, json};
 
-use crate::cli::{Scenario, ServeArgs};
+use crate::cli::{Bytes, Scenario, ServeArgs};
 use crate::error::{Failure, Result};
 use crate::signals;
 use crate::wire::{HEADER_BYTES, payload_bytes};
@@ -75,6 +75,11 @@ fn builder(args: ServeArgs) -> ServerBuilder {
         .poll_mode(args.poll)
         .uring(args.ring.options())
         .read_bytes_max(frame_max + HEADER_BYTES);
+    let bytes = |size: Option<Bytes>| size.map_or(0, |bytes| bytes.0 as usize);
+    server = server.socket_buffers(bytes(args.rcvbuf), bytes(args.sndbuf));
+    if let Some(name) = &args.congestion {
+        server = server.congestion_control(name);
+    }
     if let Some(count) = args.pollers {
         server = server.pollers(count.into());
     }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::shutdown::Progress;
 use super::{Bound, Counts, Handlers, Hooks, Inner, Server, runner};
 use crate::address::{Address, PeerAddr};
-use crate::config::{self, Backend, Balance, Limits, Placement, PollMode, UringOptions, some};
+use crate::config::{
+    self, Backend, Balance, Limits, Placement, PollMode, SocketOptions, UringOptions, some,
+};
 use crate::connection::{Connection, Handle, Service};
 use crate::error::{Error, Result};
 use crate::poller::group::Plan;
@@ -32,6 +34,7 @@ pub struct ServerBuilder {
     limits: Limits,
     connections_max: Option<usize>,
     reuse_port: bool,
+    socket: SocketOptions,
     handlers: Handlers,
     listeners: Vec<Bound>,
 }
@@ -203,6 +206,22 @@ impl ServerBuilder {
         self.reuse_port = reuse;
         self
     }
+
+    /// How TCP connections of the listeners added after this avoid congestion, by the kernel's name for it (such as
+    /// `reno` or `cubic`); without this, as the host does.
+    pub fn congestion_control(mut self, name: &str) -> Self {
+        self.socket.congestion_control = Some(name.to_owned());
+        self
+    }
+
+    /// Buffers of these sizes in bytes for each connection of the listeners added after this, in place of ones that the
+    /// kernel adapts to the traffic; 0 is not. The kernel doubles what is asked for, up to
+    /// `net.core.rmem_max` and `wmem_max`.
+    pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Self {
+        self.socket.receive_buffer_bytes = receive_bytes;
+        self.socket.send_buffer_bytes = send_bytes;
+        self
+    }
 }
 
 /// Listeners.
@@ -215,12 +234,12 @@ impl ServerBuilder {
         let parsed: Address = address.parse()?;
         let (mut addr, both_ip) = parsed.resolve_local()?;
         let failed = |error| Error::io(format_args!("listen {address}"), error);
-        let mut socket = Socket::listen(&addr, both_ip, self.reuse_port);
+        let mut socket = Socket::listen(&addr, both_ip, self.reuse_port, &self.socket);
         if both_ip && socket.is_err() {
             // A host without IPv6.
             addr =
                 PeerAddr::Inet(([0, 0, 0, 0], addr.as_inet().map_or(0, |inet| inet.port())).into());
-            socket = Socket::listen(&addr, false, self.reuse_port);
+            socket = Socket::listen(&addr, false, self.reuse_port, &self.socket);
         }
         let path = match &addr {
             PeerAddr::Unix(path) => path.clone(),

@@ -20,7 +20,7 @@ use rustix::net::{
 
 use crate::address::PeerAddr;
 use crate::buffer::Chain;
-use crate::config;
+use crate::config::{self, SocketOptions};
 use crate::counters::Counters;
 
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
@@ -51,8 +51,15 @@ impl Socket {
     }
 
     /// A listener on `addr`. A socket file nobody listens on any more is replaced.
-    pub(crate) fn listen(addr: &PeerAddr, both_ip: bool, reuse_port: bool) -> io::Result<Socket> {
+    /// Accepted sockets inherit `options`.
+    pub(crate) fn listen(
+        addr: &PeerAddr,
+        both_ip: bool,
+        reuse_port: bool,
+        options: &SocketOptions,
+    ) -> io::Result<Socket> {
         let fd = new_stream(addr)?;
+        set_options(&fd, addr, options)?;
         if let PeerAddr::Inet(inet) = addr {
             sockopt::set_socket_reuseaddr(&fd, true)?;
             // Accepted sockets inherit it, which saves a call for each.
@@ -76,8 +83,13 @@ impl Socket {
     }
 
     /// An unconnected stream for `peer`, bound to `local` if given.
-    pub(crate) fn for_peer(peer: &PeerAddr, local: Option<SocketAddr>) -> io::Result<Socket> {
+    pub(crate) fn for_peer(
+        peer: &PeerAddr,
+        local: Option<SocketAddr>,
+        options: &SocketOptions,
+    ) -> io::Result<Socket> {
         let fd = new_stream(peer)?;
+        set_options(&fd, peer, options)?;
         if is_inet(peer) {
             sockopt::set_tcp_nodelay(&fd, true)?;
         }
@@ -223,6 +235,23 @@ fn new_stream(addr: &PeerAddr) -> io::Result<OwnedFd> {
     };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+/// Before connecting or listening: the window that TCP offers depends on the buffers.
+fn set_options(fd: &OwnedFd, addr: &PeerAddr, options: &SocketOptions) -> io::Result<()> {
+    if let Some(name) = options.congestion_control.as_ref().filter(|_| is_inet(addr)) {
+        sockopt::set_tcp_congestion(fd, name).map_err(|errno| {
+            let message = format!("congestion control {name:?}: {errno}");
+            io::Error::new(io::ErrorKind::InvalidInput, message)
+        })?;
+    }
+    if options.receive_buffer_bytes > 0 {
+        sockopt::set_socket_recv_buffer_size(fd, options.receive_buffer_bytes)?;
+    }
+    if options.send_buffer_bytes > 0 {
+        sockopt::set_socket_send_buffer_size(fd, options.send_buffer_bytes)?;
+    }
+    Ok(())
 }
 
 fn bind_to(fd: &OwnedFd, addr: &PeerAddr) -> Result<(), Errno> {

@@ -2,8 +2,10 @@
 
 use std::io::Write;
 use std::net::{Ipv6Addr, TcpListener};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::mpsc::channel;
 
 use ringpoll::{Address, Backend, PeerAddr, Placement, PollMode, Server};
 
@@ -25,6 +27,8 @@ macro_rules! cases {
             names_of_settings_parse_and_print
             malformed_addresses_are_invalid
             addresses_parse_into_their_parts
+            socket_options_reach_both_ends
+            an_unknown_congestion_control_is_refused_by_name
         }
     };
 }
@@ -223,5 +227,46 @@ pub(crate) fn addresses_parse_into_their_parts(_: &Fixture) -> Check {
     assert_eq!(parts("localhost:80")?, ("localhost".to_owned(), 80));
     assert_eq!(parts(":80")?.1, 80);
     assert_eq!(parts("unix:/run/x")?, ("/run/x".to_owned(), 0));
+    Ok(())
+}
+
+/// Congestion control and fixed buffers, as the kernel tells of them.
+pub(crate) fn socket_options_reach_both_ends(t: &Fixture) -> Check {
+    let (tells, told) = channel();
+    let server = t.server().congestion_control("reno").socket_buffers(32 << 10, 48 << 10);
+    let server = server.on_connect(move |conn| {
+        let options = conn.with_fd(|fd| socket_options(fd));
+        tells.send(options).expect("the test listens");
+        async { Ok(()) }
+    });
+    let server = t.spawn(server);
+    let dialer = t.dialer().congestion_control("reno").socket_buffers(32 << 10, 48 << 10);
+    let address = addr_of(&server).to_string();
+    let conn = block_on(async { Ok(dialer.connect(&address).await?) })?;
+    for options in [told.recv_timeout(DEADLINE)?, conn.with_fd(|fd| socket_options(fd))] {
+        // The kernel doubles sizes, for its own bookkeeping (socket(7)).
+        assert_eq!(options??, ("reno".to_owned(), 64 << 10, 96 << 10));
+    }
+    Ok(())
+}
+
+fn socket_options(fd: BorrowedFd<'_>) -> std::io::Result<(String, usize, usize)> {
+    use rustix::net::sockopt;
+    let congestion = sockopt::tcp_congestion(fd)?;
+    let receive_bytes = sockopt::socket_recv_buffer_size(fd)?;
+    Ok((congestion, receive_bytes, sockopt::socket_send_buffer_size(fd)?))
+}
+
+/// It is told where the listener or the connection is made, not by silence later.
+pub(crate) fn an_unknown_congestion_control_is_refused_by_name(t: &Fixture) -> Check {
+    let server = t.server().congestion_control("carrier-pigeon").on_request(echo);
+    let error = server.listen("127.0.0.1:0").err().expect("no kernel has it");
+    assert!(error.to_string().contains("carrier-pigeon"), "{error}");
+    let dialer = t.dialer().congestion_control("carrier-pigeon");
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?.to_string();
+    let error = block_on(async { Ok(dialer.connect(&address).await.err()) })?;
+    let error = error.expect("no kernel has it");
+    assert!(error.to_string().contains("carrier-pigeon"), "{error}");
     Ok(())
 }

@@ -300,7 +300,7 @@ fn a_ring_taken_down_closes_what_it_has_accepted_and_lets_the_port_go() {
         assert!(is_over, "{ended:?}");
     }
     drop(clients);
-    let bound = Socket::listen(&PeerAddr::Inet(addr), false, false);
+    let bound = Socket::listen(&PeerAddr::Inet(addr), false, false, &Default::default());
     assert!(bound.is_ok(), "{:?}", bound.err());
 }
 

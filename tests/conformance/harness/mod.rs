@@ -92,6 +92,11 @@ pub(crate) fn run(mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
 /// Marks the message of a panic that a test provokes; such panics are not printed.
 pub(crate) const ON_PURPOSE: &str = "(panics on purpose)";
 
+/// Whether the environment keeps rings from being the best ones.
+pub(crate) fn is_tier_capped() -> bool {
+    std::env::var_os("RINGPOLL_URING_TIER").is_some_and(|tier| tier != "defer")
+}
+
 /// Prints why a test does nothing on this host.
 pub(crate) fn skip(test: &str, reason: impl std::fmt::Display) -> Check {
     say(&format!("{test} skipped: {reason}"));
