@@ -25,6 +25,7 @@ macro_rules! cases {
             a_forced_shutdown_cuts_what_is_left_and_counts_it
             after_shutdown_the_port_and_the_threads_are_gone
             shutting_down_a_poller_group_closes_its_connections
+            a_server_whose_pollers_were_shut_down_leaves_nothing
             a_poller_group_that_was_shut_down_takes_no_connections
             connections_made_while_their_group_shuts_down_end
         }
@@ -274,6 +275,20 @@ pub(crate) fn shutting_down_a_poller_group_closes_its_connections(t: &Fixture) -
     assert_ended(&peer);
     let error = block_on(async { Ok(reading.await?) })?.expect_err("closed");
     assert!(error.is_closed(), "{error:?}");
+    Ok(())
+}
+
+/// The group is ended before the server that uses it, which nobody ends any more.
+pub(crate) fn a_server_whose_pollers_were_shut_down_leaves_nothing(t: &Fixture) -> Check {
+    let group = Pollers::builder().backend(t.mount().backend).count(2).build()?;
+    let server = t.server().use_pollers(group.clone()).on_request(echo);
+    let server = server.bind("127.0.0.1:0")?.spawn()?;
+    let peer = dial(&server)?;
+    assert_eq!(exchange(&peer, b"hello")?, b"hello");
+    group.shutdown()?;
+    assert_ended(&peer);
+    // The descriptors of the group go with its last owner; the harness counts them.
+    drop((group, server));
     Ok(())
 }
 
