@@ -23,13 +23,18 @@
 //!
 //! # The flow
 //! ```text
-//! socket → sys/epoll → buffer/block → poller → connection/input → task → handler
-//! socket ← sys/epoll ← buffer/chain ← connection/output ← handler's writer
+//! socket → sys/{epoll,uring} → buffer/block → poller → connection/input → task → handler
+//! socket ← sys/{epoll,uring} ← buffer/chain ← connection/output ← handler's writer
 //! ```
 //!
+//! # The kernel's side
+//! [`Backend::Auto`] takes io_uring where [`capabilities`] says that it works, epoll elsewhere. Two
+//! environment variables overrule the program, for whoever runs it: `RINGPOLL_BACKEND` (`epoll`,
+//! `uring`, `hybrid`, `auto`) and `RINGPOLL_URING_TIER` (`defer`, `coop`, `plain`).
+//!
 //! # Fork
-//! Descriptors are close-on-exec. A child that forks without exec shares the pollers' epoll
-//! instances and must not use what it inherited.
+//! Descriptors are close-on-exec, and a forked child does not have the rings' memory. It shares
+//! descriptors until it execs or ends, and must not use what it inherited.
 
 #![deny(unsafe_code)]
 
