@@ -59,8 +59,8 @@ impl<E: Endpoint> Command<E> {
             | Command::Remove(endpoint) => endpoint.on_removed(),
             Command::Listen(listener, _) => listener.on_removed(),
             Command::WakeAt(_, waker) => waker.wake(),
-            // A task, or a kept run, that is dropped ends its run. The others are about endpoints and listeners
-            // that were removed when the poller ended.
+            // A task, or a kept run, that is dropped ends its run. The others are about endpoints
+            // and listeners that were removed when the poller ended.
             Command::Run(_)
             | Command::Again(_)
             | Command::Continue(_)

@@ -35,8 +35,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// The slot is given up; the backend has dropped the socket.
     fn on_removed(self: &Arc<Self>);
     /// Runs what the endpoint put into the batch; this is where user code runs. What is returned is
-    /// a run that waits for its flush, and for nothing else: the poller keeps it, and goes on with it
-    /// on [`Action::Continue`].
+    /// a run that waits for its flush, and for nothing else: the poller keeps it, and goes on with
+    /// it on [`Action::Continue`].
     fn act(self: &Arc<Self>, action: Action) -> Option<Run>;
     /// Goes on with a run that was kept.
     fn go_on(self: &Arc<Self>, run: Run) -> Option<Run>;

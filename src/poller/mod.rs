@@ -354,8 +354,8 @@ impl<E: Endpoint> Core<E> {
         }
     }
 
-    /// Puts an action into the batch, for an endpoint that may have lost its slot since it was asked
-    /// for.
+    /// Puts an action into the batch, for an endpoint that may have lost its slot since it was
+    /// asked for.
     fn enqueue(&mut self, endpoint: Arc<E>, action: Action) {
         let token = endpoint.token();
         if self.slots.get(token).is_none() {

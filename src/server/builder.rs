@@ -207,16 +207,16 @@ impl ServerBuilder {
         self
     }
 
-    /// How TCP connections of the listeners added after this avoid congestion, by the kernel's name for it (such as
-    /// `reno` or `cubic`); without this, as the host does.
+    /// How TCP connections of the listeners added after this avoid congestion, by the kernel's name
+    /// for it (such as `reno` or `cubic`); without this, as the host does.
     pub fn congestion_control(mut self, name: &str) -> Self {
         self.socket.congestion_control = Some(name.to_owned());
         self
     }
 
-    /// Buffers of these sizes in bytes for each connection of the listeners added after this, in place of ones that the
-    /// kernel adapts to the traffic; 0 is not. The kernel doubles what is asked for, up to
-    /// `net.core.rmem_max` and `wmem_max`.
+    /// Buffers of these sizes in bytes for each connection of the listeners added after this, in
+    /// place of ones that the kernel adapts to the traffic; 0 is not. The kernel doubles what
+    /// is asked for, up to `net.core.rmem_max` and `wmem_max`.
     pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Self {
         self.socket.receive_buffer_bytes = receive_bytes;
         self.socket.send_buffer_bytes = send_bytes;

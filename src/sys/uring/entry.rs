@@ -49,8 +49,8 @@ pub(super) struct Entry {
     streak: u8,
     pub(super) paused: bool,
     /// The peer has ended its side: what is left is received without the ring. A multishot receive
-    /// that finds bytes and the end at once reports the bytes, and may then wait for ever: it hears
-    /// of no other event (seen on Linux 6.18).
+    /// that finds bytes and the end at once reports the bytes, and may then wait for ever: it
+    /// hears of no other event (seen on Linux 6.18).
     pub(super) peer_ended: bool,
     /// A poll can tell when the peer ends.
     watches_end: bool,
