@@ -235,7 +235,7 @@ pub(crate) fn socket_options_reach_both_ends(t: &Fixture) -> Check {
     let (tells, told) = channel();
     let server = t.server().congestion_control("reno").socket_buffers(32 << 10, 48 << 10);
     let server = server.on_connect(move |conn| {
-        let options = conn.with_fd(|fd| socket_options(fd));
+        let options = conn.with_fd(socket_options);
         tells.send(options).expect("the test listens");
         async { Ok(()) }
     });
@@ -243,7 +243,7 @@ pub(crate) fn socket_options_reach_both_ends(t: &Fixture) -> Check {
     let dialer = t.dialer().congestion_control("reno").socket_buffers(32 << 10, 48 << 10);
     let address = addr_of(&server).to_string();
     let conn = block_on(async { Ok(dialer.connect(&address).await?) })?;
-    for options in [told.recv_timeout(DEADLINE)?, conn.with_fd(|fd| socket_options(fd))] {
+    for options in [told.recv_timeout(DEADLINE)?, conn.with_fd(socket_options)] {
         // The kernel doubles sizes, for its own bookkeeping (socket(7)).
         assert_eq!(options??, ("reno".to_owned(), 64 << 10, 96 << 10));
     }
@@ -260,7 +260,7 @@ fn socket_options(fd: BorrowedFd<'_>) -> std::io::Result<(String, usize, usize)>
 /// It is told where the listener or the connection is made, not by silence later.
 pub(crate) fn an_unknown_congestion_control_is_refused_by_name(t: &Fixture) -> Check {
     let server = t.server().congestion_control("carrier-pigeon").on_request(echo);
-    let error = server.listen("127.0.0.1:0").err().expect("no kernel has it");
+    let error = server.listen("127.0.0.1:0").expect_err("no kernel has it");
     assert!(error.to_string().contains("carrier-pigeon"), "{error}");
     let dialer = t.dialer().congestion_control("carrier-pigeon");
     let listener = TcpListener::bind("127.0.0.1:0")?;
