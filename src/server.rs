@@ -349,6 +349,14 @@ impl Accept for Acceptor {
             // Somebody else may have removed it.
             let _ = std::fs::remove_file(path);
         }
+        // We keep the server alive, and it keeps us to end us: that is over.
+        let here = std::ptr::from_ref(self).addr();
+        let gone = {
+            let mut acceptors = lock(&self.inner.acceptors);
+            let place = acceptors.iter().position(|own| Arc::as_ptr(own).addr() == here);
+            place.map(|place| acceptors.swap_remove(place))
+        };
+        drop(gone);
         self.inner.hooks.progress.listener_gone();
     }
 }
