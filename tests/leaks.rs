@@ -143,7 +143,7 @@ fn live(t: &Fixture, server: &ServerHandle, count: usize, at_once: usize) {
         })
         .collect();
     for thread in threads {
-        thread.wait();
+        thread.wait_for_all();
     }
 }
 

@@ -186,7 +186,7 @@ pub(crate) fn a_handler_may_flush_its_own_connection_and_another_at_once(t: &Fix
         })
         .collect::<Check<_>>()?;
     for client in clients {
-        client.wait();
+        client.wait_for_all();
     }
     Ok(())
 }
@@ -239,7 +239,7 @@ pub(crate) fn a_handler_may_flush_connections_of_every_poller(t: &Fixture) -> Ch
         }
     }
     for talker in talking {
-        talker.wait();
+        talker.wait_for_all();
     }
     drop(peers);
     eventually("nobody speaks", || ears.try_lock().map(|mut ears| ears.clear()).is_ok());

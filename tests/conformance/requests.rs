@@ -125,7 +125,7 @@ pub(crate) fn pipelined_requests_are_answered_in_order(t: &Fixture) -> Check {
         })
         .collect();
     for client in clients {
-        client.wait();
+        client.wait_for_all();
     }
     Ok(())
 }
@@ -207,7 +207,7 @@ pub(crate) fn handlers_of_one_connection_never_overlap_and_no_wake_up_is_lost(
         })
         .collect();
     for client in clients {
-        client.wait();
+        client.wait_for_all();
     }
     Ok(())
 }
@@ -497,7 +497,7 @@ pub(crate) fn many_connections_with_random_schedules_stay_apart(t: &Fixture) -> 
         })
         .collect();
     for client in clients {
-        client.wait();
+        client.wait_for_all();
     }
     Ok(())
 }

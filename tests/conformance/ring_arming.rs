@@ -5,15 +5,16 @@
 //! pause, or a wait for a buffer.
 
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use ringpoll::buffer::Reader;
 use ringpoll::{
-    Connection, Error, Handle, PollMode, PollerStats, Result, ServerBuilder, ServerHandle,
-    UringOptions,
+    Connection, Detached, Error, Handle, PollMode, PollerStats, Result, ServerBuilder,
+    ServerHandle, UringOptions,
 };
 use tokio::sync::Semaphore;
 
@@ -29,6 +30,7 @@ macro_rules! cases {
             a_close_before_the_first_receive_is_noticed
             an_end_behind_data_that_waits_for_a_buffer_is_noticed
             an_end_behind_data_that_waits_for_the_reader_is_noticed
+            a_detach_around_the_peers_end_loses_no_byte
         }
     };
 }
@@ -126,7 +128,7 @@ pub(crate) fn receives_go_on_after_every_pause(t: &Fixture) -> Check {
         })
         .collect::<Check<_>>()?;
     for sender in senders {
-        sender.wait();
+        sender.wait_for_all();
     }
     assert_eq!(server.stats().handler_panics, 0);
     Ok(())
@@ -297,6 +299,38 @@ pub(crate) fn an_end_behind_data_that_waits_for_the_reader_is_noticed(t: &Fixtur
             // A reset may drop what was not read.
             assert!(at == FIRST + REST || is_reset, "{at} bytes of peer {peer}");
         }
+    }
+    Ok(())
+}
+
+/// CL7 at any moment: what the ring was about to receive is in the buffer or in the socket.
+pub(crate) fn a_detach_around_the_peers_end_loses_no_byte(t: &Fixture) -> Check {
+    let mut random = t.random();
+    let tuning = Tuning { input_watermarks: (1000, 10_000), ..Tuning::default() };
+    for _ in 0..60 {
+        let (size, turns) = (random.within(1..300_000), random.within(0..40));
+        let (mut peer, detached) = t.drive_tuned(tuning, move |mut conn| async move {
+            conn.readable().await?;
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            Ok(conn.detach().await?)
+        })?;
+        let writer = on_thread(move || {
+            peer.write_all(&pattern(0, size))?;
+            drop(peer);
+            Ok(())
+        });
+        let Detached { fd, mut unread, .. } = detached.wait();
+        let plain = TcpStream::from(fd);
+        plain.set_nonblocking(false)?;
+        bound(&plain)?;
+        let mut got = vec![0; unread.len()];
+        assert_eq!(Reader::read(&mut unread, &mut got)?, got.len());
+        got.extend(read_all(&plain)?);
+        assert_pattern(&got, 0);
+        assert_eq!(got.len(), size, "after {turns} turns");
+        writer.wait();
     }
     Ok(())
 }

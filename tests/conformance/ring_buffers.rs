@@ -187,7 +187,7 @@ pub(crate) fn floods_leave_buffers_to_the_others(t: &Fixture) -> Check {
     }
     stop.store(true, Ordering::Relaxed);
     for flood in floods {
-        flood.wait();
+        flood.wait_for_all();
     }
     let stats = stats(&server);
     assert!(stats.starvations > 0, "nobody found no buffer: {stats:?}");
@@ -363,7 +363,7 @@ pub(crate) fn streams_that_outnumber_the_large_buffers_arrive_whole(t: &Fixture)
         stream(&peer, size)?;
     }
     for stream in streams {
-        stream.wait();
+        stream.wait_for_all();
     }
     assert_eq!(server.stats().handler_panics, 0);
     Ok(())
@@ -517,12 +517,12 @@ pub(crate) fn lent_buffers_dropped_on_other_threads_are_free_again(t: &Fixture) 
         })
         .collect::<Check<_>>()?;
     for sender in senders {
-        sender.wait();
+        sender.wait_for_all();
     }
     for end in ends {
         end.send(None)?;
     }
-    let dropped: usize = droppers.iter().map(Outcome::wait).sum();
+    let dropped: usize = droppers.iter().map(Outcome::wait_for_all).sum();
     assert_eq!(dropped, 4 * EACH);
     assert!(stats(&server).lent_receives > 0, "nothing is lent: {:?}", stats(&server));
     eventually("all blocks are back", || stats(&server).blocks == 0);

@@ -151,7 +151,7 @@ pub(crate) fn reused_fds_and_slots_never_mix_connections(t: &Fixture) -> Check {
         })
         .collect();
     for thread in threads {
-        thread.wait();
+        thread.wait_for_all();
     }
     left_with(&server, 0);
     assert_eq!(server.stats().handler_panics, 0, "a handler got bytes of another connection");
@@ -313,7 +313,7 @@ pub(crate) fn partial_sends_to_slow_readers_stay_in_order(t: &Fixture) -> Check 
         })
         .collect::<Check<_>>()?;
     for reader in readers {
-        reader.wait();
+        reader.wait_for_all();
     }
     assert_eq!((server.stats().handler_errors, server.stats().handler_panics), (0, 0));
     Ok(())
@@ -348,7 +348,7 @@ pub(crate) fn closing_thousands_under_load_leaves_nothing(t: &Fixture) -> Check 
         exchange_frame(&steady, round, 1000)?;
     }
     stop.store(true, Ordering::Relaxed);
-    assert!(closer.wait() > 0, "the server closed nothing");
+    assert!(closer.wait_for_all() > 0, "the server closed nothing");
     left_with(&server, 1);
     Ok(())
 }
@@ -421,7 +421,7 @@ pub(crate) fn an_executed_child_inherits_no_ring_and_no_listener(t: &Fixture) ->
     eventually("the load goes on", || server.stats().handler_runs > before + 50);
     stop.store(true, Ordering::Relaxed);
     for load in loads {
-        load.wait();
+        load.wait_for_all();
     }
     server.shutdown(DEADLINE)?;
     // The children live, and hold nothing.
@@ -449,7 +449,7 @@ pub(crate) fn a_forked_child_disturbs_nothing_and_maps_no_ring(t: &Fixture) -> C
     }
     stop.store(true, Ordering::Relaxed);
     for load in loads {
-        assert!(load.wait() > 0);
+        assert!(load.wait_for_all() > 0);
     }
     // With the children's copies of every fd still open.
     server.shutdown(DEADLINE)?;

@@ -151,8 +151,12 @@ pub(crate) fn two_servers_may_share_a_poller_group(t: &Fixture) -> Check {
     assert_eq!((group.count(), group.backend()), (2, t.mount().backend));
     drop(peer);
     two.shutdown(DEADLINE)?;
-    let left = group.stats();
-    assert_eq!((left.connections, left.listeners, left.blocks), (0, 0, 0), "{left:?}");
+    // A poller may still be about to let go of the block that it looked for the end with.
+    let is_empty = || {
+        let left = group.stats();
+        (left.connections, left.listeners, left.blocks) == (0, 0, 0)
+    };
+    assert!(holds_within(DEADLINE, is_empty), "left behind: {:?}", group.stats());
     group.shutdown()?;
     Ok(())
 }

@@ -106,13 +106,24 @@ pub(crate) fn tell<T>(report: Report<T>, result: Check<T>) {
 }
 
 impl<T> Outcome<T> {
-    /// Waits for the result.
+    /// Waits for the result, which a single event brings.
     #[track_caller]
     pub(crate) fn wait(&self) -> T {
-        match self.receiver.recv_timeout(DEADLINE) {
+        self.wait_within(DEADLINE)
+    }
+
+    /// Waits for the result of a load: of many events, each of which has its own deadline.
+    #[track_caller]
+    pub(crate) fn wait_for_all(&self) -> T {
+        self.wait_within(WATCHDOG)
+    }
+
+    #[track_caller]
+    fn wait_within(&self, limit: Duration) -> T {
+        match self.receiver.recv_timeout(limit) {
             Ok(Ok(value)) => value,
             Ok(Err(failure)) => panic!("failed elsewhere: {}", failure.message()),
-            Err(RecvTimeoutError::Timeout) => panic!("no result within {DEADLINE:?}"),
+            Err(RecvTimeoutError::Timeout) => panic!("no result within {limit:?}"),
             Err(RecvTimeoutError::Disconnected) => panic!("ended without a result (panicked?)"),
         }
     }
