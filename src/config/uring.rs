@@ -21,8 +21,8 @@ pub enum RingTier {
 }
 
 /// Settings of the io_uring backends ([`Uring`](super::Backend::Uring),
-/// [`Hybrid`](super::Backend::Hybrid)). The defaults are the measured best; the others are for
-/// other hosts and for tests.
+/// [`Hybrid`](super::Backend::Hybrid)). The defaults are the best of those measured
+/// (docs/IO_URING.md); the others are for other hosts and for tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UringOptions {
     pub(crate) tier_max: RingTier,
@@ -80,8 +80,8 @@ impl UringOptions {
     }
 
     /// Receive buffers of each poller, rounded up to powers of two: `small` ones of 4 KiB, for
-    /// requests, and `large` ones, for connections whose receives keep filling the small ones. A
-    /// connection that finds none waits for its turn.
+    /// requests, and `large` ones of 128 KiB, for connections whose receives keep filling the small
+    /// ones. A connection that finds none waits for its turn.
     #[must_use]
     pub fn receive_buffers(mut self, small: u16, large: u16) -> Self {
         self.small_buffers = small;
@@ -233,7 +233,9 @@ pub(crate) const RING_SEND_BYTES_MAX: usize = 16 << 10;
 /// (`MULTISHOT_MAX_RETRY`).
 pub(crate) const SMALL_PASS_BYTES: usize = 32 * SMALL_BUFFER_BYTES;
 
-/// Completions handled before handlers run: what they touch is then still in the cache.
+/// Completions handled before handlers run, so that one round ends. Fewer lose: 64, 32 and 16
+/// served 0.92, 0.88 and 0.84 of it with 100 connections, and 0.7 to 0.5 with 1000; 1024 made no
+/// difference.
 pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;
 
 /// Records of sends kept for the next ones: a busy round's worth.

@@ -191,7 +191,7 @@ impl Output {
     }
 
     /// Registers the one that waits until `sent` bytes are sent. A run that its poller tries keeps
-    /// no waker, so that it can be parked.
+    /// no waker, so that it need not become a task.
     pub(super) fn wait_for(&mut self, sent: u64, until_ns: u64, is_trial: bool, cx: &Context<'_>) {
         let flusher = if is_trial { Flusher::Run } else { Flusher::Task(cx.waker().clone()) };
         self.wait = Some(Wait { sent, flusher, until_ns });

@@ -85,7 +85,7 @@ pub(super) enum Submission {
 /// Hands written bytes over.
 pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Submission> {
     let (submission, ask) = submit_to(&mut lock(&shared.output), shared, staging)?;
-    after_submission(shared, ask);
+    ask_if(shared, ask);
     Ok(submission)
 }
 
@@ -137,7 +137,7 @@ impl Flush {
             }
         };
         drop(output);
-        after_submission(shared, ask);
+        ask_if(shared, ask);
         match polled {
             Poll::Pending => {
                 shared.arm(self.until_ns(shared));
@@ -202,6 +202,9 @@ fn submit_to(
     }
     let counters = &shared.remote.counters;
     let done = output.submit(staging.sealed(), counters, |bytes| leave_to_poller(shared, bytes));
+    if shared.timeouts.watches_idle() {
+        shared.timeouts.touch(now_ns());
+    }
     match done {
         Ok(Submitted::Sent) => Ok((Submission::Sent, false)),
         Ok(Submitted::Queued { ask }) => Ok((Submission::Queued(output.submitted()), ask)),
@@ -209,14 +212,11 @@ fn submit_to(
     }
 }
 
-/// What is to be done without the output lock.
+/// Asks the poller to send, if that is called for; without the output lock.
 #[inline]
-fn after_submission(shared: &Arc<Shared>, ask: bool) {
+fn ask_if(shared: &Arc<Shared>, ask: bool) {
     if ask {
         shared.remote.send(Command::Send(Arc::clone(shared)));
-    }
-    if shared.timeouts.watches_idle() {
-        shared.timeouts.touch(now_ns());
     }
 }
 

@@ -73,6 +73,9 @@ impl<E: Endpoint> Group<E> {
             // The probe has passed; what fails now is for lack of memory or descriptors, of which
             // epoll needs less.
             Choice::Auto => Group::start_ring(plan, Choice::Uring, &options).or_else(|error| {
+                if error.is_invalid() {
+                    return Err(error);
+                }
                 tracing::warn!(%error, "io_uring: epoll takes over");
                 Group::start_on::<Epoll>(plan, Choice::Epoll, Outlet::Flusher, &())
             }),

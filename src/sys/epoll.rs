@@ -183,6 +183,12 @@ impl Backend for Epoll {
     }
 }
 
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        self.receiver.pool.bring_back(1, config::RECEIVE_BLOCK_BYTES);
+    }
+}
+
 impl Epoll {
     /// Asks the kernel for events.
     fn collect(&mut self, timeout: Option<Duration>) -> io::Result<()> {

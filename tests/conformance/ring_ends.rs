@@ -183,12 +183,7 @@ pub(crate) fn clients_that_end_with_operations_in_flight_never_mix_connections(
         }
         Ok(())
     })?;
-    let is_empty = || {
-        let stats = group.stats();
-        (stats.connections, stats.blocks, stats.sends_in_flight) == (0, 0, 0)
-    };
-    assert!(holds_within(DEADLINE, is_empty), "left behind: {:?}", group.stats());
-    group.shutdown()?;
+    end_empty(&group)?;
     left_with(&server, 0);
     assert_eq!(server.stats().handler_panics, 0, "a handler got bytes of another connection");
     Ok(())

@@ -202,12 +202,7 @@ pub(crate) fn dials_through_tiny_queues_all_succeed(t: &Fixture) -> Check {
             Ok(())
         })?;
     }
-    let is_empty = || {
-        let stats = group.stats();
-        (stats.connections, stats.blocks, stats.sends_in_flight) == (0, 0, 0)
-    };
-    assert!(holds_within(DEADLINE, is_empty), "left behind: {:?}", group.stats());
-    Ok(group.shutdown()?)
+    end_empty(&group)
 }
 
 /// IU12, as many as the process may have: both ends are in it.

@@ -135,17 +135,7 @@ impl Server {
             self.connections.len() - 1
         });
         self.ring.receive(slot, &file)?;
-        self.connections[slot] = Some(Connection {
-            file,
-            life: Life::Open,
-            receiving: true,
-            cancelled: false,
-            sending: false,
-            touched: false,
-            sent: 0,
-            partial: Vec::new(),
-            queued: Vec::new(),
-        });
+        self.connections[slot] = Some(Connection::new(file));
         Ok(())
     }
 
@@ -251,6 +241,21 @@ impl Server {
 }
 
 impl Connection {
+    /// Just accepted, and receiving.
+    fn new(file: File) -> Connection {
+        Connection {
+            file,
+            life: Life::Open,
+            receiving: true,
+            cancelled: false,
+            sending: false,
+            touched: false,
+            sent: 0,
+            partial: Vec::new(),
+            queued: Vec::new(),
+        }
+    }
+
     /// Appends the reply to every frame that `chunk` makes whole.
     fn answer(&mut self, mut chunk: &[u8], frame_max: usize) -> Result<(), TooLong> {
         if !self.partial.is_empty() {
@@ -329,16 +334,6 @@ mod tests {
     }
 
     fn connection() -> Connection {
-        Connection {
-            file: File::Direct(0),
-            life: Life::Open,
-            receiving: true,
-            cancelled: false,
-            sending: false,
-            touched: false,
-            sent: 0,
-            partial: Vec::new(),
-            queued: Vec::new(),
-        }
+        Connection::new(File::Direct(0))
     }
 }

@@ -10,6 +10,9 @@
 //!   └───────► Starved ─────────────────► Armed
 //! ```
 //!
+//! Once the peer is known to have ended, `Off` leads to `Draining` instead: the rest is received
+//! without the ring, after the round's completions, and then it is `Off` again.
+//!
 //! An entry lives until `remove` was called *and* nothing of it is in flight: so no operation names
 //! a closed descriptor, and a slot is reused only when no completion can come for it.
 
@@ -25,6 +28,7 @@ use super::buffer_ring::BufferRing;
 use super::buffers::Size;
 use super::in_flight::Sending;
 use super::ring::Done;
+use super::tag::Op;
 use crate::buffer::Pool;
 use crate::config::uring as config;
 use crate::counters::Counters;
@@ -43,14 +47,14 @@ pub(super) struct Entry {
     pub(super) wanted_size: Size,
     /// About how much may be received before we hear of it.
     pub(super) budget_bytes: u32,
-    /// It has found no buffer since then.
+    /// It has found no buffer since then. Boxed, because few ever starve.
     pub(super) starved_since: Option<Box<Instant>>,
     /// Receives in a row that spoke for the other size.
     streak: u8,
     pub(super) paused: bool,
     /// The peer has ended its side: what is left is received without the ring. A multishot receive
-    /// that finds bytes and the end at once reports the bytes, and may then wait for ever: it
-    /// hears of no other event (seen on Linux 6.18).
+    /// that comes upon bytes and the end at once may report the bytes and then wait for ever; see
+    /// docs/IO_URING.md for which kernels and when.
     pub(super) peer_ended: bool,
     /// A poll can tell when the peer ends.
     watches_end: bool,
@@ -76,6 +80,7 @@ pub(super) enum Reception {
     Armed,
     Ending,
     Starved,
+    Draining,
 }
 
 /// One cache line, since every request needs it.
@@ -113,6 +118,11 @@ impl Entry {
     #[inline]
     pub(super) fn fd(&self) -> Fd {
         Fd(self.fd)
+    }
+
+    /// The operation that its reception is.
+    pub(super) fn reception_op(&self) -> Op {
+        if self.role == Role::Listener { Op::Accept } else { Op::Receive }
     }
 
     /// It was removed, and no completion can come for it any more.
@@ -242,6 +252,10 @@ impl Entry {
                 }
                 Err(error) => self.end(Err(error), sink),
             }
+        }
+        if !self.ended {
+            // A reader that is behind learns of the end before it comes to it.
+            sink.complete(self.token, Completion::HungUp);
         }
     }
 

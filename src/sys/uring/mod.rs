@@ -149,7 +149,7 @@ impl Backend for Uring {
         if std::mem::replace(&mut entry.removing, true) {
             return;
         }
-        if entry.reception == Reception::Starved {
+        if matches!(entry.reception, Reception::Starved | Reception::Draining) {
             entry.reception = Reception::Off;
         }
         let in_flight = [(Op::Watch, entry.watching), (Op::Send, entry.sending.is_some())];
@@ -203,14 +203,14 @@ impl Uring {
         let Some(entry) = find(&mut self.entries, token) else { return };
         let must_watch = entry.is_to_watch();
         if entry.is_to_drain() {
-            if !self.draining.contains(&token) {
-                self.draining.push(token);
-            }
+            entry.reception = Reception::Draining;
+            self.draining.push(token);
         } else if entry.is_to_arm() {
             self.arm(token);
         } else if entry.is_to_end() {
             entry.reception = Reception::Ending;
-            self.ring.cancel(user_data(Op::Receive, token), user_data(Op::Cancel, token));
+            let target = user_data(entry.reception_op(), token);
+            self.ring.cancel(target, user_data(Op::Cancel, token));
         }
         if must_watch {
             self.watch(token, libc::POLLRDHUP);
@@ -221,8 +221,9 @@ impl Uring {
     fn drain(&mut self, sink: &mut impl Sink) {
         for token in std::mem::take(&mut self.draining) {
             if let Some(entry) = find(&mut self.entries, token)
-                && entry.is_to_drain()
+                && entry.reception == Reception::Draining
             {
+                entry.reception = Reception::Off;
                 entry.drain(self.buffers.pool(), &self.counters, sink);
                 self.follow(token);
             }
@@ -231,7 +232,7 @@ impl Uring {
 
     fn arm(&mut self, token: Token) {
         let Some(entry) = find(&mut self.entries, token) else { return };
-        let user_data = user_data(Op::Receive, token);
+        let user_data = user_data(entry.reception_op(), token);
         if entry.role == Role::Listener {
             self.ring.accept(entry.fd(), user_data);
         } else {
@@ -305,23 +306,16 @@ impl Uring {
     fn handle(&mut self, done: Done, sink: &mut impl Sink) {
         let is_last = !cqueue::more(done.flags);
         let op = Op::of(done.user_data);
-        if op == Op::Cancel {
-            return;
-        }
-        if is_last {
+        if is_last && op != Op::Cancel {
             self.outstanding -= 1;
-        }
-        if op == Op::Wake {
-            if is_last {
-                self.watch_wake();
-            }
-            return;
         }
         let token = token_of(&self.entries, done.user_data);
         match op {
-            Op::Receive => self.on_received(token, done, is_last, sink),
+            Op::Accept | Op::Receive => self.on_received(token, done, is_last, sink),
+            Op::Send => self.on_send(token, done, is_last, sink),
             Op::Watch => self.on_watched(token, done.result, sink),
-            Op::Send | Op::Cancel | Op::Wake => self.on_send(token, done, is_last, sink),
+            Op::Wake if is_last => self.watch_wake(),
+            Op::Wake | Op::Cancel => {}
         }
         if is_last && self.forget_if_gone(token) {
             sink.complete(token, Completion::Removed);

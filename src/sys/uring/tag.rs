@@ -17,6 +17,8 @@ pub(super) enum Op {
     Cancel = 4,
     /// A poll of the eventfd.
     Wake = 5,
+    /// Apart from `Receive`: its result is a descriptor, which must not get lost.
+    Accept = 6,
 }
 
 impl Op {
@@ -29,6 +31,7 @@ impl Op {
             3 => Op::Watch,
             4 => Op::Cancel,
             5 => Op::Wake,
+            6 => Op::Accept,
             other => unreachable!("completion of operation {other}"),
         }
     }

@@ -7,7 +7,7 @@ use io_uring::cqueue;
 
 use super::entry::{self, Role};
 use super::ring::Until;
-use super::tag::{Op, token_of, user_data};
+use super::tag::{Op, user_data};
 use super::{Uring, find};
 use crate::config::uring::TEARDOWN;
 use crate::sys::{Backend, Completion, Sink, Token};
@@ -20,12 +20,15 @@ impl Uring {
         let pool = self.buffers.pool().clone();
         let fresh = Uring::new(&self.wake, &pool, &self.counters, &self.options)?;
         let mut old = std::mem::replace(self, fresh);
+        // The old ring may still name their descriptors, until it is gone.
+        let mut removed = Vec::new();
         for entry in std::mem::take(&mut old.entries).into_iter().flatten() {
             let (token, role) = (entry.token, entry.role);
             let was_sending = entry.sending.is_some();
-            // The old ring may still name it, until it is gone.
+            // The same goes for the memory that it may be sending.
             std::mem::forget(entry.sending);
             if entry.removing {
+                removed.push(entry.socket);
                 self.done.push((token, Completion::Removed));
                 continue;
             }
@@ -49,6 +52,8 @@ impl Uring {
             }
         }
         self.done.append(&mut old.done);
+        drop(old);
+        drop(removed);
         Ok(())
     }
 }
@@ -70,10 +75,7 @@ impl Drop for Uring {
                 if op != Op::Cancel && !cqueue::more(done.flags) {
                     self.outstanding -= 1;
                 }
-                let token = token_of(&self.entries, done.user_data);
-                if let Some(entry) = find(&mut self.entries, token)
-                    && (op, entry.role) == (Op::Receive, Role::Listener)
-                {
+                if op == Op::Accept {
                     // Installed before we heard of it: close it.
                     drop(entry::adopt(done.result));
                 }

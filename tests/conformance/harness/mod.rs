@@ -99,6 +99,16 @@ pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
 /// Marks the message of a panic that a test provokes; such panics are not printed.
 pub(crate) const ON_PURPOSE: &str = "(panics on purpose)";
 
+/// Ends pollers whose connections have ended, once they hold nothing of them any more.
+pub(crate) fn end_empty(group: &Pollers) -> Check {
+    let is_empty = || {
+        let stats = group.stats();
+        (stats.connections, stats.blocks, stats.sends_in_flight) == (0, 0, 0)
+    };
+    assert!(holds_within(DEADLINE, is_empty), "left behind: {:?}", group.stats());
+    Ok(group.shutdown()?)
+}
+
 /// Whether the environment keeps rings from being the best ones.
 pub(crate) fn is_tier_capped() -> bool {
     std::env::var_os("RINGPOLL_URING_TIER").is_some_and(|tier| tier != "defer")
