@@ -1,7 +1,7 @@
 //! Readers and writers that hold nothing.
 //!
-//! A connection at rest has neither, which saves more than a quarter of its memory. Each thread keeps
-//! a few for the next runs that start on it.
+//! A connection at rest has neither, which saves more than a quarter of its memory. Each thread
+//! keeps a few for the next runs that start on it.
 
 use std::cell::RefCell;
 use std::thread::LocalKey;
