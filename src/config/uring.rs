@@ -229,10 +229,6 @@ pub(crate) const LARGE_LENT_PART_MIN: usize = 2;
 /// second of CPU, and 1.8 to 2.8 million where the ring sends them.
 pub(crate) const RING_SEND_BYTES_MAX: usize = 16 << 10;
 
-/// What one pass brings into small buffers at most: the kernel stops after 32 receives
-/// (`MULTISHOT_MAX_RETRY`).
-pub(crate) const SMALL_PASS_BYTES: usize = 32 * SMALL_BUFFER_BYTES;
-
 /// Completions handled before handlers run, so that one round ends. Fewer lose: 64, 32 and 16
 /// served 0.92, 0.88 and 0.84 of it with 100 connections, and 0.7 to 0.5 with 1000; 1024 made no
 /// difference.

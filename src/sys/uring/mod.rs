@@ -30,7 +30,7 @@ use super::{Backend, Completion, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool};
 use crate::config::UringOptions;
-use crate::config::uring::{COMPLETIONS_PER_ROUND, SMALL_PASS_BYTES, SPARE_SENDINGS_MAX};
+use crate::config::uring::{COMPLETIONS_PER_ROUND, SPARE_SENDINGS_MAX};
 use crate::counters::Counters;
 
 use buffers::{Buffers, Size};
@@ -239,16 +239,10 @@ impl Uring {
             entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
             entry.armed_size = entry.wanted_size;
             let group = self.buffers.group(entry.armed_size);
-            // A pass may fill all large buffers from one socket, far above any watermark, before we
-            // hear of the first.
-            let is_bounded = self.options.has_budget
-                && (entry.armed_size == Size::Large
-                    || (entry.budget_bytes as usize) < SMALL_PASS_BYTES);
-            let receive = Receive {
-                group,
-                bundle: self.options.receive_bundles,
-                budget_bytes: if is_bounded { entry.budget_bytes } else { 0 },
-            };
+            // Otherwise one socket may fill every buffer, far above any watermark, before we hear of
+            // the first.
+            let budget_bytes = if self.options.has_budget { entry.budget_bytes } else { 0 };
+            let receive = Receive { group, bundle: self.options.receive_bundles, budget_bytes };
             self.ring.receive(entry.fd(), receive, user_data);
         }
         entry.reception = Reception::Armed;
