@@ -239,8 +239,8 @@ impl Uring {
             entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
             entry.armed_size = entry.wanted_size;
             let group = self.buffers.group(entry.armed_size);
-            // Otherwise one socket may fill every buffer, far above any watermark, before we hear of
-            // the first.
+            // Otherwise one socket may fill every buffer, far above any watermark, before we hear
+            // of the first.
             let budget_bytes = if self.options.has_budget { entry.budget_bytes } else { 0 };
             let receive = Receive { group, bundle: self.options.receive_bundles, budget_bytes };
             self.ring.receive(entry.fd(), receive, user_data);
