@@ -9,6 +9,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
@@ -351,6 +352,7 @@ fn too_few_descriptors_are_one_clear_error() {
 }
 
 fn scarce(backend: Backend, spare_at_probe: Option<u64>) {
+    let _fillers = fill_gaps();
     if let Some(spare) = spare_at_probe {
         leave_fds(spare);
     }
@@ -381,11 +383,24 @@ fn scarce(backend: Backend, spare_at_probe: Option<u64>) {
     }
 }
 
-/// Lets this process open so many more descriptors.
+/// Lets this process open so many more descriptors, given that none is free below the highest.
 fn leave_fds(spare: u64) {
-    let highest = fds().keys().copied().max().unwrap_or(0) as u64;
-    // A lower number may be free as well, but for the few that a test program opens none is.
     let maximum = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit { current: Some(highest + 1 + spare), maximum };
-    setrlimit(Resource::Nofile, limit).expect("a limit may be lowered");
+    let set = |current| {
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("within the maximum");
+    };
+    // Looking takes a descriptor as well.
+    set(maximum);
+    let highest = fds().keys().copied().max().unwrap_or(0) as u64;
+    set(Some(highest + 1 + spare));
+}
+
+/// Takes every free descriptor below the highest, so that what is left can be counted.
+fn fill_gaps() -> Vec<File> {
+    let highest = fds().keys().copied().max().unwrap_or(0);
+    let mut fillers = Vec::new();
+    while fds().len() <= highest as usize {
+        fillers.push(File::open("/dev/null").expect("a null device"));
+    }
+    fillers
 }
