@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+pub(crate) mod sqpoll;
 pub(crate) mod uring;
 
+pub use sqpoll::{SqpollOptions, SqpollPreset};
 pub use uring::{Capabilities, RingTier, UringOptions};
 
 /// Who talks to the kernel.
@@ -29,6 +31,9 @@ pub enum Backend {
     /// Receives as [`Uring`](Self::Uring) does; a flush sends on its own thread, as with
     /// [`Epoll`](Self::Epoll).
     Hybrid,
+    /// Kernel threads poll the rings, so that a busy server makes no system calls: for hosts with
+    /// CPUs to spare. Never chosen by [`Auto`](Self::Auto).
+    Sqpoll(SqpollOptions),
 }
 
 /// Where handlers run.
@@ -304,10 +309,51 @@ macro_rules! named {
     };
 }
 
-named!(
-    Backend, "backend",
-    "auto" => Auto, "epoll" => Epoll, "uring" => Uring, "hybrid" => Hybrid
-);
+impl FromStr for Backend {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Backend> {
+        match name {
+            "auto" => Ok(Backend::Auto),
+            "epoll" => Ok(Backend::Epoll),
+            "uring" => Ok(Backend::Uring),
+            "hybrid" => Ok(Backend::Hybrid),
+            "sqpoll" => Ok(Backend::Sqpoll(SqpollOptions::new())),
+            _ => {
+                let preset = SqpollPreset::ALL.into_iter().find(|one| one.to_string() == name);
+                let preset = preset.ok_or_else(|| unknown("backend", name, &BACKENDS))?;
+                Ok(Backend::Sqpoll(SqpollOptions::new().preset(preset)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Auto => f.pad("auto"),
+            Backend::Epoll => f.pad("epoll"),
+            Backend::Uring => f.pad("uring"),
+            Backend::Hybrid => f.pad("hybrid"),
+            Backend::Sqpoll(options) => options.fmt(f),
+        }
+    }
+}
+
+/// What a backend may be called.
+const BACKENDS: [&str; 10] = [
+    "auto",
+    "epoll",
+    "uring",
+    "hybrid",
+    "sqpoll",
+    "uring-2",
+    "uring-4",
+    "sqpoll-config1",
+    "sqpoll-config2",
+    "sqpoll-shared",
+];
+
 named!(PollMode, "poll mode", "adaptive" => Adaptive, "always" => Always, "never" => Never);
 named!(
     Balance, "balance",
@@ -356,7 +402,7 @@ mod tests {
         for placement in ["auto", "inline", "pool", "pool:4"] {
             assert_eq!(placement.parse::<Placement>().unwrap().to_string(), placement);
         }
-        for backend in ["auto", "epoll", "uring", "hybrid"] {
+        for backend in BACKENDS {
             assert_eq!(backend.parse::<Backend>().unwrap().to_string(), backend);
         }
     }
@@ -367,7 +413,8 @@ mod tests {
         assert!(error.is_invalid());
         assert_eq!(
             error.to_string(),
-            "unknown backend \"kqueue\": choose one of auto, epoll, uring, hybrid"
+            "unknown backend \"kqueue\": choose one of auto, epoll, uring, hybrid, sqpoll, uring-2, \
+             uring-4, sqpoll-config1, sqpoll-config2, sqpoll-shared"
         );
         assert!("pool:0".parse::<Placement>().is_err());
         assert!("pool:x".parse::<Placement>().is_err());

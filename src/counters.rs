@@ -26,6 +26,12 @@ macro_rules! counters {
             pub blocks: u64,
             /// Bytes of those blocks.
             pub block_bytes: u64,
+            /// Kernel threads that poll the rings now.
+            pub sqpoll_threads: u64,
+            /// CPU time that such threads have taken, in microseconds. It is part of the process's.
+            pub sqpoll_cpu_us: u64,
+            /// Of that, the part in which they worked; in the rest they looked for work.
+            pub sqpoll_work_us: u64,
             $($(#[$doc])* pub $name: u64,)+
         }
 
@@ -77,6 +83,8 @@ counters! {
     control_calls,
     /// Wake-ups of a sleeping poller.
     wake_calls,
+    /// Wake-ups of a kernel thread that had ceased to poll, on whichever thread.
+    sqpoll_wake_calls,
     /// Calls made once per connection or ring: connect, shutdown, register.
     setup_calls,
     /// Bytes received.
@@ -101,6 +109,10 @@ counters! {
     lent_receives,
     /// Connections moved to larger receive buffers, or back.
     buffer_moves,
+    /// Flushes that found their send ring locked, and waited.
+    send_contentions,
+    /// Flushes that found their send ring full; they sent by themselves, or the poller waited.
+    full_send_rings,
     /// Times the completion queue was found to have overflowed.
     completion_overflows,
     /// Spins that found work before they gave up.
@@ -119,6 +131,7 @@ impl PollerStats {
             + self.accept_calls
             + self.control_calls
             + self.wake_calls
+            + self.sqpoll_wake_calls
             + self.setup_calls
     }
 }

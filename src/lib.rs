@@ -30,7 +30,8 @@
 //! # The kernel's side
 //! [`Backend::Auto`] takes io_uring where [`capabilities`] says that it works, epoll elsewhere. Two
 //! environment variables overrule the program, for whoever runs it: `RINGPOLL_BACKEND` (`epoll`,
-//! `uring`, `hybrid`, `auto`) and `RINGPOLL_URING_TIER` (`defer`, `coop`, `plain`).
+//! `uring`, `hybrid`, `sqpoll` or one of its presets, `auto`) and `RINGPOLL_URING_TIER` (`defer`,
+//! `coop`, `plain`).
 //!
 //! # Fork
 //! Descriptors are close-on-exec, and a forked child does not have the rings' memory. It shares
@@ -58,6 +59,8 @@ mod poller;
 #[forbid(unsafe_code)]
 mod pollers;
 #[forbid(unsafe_code)]
+mod random;
+#[forbid(unsafe_code)]
 mod server;
 #[forbid(unsafe_code)]
 mod sync;
@@ -70,7 +73,10 @@ mod threads;
 
 pub use address::{Address, Family, PeerAddr};
 pub use buffer::{LinkBuffer, Reader, Slice, Writer};
-pub use config::{Backend, Balance, Capabilities, Placement, PollMode, RingTier, UringOptions};
+pub use config::{
+    Backend, Balance, Capabilities, Placement, PollMode, RingTier, SqpollOptions, SqpollPreset,
+    UringOptions,
+};
 pub use connection::{Connection, ConnectionStats, Detached, Handle, ReadHalf, WriteHalf};
 pub use counters::PollerStats;
 pub use dial::{Dialer, adopt, connect};

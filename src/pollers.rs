@@ -95,7 +95,7 @@ impl PollersBuilder {
         self
     }
 
-    /// How many threads; 0 is one for each CPU.
+    /// How many threads; 0 is one for each CPU, or, with kernel threads that poll, for 20 CPUs.
     pub fn count(mut self, count: usize) -> Self {
         self.plan.count = count;
         self
@@ -116,6 +116,13 @@ impl PollersBuilder {
     /// The CPUs the threads may run on; empty is all.
     pub fn cpus(mut self, cpus: Vec<usize>) -> Self {
         self.plan.cpus = cpus;
+        self
+    }
+
+    /// The CPUs that the kernel threads of [`Backend::Sqpoll`] run on, one each, in turn; empty is
+    /// those this process may use.
+    pub fn sqpoll_cpus(mut self, cpus: Vec<usize>) -> Self {
+        self.plan.sqpoll_cpus = cpus;
         self
     }
 

@@ -18,11 +18,20 @@ pub(crate) fn cpu_count(cpus: &[usize]) -> usize {
     }
 }
 
+/// The CPUs that this thread, and those it starts, may run on.
+pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(None).map_err(|error| Error::io("sched_getaffinity", error))?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect())
+}
+
 /// Refuses CPUs that do not exist or that this process may not use.
 pub(crate) fn check_cpus(what: &str, cpus: &[usize]) -> Result<()> {
-    let allowed = sched_getaffinity(None).map_err(|error| Error::io("sched_getaffinity", error))?;
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let allowed = allowed_cpus()?;
     for &cpu in cpus {
-        if cpu >= CpuSet::MAX_CPU || !allowed.is_set(cpu) {
+        if !allowed.contains(&cpu) {
             return Err(Error::invalid(format!(
                 "{what}: CPU {cpu} is not one this process may use"
             )));

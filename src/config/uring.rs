@@ -165,6 +165,10 @@ pub struct Capabilities {
     pub tier: Option<RingTier>,
     /// Why it is not a better one, or that it is the best.
     pub reason: String,
+    /// [`Backend::Sqpoll`] works.
+    pub sqpoll: bool,
+    /// Why it does not, or that it does.
+    pub sqpoll_reason: String,
     /// The submission queue does without an index array (`NO_SQARRAY`, Linux 6.6).
     pub no_sq_array: bool,
     /// A wait does not count as waiting for a disk (`ENTER_NO_IOWAIT`, Linux 6.15).

@@ -108,7 +108,7 @@ impl Output {
         &mut self,
         bytes: &mut Chain,
         counters: &Counters,
-        leave: impl FnOnce(&mut Chain) -> bool,
+        leave: impl FnOnce(&Arc<Socket>, &mut Chain) -> bool,
     ) -> io::Result<Submitted> {
         if let Some(error) = self.failure() {
             return Err(error);
@@ -118,7 +118,7 @@ impl Output {
             self.queue.get_or_insert_default().append(bytes);
             return Ok(Submitted::Queued { ask: false });
         }
-        if leave(bytes) {
+        if self.socket.as_ref().is_some_and(|socket| leave(socket, bytes)) {
             self.sending = Sending::Handed;
             if !bytes.is_empty() {
                 self.queue = Some(Box::new(bytes.take()));

@@ -14,7 +14,7 @@ use crate::buffer::{Chain, Staging};
 use crate::config::uring as config;
 use crate::error::{Error, Result};
 use crate::poller::timers::{NEVER, now_ns};
-use crate::poller::{Command, Endpoint, Outlet, Token};
+use crate::poller::{Command, Endpoint, Outlet, Socket, Token};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::task;
@@ -201,7 +201,8 @@ fn submit_to(
         return Ok((Submission::Full(output.submitted() - unsent_max + 1), false));
     }
     let counters = &shared.remote.counters;
-    let done = output.submit(staging.sealed(), counters, |bytes| leave_to_poller(shared, bytes));
+    let done =
+        output.submit(staging.sealed(), counters, |socket, bytes| leave(shared, socket, bytes));
     if shared.timeouts.watches_idle() {
         shared.timeouts.touch(now_ns());
     }
@@ -220,20 +221,24 @@ fn ask_if(shared: &Arc<Shared>, ask: bool) {
     }
 }
 
-/// Leaves bytes to the poller, if that is how they go out and takes no system call: on its own
-/// thread, `bytes` are taken to where it finds them after the handlers; elsewhere, if it is awake,
-/// it is asked to look at the queue. Called with the output lock held, so it looks after us.
+/// Sends bytes as the poller's backend wants it, if that takes no system call: through a send ring;
+/// or, on the poller's own thread, by taking them to where it finds them after the handlers;
+/// elsewhere, if it is awake, by asking it to look at the queue. Called with the output lock held,
+/// so it looks after us. What is not taken is left in `bytes`.
 #[inline]
-fn leave_to_poller(shared: &Arc<Shared>, bytes: &mut Chain) -> bool {
-    // A large send is worth a system call: its bytes are still in the cache, and the peer can start
-    // on them.
-    if shared.remote.outlet == Outlet::Flusher || bytes.len() > config::RING_SEND_BYTES_MAX {
-        return false;
-    }
+fn leave(shared: &Arc<Shared>, socket: &Arc<Socket>, bytes: &mut Chain) -> bool {
     let token = shared.token();
-    if token != Token::NONE && is_poller_of(shared) {
-        flush_here(token, bytes.take());
-        return true;
+    match &shared.remote.outlet {
+        Outlet::Flusher => return false,
+        Outlet::Rings(rings) if token != Token::NONE => return rings.send(token, socket, bytes),
+        // A large send is worth a system call: its bytes are still in the cache, and the peer can
+        // start on them.
+        Outlet::Poller if bytes.len() > config::RING_SEND_BYTES_MAX => return false,
+        Outlet::Poller if token != Token::NONE && is_poller_of(shared) => {
+            flush_here(token, bytes.take());
+            return true;
+        }
+        Outlet::Poller | Outlet::Rings(_) => {}
     }
     shared.remote.send_if_awake(Command::Send(Arc::clone(shared)))
 }

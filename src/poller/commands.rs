@@ -88,12 +88,17 @@ pub(crate) struct Remote<E> {
 }
 
 impl<E: Endpoint> Remote<E> {
-    pub(crate) fn new(wake: Wake, pool: Pool, outlet: Outlet) -> Remote<E> {
+    pub(crate) fn new(
+        wake: Wake,
+        pool: Pool,
+        outlet: Outlet,
+        counters: Arc<Counters>,
+    ) -> Remote<E> {
         Remote {
             inbox: Inbox::new(),
             wake: Arc::new(wake),
             outlet,
-            counters: Arc::default(),
+            counters,
             pool,
             load: AtomicUsize::new(0),
             listeners: AtomicUsize::new(0),

@@ -4,32 +4,65 @@
 use std::io;
 use std::sync::{OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use super::spin::Spin;
 use super::{Command, Endpoint, Poller, Remote};
 use crate::buffer::Pool;
-use crate::config::{self, Backend as Choice, Balance, Capabilities, PollMode, UringOptions};
-use crate::counters::PollerStats;
+use crate::config::{
+    self, Backend as Choice, Balance, Capabilities, PollMode, SqpollOptions, UringOptions,
+};
+use crate::counters::{Counters, PollerStats};
 use crate::error::{Error, Result};
+use crate::random;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::epoll::Epoll;
-use crate::sys::uring::{self, Uring};
-use crate::sys::{Backend, Outlet, Wake};
+use crate::sys::uring::{self, Engine, RingOptions, Uring};
+use crate::sys::{Backend, Outlet, SendRings, Wake};
 use crate::threads;
 
 /// What a group is made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) backend: Choice,
-    /// 0 is one for each CPU.
+    /// 0 is one for every [`cpus_per_poller`](Self::cpus_per_poller).
     pub(crate) count: usize,
+    pub(crate) cpus_per_poller: usize,
     pub(crate) balance: Balance,
     pub(crate) poll_mode: PollMode,
     pub(crate) cpus: Vec<usize>,
+    pub(crate) sqpoll_cpus: Vec<usize>,
     pub(crate) name: String,
     pub(crate) uring: UringOptions,
+}
+
+impl Plan {
+    /// How many pollers to start, where each serves so many CPUs.
+    fn poller_count(&self, cpus_per_poller: usize) -> Result<usize> {
+        let count = match self.count {
+            0 => threads::cpu_count(&self.cpus).div_ceil(cpus_per_poller),
+            count => count,
+        };
+        if count > config::THREADS_MAX {
+            return Err(Error::invalid(format!(
+                "pollers: {count} are more than {}",
+                config::THREADS_MAX
+            )));
+        }
+        Ok(count)
+    }
+
+    /// Where kernel threads are to run; empty is where the pollers may. A poller that is pinned
+    /// would have them beside it, so then they get what is left.
+    fn thread_cpus(&self) -> Result<Vec<usize>> {
+        if !self.sqpoll_cpus.is_empty() || self.cpus.is_empty() {
+            return Ok(self.sqpoll_cpus.clone());
+        }
+        let allowed = threads::allowed_cpus()?;
+        let left: Vec<usize> =
+            allowed.iter().copied().filter(|cpu| !self.cpus.contains(cpu)).collect();
+        Ok(if left.is_empty() { allowed } else { left })
+    }
 }
 
 impl Default for Plan {
@@ -37,9 +70,11 @@ impl Default for Plan {
         Plan {
             backend: Choice::Auto,
             count: 0,
+            cpus_per_poller: 1,
             balance: Balance::RoundRobin,
             poll_mode: PollMode::Adaptive,
             cpus: Vec::new(),
+            sqpoll_cpus: Vec::new(),
             name: "ringpoll".to_owned(),
             uring: UringOptions::default(),
         }
@@ -59,17 +94,23 @@ impl<E: Endpoint> Group<E> {
     pub(crate) fn start(plan: &Plan) -> Result<Group<E>> {
         let (asked, options) = config::by_environment(plan.backend, &plan.uring)?;
         options.check()?;
+        threads::check_cpus("poller CPUs", &plan.cpus)?;
+        threads::check_cpus("SQPOLL CPUs", &plan.sqpoll_cpus)?;
         match asked {
-            Choice::Epoll => Group::start_on::<Epoll>(plan, asked, Outlet::Flusher, &()),
+            Choice::Epoll => Group::start_epoll(plan),
             Choice::Uring | Choice::Hybrid => {
                 if let (None, reason) = (capabilities().tier, &capabilities().reason) {
                     return Err(Error::unsupported(format!("backend {asked}: {reason}")));
                 }
                 Group::start_ring(plan, asked, &options)
             }
-            Choice::Auto if capabilities().tier.is_none() => {
-                Group::start_on::<Epoll>(plan, Choice::Epoll, Outlet::Flusher, &())
+            Choice::Sqpoll(sqpoll) => {
+                if let (false, reason) = (capabilities().sqpoll, &capabilities().sqpoll_reason) {
+                    return Err(Error::unsupported(format!("backend {asked}: {reason}")));
+                }
+                Group::start_sqpoll(plan, sqpoll, &options)
             }
+            Choice::Auto if capabilities().tier.is_none() => Group::start_epoll(plan),
             // The probe has passed; what fails now is for lack of memory or descriptors, of which
             // epoll needs less.
             Choice::Auto => Group::start_ring(plan, Choice::Uring, &options).or_else(|error| {
@@ -77,29 +118,57 @@ impl<E: Endpoint> Group<E> {
                     return Err(error);
                 }
                 tracing::warn!(%error, "io_uring: epoll takes over");
-                Group::start_on::<Epoll>(plan, Choice::Epoll, Outlet::Flusher, &())
+                Group::start_epoll(plan)
             }),
         }
     }
 
+    fn start_epoll(plan: &Plan) -> Result<Group<E>> {
+        let count = plan.poller_count(plan.cpus_per_poller)?;
+        Group::start_on::<Epoll>(plan, Choice::Epoll, count, |_, _| (Outlet::Flusher, ()))
+    }
+
     fn start_ring(plan: &Plan, backend: Choice, options: &UringOptions) -> Result<Group<E>> {
-        let outlet = if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
-        Group::start_on::<Uring>(plan, backend, outlet, &options.supported(capabilities()))
+        let count = plan.poller_count(plan.cpus_per_poller)?;
+        let uring = options.supported(capabilities());
+        Group::start_on::<Uring>(plan, backend, count, |_, _| {
+            let outlet = if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
+            (outlet, RingOptions { uring: uring.clone(), engine: None })
+        })
+    }
+
+    fn start_sqpoll(
+        plan: &Plan,
+        sqpoll: SqpollOptions,
+        options: &UringOptions,
+    ) -> Result<Group<E>> {
+        // What these pollers do leaves them time for many CPUs, wherever handlers run.
+        let count = plan.poller_count(config::CPUS_PER_POLLER)?;
+        let cpus = threads::cpu_count(&[]);
+        let mut engine = sqpoll.plan(cpus, count)?;
+        engine.cpus = plan.thread_cpus()?;
+        let has_quota = cpus < threads::allowed_cpus()?.len();
+        if let Some(warning) = engine.warning(cpus, count, has_quota) {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(preset = %engine.preset, rings = engine.send_rings, "sqpoll");
+        let backend = Choice::Sqpoll(sqpoll.preset(engine.preset));
+        let uring = options.supported(capabilities());
+        let shared = Arc::default();
+        Group::start_on::<Uring>(plan, backend, count, |index, counters| {
+            let own = engine.of_poller(index);
+            let rings = Arc::new(SendRings::new(&own, uring.zero_copy_bytes_min, counters));
+            let engine = Engine::new(own, &rings, &shared);
+            (Outlet::Rings(rings), RingOptions { uring: uring.clone(), engine: Some(engine) })
+        })
     }
 
     fn start_on<B: Backend>(
         plan: &Plan,
         backend: Choice,
-        outlet: Outlet,
-        options: &B::Options,
+        count: usize,
+        parts: impl Fn(usize, &Arc<Counters>) -> (Outlet, B::Options),
     ) -> Result<Group<E>> {
-        let count = if plan.count == 0 { threads::cpu_count(&plan.cpus) } else { plan.count };
-        if count > config::THREADS_MAX {
-            return Err(Error::invalid(format!(
-                "pollers: {count} are more than {}",
-                config::THREADS_MAX
-            )));
-        }
         let mut group = Group {
             remotes: Vec::with_capacity(count),
             backend,
@@ -107,11 +176,18 @@ impl<E: Endpoint> Group<E> {
             turn: AtomicUsize::new(0),
             threads: Mutex::new(Vec::with_capacity(count)),
         };
-        // Spinning takes a CPU that nobody else needs: one more than there are pollers.
-        let affordable = threads::cpu_count(&plan.cpus) > count;
+        // Spinning takes a CPU that nobody else needs: one more than there are pollers, and kernel
+        // threads that poll for them.
+        let polling = match backend {
+            Choice::Sqpoll(sqpoll) => sqpoll.plan(threads::cpu_count(&[]), count)?.threads(count),
+            _ => 0,
+        };
+        let affordable = threads::cpu_count(&plan.cpus) > count + polling;
         for index in 0..count {
             let wake = Wake::new().map_err(|error| Error::io("eventfd", error))?;
-            let remote = Arc::new(Remote::new(wake, Pool::new(), outlet));
+            let counters = Arc::default();
+            let (outlet, options) = parts(index, &counters);
+            let remote = Arc::new(Remote::new(wake, Pool::new(), outlet, counters));
             let spin = Spin::new(plan.poll_mode, affordable);
             let name = format!("{}-p{index}", plan.name);
             let thread = start::<B, E>(&name, &plan.cpus, &remote, spin, options)?;
@@ -127,7 +203,10 @@ impl<E: Endpoint> Group<E> {
         let index = match self.balance {
             _ if count == 1 => 0,
             Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % count,
-            Balance::Random => scramble(self.turn.fetch_add(1, Ordering::Relaxed)) % count,
+            Balance::Random => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed) as u64;
+                random::scramble(random::seed(), turn) as usize % count
+            }
             Balance::LeastConnections => {
                 let load = |index: &usize| self.remotes[*index].load.load(Ordering::Relaxed);
                 (0..count).min_by_key(load).unwrap_or(0)
@@ -155,6 +234,12 @@ impl<E: Endpoint> Group<E> {
             let pool = remote.pool.stats();
             stats.blocks += pool.blocks;
             stats.block_bytes += pool.block_bytes;
+            if let Outlet::Rings(rings) = &remote.outlet {
+                let (threads, used) = rings.usage();
+                stats.sqpoll_threads += threads;
+                stats.sqpoll_cpu_us += used.cpu_us;
+                stats.sqpoll_work_us += used.work_us;
+            }
         }
         stats
     }
@@ -184,11 +269,10 @@ fn start<B: Backend, E: Endpoint>(
     cpus: &[usize],
     remote: &Arc<Remote<E>>,
     spin: Spin,
-    options: &B::Options,
+    options: B::Options,
 ) -> Result<JoinHandle<()>> {
     let (ready, wait) = mpsc::sync_channel::<io::Result<()>>(1);
     let remote = Arc::clone(remote);
-    let options = options.clone();
     let thread = threads::spawn(name, cpus.to_vec(), move || {
         let poller = Poller::<B, E>::new(remote, spin, &options);
         let (poller, started) = match poller {
@@ -206,20 +290,6 @@ fn start<B: Backend, E: Endpoint>(
         Ok(Err(error)) => Err(Error::io(format_args!("start poller {name}"), error)),
         Err(_) => Err(Error::panicked(format!("poller {name} ended at its start"))),
     }
-}
-
-/// Spreads consecutive numbers over all of them (the finaliser of SplitMix64), seeded by the clock
-/// of the first use.
-fn scramble(turn: usize) -> usize {
-    static SEED: OnceLock<u64> = OnceLock::new();
-    let seed = SEED.get_or_init(|| {
-        let start = Instant::now();
-        std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), start)
-    });
-    let mut z = seed.wrapping_add((turn as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (z ^ (z >> 31)) as usize
 }
 
 /// See [`crate::capabilities`].

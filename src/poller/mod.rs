@@ -202,7 +202,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// Runs what was collected, and passes on what that has flushed.
     fn run_batch(&mut self) {
         self.core.run_batch();
-        if self.core.remote.outlet == Outlet::Poller {
+        if let Outlet::Poller = self.core.remote.outlet {
             E::take_flushed(&mut self.flushed);
             for (token, gather) in self.flushed.drain(..) {
                 self.backend.send(token, gather);

@@ -110,7 +110,7 @@ impl ServerBuilder {
     }
 
     /// How many pollers; 0 is one for each CPU with inline handlers, and one for 20 CPUs with a
-    /// pool.
+    /// pool, or with kernel threads that poll.
     pub fn pollers(mut self, count: usize) -> Self {
         self.plan.count = count;
         self
@@ -137,6 +137,13 @@ impl ServerBuilder {
     /// The CPUs that pollers may run on; empty is all.
     pub fn poller_cpus(mut self, cpus: Vec<usize>) -> Self {
         self.plan.cpus = cpus;
+        self
+    }
+
+    /// The CPUs that the kernel threads of [`Backend::Sqpoll`] run on, one each, in turn; empty is
+    /// those this process may use.
+    pub fn sqpoll_cpus(mut self, cpus: Vec<usize>) -> Self {
+        self.plan.sqpoll_cpus = cpus;
         self
     }
 
@@ -320,13 +327,10 @@ impl ServerBuilder {
 
     fn start_pollers(&self) -> Result<Pollers> {
         let mut plan = self.plan.clone();
-        if plan.count == 0 {
-            let cpus = threads::cpu_count(&plan.cpus);
-            plan.count = match self.placement {
-                Placement::Pool { .. } => cpus.div_ceil(config::CPUS_PER_POLLER),
-                Placement::Auto | Placement::Inline => cpus,
-            };
-        }
+        plan.cpus_per_poller = match self.placement {
+            Placement::Pool { .. } => config::CPUS_PER_POLLER,
+            Placement::Auto | Placement::Inline => 1,
+        };
         Pollers::start(&plan)
     }
 

@@ -7,8 +7,8 @@
 //! What a backend promises:
 //! 1. A token passed in is reported back with each completion, until `Removed`, which is the last
 //!    one.
-//! 2. It holds the `Arc<Socket>` from the first operation to `Removed`, so no operation names a
-//!    closed descriptor.
+//! 2. It holds the `Arc<Socket>` from the first operation to `Removed`, and a send that a flusher
+//!    has started holds one of its own: so no operation names a closed descriptor.
 //! 3. At most one gathered send is in flight per token, and its memory belongs to the backend until
 //!    `Sent`.
 //! 4. `Received` comes in stream order; nothing follows `Ended` but `Sent` and `Removed`.
@@ -27,6 +27,7 @@ use crate::buffer::{Chain, Pool, Slice};
 use crate::counters::Counters;
 
 pub(crate) use socket::Socket;
+pub(crate) use uring::SendRings;
 pub(crate) use wake::Wake;
 
 /// Names an operation's owner: a slot's index and its generation. Made by the poller, opaque here
@@ -90,13 +91,14 @@ pub(crate) enum Flow {
 }
 
 /// How a flush reaches the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlet {
     /// The flusher sends; what the socket does not take is left to the backend.
     Flusher,
     /// The backend sends, together with the poller's next wait; while the poller sleeps, the
     /// flusher.
     Poller,
+    /// The flusher puts it where a kernel thread finds it.
+    Rings(Arc<SendRings>),
 }
 
 /// Takes completions as the backend collects them. It must not run user code: it only files them.
@@ -134,7 +136,9 @@ pub(crate) trait Backend: Sized {
     /// Sends all of `gather`, however often the socket is full meanwhile; reports `Sent`.
     fn send(&mut self, token: Token, gather: Chain);
 
-    /// Ends every operation of `token`, unsent bytes included; reports `Removed`.
+    /// Ends every operation of `token`, unsent bytes included; reports `Removed`. What a flusher
+    /// has started ends with the socket: whoever removes a connection in mid-send shuts it down
+    /// first.
     fn remove(&mut self, token: Token);
 
     /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and

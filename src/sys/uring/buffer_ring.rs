@@ -13,8 +13,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
-use libc::c_void;
 
+use super::mapping::Mapping;
 use super::ring::Ring;
 use crate::buffer::{Block, Pool, Slice};
 
@@ -194,37 +194,14 @@ impl BufferRing {
 struct Entries {
     start: NonNull<BufRingEntry>,
     count: usize,
+    _memory: Mapping,
 }
 
 impl Entries {
     fn new(count: u16) -> io::Result<Entries> {
         let count = usize::from(count);
-        let bytes = count * size_of::<BufRingEntry>();
-        // SAFETY: asks for fresh memory at an address of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let Some(nonnull) = NonNull::new(start.cast()) else {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        };
-        let entries = Entries { start: nonnull, count };
-        // The kernel holds on to these pages. After a fork the writer would get a copy instead, and
-        // the kernel would never see its tail move.
-        // SAFETY: covers exactly the mapping above.
-        if unsafe { libc::madvise(start, bytes, libc::MADV_DONTFORK) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(entries)
+        let memory = Mapping::memory(count * size_of::<BufRingEntry>())?;
+        Ok(Entries { start: memory.start().cast(), count, _memory: memory })
     }
 
     fn set(&mut self, place: usize, address: u64, bytes: usize) {
@@ -252,15 +229,6 @@ impl Drop for BufferRing {
     fn drop(&mut self) {
         // Neither given back nor given up: the ring's set-up failed, or its owner panicked.
         self.leak();
-    }
-}
-
-impl Drop for Entries {
-    fn drop(&mut self) {
-        let bytes = self.count * size_of::<BufRingEntry>();
-        // SAFETY: the mapping that `new` made; nobody uses it after this.
-        let unmapped = unsafe { libc::munmap(self.start.as_ptr().cast::<c_void>(), bytes) };
-        debug_assert_eq!(unmapped, 0, "unmap {bytes} bytes of a buffer ring");
     }
 }
 

@@ -6,9 +6,10 @@
 
 use io_uring::cqueue;
 use io_uring::opcode;
+use io_uring::squeue::Entry;
 use io_uring::types::Fd;
 
-use super::ring::{Done, Ring};
+use super::ring::Done;
 use crate::buffer::Chain;
 use crate::config;
 use crate::counters::Counters;
@@ -58,18 +59,14 @@ impl Sending {
         self.rest.clear();
     }
 
-    /// Puts the next send into the ring.
-    ///
-    /// # Safety
-    /// `self` is neither moved, used nor freed before [`complete`](Self::complete) has said that
-    /// the operation is over.
-    pub(super) unsafe fn submit(
-        &mut self,
-        ring: &mut Ring,
-        fd: Fd,
-        user_data: u64,
-        zero_copy_bytes_min: usize,
-    ) {
+    /// The bytes that are not through.
+    pub(super) fn into_rest(self) -> Chain {
+        self.rest
+    }
+
+    /// The next send: it names memory of `self`, which must stay as and where it is until
+    /// [`complete`](Self::complete) has said that the operation is over.
+    pub(super) fn prepare(&mut self, fd: Fd, user_data: u64, zero_copy_bytes_min: usize) -> Entry {
         let front = self.rest.front_slice();
         let zero_copy = self.rest.len() >= zero_copy_bytes_min;
         let sqe = if front.len() == self.rest.len() {
@@ -88,9 +85,7 @@ impl Sending {
                 opcode::SendMsg::new(fd, &raw const self.header).flags(FLAGS as u32).build()
             }
         };
-        // SAFETY: the operation names `header`, `iovs` and blocks of `rest`. All belong to `self`,
-        // which the caller leaves alone until the operation is over.
-        unsafe { ring.push(sqe.user_data(user_data)) }
+        sqe.user_data(user_data)
     }
 
     /// Takes one completion of the operation.

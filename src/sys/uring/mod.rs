@@ -5,15 +5,26 @@
 //! buffer ring. Sends are single operations, one in flight for each connection. Everything is
 //! submitted together with the next wait, in one system call.
 //!
-//! The life of a token is in `entry.rs`; what the kernel is sending, in `in_flight.rs`; receive
-//! buffers, in `buffers.rs` and `buffer_ring.rs`; the ring itself, in `ring.rs`.
+//! With an engine ([`Engine`]) kernel threads poll the ring, or others beside it that sends go
+//! through, and flushers push those from any thread: then there is nothing to submit, and no system
+//! call but to sleep.
+//!
+//! The life of a token is in `entry.rs`; what the kernel is sending, in `in_flight.rs`, and, where
+//! any thread may have started it, in `send_rings.rs`; receive buffers, in `buffers.rs` and
+//! `buffer_ring.rs`; the ring itself, in `ring.rs` and `polled.rs`.
 
 mod buffer_ring;
 mod buffers;
+mod engine;
 mod entry;
+mod flushes;
 mod in_flight;
+mod mapping;
+mod polled;
 pub(crate) mod probe;
+mod raw;
 mod ring;
+mod send_rings;
 mod tag;
 mod teardown;
 
@@ -35,15 +46,23 @@ use crate::counters::Counters;
 
 use buffers::{Buffers, Size};
 use entry::{Entry, Reception, Role};
+use flushes::Flushes;
 use in_flight::{Progress, Sending};
-use ring::{Done, Receive, Ring, Until};
+use raw::Until;
+use ring::{Done, Receive, Ring};
 use tag::{Op, token_of, user_data};
+
+pub(crate) use engine::{Engine, RingOptions};
+pub(crate) use send_rings::SendRings;
 
 pub(crate) struct Uring {
     ring: Ring,
     entries: Vec<Option<Entry>>,
     buffers: Buffers,
+    /// What others have started; none without an engine.
+    flushes: Option<Flushes>,
     options: UringOptions,
+    engine: Option<Engine>,
     wake: Arc<Wake>,
     counters: Arc<Counters>,
     /// Done without waiting; reported by the next `wait`.
@@ -60,34 +79,18 @@ pub(crate) struct Uring {
 }
 
 impl Backend for Uring {
-    type Options = UringOptions;
+    type Options = RingOptions;
 
     fn new(
         wake: &Arc<Wake>,
         pool: &Pool,
         counters: &Arc<Counters>,
-        options: &UringOptions,
+        options: &RingOptions,
     ) -> io::Result<Uring> {
-        let mut ring = Ring::new(options)?;
-        ring.enable()?;
-        if let Some(time) = options.napi_busy_poll {
-            ring.poll_cards(time)?;
+        let mut uring = Uring::over(wake, pool, counters, options)?;
+        if let Some(engine) = &options.engine {
+            uring.flushes = Some(Flushes::open(engine, &uring.ring, wake)?);
         }
-        let buffers = Buffers::new(&ring, options, pool)?;
-        let mut uring = Uring {
-            ring,
-            entries: Vec::new(),
-            buffers,
-            options: options.clone(),
-            wake: Arc::clone(wake),
-            counters: Arc::clone(counters),
-            done: Vec::new(),
-            draining: Vec::new(),
-            completions: Vec::new(),
-            spare_sendings: Vec::new(),
-            outstanding: 0,
-        };
-        uring.watch_wake();
         Ok(uring)
     }
 
@@ -133,6 +136,9 @@ impl Backend for Uring {
         if entry.removing {
             return;
         }
+        if let Some(flushes) = &mut self.flushes {
+            return flushes.send(token, &entry.socket, gather, &self.counters);
+        }
         assert!(entry.sending.is_none(), "one send in flight for each token");
         let mut sending = self.spare_sendings.pop().unwrap_or_else(|| Box::new(Sending::new()));
         sending.begin(gather);
@@ -163,8 +169,14 @@ impl Backend for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
-        let is_ready =
-            !self.done.is_empty() || !self.draining.is_empty() || self.ring.has_completions();
+        let has_sends = self.flushes.as_mut().is_some_and(|flushes| {
+            flushes.retry(&self.entries, &self.counters);
+            flushes.has_completions()
+        });
+        let is_ready = has_sends
+            || !self.done.is_empty()
+            || !self.draining.is_empty()
+            || self.ring.has_completions();
         for (token, completion) in std::mem::take(&mut self.done) {
             sink.complete(token, completion);
         }
@@ -174,20 +186,69 @@ impl Backend for Uring {
             Some(timeout) => Until::Timeout(timeout),
             None => Until::Completion,
         };
-        // With nothing to submit and nothing that the kernel holds back, a look at the queue will
-        // do.
-        if until != Until::Now || self.ring.has_submissions() || self.ring.wants_enter() {
-            match self.ring.enter(until, &self.counters) {
-                Err(error) if error.raw_os_error() == Some(libc::EBADR) => self.rebuild(sink)?,
-                done => done?,
-            }
-        }
+        self.enter(until, sink)?;
         self.collect(sink);
         Ok(())
     }
 }
 
 impl Uring {
+    /// All but the rings that are for sends alone.
+    fn over(
+        wake: &Arc<Wake>,
+        pool: &Pool,
+        counters: &Arc<Counters>,
+        RingOptions { uring: options, engine }: &RingOptions,
+    ) -> io::Result<Uring> {
+        let mut ring = match engine {
+            Some(engine) => engine.receive_ring(options, counters)?,
+            None => Ring::new(options)?,
+        };
+        ring.enable()?;
+        if let Some(time) = options.napi_busy_poll {
+            ring.poll_cards(time)?;
+        }
+        let buffers = Buffers::new(&ring, options, pool)?;
+        let mut uring = Uring {
+            ring,
+            entries: Vec::new(),
+            buffers,
+            flushes: None,
+            options: options.clone(),
+            engine: engine.clone(),
+            wake: Arc::clone(wake),
+            counters: Arc::clone(counters),
+            done: Vec::new(),
+            draining: Vec::new(),
+            completions: Vec::new(),
+            spare_sendings: Vec::new(),
+            outstanding: 0,
+        };
+        uring.watch_wake();
+        Ok(uring)
+    }
+
+    /// Goes to the kernel, if there is a reason to.
+    fn enter(&mut self, until: Until, sink: &mut impl Sink) -> io::Result<()> {
+        let mut until = until;
+        if let Some(flushes) = self.flushes.as_mut().filter(|_| until != Until::Now) {
+            until = flushes.prepare_sleep(until, &self.ring, &self.counters)?;
+        }
+        // With nothing to submit and nothing that the kernel holds back, a look at the queue will
+        // do.
+        let mut entered = Ok(());
+        if until != Until::Now || self.ring.has_submissions() || self.ring.wants_enter() {
+            entered = self.ring.enter(until, &self.counters);
+        }
+        if let Some(flushes) = &mut self.flushes {
+            flushes.end_sleep();
+        }
+        match entered {
+            Err(error) if error.raw_os_error() == Some(libc::EBADR) => self.rebuild(sink),
+            done => done,
+        }
+    }
+
     fn insert(&mut self, token: Token, socket: Arc<Socket>, role: Role, budget_bytes: usize) {
         let index = token.index();
         if index >= self.entries.len() {
@@ -277,7 +338,7 @@ impl Uring {
         let user_data = user_data(Op::Send, token);
         // SAFETY: the entry keeps the box until `on_send` has seen the operation end; an entry that
         // has one is not forgotten, and our drop leaks those whose operation does not end.
-        unsafe { sending.submit(&mut self.ring, fd, user_data, zero_copy_bytes_min) }
+        unsafe { self.ring.push(sending.prepare(fd, user_data, zero_copy_bytes_min)) }
     }
 
     /// Takes a round's completions, and gives the kernel buffers for those it has filled.
@@ -291,6 +352,7 @@ impl Uring {
         for done in completions.drain(..) {
             self.handle(done, sink);
         }
+        self.collect_sends(&mut completions, sink);
         self.completions = completions;
         self.buffers.refill();
         self.feed_starved();
@@ -300,6 +362,9 @@ impl Uring {
     fn handle(&mut self, done: Done, sink: &mut impl Sink) {
         let is_last = !cqueue::more(done.flags);
         let op = Op::of(done.user_data);
+        if op == Op::Flush {
+            return self.on_flushed(done, is_last, sink);
+        }
         if is_last && op != Op::Cancel {
             self.outstanding -= 1;
         }
@@ -309,7 +374,7 @@ impl Uring {
             Op::Send => self.on_send(token, done, is_last, sink),
             Op::Watch => self.on_watched(token, done.result, sink),
             Op::Wake if is_last => self.watch_wake(),
-            Op::Wake | Op::Cancel => {}
+            Op::Wake | Op::Cancel | Op::Flush => {}
         }
         if is_last && self.forget_if_gone(token) {
             sink.complete(token, Completion::Removed);

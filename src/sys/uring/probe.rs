@@ -8,13 +8,16 @@
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::types::Fd;
 use io_uring::{Probe, cqueue, opcode};
 
-use super::buffer_ring::{BufferRing, Shape};
-use super::ring::{Done, Receive, Ring, Until};
+use super::buffer_ring::{self, BufferRing};
+use super::polled::{Lane, Polled, Shape};
+use super::raw::Until;
+use super::ring::{Done, Receive, Ring};
 use crate::buffer::Pool;
 use crate::config::uring::SMALL_BUFFER_BYTES;
 use crate::config::{Capabilities, RingTier, UringOptions};
@@ -25,6 +28,8 @@ pub(crate) fn probe() -> Capabilities {
     let mut found = Capabilities {
         tier: None,
         reason: String::new(),
+        sqpoll: false,
+        sqpoll_reason: String::new(),
         no_sq_array: false,
         no_iowait: false,
         receive_budget: false,
@@ -44,6 +49,13 @@ pub(crate) fn probe() -> Capabilities {
         }
         Err(reason) => found.reason = reason,
     }
+    found.sqpoll_reason = match try_sqpoll(&found) {
+        Ok(()) => {
+            found.sqpoll = true;
+            "every check passed".to_owned()
+        }
+        Err(reason) => reason,
+    };
     let backend = found.backend();
     tracing::info!(%backend, tier = ?found.tier, reason = found.reason, "probed io_uring");
     found
@@ -71,6 +83,18 @@ fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
         && operations.is_supported(opcode::SendMsgZc::CODE);
     found.napi_busy_poll = ring.poll_cards(Duration::from_micros(1)).is_ok();
     Ok(ring.tier())
+}
+
+/// The same with a kernel thread that polls the ring.
+fn try_sqpoll(found: &Capabilities) -> Result<(), String> {
+    if found.tier.is_none() {
+        return Err(found.reason.clone());
+    }
+    let shape = Shape { submissions: 8, completions: 16, idle_ms: 1, cpu: None };
+    let collector = Polled::create(shape, None).map_err(at("io_uring_setup: SQPOLL"))?;
+    let mut ring = Ring::polled(collector, &Arc::new(Lane::new(&Arc::default())));
+    ring.enable().map_err(at("io_uring_register"))?;
+    receive_a_byte(&mut ring, 0)
 }
 
 /// Arms a multishot receive on a socket pair, and waits for a byte to come through.
@@ -134,8 +158,13 @@ struct Few {
 fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<Few> {
     let pool = Pool::new();
     let group = u16::from(is_incremental);
-    let shape =
-        Shape { group, count: 1, bytes: SMALL_BUFFER_BYTES, lent_part_min: 1, is_incremental };
+    let shape = buffer_ring::Shape {
+        group,
+        count: 1,
+        bytes: SMALL_BUFFER_BYTES,
+        lent_part_min: 1,
+        is_incremental,
+    };
     let mut few = Few { ring: BufferRing::new(ring, shape, &pool)?, pool };
     if is_incremental {
         few.ring.unregister(ring, &few.pool);

@@ -1,33 +1,48 @@
-//! One ring: its set-up, its queues, and the raw calls.
+//! A poller's ring: its set-up and its queues.
 //!
-//! Owned and used by one thread, which is also the one that enabled it: `SINGLE_ISSUER` allows no
-//! other, and a request armed by a thread that ends would end with it. Nothing submitted is ever
-//! lost here: what finds the submission queue full waits in `backlog`.
+//! Owned and used by one thread. Where no kernel thread polls the ring, that is also the thread
+//! that enabled it: `SINGLE_ISSUER` allows no other, and a request armed by a thread that ends
+//! would end with it. Nothing submitted is ever lost here: what finds the submission queue full
+//! waits in `backlog`.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
-use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{IoUring, opcode};
-use libc::{c_int, c_long, c_void};
+use io_uring::types::Fd;
+use io_uring::{IoUring, cqueue, opcode};
 
+use super::polled::{Collector, Lane};
+use super::raw::{
+    self, ENTER_GETEVENTS, ENTER_NO_IOWAIT, ENTER_REGISTERED_RING, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
+    RECVSEND_POLL_FIRST, Until,
+};
+use super::tag::Op;
 use crate::config::{RingTier, UringOptions};
 use crate::counters::Counters;
 
 pub(super) struct Ring {
-    io: IoUring,
+    driver: Driver,
     tier: RingTier,
     /// What `enter` names: an index that the kernel knows this thread's ring by, or the
     /// descriptor.
     enter_fd: RawFd,
     enter_flags: u32,
-    registered: bool,
     without_array: bool,
     /// Submissions that found the queue full.
     backlog: VecDeque<Entry>,
+}
+
+/// Who takes what is queued. There is one for each poller, used with every completion.
+#[allow(clippy::large_enum_variant)]
+enum Driver {
+    /// The kernel, when the owner enters it.
+    Owner(IoUring),
+    /// A kernel thread, all the time. Others may push as well, through the lane.
+    Thread(Collector, Arc<Lane>),
 }
 
 /// One completion.
@@ -38,15 +53,17 @@ pub(super) struct Done {
     pub(super) flags: u32,
 }
 
-/// How long to stay in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// Submit, and collect what is ready.
-    Now,
-    /// Until there is a completion.
-    Completion,
-    /// Until there is a completion, or so much time has passed.
-    Timeout(Duration),
+impl Done {
+    /// It is the last completion of a send that any thread may have started.
+    pub(super) fn ends_flush(&self) -> bool {
+        Op::Flush.is_of(self.user_data) && !cqueue::more(self.flags)
+    }
+}
+
+impl From<cqueue::Entry> for Done {
+    fn from(cqe: cqueue::Entry) -> Done {
+        Done { user_data: cqe.user_data(), result: cqe.result(), flags: cqe.flags() }
+    }
 }
 
 impl Ring {
@@ -61,20 +78,7 @@ impl Ring {
                 continue;
             }
             match build(options, tier, without_array) {
-                Ok(io) => {
-                    let enter_fd = io.as_raw_fd();
-                    let no_iowait = io.params().is_feature_no_iowait();
-                    let enter_flags = if no_iowait { ENTER_NO_IOWAIT } else { 0 };
-                    return Ok(Ring {
-                        io,
-                        tier,
-                        enter_fd,
-                        enter_flags,
-                        registered: false,
-                        without_array,
-                        backlog: VecDeque::new(),
-                    });
-                }
+                Ok(io) => return Ok(Ring::over(Driver::Owner(io), tier, without_array)),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
                 Err(error) => return Err(error),
             }
@@ -82,23 +86,45 @@ impl Ring {
         Err(refused)
     }
 
+    /// A ring that a kernel thread polls, with its lane, which others may push through.
+    pub(super) fn polled(collector: Collector, lane: &Arc<Lane>) -> Ring {
+        let without_array = collector.ring().is_without_array();
+        // The tier says how completions come about; here they come by themselves.
+        Ring::over(Driver::Thread(collector, Arc::clone(lane)), RingTier::Plain, without_array)
+    }
+
+    fn over(driver: Driver, tier: RingTier, without_array: bool) -> Ring {
+        let io = driver.io();
+        let enter_fd = io.as_raw_fd();
+        let enter_flags = if io.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
+        Ring { driver, tier, enter_fd, enter_flags, without_array, backlog: VecDeque::new() }
+    }
+
     /// Makes the ring the calling thread's. Call it once, on the thread that will use it.
     pub(super) fn enable(&mut self) -> io::Result<()> {
-        self.io.submitter().register_enable_rings()?;
+        if let Driver::Owner(io) = &self.driver {
+            io.submitter().register_enable_rings()?;
+        }
         // Both only make things cheaper or safer: older kernels refuse them, and do without.
-        let _ = self.io.submitter().register_iowq_max_workers(&mut [1, 1]);
-        let mut update =
-            RingUpdate { offset: u32::MAX, reserved: 0, data: self.io.as_raw_fd() as u64 };
-        // SAFETY: the kernel reads and writes one `io_uring_rsrc_update`, whose layout `RingUpdate`
-        // has, and does not keep the address.
-        if unsafe { register(self.io.as_raw_fd(), REGISTER_RING_FDS, (&raw mut update).cast(), 1) }
-            .is_ok_and(|count| count == 1)
-        {
-            self.enter_fd = update.offset as RawFd;
+        let _ = self.io().submitter().register_iowq_max_workers(&mut [1, 1]);
+        if let Some(number) = raw::remember_ring(self.io().as_raw_fd()) {
+            self.enter_fd = number;
             self.enter_flags |= ENTER_REGISTERED_RING;
-            self.registered = true;
         }
         Ok(())
+    }
+
+    /// The collector, where a kernel thread polls the ring.
+    pub(super) fn collector(&self) -> Option<&Collector> {
+        match &self.driver {
+            Driver::Owner(_) => None,
+            Driver::Thread(collector, _) => Some(collector),
+        }
+    }
+
+    /// Sends that others have pushed and that have not ended.
+    pub(super) fn sends_in_flight(&self) -> u64 {
+        self.collector().map_or(0, Collector::sends_in_flight)
     }
 
     pub(super) fn tier(&self) -> RingTier {
@@ -110,7 +136,7 @@ impl Ring {
     }
 
     pub(super) fn io(&self) -> &IoUring {
-        &self.io
+        self.driver.io()
     }
 
     /// Queues an operation; the next `enter` submits it.
@@ -120,13 +146,10 @@ impl Ring {
     /// or for ever.
     #[inline]
     pub(super) unsafe fn push(&mut self, sqe: Entry) {
-        if self.backlog.is_empty() {
-            // SAFETY: promised by the caller.
-            if unsafe { self.io.submission().push(&sqe) }.is_ok() {
-                return;
-            }
+        // SAFETY: promised by the caller.
+        if !self.backlog.is_empty() || unsafe { !self.driver.push(&sqe) } {
+            self.backlog.push_back(sqe);
         }
-        self.backlog.push_back(sqe);
     }
 
     /// Receives from `fd` into buffers of a group until told otherwise, from when the socket is
@@ -167,37 +190,47 @@ impl Ring {
 
     /// Cancels everything.
     pub(super) fn cancel_all(&mut self, user_data: u64) {
-        let sqe = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
         // SAFETY: names no memory.
-        unsafe { self.push(sqe.user_data(user_data)) }
+        unsafe { self.push(raw::cancel_all(user_data)) }
     }
 
     /// Has a poller that waits poll the network cards of its connections for so long.
     pub(super) fn poll_cards(&mut self, time: Duration) -> io::Result<()> {
         let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        let mut napi = Napi { busy_poll_us: micros, ..Napi::default() };
-        // SAFETY: the kernel reads and writes one `io_uring_napi`, whose layout `Napi` has.
-        unsafe { register(self.io.as_raw_fd(), REGISTER_NAPI, (&raw mut napi).cast(), 1)? };
-        Ok(())
+        raw::poll_cards(self.io().as_raw_fd(), micros)
     }
 
-    /// Something is queued that the kernel has not seen.
+    /// Something is queued that the kernel will not see by itself.
     pub(super) fn has_submissions(&mut self) -> bool {
-        !self.io.submission().is_empty()
+        match &mut self.driver {
+            Driver::Owner(io) => !io.submission().is_empty(),
+            Driver::Thread(..) => !self.backlog.is_empty(),
+        }
     }
 
     /// Completions wait in the kernel for an `enter`: task work, or an overflow of the queue.
     pub(super) fn wants_enter(&mut self) -> bool {
-        let queue = self.io.submission();
-        queue.taskrun() || queue.cq_overflow()
+        match &mut self.driver {
+            Driver::Owner(io) => {
+                let queue = io.submission();
+                queue.taskrun() || queue.cq_overflow()
+            }
+            Driver::Thread(collector, _) => collector.ring().has_overflowed(),
+        }
     }
 
     pub(super) fn has_overflowed(&mut self) -> bool {
-        self.io.submission().cq_overflow()
+        match &mut self.driver {
+            Driver::Owner(io) => io.submission().cq_overflow(),
+            Driver::Thread(collector, _) => collector.ring().has_overflowed(),
+        }
     }
 
     pub(super) fn has_completions(&mut self) -> bool {
-        !self.io.completion().is_empty()
+        match &mut self.driver {
+            Driver::Owner(io) => !io.completion().is_empty(),
+            Driver::Thread(collector, _) => collector.has_completions(),
+        }
     }
 
     /// Submits what is queued and collects completions; waits for one as `until` says, unless some
@@ -207,7 +240,10 @@ impl Ring {
     /// with nothing to collect.
     pub(super) fn enter(&mut self, until: Until, counters: &Counters) -> io::Result<()> {
         loop {
-            let queued = self.io.submission().len() as u32;
+            let queued = match &mut self.driver {
+                Driver::Owner(io) => io.submission().len() as u32,
+                Driver::Thread(..) => 0,
+            };
             let full = !self.backlog.is_empty();
             let until = if full { Until::Now } else { until };
             if full {
@@ -217,85 +253,82 @@ impl Ring {
             }
             let taken = match self.enter_once(queued, until) {
                 Ok(taken) => taken,
-                Err(error) if is_passing(&error) => return Ok(()),
+                Err(error) if raw::is_passing(&error) => return Ok(()),
                 Err(error) => return Err(error),
             };
             counters.ring_submissions.add_owned(u64::from(taken));
-            if !full || taken == 0 {
+            if !full || !self.refill() {
                 return Ok(());
             }
-            self.refill();
         }
     }
 
     /// Moves completions to `into`, `limit` at most.
     pub(super) fn collect(&mut self, into: &mut Vec<Done>, limit: usize) {
-        let completions = self.io.completion();
-        into.extend(completions.take(limit).map(|cqe| Done {
-            user_data: cqe.user_data(),
-            result: cqe.result(),
-            flags: cqe.flags(),
-        }));
+        match &mut self.driver {
+            Driver::Owner(io) => into.extend(io.completion().take(limit).map(Done::from)),
+            Driver::Thread(collector, _) => {
+                let before = into.len();
+                collector.collect(into, limit);
+                collector.count_reaped(&into[before..]);
+            }
+        }
     }
 
-    /// Moves the backlog to the queue, as far as there is room.
-    fn refill(&mut self) {
-        let mut queue = self.io.submission();
+    /// Moves the backlog to the queue, as far as there is room. `false`: there is none.
+    fn refill(&mut self) -> bool {
+        let before = self.backlog.len();
         while let Some(sqe) = self.backlog.front() {
             // SAFETY: it came through `push`, whose caller promised.
-            if unsafe { queue.push(sqe) }.is_err() {
+            if !unsafe { self.driver.push(sqe) } {
                 break;
             }
             self.backlog.pop_front();
         }
+        self.backlog.len() < before
     }
 
     fn enter_once(&self, queued: u32, until: Until) -> io::Result<u32> {
-        let timeout = match until {
-            Until::Timeout(timeout) => Some(libc::timespec {
-                tv_sec: timeout.as_secs().min(i64::MAX as u64) as _,
-                tv_nsec: timeout.subsec_nanos() as _,
-            }),
-            Until::Now | Until::Completion => None,
-        };
-        let wait_for = c_int::from(until != Until::Now);
-        let arg = WaitArg {
-            sigmask: 0,
-            sigmask_bytes: 0,
-            min_wait_us: 0,
-            timeout: timeout.as_ref().map_or(0, |timeout| (&raw const *timeout).addr() as u64),
-        };
-        let (flags, arg, arg_bytes): (u32, *const c_void, usize) = match timeout {
-            Some(_) => (ENTER_EXT_ARG, (&raw const arg).cast(), size_of::<WaitArg>()),
-            None => (0, std::ptr::null(), 0),
-        };
-        let flags = flags | ENTER_GETEVENTS | self.enter_flags;
-        // SAFETY: the queued entries were vetted by `push`; `arg` and the timeout it names live
-        // until the call returns, and the kernel does not keep their addresses.
-        let taken: c_long = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                self.enter_fd,
-                queued,
-                wait_for,
-                flags,
-                arg,
-                arg_bytes,
-            )
-        };
-        u32::try_from(taken).map_err(|_| io::Error::last_os_error())
+        let mut flags = ENTER_GETEVENTS | self.enter_flags;
+        if let Driver::Thread(collector, _) = &self.driver {
+            if collector.ring().is_asleep() {
+                flags |= ENTER_SQ_WAKEUP;
+            }
+            if !self.backlog.is_empty() {
+                flags |= ENTER_SQ_WAIT;
+            }
+        }
+        raw::enter(self.enter_fd, queued, until, flags)
+    }
+}
+
+impl Driver {
+    fn io(&self) -> &IoUring {
+        match self {
+            Driver::Owner(io) => io,
+            Driver::Thread(collector, _) => collector.io(),
+        }
+    }
+
+    /// `false`: there is no room.
+    ///
+    /// # Safety
+    /// As for [`Ring::push`].
+    #[inline]
+    unsafe fn push(&mut self, sqe: &Entry) -> bool {
+        match self {
+            // SAFETY: promised by the caller.
+            Driver::Owner(io) => unsafe { io.submission().push(sqe) }.is_ok(),
+            // SAFETY: promised by the caller.
+            Driver::Thread(collector, lane) => unsafe { lane.push_to(collector, sqe) }.is_ok(),
+        }
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.registered {
-            let mut update = RingUpdate { offset: self.enter_fd as u32, reserved: 0, data: 0 };
-            // Fails only for a ring that is not registered; it is.
-            // SAFETY: as in `enable`.
-            let _ = unsafe {
-                register(self.io.as_raw_fd(), UNREGISTER_RING_FDS, (&raw mut update).cast(), 1)
-            };
+        if self.enter_flags & ENTER_REGISTERED_RING != 0 {
+            raw::forget_ring(self.io().as_raw_fd(), self.enter_fd);
         }
     }
 }
@@ -353,62 +386,4 @@ fn with_extras(sqe: Entry, budget_bytes: u32) -> Entry {
     bytes[44..48].copy_from_slice(&budget_bytes.to_ne_bytes());
     // SAFETY: as above; every value of these fields is valid.
     unsafe { std::mem::transmute(bytes) }
-}
-
-/// Errors of `enter` that say nothing about the ring: an interruption, a timeout, a lack of memory
-/// or of room for completions that passes when some are taken.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY))
-}
-
-/// # Safety
-/// `arg` is what `operation` takes, `count` of it.
-pub(super) unsafe fn register(
-    fd: RawFd,
-    operation: u32,
-    arg: *mut c_void,
-    count: u32,
-) -> io::Result<c_long> {
-    // SAFETY: promised by the caller.
-    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, arg, count) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-// What the `io-uring` crate does not offer; uapi/linux/io_uring.h.
-const ENTER_GETEVENTS: u32 = 1 << 0;
-const ENTER_EXT_ARG: u32 = 1 << 3;
-const ENTER_REGISTERED_RING: u32 = 1 << 4;
-const ENTER_NO_IOWAIT: u32 = 1 << 7;
-const REGISTER_RING_FDS: u32 = 20;
-const UNREGISTER_RING_FDS: u32 = 21;
-const REGISTER_NAPI: u32 = 27;
-const RECVSEND_POLL_FIRST: u16 = 1 << 0;
-
-/// `struct io_uring_getevents_arg`.
-#[repr(C)]
-struct WaitArg {
-    sigmask: u64,
-    sigmask_bytes: u32,
-    min_wait_us: u32,
-    timeout: u64,
-}
-
-/// `struct io_uring_rsrc_update`.
-#[repr(C)]
-struct RingUpdate {
-    offset: u32,
-    reserved: u32,
-    data: u64,
-}
-
-/// `struct io_uring_napi`.
-#[derive(Default)]
-#[repr(C)]
-struct Napi {
-    busy_poll_us: u32,
-    prefer_busy_poll: u8,
-    operation: u8,
-    padding: [u8; 2],
-    operation_arg: u32,
-    reserved: u32,
 }

@@ -19,9 +19,15 @@ pub(super) enum Op {
     Wake = 5,
     /// Apart from `Receive`: its result is a descriptor, which must not get lost.
     Accept = 6,
+    /// A send that any thread started. The rest of the user data is the address of its record.
+    Flush = 7,
 }
 
 impl Op {
+    pub(super) fn is_of(self, user_data: u64) -> bool {
+        user_data >> 56 == self as u64
+    }
+
     /// # Panics
     /// When we did not make the user data.
     pub(super) fn of(user_data: u64) -> Op {
@@ -32,6 +38,7 @@ impl Op {
             4 => Op::Cancel,
             5 => Op::Wake,
             6 => Op::Accept,
+            7 => Op::Flush,
             other => unreachable!("completion of operation {other}"),
         }
     }

@@ -6,11 +6,12 @@ use std::time::Instant;
 use io_uring::cqueue;
 
 use super::entry::{self, Role};
-use super::ring::Until;
+use super::raw::Until;
+use super::send_rings::reclaim;
 use super::tag::{Op, user_data};
-use super::{Uring, find};
+use super::{RingOptions, Uring, find};
 use crate::config::uring::TEARDOWN;
-use crate::sys::{Backend, Completion, Sink, Token};
+use crate::sys::{Completion, Sink, Token};
 
 impl Uring {
     /// The kernel has lost completions, for lack of memory, and nobody knows whose: so every
@@ -18,7 +19,11 @@ impl Uring {
     pub(super) fn rebuild(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         tracing::error!("io_uring: completions were lost; a new ring, without its connections");
         let pool = self.buffers.pool().clone();
-        let fresh = Uring::new(&self.wake, &pool, &self.counters, &self.options)?;
+        let options = RingOptions { uring: self.options.clone(), engine: self.engine.clone() };
+        let mut fresh = Uring::over(&self.wake, &pool, &self.counters, &options)?;
+        // Send rings have room for all their completions. Where there are none, sends go through
+        // the new ring from here on.
+        fresh.flushes = self.flushes.take();
         let mut old = std::mem::replace(self, fresh);
         // The old ring may still name their descriptors, until it is gone.
         let mut removed = Vec::new();
@@ -62,9 +67,14 @@ impl Drop for Uring {
     /// Ends every operation, and waits until the kernel is through with our memory: the ring itself
     /// is taken down in the background, after its descriptor is closed.
     fn drop(&mut self) {
+        if let Some(mut flushes) = self.flushes.take() {
+            flushes.close(&self.counters);
+        }
         self.ring.cancel_all(user_data(Op::Cancel, Token::NONE));
         let begun = Instant::now();
-        while self.outstanding > 0 && begun.elapsed() < TEARDOWN {
+        while (self.outstanding > 0 || self.ring.sends_in_flight() > 0)
+            && begun.elapsed() < TEARDOWN
+        {
             let turn = Until::Timeout(TEARDOWN / 20);
             if self.ring.enter(turn, &self.counters).is_err() {
                 break;
@@ -72,6 +82,14 @@ impl Drop for Uring {
             self.ring.collect(&mut self.completions, usize::MAX);
             for done in self.completions.drain(..) {
                 let op = Op::of(done.user_data);
+                if op == Op::Flush {
+                    if done.ends_flush() {
+                        // SAFETY: the completion is of a flush, and is handled once.
+                        drop(unsafe { reclaim(done.user_data) });
+                        self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+                    }
+                    continue;
+                }
                 if op != Op::Cancel && !cqueue::more(done.flags) {
                     self.outstanding -= 1;
                 }

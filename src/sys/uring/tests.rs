@@ -83,7 +83,8 @@ impl Bench {
             eprintln!("skipped, no io_uring: {}", found.reason);
             return None;
         }
-        let uring = Uring::new(&wake, &pool, &counters, &options.supported(&found));
+        let options = RingOptions { uring: options.supported(&found), engine: None };
+        let uring = Uring::new(&wake, &pool, &counters, &options);
         let uring = uring.expect("the probe has passed");
         Some(Bench { uring, notes: Notes::default(), pool, counters })
     }

@@ -1,0 +1,396 @@
+//! Rings that a kernel thread polls.
+//!
+//! Any thread may push to one, through its [`Lane`], which is a lock around the submission queue
+//! and nothing else; the kernel thread takes what it finds there, without a system call of ours.
+//! Completions belong to one thread, which has the [`Collector`].
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, TryLockError, Weak};
+use std::time::Instant;
+
+use io_uring::IoUring;
+use io_uring::squeue::Entry;
+
+use super::mapping::Mapping;
+use super::raw::{self, ENTER_GETEVENTS, ENTER_NO_IOWAIT, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP, Until};
+use super::ring::Done;
+use super::tag::{Op, user_data};
+use crate::config::uring::TEARDOWN;
+use crate::counters::Counters;
+use crate::sync::{Mutex, lock};
+use crate::sys::Token;
+
+/// The ring itself, as everybody shares it.
+pub(super) struct Polled {
+    io: IoUring,
+    flags: Flags,
+    without_array: bool,
+    /// Sends pushed. Changed under the lane's lock.
+    sends: AtomicU64,
+    /// Sends whose last completion was taken. Changed by the collector.
+    reaped: AtomicU64,
+    /// Sends that may be in flight, so that their completions always have room.
+    sends_max: u64,
+}
+
+/// What a polled ring is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) submissions: u32,
+    pub(super) completions: u32,
+    pub(super) idle_ms: u32,
+    /// Where a new thread is to run.
+    pub(super) cpu: Option<usize>,
+}
+
+impl Polled {
+    /// Sets a ring up: on the thread of another one, or on a new one.
+    pub(super) fn create(shape: Shape, thread_of: Option<&Polled>) -> io::Result<Collector> {
+        let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
+        for (submit_all, without_array) in LADDER {
+            let mut builder = IoUring::builder();
+            // A forked child must not share the queues.
+            builder.dontfork();
+            builder.setup_cqsize(shape.completions.max(shape.submissions));
+            builder.setup_sqpoll(shape.idle_ms);
+            match (thread_of, shape.cpu) {
+                (Some(other), _) => {
+                    builder.setup_attach_wq(other.io.as_raw_fd());
+                }
+                (None, Some(cpu)) => {
+                    builder.setup_sqpoll_cpu(cpu as u32);
+                }
+                (None, None) => {}
+            }
+            if submit_all {
+                builder.setup_submit_all();
+            }
+            if without_array {
+                builder.setup_no_sqarray();
+            }
+            match builder.build(shape.submissions) {
+                Ok(io) => {
+                    let flags = Flags::of(&io)?;
+                    // A send without a copy completes twice.
+                    let sends_max = u64::from(io.params().cq_entries() / 2).max(1);
+                    let (sends, reaped) = (AtomicU64::new(0), AtomicU64::new(0));
+                    let ring = Polled { io, flags, without_array, sends, reaped, sends_max };
+                    return Ok(Collector(Arc::new(ring)));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
+    pub(super) fn is_without_array(&self) -> bool {
+        self.without_array
+    }
+
+    /// The kernel thread has ceased to look.
+    pub(super) fn is_asleep(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.flags.has(SQ_NEED_WAKEUP)
+    }
+
+    /// Completions that found no room wait in the kernel for somebody who enters.
+    pub(super) fn has_overflowed(&self) -> bool {
+        self.flags.has(SQ_CQ_OVERFLOW)
+    }
+
+    /// Wakes the kernel thread.
+    fn wake(&self, counters: &Counters) {
+        counters.add(|counters| &counters.sqpoll_wake_calls, 1);
+        // Fails only where the thread has died; its owner hears of it with its next wait.
+        let _ = raw::enter(self.io.as_raw_fd(), 0, Until::Now, ENTER_SQ_WAKEUP);
+    }
+}
+
+/// What the kernel says about the submission queue. A view of our own: the one of the crate writes
+/// the queue's tail when it goes, which is for those who hold the lane's lock.
+struct Flags {
+    word: NonNull<AtomicU32>,
+    _page: Mapping,
+}
+
+// SAFETY: points into a mapping of its own that lives as long, at a word that is only read.
+unsafe impl Send for Flags {}
+// SAFETY: as above.
+unsafe impl Sync for Flags {}
+
+impl Flags {
+    fn of(io: &IoUring) -> io::Result<Flags> {
+        // SAFETY: `Parameters` is documented as a transparent wrapper of `io_uring_params`, which
+        // has this size and is made of integers.
+        let params: [u32; 30] = unsafe { std::mem::transmute_copy(io.params()) };
+        let offset = params[SQ_OFF_FLAGS] as usize;
+        let bytes = offset + size_of::<AtomicU32>();
+        let page = Mapping::view(io.as_raw_fd(), bytes)?;
+        // SAFETY: the kernel says that the word is there, and the mapping reaches to its end.
+        let word = unsafe { page.start().add(offset) }.cast();
+        Ok(Flags { word, _page: page })
+    }
+
+    #[inline]
+    fn has(&self, flag: u32) -> bool {
+        // SAFETY: inside the mapping, four-aligned; written by the kernel alone, atomically.
+        unsafe { self.word.as_ref() }.load(Ordering::Acquire) & flag != 0
+    }
+}
+
+const _: () = assert!(size_of::<io_uring::Parameters>() == size_of::<[u32; 30]>());
+
+// uapi/linux/io_uring.h.
+const SQ_NEED_WAKEUP: u32 = 1 << 0;
+const SQ_CQ_OVERFLOW: u32 = 1 << 1;
+/// Of `sq_off.flags`, in words from the start of `io_uring_params`.
+const SQ_OFF_FLAGS: usize = 14;
+
+/// From the best to the plainest.
+const LADDER: [(bool, bool); 3] = [(true, true), (true, false), (false, false)];
+
+/// Why an operation was not pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The kernel thread has to take some first.
+    Full,
+    /// There is no ring.
+    Closed,
+}
+
+/// The way into a ring, for any thread.
+pub(super) struct Lane {
+    ring: Mutex<Option<Arc<Polled>>>,
+    counters: Arc<Counters>,
+}
+
+impl Lane {
+    /// Leads nowhere until it is opened.
+    pub(super) fn new(counters: &Arc<Counters>) -> Lane {
+        Lane { ring: Mutex::new(None), counters: Arc::clone(counters) }
+    }
+
+    pub(super) fn open(&self, collector: &Collector) {
+        *lock(&self.ring) = Some(Arc::clone(&collector.0));
+    }
+
+    /// No send is pushed any more.
+    pub(super) fn close(&self) {
+        *lock(&self.ring) = None;
+    }
+
+    /// Pushes a send to the ring that the lane leads to.
+    ///
+    /// # Safety
+    /// All memory that `sqe` names stays as it is until the operation's last completion was taken,
+    /// or for ever.
+    pub(super) unsafe fn push_send(&self, sqe: &Entry) -> Result<(), Refused> {
+        let slot = match self.ring.try_lock() {
+            Ok(slot) => slot,
+            Err(TryLockError::WouldBlock) => {
+                self.counters.add(|counters| &counters.send_contentions, 1);
+                lock(&self.ring)
+            }
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
+        let Some(ring) = slot.as_ref() else { return Err(Refused::Closed) };
+        let sends = ring.sends.load(Ordering::Relaxed);
+        if sends - ring.reaped.load(Ordering::Relaxed) >= ring.sends_max {
+            return Err(Refused::Full);
+        }
+        // SAFETY: promised by the caller; the lane is locked.
+        let is_asleep = unsafe { publish(ring, sqe)? };
+        ring.sends.store(sends + 1, Ordering::Relaxed);
+        let asleep = is_asleep.then(|| Arc::clone(ring));
+        // The others need not wait for the kernel.
+        drop(slot);
+        if let Some(ring) = asleep {
+            ring.wake(&self.counters);
+        }
+        Ok(())
+    }
+
+    /// Pushes to the collector's own ring, whose lane this is or was.
+    ///
+    /// # Safety
+    /// As for [`push_send`](Self::push_send).
+    pub(super) unsafe fn push_to(&self, own: &Collector, sqe: &Entry) -> Result<(), Refused> {
+        let slot = lock(&self.ring);
+        // SAFETY: promised by the caller; the lane is locked.
+        let is_asleep = unsafe { publish(&own.0, sqe)? };
+        drop(slot);
+        if is_asleep {
+            own.0.wake(&self.counters);
+        }
+        Ok(())
+    }
+}
+
+/// Puts an operation where the kernel thread looks; says whether it has ceased to look.
+///
+/// # Safety
+/// As for [`Lane::push_send`]; and the ring's lane is locked.
+unsafe fn publish(ring: &Polled, sqe: &Entry) -> Result<bool, Refused> {
+    // SAFETY: the lane's lock makes this the only view of the queue.
+    let mut queue = unsafe { ring.io.submission_shared() };
+    // SAFETY: promised by the caller.
+    unsafe { queue.push(sqe) }.map_err(|_| Refused::Full)?;
+    // The new tail first, then the flag, with a full fence between them: the kernel sets the flag
+    // and then looks at the tail, so one of us sees the other.
+    queue.sync();
+    fence(Ordering::SeqCst);
+    Ok(ring.flags.has(SQ_NEED_WAKEUP))
+}
+
+/// A ring's completions: one thread's.
+pub(super) struct Collector(Arc<Polled>);
+
+impl Collector {
+    pub(super) fn ring(&self) -> &Arc<Polled> {
+        &self.0
+    }
+
+    pub(super) fn io(&self) -> &IoUring {
+        &self.0.io
+    }
+
+    #[inline]
+    pub(super) fn has_completions(&self) -> bool {
+        // SAFETY: the collector is the ring's only one and does not leave its thread meanwhile.
+        let queue = unsafe { self.0.io.completion_shared() };
+        !queue.is_empty()
+    }
+
+    /// Moves completions to `into`, `limit` at most.
+    pub(super) fn collect(&mut self, into: &mut Vec<Done>, limit: usize) {
+        // SAFETY: the collector is the ring's only one.
+        let completions = unsafe { self.0.io.completion_shared() };
+        into.extend(completions.take(limit).map(Done::from));
+    }
+
+    /// Counts the sends that ended with these completions, which were taken here.
+    pub(super) fn count_reaped(&self, completions: &[Done]) {
+        let ended = completions.iter().filter(|done| done.ends_flush()).count() as u64;
+        // The only writer.
+        let reaped = self.0.reaped.load(Ordering::Relaxed) + ended;
+        self.0.reaped.store(reaped, Ordering::Relaxed);
+    }
+
+    /// Sends that are pushed and not reaped.
+    pub(super) fn sends_in_flight(&self) -> u64 {
+        self.0.sends.load(Ordering::Relaxed) - self.0.reaped.load(Ordering::Relaxed)
+    }
+
+    /// Has each completion ring `fd`, an eventfd, while [`ring_bell`](Self::ring_bell) says so.
+    pub(super) fn set_bell(&self, fd: RawFd) -> io::Result<()> {
+        self.io().submitter().register_eventfd(fd)?;
+        self.ring_bell(false);
+        Ok(())
+    }
+
+    pub(super) fn ring_bell(&self, on: bool) {
+        // SAFETY: the collector is the ring's only one.
+        let queue = unsafe { self.0.io.completion_shared() };
+        if on { queue.enable_eventfd() } else { queue.disable_eventfd() }
+    }
+
+    /// Waits for completions, or for room to push.
+    pub(super) fn enter(&self, wait: Wait, counters: &Counters) -> io::Result<()> {
+        let (until, mut flags) = match wait {
+            Wait::Completion(until) => (until, ENTER_GETEVENTS),
+            Wait::Room => (Until::Now, ENTER_SQ_WAIT),
+        };
+        if self.io().params().is_feature_no_iowait() {
+            flags |= ENTER_NO_IOWAIT;
+        }
+        counters.wait_calls.add_owned(1);
+        match raw::enter(self.io().as_raw_fd(), 0, until, flags) {
+            Err(error) if !raw::is_passing(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cancels everything in the ring.
+    pub(super) fn cancel_all(&self, lane: &Lane) {
+        let sqe = raw::cancel_all(user_data(Op::Cancel, Token::NONE));
+        // SAFETY: names no memory. Where there is no room, the sends end by themselves or not.
+        let _ = unsafe { lane.push_to(self, &sqe) };
+    }
+
+    /// Takes completions until no send is in flight, for a while at most.
+    pub(super) fn drain(&mut self, into: &mut Vec<Done>, counters: &Counters) {
+        let begun = Instant::now();
+        while self.sends_in_flight() > 0 && begun.elapsed() < TEARDOWN {
+            let turn = Wait::Completion(Until::Timeout(TEARDOWN / 20));
+            if self.enter(turn, counters).is_err() {
+                return;
+            }
+            let before = into.len();
+            self.collect(into, usize::MAX);
+            self.count_reaped(&into[before..]);
+        }
+    }
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wait {
+    Completion(Until),
+    /// In the submission queue.
+    Room,
+}
+
+/// What a kernel thread has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ThreadUse {
+    pub(crate) cpu_us: u64,
+    /// Of that, in which there was work.
+    pub(crate) work_us: u64,
+}
+
+/// Kernel threads and what they have used; those that ended included.
+#[derive(Default)]
+pub(super) struct Threads {
+    /// The ring that each was made for.
+    living: Vec<Weak<Polled>>,
+    ended: ThreadUse,
+}
+
+impl Threads {
+    pub(super) fn add(&mut self, collector: &Collector) {
+        self.living.push(Arc::downgrade(collector.ring()));
+    }
+
+    /// How many there are, and what all of them have used.
+    pub(super) fn usage(&self) -> (u64, ThreadUse) {
+        let (mut count, mut sum) = (0, self.ended);
+        for ring in self.living.iter().filter_map(Weak::upgrade) {
+            count += 1;
+            let used = thread_use(ring.io.as_raw_fd());
+            sum.cpu_us += used.cpu_us;
+            sum.work_us += used.work_us;
+        }
+        (count, sum)
+    }
+
+    /// They are about to end.
+    pub(super) fn end(&mut self) {
+        self.ended = self.usage().1;
+        self.living.clear();
+    }
+}
+
+/// Of the thread that polls the ring; `fdinfo` says so (Linux 6.9).
+fn thread_use(ring: RawFd) -> ThreadUse {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{ring}")).unwrap_or_default();
+    let micros = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    };
+    ThreadUse { cpu_us: micros("SqTotalTime:"), work_us: micros("SqWorkTime:") }
+}
