@@ -413,8 +413,8 @@ mod tests {
         assert!(error.is_invalid());
         assert_eq!(
             error.to_string(),
-            "unknown backend \"kqueue\": choose one of auto, epoll, uring, hybrid, sqpoll, uring-2, \
-             uring-4, sqpoll-config1, sqpoll-config2, sqpoll-shared"
+            "unknown backend \"kqueue\": choose one of auto, epoll, uring, hybrid, sqpoll, \
+             uring-2, uring-4, sqpoll-config1, sqpoll-config2, sqpoll-shared"
         );
         assert!("pool:0".parse::<Placement>().is_err());
         assert!("pool:x".parse::<Placement>().is_err());

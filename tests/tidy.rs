@@ -17,7 +17,7 @@ use source::Project;
 /// Who may import whom. `lib.rs` holds re-exports and is free; a name that a module re-exports
 /// counts as the module it comes from.
 const IMPORTS: ImportTable = ImportTable {
-    leaves: &["sync", "error", "config", "address", "threads", "counters"],
+    leaves: &["sync", "error", "config", "address", "threads", "counters", "random"],
     modules: &[
         ("sync", &[]),
         ("error", &[]),
@@ -25,6 +25,7 @@ const IMPORTS: ImportTable = ImportTable {
         ("address", &["error"]),
         ("threads", &["error"]),
         ("counters", &[]),
+        ("random", &[]),
         ("buffer", &[]),
         ("task", &[]),
         ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),
