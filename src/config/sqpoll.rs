@@ -38,6 +38,7 @@ pub struct SqpollOptions {
     send_threads: Option<u16>,
     send_entries: Option<u32>,
     idle: Option<Duration>,
+    nice: Option<i8>,
     seed: Option<u64>,
 }
 
@@ -51,6 +52,7 @@ impl SqpollOptions {
             send_threads: None,
             send_entries: None,
             idle: None,
+            nice: None,
             seed: None,
         }
     }
@@ -95,6 +97,16 @@ impl SqpollOptions {
         self
     }
 
+    /// The niceness of the kernel threads, -20 to 19; what is below 0 takes privileges. Without
+    /// this it is the process's, but 10 where they share CPUs with pollers that sleep: then the
+    /// poller gets its turn when there is something for it, and not when a kernel thread has polled
+    /// in vain for the rest of its time slice.
+    #[must_use]
+    pub const fn nice(mut self, nice: i8) -> Self {
+        self.nice = Some(nice);
+        self
+    }
+
     /// Makes the choice of send rings repeatable.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
@@ -102,11 +114,16 @@ impl SqpollOptions {
         self
     }
 
-    /// What these settings mean on `cpus` CPUs, for each of `pollers`.
+    /// What these settings mean on `cpus` CPUs, for each of `pollers`, which may `never_sleep`.
     ///
     /// # Errors
     /// Invalid: settings that contradict each other, or that no kernel accepts.
-    pub(crate) fn plan(&self, cpus: usize, pollers: usize) -> Result<SqpollPlan> {
+    pub(crate) fn plan(
+        &self,
+        cpus: usize,
+        pollers: usize,
+        never_sleeps: bool,
+    ) -> Result<SqpollPlan> {
         let preset = self.preset.unwrap_or_else(|| SqpollPreset::for_cpus(cpus, pollers));
         let own_rings = cpus.div_ceil(pollers.max(1)).clamp(1, SEND_RINGS_AUTO_MAX.into()) as u16;
         let (receiver, rings, threads) = match preset {
@@ -147,17 +164,24 @@ impl SqpollOptions {
                 "{preset}: an idle time of {idle:?}: choose 1 ms to {IDLE_MS_MAX} ms"
             )));
         }
-        let seed = self.seed;
-        Ok(SqpollPlan {
+        if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
+            return Err(Error::invalid(format!("{preset}: choose a niceness of -20 to 19")));
+        }
+        let mut plan = SqpollPlan {
             preset,
             receiver,
             send_rings,
             send_threads,
             send_entries,
             idle_ms,
-            seed,
+            nice: self.nice,
+            seed: self.seed,
             cpus: Vec::new(),
-        })
+        };
+        if !never_sleeps && plan.is_crowded(cpus, pollers) {
+            plan.nice = plan.nice.or(Some(CROWDED_NICE));
+        }
+        Ok(plan)
     }
 }
 
@@ -183,6 +207,8 @@ pub(crate) struct SqpollPlan {
     pub(crate) send_threads: u16,
     pub(crate) send_entries: u32,
     pub(crate) idle_ms: u32,
+    /// `None` is the process's.
+    pub(crate) nice: Option<i8>,
     pub(crate) seed: Option<u64>,
     /// Where each kernel thread is to run, in turn; empty is anywhere.
     pub(crate) cpus: Vec<usize>,
@@ -208,10 +234,19 @@ impl SqpollPlan {
         }
     }
 
+    /// CPUs that give each thread its own, and the handlers one more.
+    fn wanted_cpus(&self, pollers: usize) -> usize {
+        self.threads(pollers) + pollers + 1
+    }
+
+    /// Kernel threads have to share CPUs.
+    fn is_crowded(&self, cpus: usize, pollers: usize) -> bool {
+        cpus < self.wanted_cpus(pollers)
+    }
+
     /// What to expect where there are too few CPUs, if there are.
     pub(crate) fn warning(&self, cpus: usize, pollers: usize, has_quota: bool) -> Option<String> {
         let threads = self.threads(pollers);
-        let wanted = threads + pollers + 1;
         let preset = self.preset;
         if has_quota {
             return Some(format!(
@@ -219,9 +254,10 @@ impl SqpollPlan {
                  CPU quota: backend uring does more with it"
             ));
         }
-        if cpus >= wanted {
+        if !self.is_crowded(cpus, pollers) {
             return None;
         }
+        let wanted = self.wanted_cpus(pollers);
         let crowd =
             format!("{preset}: {threads} kernel threads and {pollers} pollers on {cpus} CPUs");
         Some(if self.receiver == Receiver::SharedThread {
@@ -284,6 +320,11 @@ impl fmt::Display for SqpollOptions {
 /// How long a kernel thread polls in vain before it sleeps.
 pub(crate) const IDLE: Duration = Duration::from_millis(2);
 
+/// Of kernel threads that share CPUs with pollers. With 100 connections, one thread for everything
+/// and the poller on one CPU, 0, 5, 8, 12 and 19 served 0.80, 0.88, 0.92, 0.92 and 0.91 of what
+/// the poller does without it, and the P99 fell from 3.4 ms to 0.5 ms at 5.
+const CROWDED_NICE: i8 = 10;
+
 /// A kernel thread that polls for longer without work is a mistake.
 const IDLE_MS_MAX: u32 = 60_000;
 
@@ -316,7 +357,7 @@ mod tests {
     #[test]
     fn the_presets_are_what_was_published() {
         let shape = |preset, cpus, pollers| {
-            let plan = SqpollOptions::new().preset(preset).plan(cpus, pollers).unwrap();
+            let plan = SqpollOptions::new().preset(preset).plan(cpus, pollers, false).unwrap();
             (plan.receiver, plan.send_rings, plan.send_threads, plan.threads(pollers))
         };
         assert_eq!(shape(SqpollPreset::Uring2, 20, 1), (Receiver::OwnThread, 20, 2, 3));
@@ -328,7 +369,8 @@ mod tests {
 
     #[test]
     fn few_cpus_get_one_thread_for_everything() {
-        let chosen = |cpus, pollers| SqpollOptions::new().plan(cpus, pollers).unwrap().preset;
+        let chosen =
+            |cpus, pollers| SqpollOptions::new().plan(cpus, pollers, false).unwrap().preset;
         assert_eq!(chosen(1, 1), SqpollPreset::Shared);
         assert_eq!(chosen(4, 1), SqpollPreset::Shared);
         assert_eq!(chosen(6, 1), SqpollPreset::Config2);
@@ -338,7 +380,7 @@ mod tests {
 
     #[test]
     fn settings_that_make_no_sense_are_refused() {
-        let refused = |options: SqpollOptions| options.plan(4, 1).unwrap_err().is_invalid();
+        let refused = |options: SqpollOptions| options.plan(4, 1, false).unwrap_err().is_invalid();
         let config1 = SqpollOptions::new().preset(SqpollPreset::Config1);
         assert!(refused(config1.send_rings(0)));
         assert!(refused(config1.send_rings(SEND_RINGS_MAX + 1)));
@@ -349,13 +391,27 @@ mod tests {
         assert!(refused(config1.idle(Duration::from_secs(3600))));
         let shared = SqpollOptions::new().preset(SqpollPreset::Shared);
         assert!(refused(shared.send_threads(2)));
-        assert_eq!(shared.send_rings(3).plan(4, 1).unwrap().send_rings, 3);
+        assert_eq!(shared.send_rings(3).plan(4, 1, false).unwrap().send_rings, 3);
+    }
+
+    #[test]
+    fn kernel_threads_that_share_cpus_make_way_for_pollers_that_sleep() {
+        let nice = |options: SqpollOptions, cpus, never_sleeps| {
+            options.plan(cpus, 1, never_sleeps).unwrap().nice
+        };
+        let shared = SqpollOptions::new().preset(SqpollPreset::Shared);
+        assert_eq!(nice(shared, 2, false), Some(CROWDED_NICE));
+        assert_eq!(nice(shared, 2, true), None);
+        assert_eq!(nice(shared, 3, false), None);
+        assert_eq!(nice(shared.nice(3), 2, false), Some(3));
+        assert_eq!(nice(shared.nice(0), 2, false), Some(0));
+        assert!(shared.nice(20).plan(2, 1, false).unwrap_err().is_invalid());
     }
 
     #[test]
     fn what_lacks_cpus_is_warned_of() {
         let warning = |preset, cpus, has_quota| {
-            let plan = SqpollOptions::new().preset(preset).plan(cpus, 1).unwrap();
+            let plan = SqpollOptions::new().preset(preset).plan(cpus, 1, false).unwrap();
             plan.warning(cpus, 1, has_quota)
         };
         assert!(warning(SqpollPreset::Config1, 2, false).unwrap().contains("5 CPUs"));

@@ -125,13 +125,13 @@ impl<E: Endpoint> Group<E> {
 
     fn start_epoll(plan: &Plan) -> Result<Group<E>> {
         let count = plan.poller_count(plan.cpus_per_poller)?;
-        Group::start_on::<Epoll>(plan, Choice::Epoll, count, |_, _| (Outlet::Flusher, ()))
+        Group::start_on::<Epoll>(plan, Choice::Epoll, count, 0, |_, _| (Outlet::Flusher, ()))
     }
 
     fn start_ring(plan: &Plan, backend: Choice, options: &UringOptions) -> Result<Group<E>> {
         let count = plan.poller_count(plan.cpus_per_poller)?;
         let uring = options.supported(capabilities());
-        Group::start_on::<Uring>(plan, backend, count, |_, _| {
+        Group::start_on::<Uring>(plan, backend, count, 0, |_, _| {
             let outlet = if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
             (outlet, RingOptions { uring: uring.clone(), engine: None })
         })
@@ -145,7 +145,8 @@ impl<E: Endpoint> Group<E> {
         // What these pollers do leaves them time for many CPUs, wherever handlers run.
         let count = plan.poller_count(config::CPUS_PER_POLLER)?;
         let cpus = threads::cpu_count(&[]);
-        let mut engine = sqpoll.plan(cpus, count)?;
+        let never_sleeps = plan.poll_mode == PollMode::Always;
+        let mut engine = sqpoll.plan(cpus, count, never_sleeps)?;
         engine.cpus = plan.thread_cpus()?;
         let has_quota = cpus < threads::allowed_cpus()?.len();
         if let Some(warning) = engine.warning(cpus, count, has_quota) {
@@ -155,7 +156,8 @@ impl<E: Endpoint> Group<E> {
         let backend = Choice::Sqpoll(sqpoll.preset(engine.preset));
         let uring = options.supported(capabilities());
         let shared = Arc::default();
-        Group::start_on::<Uring>(plan, backend, count, |index, counters| {
+        let kernel_threads = engine.threads(count);
+        Group::start_on::<Uring>(plan, backend, count, kernel_threads, |index, counters| {
             let own = engine.of_poller(index);
             let rings = Arc::new(SendRings::new(&own, uring.zero_copy_bytes_min, counters));
             let engine = Engine::new(own, &rings, &shared);
@@ -167,6 +169,7 @@ impl<E: Endpoint> Group<E> {
         plan: &Plan,
         backend: Choice,
         count: usize,
+        kernel_threads: usize,
         parts: impl Fn(usize, &Arc<Counters>) -> (Outlet, B::Options),
     ) -> Result<Group<E>> {
         let mut group = Group {
@@ -178,11 +181,7 @@ impl<E: Endpoint> Group<E> {
         };
         // Spinning takes a CPU that nobody else needs: one more than there are pollers, and kernel
         // threads that poll for them.
-        let polling = match backend {
-            Choice::Sqpoll(sqpoll) => sqpoll.plan(threads::cpu_count(&[]), count)?.threads(count),
-            _ => 0,
-        };
-        let affordable = threads::cpu_count(&plan.cpus) > count + polling;
+        let affordable = threads::cpu_count(&plan.cpus) > count + kernel_threads;
         for index in 0..count {
             let wake = Wake::new().map_err(|error| Error::io("eventfd", error))?;
             let counters = Arc::default();

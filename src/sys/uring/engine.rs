@@ -113,9 +113,7 @@ impl Engine {
     }
 
     fn with_new_thread(&self, shape: Shape) -> io::Result<Collector> {
-        let collector = Polled::create(shape, None)?;
-        lock(self.rings.threads()).add(&collector);
-        Ok(collector)
+        lock(self.rings.threads()).start(shape, self.plan.nice)
     }
 
     /// Where the poller's kernel thread of that number is to run.

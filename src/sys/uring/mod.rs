@@ -19,6 +19,7 @@ mod engine;
 mod entry;
 mod flushes;
 mod in_flight;
+mod kernel_threads;
 mod mapping;
 mod polled;
 pub(crate) mod probe;

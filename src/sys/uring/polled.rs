@@ -4,12 +4,11 @@
 //! and nothing else; the kernel thread takes what it finds there, without a system call of ours.
 //! Completions belong to one thread, which has the [`Collector`].
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, TryLockError, Weak};
+use std::sync::{Arc, TryLockError};
 use std::time::Instant;
 
 use io_uring::IoUring;
@@ -86,6 +85,10 @@ impl Polled {
             }
         }
         Err(refused)
+    }
+
+    pub(super) fn io(&self) -> &IoUring {
+        &self.io
     }
 
     pub(super) fn is_without_array(&self) -> bool {
@@ -343,54 +346,4 @@ pub(super) enum Wait {
     Completion(Until),
     /// In the submission queue.
     Room,
-}
-
-/// What a kernel thread has used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ThreadUse {
-    pub(crate) cpu_us: u64,
-    /// Of that, in which there was work.
-    pub(crate) work_us: u64,
-}
-
-/// Kernel threads and what they have used; those that ended included.
-#[derive(Default)]
-pub(super) struct Threads {
-    /// The ring that each was made for.
-    living: Vec<Weak<Polled>>,
-    ended: ThreadUse,
-}
-
-impl Threads {
-    pub(super) fn add(&mut self, collector: &Collector) {
-        self.living.push(Arc::downgrade(collector.ring()));
-    }
-
-    /// How many there are, and what all of them have used.
-    pub(super) fn usage(&self) -> (u64, ThreadUse) {
-        let (mut count, mut sum) = (0, self.ended);
-        for ring in self.living.iter().filter_map(Weak::upgrade) {
-            count += 1;
-            let used = thread_use(ring.io.as_raw_fd());
-            sum.cpu_us += used.cpu_us;
-            sum.work_us += used.work_us;
-        }
-        (count, sum)
-    }
-
-    /// They are about to end.
-    pub(super) fn end(&mut self) {
-        self.ended = self.usage().1;
-        self.living.clear();
-    }
-}
-
-/// Of the thread that polls the ring; `fdinfo` says so (Linux 6.9).
-fn thread_use(ring: RawFd) -> ThreadUse {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{ring}")).unwrap_or_default();
-    let micros = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
-    };
-    ThreadUse { cpu_us: micros("SqTotalTime:"), work_us: micros("SqWorkTime:") }
 }

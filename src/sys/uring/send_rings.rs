@@ -11,7 +11,8 @@ use io_uring::types::Fd;
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::in_flight::Sending;
-use super::polled::{Lane, Refused, ThreadUse, Threads};
+use super::kernel_threads::{KernelThreads, ThreadUse};
+use super::polled::{Lane, Refused};
 use super::tag::Op;
 use crate::buffer::Chain;
 use crate::config::sqpoll::SqpollPlan;
@@ -27,7 +28,7 @@ pub(crate) struct SendRings {
     seed: u64,
     zero_copy_bytes_min: usize,
     counters: Arc<Counters>,
-    threads: Mutex<Threads>,
+    threads: Mutex<KernelThreads>,
 }
 
 impl SendRings {
@@ -91,7 +92,7 @@ impl SendRings {
         lock(&self.threads).usage()
     }
 
-    pub(super) fn threads(&self) -> &Mutex<Threads> {
+    pub(super) fn threads(&self) -> &Mutex<KernelThreads> {
         &self.threads
     }
 

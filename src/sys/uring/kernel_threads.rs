@@ -1,0 +1,111 @@
+//! The kernel threads that poll our rings: who they are, how they rank, what they use.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Weak};
+
+use super::polled::{Collector, Polled, Shape};
+use crate::sync::{Mutex, lock};
+
+/// What kernel threads have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ThreadUse {
+    pub(crate) cpu_us: u64,
+    /// Of that, in which there was work.
+    pub(crate) work_us: u64,
+}
+
+/// Kernel threads of one poller, and what those used that have ended.
+#[derive(Default)]
+pub(super) struct KernelThreads {
+    living: Vec<KernelThread>,
+    ended: ThreadUse,
+}
+
+struct KernelThread {
+    /// Of this process; `None` where nobody tells.
+    id: Option<u32>,
+    /// The ring that it was made for.
+    ring: Weak<Polled>,
+}
+
+impl KernelThreads {
+    /// Makes a ring with a thread of its own, which is as nice as that.
+    pub(super) fn start(&mut self, shape: Shape, nice: Option<i8>) -> io::Result<Collector> {
+        // One at a time, so that the one that is new is ours.
+        static STARTING: Mutex<()> = Mutex::new(());
+        let starting = lock(&STARTING);
+        let before = ids();
+        let collector = Polled::create(shape, None)?;
+        let id = ids().into_iter().find(|id| !before.contains(id));
+        drop(starting);
+        if let Some(nice) = nice {
+            rank(id, nice);
+        }
+        self.living.push(KernelThread { id, ring: Arc::downgrade(collector.ring()) });
+        Ok(collector)
+    }
+
+    /// How many there are, and what all of them have used.
+    pub(super) fn usage(&self) -> (u64, ThreadUse) {
+        let (mut count, mut sum) = (0, self.ended);
+        for thread in &self.living {
+            let Some(ring) = thread.ring.upgrade() else { continue };
+            count += 1;
+            let used = thread.used(&ring);
+            sum.cpu_us += used.cpu_us;
+            sum.work_us += used.work_us;
+        }
+        (count, sum)
+    }
+
+    /// They are about to end.
+    pub(super) fn end(&mut self) {
+        self.ended = self.usage().1;
+        self.living.clear();
+    }
+}
+
+impl KernelThread {
+    /// From `schedstat`, to the nanosecond; and how much of it was work, from the ring's `fdinfo`
+    /// (Linux 6.9).
+    fn used(&self, ring: &Polled) -> ThreadUse {
+        let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+        let fd = ring.io().as_raw_fd();
+        let ring = read(format!("/proc/self/fdinfo/{fd}"));
+        let micros = |name: &str| {
+            let line = ring.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        let thread = self.id.map(|id| read(format!("/proc/self/task/{id}/schedstat")));
+        let ran_ns = thread.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+        let cpu_us = ran_ns.map_or_else(|| micros("SqTotalTime:"), |ran_ns| ran_ns / 1000);
+        ThreadUse { cpu_us, work_us: micros("SqWorkTime:").min(cpu_us) }
+    }
+}
+
+/// The threads of this process that poll rings. Not from a ring's `fdinfo`: within a container that
+/// names another number than the container's.
+fn ids() -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let polls = |path: std::path::PathBuf| {
+        fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("iou-sqp-"))
+    };
+    let found = tasks.flatten().filter(|task| polls(task.path()));
+    found.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn rank(id: Option<u32>, nice: i8) {
+    let done = match id {
+        // SAFETY: takes plain numbers, and changes how one thread of ours is scheduled.
+        Some(id) => match unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice.into()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        },
+        None => Err(io::ErrorKind::NotFound.into()),
+    };
+    if let Err(error) = done {
+        tracing::warn!(%error, "a kernel thread that polls keeps its niceness, instead of {nice}");
+    }
+}
