@@ -64,14 +64,17 @@ impl Engine {
             Receiver::OwnThread => self.with_new_thread(shape)?,
             Receiver::SharedThread => {
                 let mut shared = lock(&self.shared.0);
-                match shared.upgrade() {
-                    Some(first) => Polled::create(shape, Some(&first))?,
-                    None => {
-                        let first = self.with_new_thread(shape)?;
-                        *shared = Arc::downgrade(first.ring());
-                        first
+                let collector = match shared.upgrade() {
+                    Some(other) => {
+                        let collector = Polled::create(shape, Some(&other))?;
+                        // The thread may be ours, and the ring before have lost completions.
+                        lock(self.rings.threads()).follow(&collector);
+                        collector
                     }
-                }
+                    None => self.with_new_thread(shape)?,
+                };
+                *shared = Arc::downgrade(collector.ring());
+                collector
             }
         };
         if takes_sends {

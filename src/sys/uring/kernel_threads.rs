@@ -3,10 +3,9 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::polled::{Collector, Polled, Shape};
-use crate::sync::{Mutex, lock};
 
 /// What kernel threads have used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +34,7 @@ impl KernelThreads {
     pub(super) fn start(&mut self, shape: Shape, nice: Option<i8>) -> io::Result<Collector> {
         // One at a time, so that the one that is new is ours.
         static STARTING: Mutex<()> = Mutex::new(());
-        let starting = lock(&STARTING);
+        let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ids();
         let collector = Polled::create(shape, None)?;
         let id = ids().into_iter().find(|id| !before.contains(id));
@@ -45,6 +44,13 @@ impl KernelThreads {
         }
         self.living.push(KernelThread { id, ring: Arc::downgrade(collector.ring()) });
         Ok(collector)
+    }
+
+    /// The ring that the one thread was made for gives way to another on it.
+    pub(super) fn follow(&mut self, new: &Collector) {
+        if let [thread] = &mut self.living[..] {
+            thread.ring = Arc::downgrade(new.ring());
+        }
     }
 
     /// How many there are, and what all of them have used.

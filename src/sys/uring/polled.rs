@@ -73,6 +73,8 @@ impl Polled {
             }
             match builder.build(shape.submissions) {
                 Ok(io) => {
+                    // Older kernels refuse, and do without.
+                    let _ = io.submitter().register_iowq_max_workers(&mut [1, 1]);
                     let flags = Flags::of(&io)?;
                     // A send without a copy completes twice.
                     let sends_max = u64::from(io.params().cq_entries() / 2).max(1);
@@ -206,9 +208,11 @@ impl Lane {
         if sends - ring.reaped.load(Ordering::Relaxed) >= ring.sends_max {
             return Err(Refused::Full);
         }
-        // SAFETY: promised by the caller; the lane is locked.
-        let is_asleep = unsafe { publish(ring, sqe)? };
+        // Before its completion can be counted.
         ring.sends.store(sends + 1, Ordering::Relaxed);
+        // SAFETY: promised by the caller; the lane is locked.
+        let published = unsafe { publish(ring, sqe) };
+        let is_asleep = published.inspect_err(|_| ring.sends.store(sends, Ordering::Relaxed))?;
         let asleep = is_asleep.then(|| Arc::clone(ring));
         // The others need not wait for the kernel.
         drop(slot);

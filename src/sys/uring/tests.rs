@@ -1,5 +1,7 @@
 //! What the behaviour suite cannot see from outside: slots, tokens, buffers and what is in flight.
 
+mod flushes;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -73,6 +75,14 @@ struct Bench {
 impl Bench {
     /// `None` where the host has no io_uring, which is said, and a failure where it must have one.
     fn new(options: &UringOptions) -> Option<Bench> {
+        Bench::with(options, |_| None)
+    }
+
+    /// The same with an engine.
+    fn with(
+        options: &UringOptions,
+        engine: impl FnOnce(&Arc<Counters>) -> Option<Engine>,
+    ) -> Option<Bench> {
         let pool = Pool::new();
         let counters = Arc::new(Counters::default());
         let wake = Arc::new(Wake::new().expect("an eventfd"));
@@ -83,7 +93,7 @@ impl Bench {
             eprintln!("skipped, no io_uring: {}", found.reason);
             return None;
         }
-        let options = RingOptions { uring: options.supported(&found), engine: None };
+        let options = RingOptions { uring: options.supported(&found), engine: engine(&counters) };
         let uring = Uring::new(&wake, &pool, &counters, &options);
         let uring = uring.expect("the probe has passed");
         Some(Bench { uring, notes: Notes::default(), pool, counters })
