@@ -17,6 +17,7 @@ use io_uring::types::BufRingEntry;
 use super::mapping::Mapping;
 use super::ring::Ring;
 use crate::buffer::{Block, Pool, Slice};
+use crate::config::uring as config;
 
 pub(super) struct BufferRing {
     /// `None` once the ring is given back, or given up.
@@ -29,6 +30,19 @@ pub(super) struct BufferRing {
     tail: u16,
     /// Blocks the kernel may fill.
     ready: usize,
+    /// How many it may have: all, or fewer where fewer do.
+    ready_max: usize,
+    demand: Demand,
+    /// Blocks that the pool does not count as in use.
+    aside: usize,
+}
+
+/// How many blocks are filled between two refills.
+#[derive(Default)]
+struct Demand {
+    now: usize,
+    peak: usize,
+    rounds: u32,
 }
 
 /// What a buffer ring is to be.
@@ -44,6 +58,8 @@ pub(super) struct Shape {
     pub(super) lent_part_min: usize,
     /// Several receives may fill one block.
     pub(super) is_incremental: bool,
+    /// There may be fewer where fewer do.
+    pub(super) is_elastic: bool,
 }
 
 impl BufferRing {
@@ -64,9 +80,11 @@ impl BufferRing {
             lend_bytes_min: shape.bytes / shape.lent_part_min,
             tail: 0,
             ready: 0,
+            ready_max: usize::from(count),
+            demand: Demand::default(),
+            aside: 0,
         };
         buffers.refill(pool);
-        pool.set_aside(buffers.blocks.len(), buffers.blocks.len() * shape.bytes);
         Ok(buffers)
     }
 
@@ -122,21 +140,26 @@ impl BufferRing {
     /// The kernel is through with the block.
     fn give_up(&mut self, number: u16) {
         self.ready -= 1;
+        self.demand.now += 1;
         let Some(block) = self.blocks[usize::from(number)].take() else { return };
         // The usual case: blocks come back in the order in which they went, and this one can go
         // again. `refill` replaces all others.
-        if block.capacity_left() == self.shape.bytes && number == self.tail & self.mask() {
+        if block.capacity_left() == self.shape.bytes
+            && number == self.tail & self.mask()
+            && self.ready < self.ready_max
+        {
             self.provide(usize::from(number), block);
             self.publish();
         }
     }
 
-    /// Fills every free place in ring order.
+    /// Fills free places in ring order, as many as there is demand for.
     pub(super) fn refill(&mut self, pool: &Pool) {
+        self.settle_demand();
         let before = self.tail;
-        loop {
+        while self.ready < self.ready_max {
             let place = usize::from(self.tail & self.mask());
-            if self.ready == self.blocks.len() || self.blocks[place].is_some() {
+            if self.blocks[place].is_some() {
                 break;
             }
             let block = pool.allocate(self.shape.bytes);
@@ -145,6 +168,39 @@ impl BufferRing {
         if self.tail != before {
             self.publish();
         }
+        self.set_aside(self.ready, pool);
+    }
+
+    /// A receive found no block: from now on there are as many as fit.
+    pub(super) fn ran_dry(&mut self) {
+        self.ready_max = self.blocks.len();
+        self.demand = Demand::default();
+    }
+
+    /// The kernel fills blocks in turn. Those that it comes to first are still cached where there
+    /// are few of them; so a ring of large ones has no more than twice what it fills at once.
+    fn settle_demand(&mut self) {
+        let demand = &mut self.demand;
+        demand.peak = demand.peak.max(std::mem::take(&mut demand.now));
+        demand.rounds += 1;
+        if demand.rounds < config::DEMAND_ROUNDS || !self.shape.is_elastic {
+            return;
+        }
+        let wanted = (2 * demand.peak).next_power_of_two();
+        self.ready_max =
+            wanted.clamp(config::READY_BLOCKS_MIN.min(self.blocks.len()), self.blocks.len());
+        self.demand = Demand::default();
+    }
+
+    /// Tells the pool what the kernel has.
+    fn set_aside(&mut self, blocks: usize, pool: &Pool) {
+        let bytes = |blocks: usize| blocks * self.shape.bytes;
+        if blocks > self.aside {
+            pool.set_aside(blocks - self.aside, bytes(blocks - self.aside));
+        } else if blocks < self.aside {
+            pool.bring_back(self.aside - blocks, bytes(self.aside - blocks));
+        }
+        self.aside = blocks;
     }
 
     /// Gives the ring back; its blocks return to their pool. Nothing may be armed with it.
@@ -153,7 +209,7 @@ impl BufferRing {
             tracing::error!(%error, "unregister receive buffers");
             return self.leak();
         }
-        pool.bring_back(self.blocks.len(), self.blocks.len() * self.shape.bytes);
+        self.set_aside(0, pool);
         self.entries = None;
         self.blocks.clear();
     }

@@ -48,6 +48,7 @@ impl Buffers {
             bytes: config::SMALL_BUFFER_BYTES,
             lent_part_min: config::SMALL_LENT_PART_MIN,
             is_incremental,
+            is_elastic: false,
         };
         let large = Shape {
             group: 1,
@@ -55,6 +56,7 @@ impl Buffers {
             bytes: config::LARGE_BUFFER_BYTES,
             lent_part_min: config::LARGE_LENT_PART_MIN,
             is_incremental,
+            is_elastic: true,
         };
         // Where receives share a buffer, the large ones suit everybody.
         let (first_size, shape) =
@@ -144,6 +146,7 @@ impl Class {
     /// Queues a connection that has found no buffer since then. One that was given its turn, and
     /// came too late for a buffer all the same, keeps its place.
     pub(super) fn starve(&mut self, token: Token, since: Instant) {
+        self.ring.ran_dry();
         let place = self.starved.partition_point(|(_, other)| *other <= since);
         self.starved.insert(place, (token, since));
     }

@@ -164,6 +164,7 @@ fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<Few> {
         bytes: SMALL_BUFFER_BYTES,
         lent_part_min: 1,
         is_incremental,
+        is_elastic: false,
     };
     let mut few = Few { ring: BufferRing::new(ring, shape, &pool)?, pool };
     if is_incremental {
