@@ -53,6 +53,10 @@ pub enum Placement {
         /// How many threads; 0 means one per CPU this process may use.
         workers: usize,
     },
+    /// On a tokio runtime, each run a task of it: that of
+    /// [`ServerBuilder::tokio`](crate::ServerBuilder::tokio), or the one that the server is built
+    /// in. Needs the feature `tokio`.
+    Tokio,
 }
 
 /// How new connections spread over pollers.
@@ -368,12 +372,15 @@ impl FromStr for Placement {
             "auto" => Ok(Placement::Auto),
             "inline" => Ok(Placement::Inline),
             "pool" => Ok(Placement::Pool { workers: 0 }),
+            "tokio" => Ok(Placement::Tokio),
             _ => name
                 .strip_prefix("pool:")
                 .and_then(|count| count.parse().ok())
                 .filter(|workers| (1..=THREADS_MAX).contains(workers))
                 .map(|workers| Placement::Pool { workers })
-                .ok_or_else(|| unknown("placement", name, &["auto", "inline", "pool", "pool:4"])),
+                .ok_or_else(|| {
+                    unknown("placement", name, &["auto", "inline", "pool", "pool:4", "tokio"])
+                }),
         }
     }
 }
@@ -383,6 +390,7 @@ impl fmt::Display for Placement {
         match self {
             Placement::Auto => f.pad("auto"),
             Placement::Inline => f.pad("inline"),
+            Placement::Tokio => f.pad("tokio"),
             Placement::Pool { workers: 0 } => f.pad("pool"),
             Placement::Pool { workers } => write!(f, "pool:{workers}"),
         }
@@ -399,7 +407,7 @@ mod tests {
 
     #[test]
     fn names_read_back_as_what_they_print() {
-        for placement in ["auto", "inline", "pool", "pool:4"] {
+        for placement in ["auto", "inline", "pool", "pool:4", "tokio"] {
             assert_eq!(placement.parse::<Placement>().unwrap().to_string(), placement);
         }
         for backend in BACKENDS {

@@ -23,7 +23,7 @@ use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor, Run, Tried};
+use crate::task::{self, Executor, Run, RuntimeContext, Seat, Tried};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -211,9 +211,11 @@ where
     F: Future<Output = Result<()>> + Send + 'static,
 {
     Box::new(move |connection, end: RunEnd, executor| {
-        let run = Running { future: handler(connection), end };
-        match executor {
-            Executor::Inline => {
+        let context = executor.context();
+        let future = context.run(|| handler(connection));
+        let run = Running { future, context: context.clone(), end };
+        match executor.seat() {
+            Seat::Inline => {
                 let mut run = Box::pin(run);
                 // Most handlers end here, or wait for their flush alone, at the price of no task.
                 let owner = run.end.owner();
@@ -225,9 +227,8 @@ where
                     }
                 }
             }
-            Executor::Pool(workers) => {
-                let again = workers.clone();
-                workers.schedule(task::spawn(run, move |task| again.schedule(task)));
+            seat => {
+                seat.spawn(run, context);
                 None
             }
         }
@@ -235,10 +236,12 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// A handler's future with its end. An async block would hold the future twice.
+    /// A handler's future with its end, polled inside its context. An async block would hold the
+    /// future twice.
     struct Running<F> {
         #[pin]
         future: F,
+        context: RuntimeContext,
         end: RunEnd,
     }
 }
@@ -248,7 +251,8 @@ impl<F: Future<Output = Result<()>>> Future for Running<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        this.future.poll(cx).map(|outcome| this.end.set(outcome))
+        let polled = this.context.run(|| this.future.poll(cx));
+        polled.map(|outcome| this.end.set(outcome))
     }
 }
 

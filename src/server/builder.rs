@@ -20,7 +20,7 @@ use crate::poller::group::Plan;
 use crate::pollers::Pollers;
 use crate::sync::Mutex;
 use crate::sys::socket::Socket;
-use crate::task::Executor;
+use crate::task::{Executor, RuntimeContext};
 use crate::threads;
 
 /// Says what a server is to be; made by [`Server::builder`].
@@ -31,6 +31,7 @@ pub struct ServerBuilder {
     pollers: Option<Pollers>,
     placement: Placement,
     worker_cpus: Vec<usize>,
+    context: RuntimeContext,
     limits: Limits,
     connections_max: Option<usize>,
     reuse_port: bool,
@@ -106,6 +107,15 @@ impl ServerBuilder {
     /// Where handlers run.
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
+        self
+    }
+
+    /// Lets handlers use tokio: they run inside the context of this runtime, wherever they are
+    /// placed, so `tokio::time`, `tokio::spawn` and clients built on tokio work in them. With
+    /// [`Placement::Tokio`] they run on it.
+    #[cfg(feature = "tokio")]
+    pub fn tokio(mut self, runtime: tokio::runtime::Handle) -> Self {
+        self.context = RuntimeContext::of(runtime);
         self
     }
 
@@ -300,14 +310,16 @@ impl ServerBuilder {
         }
         self.limits.check()?;
         threads::check_cpus("worker_cpus", &self.worker_cpus)?;
+        let context = std::mem::take(&mut self.context);
+        let executor = Executor::start(self.placement, &self.worker_cpus, context)?;
         let owns_pollers = self.pollers.is_none();
         let pollers = match self.pollers.take() {
             Some(pollers) => pollers,
-            None => self.start_pollers()?,
+            None => self.start_pollers().inspect_err(|_| executor.stop(true))?,
         };
         let hooks = Arc::new(Hooks {
             handlers: self.handlers,
-            executor: Executor::start(self.placement, &self.worker_cpus)?,
+            executor,
             counts: Counts::default(),
             draining: AtomicBool::new(false),
             connections_max: self.connections_max.unwrap_or(usize::MAX),
@@ -328,7 +340,7 @@ impl ServerBuilder {
     fn start_pollers(&self) -> Result<Pollers> {
         let mut plan = self.plan.clone();
         plan.cpus_per_poller = match self.placement {
-            Placement::Pool { .. } => config::CPUS_PER_POLLER,
+            Placement::Pool { .. } | Placement::Tokio => config::CPUS_PER_POLLER,
             Placement::Auto | Placement::Inline => 1,
         };
         Pollers::start(&plan)

@@ -13,7 +13,7 @@ use std::pin::Pin;
 
 pub(crate) use async_task::Runnable;
 
-pub(crate) use placement::Executor;
+pub(crate) use placement::{Executor, RuntimeContext, Seat};
 pub(crate) use trial::{Tried, mark_trial, try_poll};
 
 /// What is left of a handler's run.

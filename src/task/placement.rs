@@ -1,42 +1,162 @@
 //! Where a server's handlers run.
 
-use crate::config::Placement;
-use crate::error::Result;
+use std::fmt;
 
+use crate::config::Placement;
+use crate::error::{Error, Result};
+
+use super::Runnable;
 use super::queue::Workers;
 
 /// A [`Placement`] put into effect.
 #[derive(Clone)]
-pub(crate) enum Executor {
+pub(crate) struct Executor {
+    seat: Seat,
+    context: RuntimeContext,
+}
+
+/// Where a run begins.
+#[derive(Clone)]
+pub(crate) enum Seat {
     /// On the poller that owns the connection.
     Inline,
     /// On worker threads.
     Pool(Workers),
+    /// On the runtime of the context.
+    Tokio,
 }
 
 impl Executor {
     /// Starts the threads that `placement` calls for, pinned to `worker_cpus` unless that is empty.
-    pub(crate) fn start(placement: Placement, worker_cpus: &[usize]) -> Result<Executor> {
-        match placement {
-            Placement::Auto | Placement::Inline => Ok(Executor::Inline),
-            Placement::Pool { workers } => {
-                Ok(Executor::Pool(Workers::start(workers, worker_cpus)?))
+    /// Handlers run inside `context` in any case.
+    ///
+    /// # Errors
+    /// Invalid: workers that cannot be; a tokio runtime is called for, and none is there.
+    pub(crate) fn start(
+        placement: Placement,
+        worker_cpus: &[usize],
+        context: RuntimeContext,
+    ) -> Result<Executor> {
+        let mut context = context;
+        let seat = match placement {
+            Placement::Auto | Placement::Inline => Seat::Inline,
+            Placement::Pool { workers } => Seat::Pool(Workers::start(workers, worker_cpus)?),
+            Placement::Tokio => {
+                context = context.or_current()?;
+                Seat::Tokio
             }
-        }
+        };
+        Ok(Executor { seat, context })
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    pub(crate) fn context(&self) -> &RuntimeContext {
+        &self.context
     }
 
     /// What was put into effect, with its numbers.
     pub(crate) fn placement(&self) -> Placement {
-        match self {
-            Executor::Inline => Placement::Inline,
-            Executor::Pool(workers) => Placement::Pool { workers: workers.count() },
+        match &self.seat {
+            Seat::Inline => Placement::Inline,
+            Seat::Pool(workers) => Placement::Pool { workers: workers.count() },
+            Seat::Tokio => Placement::Tokio,
         }
     }
 
     /// Ends the threads; see [`Workers::stop`].
     pub(crate) fn stop(&self, join: bool) {
-        if let Executor::Pool(workers) = self {
+        if let Seat::Pool(workers) = &self.seat {
             workers.stop(join);
         }
+    }
+}
+
+impl Seat {
+    /// Runs `future` as a task of its own, not on the poller.
+    ///
+    /// # Panics
+    /// When runs begin on the poller.
+    pub(crate) fn spawn<F>(&self, future: F, context: &RuntimeContext)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match self {
+            Seat::Inline => unreachable!("the poller polls it"),
+            Seat::Pool(workers) => {
+                let again = workers.clone();
+                let task = super::spawn(future, move |task: Runnable| again.schedule(task));
+                workers.schedule(task);
+            }
+            Seat::Tokio => context.spawn(future),
+        }
+    }
+}
+
+/// What handlers run inside: a tokio runtime's context, so that its timers, tasks and clients work
+/// there; or nothing.
+#[derive(Clone, Default)]
+pub(crate) struct RuntimeContext {
+    #[cfg(feature = "tokio")]
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+#[cfg(feature = "tokio")]
+impl RuntimeContext {
+    pub(crate) fn of(runtime: tokio::runtime::Handle) -> RuntimeContext {
+        RuntimeContext { runtime: Some(runtime) }
+    }
+
+    /// The runtime that the caller is in, where none was given.
+    fn or_current(self) -> Result<RuntimeContext> {
+        if self.runtime.is_some() {
+            return Ok(self);
+        }
+        tokio::runtime::Handle::try_current().map(RuntimeContext::of).map_err(|_| {
+            Error::invalid("placement tokio: no runtime; give one to ServerBuilder::tokio")
+        })
+    }
+
+    /// Runs `code` inside.
+    #[inline]
+    pub(crate) fn run<T>(&self, code: impl FnOnce() -> T) -> T {
+        let _inside = self.runtime.as_ref().map(tokio::runtime::Handle::enter);
+        code()
+    }
+
+    fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(future);
+        }
+    }
+}
+
+#[cfg(not(feature = "tokio"))]
+impl RuntimeContext {
+    fn or_current(self) -> Result<RuntimeContext> {
+        Err(Error::unsupported("placement tokio: ringpoll was built without the feature `tokio`"))
+    }
+
+    #[inline]
+    pub(crate) fn run<T>(&self, code: impl FnOnce() -> T) -> T {
+        code()
+    }
+
+    fn spawn<F>(&self, _future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        unreachable!("refused at the start")
+    }
+}
+
+impl fmt::Debug for RuntimeContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuntimeContext").finish_non_exhaustive()
     }
 }

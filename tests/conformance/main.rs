@@ -25,6 +25,7 @@ mod ring_buffers;
 mod ring_ends;
 mod ring_options;
 mod ring_queues;
+mod runtime;
 mod server;
 mod shutdown;
 mod timeouts;
@@ -35,9 +36,12 @@ macro_rules! mount {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
-                shutdown races listeners dial backpressure hostile blocking);
+                shutdown races listeners dial backpressure hostile blocking runtime);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
-                data_path writing flushing requests close events failures server shutdown races);
+                data_path writing flushing requests close events failures server shutdown races
+                runtime);
+            at!(tokio: $backend, Placement::Tokio, Side::Server =>
+                data_path flushing requests events shutdown races runtime);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
                 data_path writing flushing timeouts close races);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?

@@ -161,7 +161,12 @@ impl Fixture {
 
     /// A server for this mount, not yet bound.
     pub(crate) fn server(&self) -> ServerBuilder {
-        Server::builder().backend(self.mount.backend).placement(self.mount.placement).pollers(2)
+        let server = Server::builder().backend(self.mount.backend).pollers(2);
+        let server = server.placement(self.mount.placement);
+        match self.mount.placement {
+            Placement::Tokio => server.tokio(runtime().handle().clone()),
+            _ => server,
+        }
     }
 
     /// Binds to a free loopback port and serves in the background.
@@ -383,7 +388,7 @@ pub(crate) fn runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(2).enable_time().build().expect("threads can be started")
+        builder.worker_threads(2).enable_all().build().expect("threads can be started")
     })
 }
 
