@@ -53,9 +53,8 @@ pub enum Placement {
         /// How many threads; 0 means one per CPU this process may use.
         workers: usize,
     },
-    /// On a tokio runtime, each run a task of it: that of
-    /// [`ServerBuilder::tokio`](crate::ServerBuilder::tokio), or the one that the server is built
-    /// in. Needs the feature `tokio`.
+    /// On a tokio runtime, each run a task of it: that of `ServerBuilder::tokio`, or the one that
+    /// the server is built in. Needs the feature `tokio`.
     Tokio,
 }
 
