@@ -40,7 +40,9 @@ pub enum Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Placement {
-    /// Let the library choose. Today that is [`Inline`](Self::Inline).
+    /// [`Inline`](Self::Inline) while that is cheaper for everybody else, otherwise on a pool of
+    /// workers, one per CPU this process may use. Decided for each server from how long its
+    /// handlers run, and again every 20 ms; see [`PlacementStats`](crate::PlacementStats).
     #[default]
     Auto,
     /// On the poller that received the bytes, between two waits. Best for handlers that finish
@@ -215,6 +217,33 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 
 /// How often an idle worker looks for work again before it parks.
 pub(crate) const WORKER_SPINS_MAX: usize = 32;
+
+/// Over how long run times are gathered before it is decided where handlers run.
+pub(crate) const PLACEMENT_WINDOW: Duration = Duration::from_millis(20);
+
+/// Calm windows before handlers come back to the poller. With the one in which they ended to be
+/// long, that is well within 100 ms.
+pub(crate) const CALM_WINDOWS: u32 = 3;
+
+/// Handlers come back when they would delay others by less than this part of a wake-up.
+pub(crate) const PLACEMENT_HYSTERESIS: u64 = 4;
+
+/// The longest runs of a window that do not count: a host that takes the CPU away for a while does
+/// so a few times in a second, and seldom twice in a window.
+pub(crate) const LONGEST_RUNS_LEFT_OUT: usize = 2;
+
+/// Runs that a thread counts for itself before it tells.
+pub(crate) const RUNS_PER_TALLY: u32 = 64;
+
+/// A run that is told at once.
+pub(crate) const LONG_RUN_NS: u64 = 10_000;
+
+/// What a wake-up costs where it cannot be measured; what is measured is believed within a factor
+/// of five.
+pub(crate) const WAKE_NS_GUESS: u64 = 5_000;
+
+/// Wake-ups measured at the start: less than a millisecond's worth.
+pub(crate) const WAKE_TRIALS: usize = 50;
 
 /// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
 pub(crate) const CPUS_PER_POLLER: usize = 20;

@@ -23,7 +23,7 @@ use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor, Run, RuntimeContext, Seat, Tried};
+use crate::task::{self, Executor, PlacementStats, Run, RuntimeContext, Seat, Timed, Tried};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -64,6 +64,8 @@ pub struct ServerStats {
     pub backend: Backend,
     /// The placement in use.
     pub placement: Placement,
+    /// How [`Placement::Auto`] decides, where it does.
+    pub auto: Option<PlacementStats>,
     /// How many poller threads.
     pub poller_count: usize,
 }
@@ -199,6 +201,7 @@ impl ServerHandle {
             pollers,
             backend: self.0.pollers.backend(),
             placement: self.0.hooks.executor.placement(),
+            auto: self.0.hooks.executor.stats(),
             poller_count: self.0.pollers.count(),
         }
     }
@@ -214,23 +217,29 @@ where
         let context = executor.context();
         let future = context.run(|| handler(connection));
         let run = Running { future, context: context.clone(), end };
-        match executor.seat() {
-            Seat::Inline => {
-                let mut run = Box::pin(run);
-                // Most handlers end here, or wait for their flush alone, at the price of no task.
-                let owner = run.end.owner();
-                match task::try_poll(run.as_mut(), owner) {
-                    Tried::Done => None,
-                    tried => {
-                        let remote = Arc::clone(run.end.remote());
-                        take_on(&remote, run, tried)
-                    }
-                }
+        let policy = match executor.seat() {
+            Seat::Inline => None,
+            Seat::Auto(_, policy) if policy.is_inline() => Some(policy),
+            elsewhere => {
+                elsewhere.spawn(run, context);
+                return None;
             }
-            seat => {
-                seat.spawn(run, context);
-                None
-            }
+        };
+        let mut run = Box::pin(run);
+        // Most handlers end here, or wait for their flush alone, at the price of no task.
+        let owner = run.end.owner();
+        let mut poll = || task::try_poll(run.as_mut(), owner);
+        let tried = match policy {
+            Some(policy) => policy.time(poll),
+            None => poll(),
+        };
+        if tried == Tried::Done {
+            return None;
+        }
+        let remote = Arc::clone(run.end.remote());
+        match policy.filter(|_| tried == Tried::Open) {
+            Some(policy) => take_on(&remote, Box::pin(Timed::new(run, policy)), tried),
+            None => take_on(&remote, run, tried),
         }
     })
 }

@@ -310,13 +310,14 @@ impl ServerBuilder {
         }
         self.limits.check()?;
         threads::check_cpus("worker_cpus", &self.worker_cpus)?;
-        let context = std::mem::take(&mut self.context);
-        let executor = Executor::start(self.placement, &self.worker_cpus, context)?;
         let owns_pollers = self.pollers.is_none();
         let pollers = match self.pollers.take() {
             Some(pollers) => pollers,
-            None => self.start_pollers().inspect_err(|_| executor.stop(true))?,
+            None => self.start_pollers()?,
         };
+        let context = std::mem::take(&mut self.context);
+        let count = pollers.count();
+        let executor = Executor::start(self.placement, &self.worker_cpus, count, context)?;
         let hooks = Arc::new(Hooks {
             handlers: self.handlers,
             executor,

@@ -4,6 +4,7 @@
 //! queue, or the workers' queue.
 
 pub(crate) mod placement;
+mod policy;
 pub(crate) mod queue;
 mod trial;
 
@@ -14,6 +15,8 @@ use std::pin::Pin;
 pub(crate) use async_task::Runnable;
 
 pub(crate) use placement::{Executor, RuntimeContext, Seat};
+pub use policy::PlacementStats;
+pub(crate) use policy::Timed;
 pub(crate) use trial::{Tried, mark_trial, try_poll};
 
 /// What is left of a handler's run.

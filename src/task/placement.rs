@@ -1,11 +1,12 @@
 //! Where a server's handlers run.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::config::Placement;
 use crate::error::{Error, Result};
 
-use super::Runnable;
+use super::policy::{PlacementStats, Policy, Timed};
 use super::queue::Workers;
 
 /// A [`Placement`] put into effect.
@@ -22,24 +23,30 @@ pub(crate) enum Seat {
     Inline,
     /// On worker threads.
     Pool(Workers),
+    /// On the poller or on worker threads, as the policy says.
+    Auto(Workers, Arc<Policy>),
     /// On the runtime of the context.
     Tokio,
 }
 
 impl Executor {
-    /// Starts the threads that `placement` calls for, pinned to `worker_cpus` unless that is empty.
-    /// Handlers run inside `context` in any case.
+    /// Starts the threads that `placement` calls for beside so many pollers, pinned to
+    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case.
     ///
     /// # Errors
     /// Invalid: workers that cannot be; a tokio runtime is called for, and none is there.
     pub(crate) fn start(
         placement: Placement,
         worker_cpus: &[usize],
+        pollers: usize,
         context: RuntimeContext,
     ) -> Result<Executor> {
         let mut context = context;
         let seat = match placement {
-            Placement::Auto | Placement::Inline => Seat::Inline,
+            Placement::Inline => Seat::Inline,
+            Placement::Auto => {
+                Seat::Auto(Workers::start(0, worker_cpus)?, Arc::new(Policy::new(pollers)))
+            }
             Placement::Pool { workers } => Seat::Pool(Workers::start(workers, worker_cpus)?),
             Placement::Tokio => {
                 context = context.or_current()?;
@@ -61,6 +68,7 @@ impl Executor {
     pub(crate) fn placement(&self) -> Placement {
         match &self.seat {
             Seat::Inline => Placement::Inline,
+            Seat::Auto(..) => Placement::Auto,
             Seat::Pool(workers) => Placement::Pool { workers: workers.count() },
             Seat::Tokio => Placement::Tokio,
         }
@@ -68,8 +76,16 @@ impl Executor {
 
     /// Ends the threads; see [`Workers::stop`].
     pub(crate) fn stop(&self, join: bool) {
-        if let Seat::Pool(workers) = &self.seat {
+        if let Seat::Pool(workers) | Seat::Auto(workers, _) = &self.seat {
             workers.stop(join);
+        }
+    }
+
+    /// What the policy goes by, where there is one.
+    pub(crate) fn stats(&self) -> Option<PlacementStats> {
+        match &self.seat {
+            Seat::Auto(_, policy) => Some(policy.stats()),
+            _ => None,
         }
     }
 }
@@ -85,10 +101,9 @@ impl Seat {
     {
         match self {
             Seat::Inline => unreachable!("the poller polls it"),
-            Seat::Pool(workers) => {
-                let again = workers.clone();
-                let task = super::spawn(future, move |task: Runnable| again.schedule(task));
-                workers.schedule(task);
+            Seat::Pool(workers) => workers.spawn(future),
+            Seat::Auto(workers, policy) => {
+                workers.spawn(Timed::new(Box::pin(future), policy));
             }
             Seat::Tokio => context.spawn(future),
         }

@@ -83,8 +83,14 @@ impl Workers {
         self.0.stealers.len()
     }
 
+    /// Makes a task of `future`, which runs here.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let again = self.clone();
+        self.schedule(super::spawn(future, move |task| again.schedule(task)));
+    }
+
     /// Queues a task, and wakes a worker if none is looking for work.
-    pub(crate) fn schedule(&self, runnable: Runnable) {
+    fn schedule(&self, runnable: Runnable) {
         let rest = LOCAL.with(|local| match &*local.borrow() {
             Some((shared, queue)) if Arc::ptr_eq(shared, &self.0) => {
                 queue.push(runnable);
@@ -251,19 +257,13 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    fn spawn_on(workers: &Workers, future: impl Future<Output = ()> + Send + 'static) {
-        let handle = workers.clone();
-        let runnable = crate::task::spawn(future, move |task| handle.schedule(task));
-        workers.schedule(runnable);
-    }
-
     #[test]
     fn every_task_runs_once_although_workers_sleep_in_between() {
         let workers = Workers::start(3, &[]).unwrap();
         let (sender, receiver) = mpsc::channel();
         for round in 0..2000_usize {
             let sender = sender.clone();
-            spawn_on(&workers, async move { sender.send(round).unwrap() });
+            workers.spawn(async move { sender.send(round).unwrap() });
             if round % 7 == 0 {
                 assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok(), "lost at {round}");
             }
@@ -278,8 +278,8 @@ mod tests {
     fn a_panicking_task_leaves_its_worker_alive() {
         let workers = Workers::start(1, &[]).unwrap();
         let (sender, receiver) = mpsc::channel();
-        spawn_on(&workers, async { panic!("on purpose") });
-        spawn_on(&workers, async move { sender.send(()).unwrap() });
+        workers.spawn(async { panic!("on purpose") });
+        workers.spawn(async move { sender.send(()).unwrap() });
         assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
         workers.stop(true);
     }
@@ -290,19 +290,16 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicUsize::new(0));
         let (until, count) = (Arc::clone(&stop), Arc::clone(&turns));
-        spawn_on(
-            &workers,
-            std::future::poll_fn(move |cx| {
-                count.fetch_add(1, Ordering::Relaxed);
-                if until.load(Ordering::Relaxed) {
-                    return std::task::Poll::Ready(());
-                }
-                cx.waker().wake_by_ref();
-                std::task::Poll::Pending
-            }),
-        );
+        workers.spawn(std::future::poll_fn(move |cx| {
+            count.fetch_add(1, Ordering::Relaxed);
+            if until.load(Ordering::Relaxed) {
+                return std::task::Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            std::task::Poll::Pending
+        }));
         let (sender, receiver) = mpsc::channel();
-        spawn_on(&workers, async move { sender.send(()).unwrap() });
+        workers.spawn(async move { sender.send(()).unwrap() });
         assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
         stop.store(true, Ordering::Relaxed);
         workers.stop(true);

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
 use super::polled::{Collector, Polled, Shape};
 
@@ -37,7 +39,7 @@ impl KernelThreads {
         let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ids();
         let collector = Polled::create(shape, None)?;
-        let id = ids().into_iter().find(|id| !before.contains(id));
+        let id = newcomer(&before);
         drop(starting);
         if let Some(nice) = nice {
             rank(id, nice);
@@ -90,6 +92,23 @@ impl KernelThread {
         ThreadUse { cpu_us, work_us: micros("SqWorkTime:").min(cpu_us) }
     }
 }
+
+/// The one that was not there before. It has its name only when it has begun to run.
+fn newcomer(before: &[u32]) -> Option<u32> {
+    if !fs::exists("/proc/self/task").unwrap_or(false) {
+        return None;
+    }
+    (0..START_LOOKS).find_map(|look| {
+        if look > 0 {
+            thread::sleep(START_PAUSE);
+        }
+        ids().into_iter().find(|id| !before.contains(id))
+    })
+}
+
+/// How often a thread that is starting is looked for: for half a second at most.
+const START_LOOKS: u32 = 1000;
+const START_PAUSE: Duration = Duration::from_micros(500);
 
 /// The threads of this process that poll rings. Not from a ring's `fdinfo`: within a container that
 /// names another number than the container's.

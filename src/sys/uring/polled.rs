@@ -238,20 +238,24 @@ impl Lane {
     }
 }
 
-/// Puts an operation where the kernel thread looks; says whether it has ceased to look.
+/// Puts an operation where the kernel thread looks; says whether the caller has to wake it.
+///
+/// That falls to who finds the queue empty. While an operation is there, the thread cannot cease to
+/// look, or will be woken by whoever pushed it; to wake it once more until it gets a CPU would
+/// cost a system call for each flush.
 ///
 /// # Safety
 /// As for [`Lane::push_send`]; and the ring's lane is locked.
 unsafe fn publish(ring: &Polled, sqe: &Entry) -> Result<bool, Refused> {
     // SAFETY: the lane's lock makes this the only view of the queue.
     let mut queue = unsafe { ring.io.submission_shared() };
+    let was_empty = queue.is_empty();
     // SAFETY: promised by the caller.
     unsafe { queue.push(sqe) }.map_err(|_| Refused::Full)?;
     // The new tail first, then the flag, with a full fence between them: the kernel sets the flag
     // and then looks at the tail, so one of us sees the other.
     queue.sync();
-    fence(Ordering::SeqCst);
-    Ok(ring.flags.has(SQ_NEED_WAKEUP))
+    Ok(was_empty && ring.is_asleep())
 }
 
 /// A ring's completions: one thread's.

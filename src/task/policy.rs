@@ -1,0 +1,307 @@
+//! Whether a server's handlers are worth crossing threads.
+//!
+//! A run of length T on a poller delays the others there by λ·E[T²]/2 on average, where λ is how
+//! many come in a unit of time (the Pollaczek–Khinchine formula): the sum of the squares over twice
+//! the time in which they ran. Crossing to a worker costs a wake-up. So while the first is below
+//! the second, handlers run on the poller.
+//!
+//! Run times are those of the clock on the wall, as that is what the others wait. A host may take
+//! the CPU away for milliseconds in mid-run, though; so the longest runs of each window are left
+//! out, which few enough of the handlers' own do not survive either.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Run;
+use crate::config;
+use crate::sync::{Mutex, lock};
+
+pub(crate) struct Policy {
+    is_inline: AtomicBool,
+    pollers: u64,
+    wake_ns: u64,
+    window: Mutex<Window>,
+    /// As of the last window.
+    delay_ns: AtomicU64,
+    flips: AtomicU64,
+}
+
+/// What a policy goes by, and what it has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlacementStats {
+    /// Handlers run on the poller now.
+    pub is_inline: bool,
+    /// How long handlers would delay the other connections of a poller, on average, if they ran on
+    /// it: in nanoseconds, over the last window of 20 ms.
+    pub delay_ns: u64,
+    /// What it costs to wake a worker, in nanoseconds, as measured at the start.
+    pub wake_ns: u64,
+    /// How often the decision has changed.
+    pub flips: u64,
+}
+
+struct Window {
+    began: Instant,
+    tally: Tally,
+    /// Windows in a row in which handlers would have been cheap enough for the poller.
+    calm: u32,
+}
+
+/// Run times.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    runs: u32,
+    squares: f64,
+    longest_ns: [u64; config::LONGEST_RUNS_LEFT_OUT],
+}
+
+thread_local! {
+    /// What this thread has not told yet, and the address of the policy that it is for.
+    static OWN: Cell<(usize, Tally)> = Cell::new((0, Tally::default()));
+}
+
+impl Policy {
+    pub(crate) fn new(pollers: usize) -> Policy {
+        Policy {
+            is_inline: AtomicBool::new(true),
+            pollers: pollers.max(1) as u64,
+            wake_ns: wake_cost_ns(),
+            window: Mutex::new(Window { began: Instant::now(), tally: Tally::default(), calm: 0 }),
+            delay_ns: AtomicU64::new(0),
+            flips: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_inline(&self) -> bool {
+        self.is_inline.load(Ordering::Relaxed)
+    }
+
+    /// Runs `code`, which is a poll of a handler, and takes its time.
+    #[inline]
+    pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = code();
+        let ended = Instant::now();
+        self.record(ended.duration_since(began), ended);
+        done
+    }
+
+    fn record(&self, took: Duration, now: Instant) {
+        let took_ns = took.as_nanos() as u64;
+        let here = std::ptr::from_ref(self).addr();
+        let (whose, mut tally) = OWN.get();
+        if whose != here {
+            tally = Tally::default();
+        }
+        tally.add(took_ns);
+        if tally.runs < config::RUNS_PER_TALLY && took_ns < config::LONG_RUN_NS {
+            OWN.set((here, tally));
+            return;
+        }
+        OWN.set((here, Tally::default()));
+        let mut window = lock(&self.window);
+        window.tally.merge(&tally);
+        let lasted = now.saturating_duration_since(window.began);
+        if lasted >= config::PLACEMENT_WINDOW {
+            self.decide(&mut window, lasted);
+            window.tally = Tally::default();
+            window.began = now;
+        }
+    }
+
+    /// At once to the workers, and back after a few calm windows.
+    fn decide(&self, window: &mut Window, lasted: Duration) {
+        let delay_ns = window.tally.delay_ns(lasted.as_nanos() as u64) / self.pollers;
+        self.delay_ns.store(delay_ns, Ordering::Relaxed);
+        let is_inline = self.is_inline();
+        let is_calm = delay_ns < self.wake_ns / config::PLACEMENT_HYSTERESIS;
+        window.calm = if is_calm { window.calm + 1 } else { 0 };
+        let wants_inline = match is_inline {
+            true => delay_ns <= self.wake_ns,
+            false => window.calm >= config::CALM_WINDOWS,
+        };
+        if wants_inline != is_inline {
+            self.is_inline.store(wants_inline, Ordering::Relaxed);
+            self.flips.fetch_add(1, Ordering::Relaxed);
+            window.calm = 0;
+            tracing::debug!(delay_ns, wake_ns = self.wake_ns, wants_inline, "handlers move");
+        }
+    }
+
+    pub(crate) fn stats(&self) -> PlacementStats {
+        PlacementStats {
+            is_inline: self.is_inline(),
+            delay_ns: self.delay_ns.load(Ordering::Relaxed),
+            wake_ns: self.wake_ns,
+            flips: self.flips.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Tally {
+    #[inline]
+    fn add(&mut self, took_ns: u64) {
+        self.runs += 1;
+        self.squares += (took_ns as f64) * (took_ns as f64);
+        self.keep_longest(took_ns);
+    }
+
+    fn merge(&mut self, other: &Tally) {
+        self.runs += other.runs;
+        self.squares += other.squares;
+        for took_ns in other.longest_ns {
+            self.keep_longest(took_ns);
+        }
+    }
+
+    #[inline]
+    fn keep_longest(&mut self, took_ns: u64) {
+        let mut took_ns = took_ns;
+        for longest in &mut self.longest_ns {
+            if took_ns > *longest {
+                std::mem::swap(longest, &mut took_ns);
+            }
+        }
+    }
+
+    /// How long these runs have delayed others in `lasted_ns`, if they ran one after the other.
+    fn delay_ns(&self, lasted_ns: u64) -> u64 {
+        let left_out: f64 = self.longest_ns.iter().map(|ns| (*ns as f64) * (*ns as f64)).sum();
+        // Rounding may have left less than was taken out.
+        ((self.squares - left_out).max(0.0) / (2.0 * lasted_ns.max(1) as f64)) as u64
+    }
+}
+
+/// A run whose polls are timed.
+pub(crate) struct Timed {
+    run: Run,
+    policy: Arc<Policy>,
+}
+
+impl Timed {
+    pub(crate) fn new(run: Run, policy: &Arc<Policy>) -> Timed {
+        Timed { run, policy: Arc::clone(policy) }
+    }
+}
+
+impl Future for Timed {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let policy = Arc::clone(&self.policy);
+        policy.time(|| self.run.as_mut().poll(cx))
+    }
+}
+
+/// What it takes to wake a thread that sleeps, measured once: there and back, halved.
+fn wake_cost_ns() -> u64 {
+    static COST: OnceLock<u64> = OnceLock::new();
+    *COST.get_or_init(|| {
+        let (there, called) = mpsc::sync_channel::<()>(0);
+        let (answers, back) = mpsc::sync_channel::<()>(0);
+        let echo = thread::Builder::new()
+            .name("ringpoll-t".to_owned())
+            .spawn(move || while called.recv().is_ok() && answers.send(()).is_ok() {});
+        let Ok(echo) = echo else { return config::WAKE_NS_GUESS };
+        let mut took: Vec<u64> = (0..config::WAKE_TRIALS)
+            .filter_map(|_| {
+                let began = Instant::now();
+                there.send(()).ok()?;
+                back.recv().ok()?;
+                Some(began.elapsed().as_nanos() as u64 / 2)
+            })
+            .collect();
+        drop(there);
+        // It has nothing left to do, and nothing in it panics.
+        let _ = echo.join();
+        took.sort_unstable();
+        let median = took.get(took.len() / 2).copied().unwrap_or(config::WAKE_NS_GUESS);
+        median.clamp(config::WAKE_NS_GUESS / 5, config::WAKE_NS_GUESS * 5)
+    })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Lets `runs` of that length pass in each of `windows`.
+    fn pass(policy: &Policy, windows: u32, runs: u32, took: Duration) {
+        for _ in 0..windows {
+            let now = lock(&policy.window).began + config::PLACEMENT_WINDOW;
+            for _ in 0..runs {
+                policy.record(took, now - config::PLACEMENT_WINDOW / 2);
+            }
+            // Ends the window, whatever is left of the tally.
+            policy.record(Duration::from_nanos(config::LONG_RUN_NS), now);
+        }
+    }
+
+    fn policy(pollers: usize) -> Policy {
+        Policy { wake_ns: 5_000, ..Policy::new(pollers) }
+    }
+
+    #[test]
+    fn cheap_handlers_stay_on_the_poller_however_many_there_are() {
+        let policy = policy(1);
+        pass(&policy, 50, 5_000, Duration::from_nanos(500));
+        assert!(policy.is_inline(), "{:?}", policy.stats());
+        assert_eq!(policy.stats().flips, 0);
+    }
+
+    #[test]
+    fn a_few_long_runs_move_the_handlers_to_the_workers_within_100_ms() {
+        let policy = policy(1);
+        // One in a hundred, 10,000 in a second, a millisecond each: two of them in 20 ms.
+        let windows = Duration::from_millis(100).as_micros() / config::PLACEMENT_WINDOW.as_micros();
+        pass(&policy, windows as u32, 4, Duration::from_millis(1));
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+        assert_eq!(policy.stats().flips, 1);
+    }
+
+    #[test]
+    fn handlers_of_middling_length_move_where_they_crowd_a_poller() {
+        let few = policy(1);
+        pass(&few, 10, 20, Duration::from_micros(20));
+        assert!(few.is_inline(), "{:?}", few.stats());
+        let many = policy(1);
+        pass(&many, 10, 800, Duration::from_micros(20));
+        assert!(!many.is_inline(), "{:?}", many.stats());
+        let spread = policy(4);
+        pass(&spread, 10, 800, Duration::from_micros(20));
+        assert!(spread.is_inline(), "{:?}", spread.stats());
+    }
+
+    #[test]
+    fn what_the_host_takes_away_now_and_then_moves_nothing() {
+        let policy = policy(1);
+        pass(&policy, 50, 2, Duration::from_millis(8));
+        assert!(policy.is_inline(), "{:?}", policy.stats());
+    }
+
+    #[test]
+    fn they_come_back_when_they_have_become_cheap_and_not_before() {
+        let policy = policy(1);
+        pass(&policy, 1, 100, Duration::from_millis(1));
+        assert!(!policy.is_inline());
+        // Between the two marks nothing moves.
+        pass(&policy, 20, 380, Duration::from_micros(20));
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+        pass(&policy, config::CALM_WINDOWS, 5_000, Duration::from_nanos(500));
+        assert!(policy.is_inline(), "{:?}", policy.stats());
+        assert_eq!(policy.stats().flips, 2);
+    }
+
+    #[test]
+    fn waking_a_thread_costs_something_believable() {
+        let cost = wake_cost_ns();
+        assert!((config::WAKE_NS_GUESS / 5..=config::WAKE_NS_GUESS * 5).contains(&cost), "{cost}");
+    }
+}
