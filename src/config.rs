@@ -225,8 +225,9 @@ pub(crate) const PLACEMENT_WINDOW: Duration = Duration::from_millis(20);
 /// long, that is well within 100 ms.
 pub(crate) const CALM_WINDOWS: u32 = 3;
 
-/// Handlers come back when they would delay others by less than this part of a wake-up.
-pub(crate) const PLACEMENT_HYSTERESIS: u64 = 4;
+/// Handlers leave the poller when they delay others by more than so many wake-ups; they come back
+/// when that is less than one. A run includes its flush, which with epoll is a system call.
+pub(crate) const DELAY_WAKES_MAX: u64 = 2;
 
 /// The longest runs of a window that do not count: a host that takes the CPU away for a while does
 /// so a few times in a second, and seldom twice in a window.
@@ -235,8 +236,11 @@ pub(crate) const LONGEST_RUNS_LEFT_OUT: usize = 2;
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
 
-/// A run that is told at once.
+/// A run that is told at once, and whose time is checked against the CPU clock.
 pub(crate) const LONG_RUN_NS: u64 = 10_000;
+
+/// Runs after a long one that are timed by the CPU clock, which costs a system call.
+pub(crate) const EXACT_RUNS: u32 = 64;
 
 /// What a wake-up costs where it cannot be measured; what is measured is believed within a factor
 /// of five.

@@ -343,9 +343,9 @@ const SEND_THREADS_MAX: u16 = 64;
 /// same CPU from taking any meanwhile.
 const SEND_ENTRIES: u32 = 1024;
 
-/// Completions that a send ring has room for. Half as many sends may be in flight there, so they
-/// never overflow; a send is in flight as long as its peer does not read.
-pub(crate) const SEND_COMPLETIONS: u32 = 8192;
+/// Completions that a send ring has room for. More of them between two rounds of the poller cost
+/// a system call.
+pub(crate) const SEND_COMPLETIONS: u32 = 4096;
 
 /// The kernel's own bound (`IORING_MAX_ENTRIES`).
 const SEND_ENTRIES_MAX: u32 = super::uring::SUBMISSION_ENTRIES_MAX;

@@ -18,6 +18,7 @@ mod flushing;
 mod harness;
 mod hostile;
 mod listeners;
+mod placement;
 mod races;
 mod requests;
 mod ring_arming;
@@ -36,7 +37,7 @@ macro_rules! mount {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
-                shutdown races listeners dial backpressure hostile blocking runtime);
+                shutdown races listeners dial backpressure hostile blocking runtime placement);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
                 runtime);

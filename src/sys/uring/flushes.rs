@@ -4,7 +4,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
 
 use super::entry::Entry;
 use super::in_flight::Progress;
@@ -71,7 +70,17 @@ impl Flushes {
     }
 
     pub(super) fn has_completions(&self) -> bool {
-        self.collectors.iter().any(Collector::has_completions)
+        self.collectors.iter().any(|ring| ring.has_completions() || ring.has_overflowed())
+    }
+
+    /// Fetches completions that found no room; see [`Ring::has_overflowed`].
+    fn fetch_overflow(&self, index: usize, counters: &Counters) -> io::Result<()> {
+        let collector = &self.collectors[index];
+        if collector.has_overflowed() {
+            counters.completion_overflows.add_owned(1);
+            collector.enter(Wait::Completion(Until::Now), counters)?;
+        }
+        Ok(())
     }
 
     /// Before the poller sleeps: completions are to wake it. Says how long it may sleep.
@@ -81,18 +90,13 @@ impl Flushes {
         receive: &Ring,
         counters: &Counters,
     ) -> io::Result<Until> {
-        let mut until = until;
         if let Some(flushed) = self.waiting.first() {
-            // The kernel thread takes some soon; a ring that is full of sends that nobody reads
-            // has room again some day.
+            // The kernel thread takes some soon.
             let index = self.rings.index(flushed.token);
             if let Some(collector) = self.collectors.get(index).or(receive.collector()) {
                 collector.enter(Wait::Room, counters)?;
             }
-            until = match until {
-                Until::Timeout(timeout) => Until::Timeout(timeout.min(RETRY)),
-                _ => Until::Timeout(RETRY),
-            };
+            return Ok(Until::Now);
         }
         self.listens = true;
         for collector in &self.collectors {
@@ -134,12 +138,18 @@ impl Flushes {
 
 impl Uring {
     /// Takes a round's completions from the send rings.
-    pub(super) fn collect_sends(&mut self, completions: &mut Vec<Done>, sink: &mut impl Sink) {
+    pub(super) fn collect_sends(
+        &mut self,
+        completions: &mut Vec<Done>,
+        sink: &mut impl Sink,
+    ) -> io::Result<()> {
         let count = self.flushes.as_ref().map_or(0, |flushes| flushes.collectors.len());
         for index in 0..count {
-            let Some(flushes) = &mut self.flushes else { return };
+            let Some(flushes) = &mut self.flushes else { break };
+            let fetched = flushes.fetch_overflow(index, &self.counters);
             let collector = &mut flushes.collectors[index];
             if !collector.has_completions() {
+                self.survive(fetched, sink)?;
                 continue;
             }
             collector.collect(completions, COMPLETIONS_PER_ROUND);
@@ -148,7 +158,9 @@ impl Uring {
             for done in completions.drain(..) {
                 self.handle(done, sink);
             }
+            self.survive(fetched, sink)?;
         }
+        Ok(())
     }
 
     /// A send completed that any thread may have started.
@@ -179,6 +191,3 @@ fn is_wanted(entries: &[Option<Entry>], token: Token) -> bool {
     let entry = entries.get(token.index()).and_then(Option::as_ref);
     entry.is_some_and(|entry| entry.token == token && !entry.removing)
 }
-
-/// Before a send that found its ring full of sends is tried again.
-const RETRY: Duration = Duration::from_millis(1);

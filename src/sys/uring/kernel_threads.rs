@@ -29,6 +29,8 @@ struct KernelThread {
     id: Option<u32>,
     /// The ring that it was made for.
     ring: Weak<Polled>,
+    /// As of the last reading: the kernel leaves it out where the ring is being used.
+    used: ThreadUse,
 }
 
 impl KernelThreads {
@@ -44,7 +46,11 @@ impl KernelThreads {
         if let Some(nice) = nice {
             rank(id, nice);
         }
-        self.living.push(KernelThread { id, ring: Arc::downgrade(collector.ring()) });
+        self.living.push(KernelThread {
+            id,
+            ring: Arc::downgrade(collector.ring()),
+            used: ThreadUse::default(),
+        });
         Ok(collector)
     }
 
@@ -56,9 +62,9 @@ impl KernelThreads {
     }
 
     /// How many there are, and what all of them have used.
-    pub(super) fn usage(&self) -> (u64, ThreadUse) {
+    pub(super) fn usage(&mut self) -> (u64, ThreadUse) {
         let (mut count, mut sum) = (0, self.ended);
-        for thread in &self.living {
+        for thread in &mut self.living {
             let Some(ring) = thread.ring.upgrade() else { continue };
             count += 1;
             let used = thread.used(&ring);
@@ -78,7 +84,7 @@ impl KernelThreads {
 impl KernelThread {
     /// From `schedstat`, to the nanosecond; and how much of it was work, from the ring's `fdinfo`
     /// (Linux 6.9).
-    fn used(&self, ring: &Polled) -> ThreadUse {
+    fn used(&mut self, ring: &Polled) -> ThreadUse {
         let read = |path: String| fs::read_to_string(path).unwrap_or_default();
         let fd = ring.io().as_raw_fd();
         let ring = read(format!("/proc/self/fdinfo/{fd}"));
@@ -89,7 +95,9 @@ impl KernelThread {
         let thread = self.id.map(|id| read(format!("/proc/self/task/{id}/schedstat")));
         let ran_ns = thread.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
         let cpu_us = ran_ns.map_or_else(|| micros("SqTotalTime:"), |ran_ns| ran_ns / 1000);
-        ThreadUse { cpu_us, work_us: micros("SqWorkTime:").min(cpu_us) }
+        self.used.cpu_us = self.used.cpu_us.max(cpu_us);
+        self.used.work_us = self.used.work_us.max(micros("SqWorkTime:").min(cpu_us));
+        self.used
     }
 }
 

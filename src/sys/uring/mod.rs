@@ -188,8 +188,7 @@ impl Backend for Uring {
             None => Until::Completion,
         };
         self.enter(until, sink)?;
-        self.collect(sink);
-        Ok(())
+        self.collect(sink)
     }
 }
 
@@ -244,6 +243,11 @@ impl Uring {
         if let Some(flushes) = &mut self.flushes {
             flushes.end_sleep();
         }
+        self.survive(entered, sink)
+    }
+
+    /// Goes on after completions were lost.
+    fn survive(&mut self, entered: io::Result<()>, sink: &mut impl Sink) -> io::Result<()> {
         match entered {
             Err(error) if error.raw_os_error() == Some(libc::EBADR) => self.rebuild(sink),
             done => done,
@@ -343,7 +347,7 @@ impl Uring {
     }
 
     /// Takes a round's completions, and gives the kernel buffers for those it has filled.
-    fn collect(&mut self, sink: &mut impl Sink) {
+    fn collect(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         if self.ring.has_overflowed() {
             self.counters.completion_overflows.add_owned(1);
         }
@@ -353,11 +357,12 @@ impl Uring {
         for done in completions.drain(..) {
             self.handle(done, sink);
         }
-        self.collect_sends(&mut completions, sink);
+        let collected = self.collect_sends(&mut completions, sink);
         self.completions = completions;
         self.buffers.refill();
         self.feed_starved();
         self.drain(sink);
+        collected
     }
 
     fn handle(&mut self, done: Done, sink: &mut impl Sink) {

@@ -32,8 +32,6 @@ pub(super) struct Polled {
     sends: AtomicU64,
     /// Sends whose last completion was taken. Changed by the collector.
     reaped: AtomicU64,
-    /// Sends that may be in flight, so that their completions always have room.
-    sends_max: u64,
 }
 
 /// What a polled ring is to be.
@@ -76,10 +74,8 @@ impl Polled {
                     // Older kernels refuse, and do without.
                     let _ = io.submitter().register_iowq_max_workers(&mut [1, 1]);
                     let flags = Flags::of(&io)?;
-                    // A send without a copy completes twice.
-                    let sends_max = u64::from(io.params().cq_entries() / 2).max(1);
                     let (sends, reaped) = (AtomicU64::new(0), AtomicU64::new(0));
-                    let ring = Polled { io, flags, without_array, sends, reaped, sends_max };
+                    let ring = Polled { io, flags, without_array, sends, reaped };
                     return Ok(Collector(Arc::new(ring)));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
@@ -205,9 +201,6 @@ impl Lane {
         };
         let Some(ring) = slot.as_ref() else { return Err(Refused::Closed) };
         let sends = ring.sends.load(Ordering::Relaxed);
-        if sends - ring.reaped.load(Ordering::Relaxed) >= ring.sends_max {
-            return Err(Refused::Full);
-        }
         // Before its completion can be counted.
         ring.sends.store(sends + 1, Ordering::Relaxed);
         // SAFETY: promised by the caller; the lane is locked.
@@ -275,6 +268,11 @@ impl Collector {
         // SAFETY: the collector is the ring's only one and does not leave its thread meanwhile.
         let queue = unsafe { self.0.io.completion_shared() };
         !queue.is_empty()
+    }
+
+    /// Completions that found no room wait for somebody to enter.
+    pub(super) fn has_overflowed(&self) -> bool {
+        self.0.has_overflowed()
     }
 
     /// Moves completions to `into`, `limit` at most.

@@ -21,8 +21,8 @@ impl Uring {
         let pool = self.buffers.pool().clone();
         let options = RingOptions { uring: self.options.clone(), engine: self.engine.clone() };
         let mut fresh = Uring::over(&self.wake, &pool, &self.counters, &options)?;
-        // Send rings have room for all their completions. Where there are none, sends go through
-        // the new ring from here on.
+        // Send rings stay: what they have lost of their sends is given up, with its connection.
+        // Where there are none, sends go through the new ring from here on.
         fresh.flushes = self.flushes.take();
         let mut old = std::mem::replace(self, fresh);
         // The old ring may still name their descriptors, until it is gone.

@@ -166,33 +166,67 @@ fn a_poller_that_ends_ends_its_sends_and_takes_no_more() {
 }
 
 #[test]
-fn what_finds_no_room_is_refused_to_others_and_kept_by_the_poller() {
-    // One send may be in flight.
-    let options = UringOptions::new().queue_entries(1, 2);
-    let Some((mut bench, rings)) = Bench::polled(SHARED.send_entries(1), &options) else { return };
-    let (stuck, mut slow) = bench.attach(0, 0);
-    let (refused, _peer) = bench.attach(1, 0);
-    let (kept, mut peer) = bench.attach(2, 0);
-    // The queue of one entry may still hold a receive.
-    while !flush(&rings, stuck, &bench.socket(stuck), &vec![7; MUCH]) {
-        bench.uring.wait(Some(Duration::from_millis(1)), &mut bench.notes).expect("a wait");
+fn peers_that_do_not_read_keep_nobody_from_sending() {
+    const STUCK: u32 = 40;
+    // Room for four completions.
+    let options = UringOptions::new().queue_entries(2, 4);
+    for engine in [SHARED.send_entries(1), SHARED.send_rings(1).send_entries(1)] {
+        let Some((mut bench, rings)) = Bench::polled(engine, &options) else { return };
+        let stuck: Vec<_> = (0..STUCK).map(|index| bench.attach(index, 0)).collect();
+        for (token, _) in &stuck {
+            bench.uring.send(*token, chain(&vec![7; MUCH]));
+        }
+        let (token, mut peer) = bench.attach(STUCK, 0);
+        let socket = bench.socket(token);
+        for taken in 1..=100 {
+            // While the queue is full, the flusher would send by itself.
+            while !flush(&rings, token, &socket, b"through") {
+                let turn = Some(Duration::from_millis(1));
+                bench.uring.wait(turn, &mut bench.notes).expect("a wait");
+            }
+            bench.until("it is sent", |notes| notes.sent.len() == taken);
+        }
+        let taken = 100;
+        let mut read = vec![0; 7 * taken];
+        peer.read_exact(&mut read).expect("what was taken");
+        assert!(read.chunks(7).all(|part| part == b"through"));
+        assert!(
+            bench.notes.sent.iter().all(|(whose, _)| *whose == token),
+            "who is stuck is not through"
+        );
+        // All of them end at once, in a queue that has room for four.
+        for (token, _) in &stuck {
+            let socket = bench.socket(*token);
+            socket.shutdown(crate::sys::socket::Side::Both).expect("shut down");
+        }
+        bench.until("all have ended", |notes| notes.sent.len() == taken + STUCK as usize);
+        assert_eq!(bench.counters.sends_in_flight.read(), 0);
     }
-    assert!(!flush(&rings, refused, &bench.socket(refused), b"by yourself"));
-    bench.uring.send(kept, chain(b"later"));
-    bench.uring.wait(Some(Duration::from_millis(20)), &mut bench.notes).expect("a wait");
-    assert!(bench.notes.sent.is_empty());
-    assert!(bench.counters.full_send_rings.read() >= 2);
-    let reader = std::thread::spawn(move || {
-        let mut read = vec![0; MUCH];
-        slow.read_exact(&mut read).expect("all of it");
-        slow
-    });
-    bench.until("both are sent", |notes| notes.sent.len() == 2);
-    assert_eq!(bench.notes.sent, [(stuck, Ok(MUCH)), (kept, Ok(5))]);
-    let mut read = [0; 5];
-    peer.read_exact(&mut read).expect("the bytes");
-    assert_eq!(read, *b"later");
-    drop(reader.join());
+}
+
+#[test]
+fn what_finds_the_queue_full_is_refused_to_others_and_kept_by_the_poller() {
+    let options = UringOptions::new().queue_entries(1, 64);
+    let Some((mut bench, rings)) = Bench::polled(SHARED.send_entries(1), &options) else { return };
+    let mut peers: Vec<_> = (0..64).map(|index| bench.attach(index, 0)).collect();
+    let sockets: Vec<_> = peers.iter().map(|(token, _)| bench.socket(*token)).collect();
+    // More at once than a queue of one entry takes, however fast the kernel thread is.
+    let mut refused = 0;
+    for (index, (token, _)) in peers.iter().enumerate() {
+        if index % 2 == 0 {
+            bench.uring.send(*token, chain(b"kept"));
+        } else if !flush(&rings, *token, &sockets[index], b"kept") {
+            refused += 1;
+            bench.uring.send(*token, chain(b"kept"));
+        }
+    }
+    assert!(refused > 0 && bench.counters.full_send_rings.read() > refused);
+    bench.until("all are sent", |notes| notes.sent.len() == 64);
+    for (_, peer) in &mut peers {
+        let mut read = [0; 4];
+        peer.read_exact(&mut read).expect("the bytes");
+        assert_eq!(read, *b"kept");
+    }
 }
 
 #[test]
