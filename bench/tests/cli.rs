@@ -30,27 +30,38 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
 
 #[test]
 fn what_this_build_does_not_have_is_refused() {
-    let serve = ["serve", "--addr", "127.0.0.1:0"];
-    for (flag, value) in [
-        ("--send-rings", "4"),
-        ("--sqpoll-threads", "2"),
-        ("--sqpoll-idle-ms", "2"),
-        ("--sqpoll-cpus", "0"),
-        ("--scenario", "mux"),
-    ] {
-        let line = refused(&[&serve[..], &[flag, value]].concat());
-        assert!(line.contains(flag), "{line}");
-    }
-    for ring in [
-        &["--ring-buffers", "64,4"][..],
+    let line = refused(&["serve", "--addr", "127.0.0.1:0", "--scenario", "mux"]);
+    assert!(line.contains("--scenario"), "{line}");
+}
+
+#[test]
+fn settings_that_a_backend_does_not_have_are_refused() {
+    const RINGS: [&[&str]; 6] = [
+        &["--ring-buffers", "64,4"],
         &["--ring-tier", "coop"],
         &["--bundles"],
         &["--incremental"],
         &["--zero-copy", "16k"],
         &["--napi-us", "50"],
-    ] {
-        let line = refused(&[&serve[..], &["--backend", "epoll"], ring].concat());
-        assert!(line.contains(ring[0]) && line.contains("epoll"), "{line}");
+    ];
+    const KERNEL_THREADS: [&[&str]; 6] = [
+        &["--send-rings", "4"],
+        &["--sqpoll-threads", "2"],
+        &["--sqpoll-idle-ms", "2"],
+        &["--sqpoll-cpus", "0"],
+        &["--send-entries", "64"],
+        &["--sqpoll-seed", "7"],
+    ];
+    let on = |backend, settings: &'static [&'static [&'static str]]| {
+        settings.iter().map(move |setting| (backend, *setting))
+    };
+    let wrong = on("epoll", &RINGS).chain(
+        ["auto", "epoll", "uring", "hybrid"].into_iter().flat_map(|one| on(one, &KERNEL_THREADS)),
+    );
+    for (backend, setting) in wrong {
+        let serve = ["serve", "--addr", "127.0.0.1:0", "--backend", backend];
+        let line = refused(&[&serve[..], setting].concat());
+        assert!(line.contains(&format!("{}: backend {backend} has", setting[0])), "{line}");
     }
 }
 
@@ -67,6 +78,9 @@ fn bad_input_is_refused_in_one_line() {
         &["serve", "--addr", "127.0.0.1:0", "--scenario", "chess"],
         &["serve", "--addr", "127.0.0.1:0", "--ring-buffers", "64"],
         &["serve", "--addr", "127.0.0.1:0", "--ring-tier", "best"],
+        &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--send-rings", "-1"],
+        &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--sqpoll-idle-ms", "1.5"],
+        &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--sqpoll-cpus", "1-0"],
         &["compare", "--serve-arg", "--bundle"],
         &["peer", "tokio", "--addr", "nowhere"],
         &["peer", "tokio", "--addr", "127.0.0.1:0", "--direct-fds"],
@@ -277,6 +291,24 @@ fn a_server_prints_one_line_when_ready_and_one_at_its_end() {
         assert_eq!(counters["sent_bytes"], 9);
         assert!(counters["system_calls"].as_u64().unwrap() >= 3, "{counters}");
     }
+}
+
+#[test]
+fn a_server_tells_its_counters_when_asked_and_goes_on() {
+    let mut server = Server::start(&["serve", "--addr", "127.0.0.1:0", "--backend", "epoll"]);
+    let mut stream = connect(&server.addr);
+    for round in 1..=3 {
+        stream.write_all(&frame(b"hello")).unwrap();
+        stream.read_exact(&mut [0; 9]).unwrap();
+        kill_process(Pid::from_child(&server.child), Signal::USR1).unwrap();
+        let mut line = String::new();
+        server.stdout.read_line(&mut line).unwrap();
+        let counters: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(counters["received_bytes"], 9 * round);
+        assert_eq!(counters["connections"], 1);
+    }
+    drop(stream);
+    assert_eq!(server.stop(Signal::TERM)["sent_bytes"], 27);
 }
 
 #[test]

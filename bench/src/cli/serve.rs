@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use ringpoll::{Backend, Placement, PollMode, RingTier, UringOptions};
+use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions};
 
 use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// Who talks to the kernel: auto, epoll, uring, hybrid
+    /// Who talks to the kernel: auto, epoll, uring, hybrid; with kernel threads that poll: sqpoll,
+    /// which chooses among uring-2, uring-4, sqpoll-config1, sqpoll-config2, sqpoll-shared
     #[arg(long, default_value = "auto")]
     pub(crate) backend: Backend,
     /// Where to listen; port 0 lets the kernel choose
@@ -39,14 +40,8 @@ pub(crate) struct ServeArgs {
     /// Work per request of the scenario heavy, in microseconds of one CPU
     #[arg(long, value_name = "US", default_value_t = 50)]
     pub(crate) work_us: u32,
-    #[arg(long, hide = true, value_name = "N")]
-    pub(crate) send_rings: Option<String>,
-    #[arg(long, hide = true, value_name = "K")]
-    pub(crate) sqpoll_threads: Option<String>,
-    #[arg(long, hide = true, value_name = "MS")]
-    pub(crate) sqpoll_idle_ms: Option<String>,
-    #[arg(long, hide = true, value_name = "LIST")]
-    pub(crate) sqpoll_cpus: Option<String>,
+    #[command(flatten)]
+    pub(crate) sqpoll: SqpollArgs,
     #[command(flatten)]
     pub(crate) ring: RingArgs,
     /// How the connections avoid congestion, such as reno
@@ -61,6 +56,63 @@ pub(crate) struct ServeArgs {
     /// Die with the process that started this one, which is PID
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+}
+
+/// Settings of the backends whose kernel threads poll.
+#[derive(Args)]
+pub(crate) struct SqpollArgs {
+    /// Send rings of each poller, with backend sqpoll; without it the preset decides
+    #[arg(long, value_name = "N")]
+    pub(crate) send_rings: Option<u16>,
+    /// Kernel threads of each poller that send, with backend sqpoll
+    #[arg(long, value_name = "K")]
+    pub(crate) sqpoll_threads: Option<u16>,
+    /// How long such a thread polls in vain before it sleeps
+    #[arg(long, value_name = "MS")]
+    pub(crate) sqpoll_idle_ms: Option<u32>,
+    /// CPUs for those threads, one each, in turn
+    #[arg(long, value_name = "LIST")]
+    pub(crate) sqpoll_cpus: Option<CpuList>,
+    /// Entries of each send ring
+    #[arg(long, hide = true, value_name = "N")]
+    pub(crate) send_entries: Option<u32>,
+    /// Makes the choice of send rings repeatable
+    #[arg(long, hide = true, value_name = "N")]
+    pub(crate) sqpoll_seed: Option<u64>,
+}
+
+impl SqpollArgs {
+    /// The first one that is given.
+    pub(crate) fn first(&self) -> Option<&'static str> {
+        first_given(&[
+            ("--send-rings", self.send_rings.is_some()),
+            ("--sqpoll-threads", self.sqpoll_threads.is_some()),
+            ("--sqpoll-idle-ms", self.sqpoll_idle_ms.is_some()),
+            ("--sqpoll-cpus", self.sqpoll_cpus.is_some()),
+            ("--send-entries", self.send_entries.is_some()),
+            ("--sqpoll-seed", self.sqpoll_seed.is_some()),
+        ])
+    }
+
+    /// A preset with what these arguments change.
+    pub(crate) fn options(&self, mut options: SqpollOptions) -> SqpollOptions {
+        if let Some(count) = self.send_rings {
+            options = options.send_rings(count);
+        }
+        if let Some(count) = self.sqpoll_threads {
+            options = options.send_threads(count);
+        }
+        if let Some(ms) = self.sqpoll_idle_ms {
+            options = options.idle(Duration::from_millis(ms.into()));
+        }
+        if let Some(count) = self.send_entries {
+            options = options.send_entries(count);
+        }
+        if let Some(seed) = self.sqpoll_seed {
+            options = options.seed(seed);
+        }
+        options
+    }
 }
 
 /// Settings of the backends on io_uring, for experiments.
@@ -89,15 +141,14 @@ pub(crate) struct RingArgs {
 impl RingArgs {
     /// The first one that is given.
     pub(crate) fn first(&self) -> Option<&'static str> {
-        let given = [
+        first_given(&[
             ("--ring-buffers", self.ring_buffers.is_some()),
             ("--ring-tier", self.ring_tier.is_some()),
             ("--bundles", self.bundles),
             ("--incremental", self.incremental),
             ("--zero-copy", self.zero_copy.is_some()),
             ("--napi-us", self.napi_us.is_some()),
-        ];
-        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+        ])
     }
 
     pub(crate) fn options(&self) -> UringOptions {
@@ -127,4 +178,8 @@ pub(crate) enum Scenario {
     Proxy,
     #[value(hide = true)]
     Mux,
+}
+
+fn first_given(flags: &[(&'static str, bool)]) -> Option<&'static str> {
+    flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
 }
