@@ -59,8 +59,15 @@ impl Server {
         self.child.id()
     }
 
-    /// Stops it as an operator would, and returns the counters it prints at its end.
-    pub(crate) fn stop(mut self) -> Result<Value> {
+    /// Has it print its counters. They are in what [`stop`](Server::stop) returns: to wait for them
+    /// now would be time without requests.
+    pub(crate) fn ask_report(&self) {
+        // A server that is gone is noticed by whoever loads it.
+        let _ = kill_process(Pid::from_child(&self.child), Signal::USR1);
+    }
+
+    /// Stops it as an operator would.
+    pub(crate) fn stop(mut self) -> Result<Said> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).map_err(Failure::at("stop the server"))?;
         let Some(status) = self.wait_for_exit(STOP_PATIENCE) else {
@@ -69,8 +76,15 @@ impl Server {
         if !status.success() {
             return Err(self.death(status));
         }
-        let last = self.lines.iter().last().unwrap_or_default();
-        serde_json::from_str(&last).map_err(Failure::at(format!("counters {last:?}")))
+        let parse = |line: String| {
+            serde_json::from_str(&line).map_err(Failure::at(format!("counters {line:?}")))
+        };
+        let mut counters: Vec<Value> = self.lines.iter().map(parse).collect::<Result<_>>()?;
+        let last = counters.pop().ok_or_else(|| Failure::new("the server printed no counters"))?;
+        let complaints = self.complaints();
+        let warnings = complaints.lines().filter_map(|line| line.trim().strip_prefix("WARN "));
+        let warnings = warnings.map(|warning| warning.trim().to_owned()).collect();
+        Ok(Said { reports: counters, last, warnings })
     }
 
     /// What a failed run really died of: the server's own end, if it has ended.
@@ -105,14 +119,29 @@ impl Server {
         }
     }
 
+    /// Everything on its standard error. Ends when the process has.
+    fn complaints(&mut self) -> String {
+        self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default()
+    }
+
     fn death(&mut self, status: ExitStatus) -> Failure {
-        let said = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
-        let said = said
-            .lines()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("nothing on standard error");
+        let complaints = self.complaints();
+        let lines = || complaints.lines().map(str::trim).filter(|line| !line.is_empty());
+        // What it warned of before is not what it died of.
+        let said = lines().find(|line| !line.starts_with("WARN ")).or_else(|| lines().next());
+        let said = said.unwrap_or("nothing on standard error");
         Failure::new(format!("the server died, {status}: {said}"))
     }
+}
+
+/// What a server printed between its start and its end.
+pub(crate) struct Said {
+    /// Its counters, each time it was asked for them.
+    pub(crate) reports: Vec<Value>,
+    /// Its counters at the end.
+    pub(crate) last: Value,
+    /// What the library warned of.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Drop for Server {

@@ -139,7 +139,7 @@ impl Comparison {
         }
         self.progress.show(&format!("round {}, {}: {candidate}", index + 1, cell.name));
         match measure::round(candidate, cell, &self.settings, index) {
-            Ok(round) => row.rounds.push(round),
+            Ok((round, warnings)) => row.add(round, warnings),
             Err(failure) => {
                 self.progress.say(&format!("{}, {candidate}: {failure}", cell.name));
                 row.failure = Some(failure.to_string());

@@ -55,7 +55,7 @@ pub(super) fn render(report: &Report) -> Result<String> {
         met_count: judged.clone().filter(|met| *met).count(),
         judged_count: judged.count(),
         host: host(report),
-        notes: report.notes.iter().cloned().chain(text::failures(report)).collect(),
+        notes: [&report.notes[..], &text::remarks(report.cells.iter(), &report.idle)].concat(),
     };
     page.render().map_err(Failure::at("write the report as HTML"))
 }

@@ -22,7 +22,7 @@ pub(crate) fn print(report: &Report) {
     if !report.goals.is_empty() {
         text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal)));
     }
-    for line in report.notes.iter().chain(&text::failures(report)) {
+    for line in report.notes.iter().chain(&text::remarks(report.cells.iter(), &report.idle)) {
         text += &format!("{line}\n");
     }
     text += &format!(

@@ -1,8 +1,8 @@
 //! Figures as people read them; shared by the terminal's table and the page.
 
-use crate::compare::model::{CellReport, Goal, IdleRow, Report, Row, Spread};
+use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread};
 
-pub(super) const ROW_HEAD: [&str; 14] = [
+pub(super) const ROW_HEAD: [&str; 16] = [
     "candidate",
     "requests/s",
     "per CPU-second",
@@ -11,6 +11,8 @@ pub(super) const ROW_HEAD: [&str; 14] = [
     "steal %",
     "others %",
     "calls/request",
+    "SQPOLL % of CPU",
+    "of it at work %",
     "RSS MiB",
     "/ tokio",
     "/ tokio-framed",
@@ -54,6 +56,8 @@ fn row(row: &Row) -> Vec<String> {
             format!("{:.1}", summary.steal_percent.max),
             format!("{:.0}", summary.others_percent.max),
             calls(row),
+            percent(summary.sqpoll_percent),
+            percent(summary.sqpoll_work_percent),
             format!("{:.1}", summary.rss_bytes.median / f64::from(1 << 20)),
             ratio(row.over_tokio),
             ratio(row.over_framed),
@@ -68,29 +72,36 @@ fn row(row: &Row) -> Vec<String> {
     columns
 }
 
-/// What the columns have no room for: why a row failed. What stopped a candidate everywhere is
-/// said once.
-pub(super) fn failures(report: &Report) -> Vec<String> {
-    let rows = report.cells.iter().flat_map(|CellReport { cell, rows }| {
-        rows.iter().filter_map(|row| {
-            let failure = row.failure.as_ref()?;
-            Some((&row.candidate, row.rounds.len(), failure, cell.name.as_str()))
-        })
+/// What the columns have no room for: why rows failed, what servers warned of. What concerns a
+/// candidate everywhere is said once.
+pub(super) fn remarks<'a>(
+    cells: impl Iterator<Item = &'a CellReport> + Clone,
+    idle: &'a [IdleRow],
+) -> Vec<String> {
+    let rows = cells.flat_map(|CellReport { cell, rows }| rows.iter().map(move |row| (cell, row)));
+    let failed = rows.clone().filter_map(|(cell, row)| {
+        let count = row.rounds.len();
+        let what = format!("failed after {count} rounds: {}", row.failure.as_ref()?);
+        Some((row.candidate.as_str(), what, cell.name.as_str()))
     });
-    let idle = report
-        .idle
-        .iter()
-        .filter_map(|row| Some((&row.candidate, 0, row.failure.as_ref()?, "idle connections")));
+    let idle = idle.iter().filter_map(|row| {
+        let what = format!("failed after 0 rounds: {}", row.failure.as_ref()?);
+        Some((row.candidate.as_str(), what, "idle connections"))
+    });
+    let warned = rows.flat_map(|(cell, row)| {
+        let what = row.warnings.iter().map(|warning| format!("warning: {warning}"));
+        what.map(|what| (row.candidate.as_str(), what, cell.name.as_str()))
+    });
     let mut groups: Vec<(_, Vec<&str>)> = Vec::new();
-    for (candidate, rounds, failure, place) in rows.chain(idle) {
-        let key = (candidate, rounds, failure);
+    for (candidate, what, place) in failed.chain(idle).chain(warned) {
+        let key = (candidate, what);
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, places)) => places.push(place),
             None => groups.push((key, vec![place])),
         }
     }
-    let line = |((candidate, rounds, failure), places): (_, Vec<&str>)| {
-        format!("{candidate}: failed after {rounds} rounds: {failure} ({})", places.join("; "))
+    let line = |((candidate, what), places): (_, Vec<&str>)| {
+        format!("{candidate}: {what} ({})", places.join("; "))
     };
     groups.into_iter().map(line).collect()
 }
@@ -146,6 +157,10 @@ fn figure(value: f64) -> String {
 
 fn ratio(value: Option<Spread>) -> String {
     value.map_or(NOTHING.to_owned(), |value| spread(value, |ratio| format!("{ratio:.2}")))
+}
+
+fn percent(value: Option<Spread>) -> String {
+    value.map_or(NOTHING.to_owned(), |value| format!("{:.0}", value.median))
 }
 
 fn calls(row: &Row) -> String {
