@@ -7,6 +7,7 @@ use clap::Args;
 use ringpoll::{Backend, Placement};
 
 use super::values::{Bytes, CpuList, FRAME_MAX, PeerList, some_duration};
+use crate::error::Result;
 
 #[derive(Args)]
 pub(crate) struct CompareArgs {
@@ -47,12 +48,8 @@ pub(crate) struct CompareArgs {
     /// How long one candidate is measured in one round
     #[arg(long, value_parser = some_duration)]
     pub(crate) duration: Option<Duration>,
-    /// CPUs of the servers
-    #[arg(long, value_name = "LIST")]
-    pub(crate) server_cpus: Option<CpuList>,
-    /// CPUs of the client
-    #[arg(long, value_name = "LIST")]
-    pub(crate) client_cpus: Option<CpuList>,
+    #[command(flatten)]
+    pub(crate) cpus: CpuArgs,
     /// Count the system calls of every candidate with perf, in a round of its own
     #[arg(long)]
     pub(crate) perf: bool,
@@ -68,4 +65,25 @@ pub(crate) struct CompareArgs {
     /// How long an idle server is watched
     #[arg(long, hide = true, value_parser = some_duration, default_value = "2s")]
     pub(crate) idle_window: Duration,
+}
+
+/// Who runs where.
+#[derive(Args)]
+pub(crate) struct CpuArgs {
+    /// CPUs of the servers
+    #[arg(long, value_name = "LIST")]
+    pub(crate) server_cpus: Option<CpuList>,
+    /// CPUs of the client
+    #[arg(long, value_name = "LIST")]
+    pub(crate) client_cpus: Option<CpuList>,
+}
+
+impl CpuArgs {
+    /// Refuses CPUs that are not among those this process may use.
+    pub(crate) fn check(&self, allowed: &[usize]) -> Result<()> {
+        [&self.server_cpus, &self.client_cpus]
+            .into_iter()
+            .flatten()
+            .try_for_each(|list| list.check(allowed))
+    }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use self::compare::CompareArgs;
+pub(crate) use self::compare::{CompareArgs, CpuArgs};
 pub(crate) use self::serve::{Scenario, ServeArgs};
-pub(crate) use self::values::{Bytes, resolve};
+pub(crate) use self::values::{Bytes, CpuList, resolve};
 use self::values::{FRAME_MAX, duration, rate, some_duration};
 use crate::peers::Peer;
 

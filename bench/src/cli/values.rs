@@ -12,6 +12,18 @@ use crate::wire;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CpuList(pub(crate) Vec<usize>);
 
+impl CpuList {
+    /// Refuses a CPU that is not among the allowed ones.
+    pub(super) fn check(&self, allowed: &[usize]) -> Result<()> {
+        match self.0.iter().find(|cpu| !allowed.contains(cpu)) {
+            None => Ok(()),
+            Some(cpu) => {
+                Err(Failure::new(format!("cpu {cpu}: not among the allowed ones, {allowed:?}")))
+            }
+        }
+    }
+}
+
 impl FromStr for CpuList {
     type Err = Failure;
 
