@@ -5,11 +5,12 @@ use std::fmt;
 use clap::Parser;
 use ringpoll::{Backend, Placement};
 
-use crate::cli::{Cli, CompareArgs};
+use crate::cli::{Cli, Command, CompareArgs};
 use crate::compare::plan::{Cell, Pinned};
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
 use crate::probe::{BACKEND_VARIABLE, TIER_VARIABLE};
+use crate::serve;
 
 /// A server to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,10 @@ impl Candidate {
     /// Whether the candidate is worth measuring under this traffic.
     pub(crate) fn suits(&self, cell: &Cell) -> bool {
         match self {
+            // Where kernel threads poll too, system calls are what it shows: none.
+            Candidate::Ringpoll { spinning: true, backend: Backend::Sqpoll(_), .. } => {
+                (cell.connections, cell.depth, cell.idle) == (100, 1, 0)
+            }
             Candidate::Ringpoll { spinning, .. } => !spinning || cell.is_ping_pong(),
             // They only say something about pipelined requests. One at a time, the first is the
             // other tokio server with one system call more, the second has too few buffers.
@@ -101,15 +106,16 @@ impl Candidate {
             format!("--die-with={}", std::process::id()),
             format!("--frame-max={frame_max}"),
         ]);
-        if let Candidate::Ringpoll { spinning, extra, .. } = self {
+        if let Candidate::Ringpoll { backend, spinning, extra, .. } = self {
             if *spinning {
                 args.push("--poll=always".to_owned());
                 args.extend(pinned.into_iter().flat_map(|pinned| {
-                    let cpus: Vec<_> = pinned.server_cpus.iter().map(usize::to_string).collect();
-                    [
-                        format!("--pollers={}", cpus.len()),
-                        format!("--poller-cpus={}", cpus.join(",")),
-                    ]
+                    let cpus = list(&pinned.server_cpus);
+                    // Kernel threads stay beside the poller, off the client's CPU.
+                    let sqpoll = is_sqpoll(*backend).then(|| format!("--sqpoll-cpus={cpus}"));
+                    let count = pinned.server_cpus.len();
+                    let poller = [format!("--pollers={count}"), format!("--poller-cpus={cpus}")];
+                    poller.into_iter().chain(sqpoll)
                 }));
             }
             args.extend(extra.iter().cloned());
@@ -136,7 +142,6 @@ impl fmt::Display for Candidate {
 /// Ours first, then the peers, in the order they were named. Without CPUs of its own, a server that
 /// never sleeps would only stand in the client's way.
 pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candidate>> {
-    check_serve_args(&args.serve_arg)?;
     let mut all: Vec<Candidate> = Vec::new();
     let mut add = |candidate: Candidate| {
         if !all.contains(&candidate) {
@@ -146,10 +151,11 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
     for backend in &args.backends {
         for placement in placements(args, *backend) {
             add(Candidate::ours(*backend, placement));
-            if *backend == Backend::Uring && placement == Placement::Inline && pinned {
+            let may_spin = *backend == Backend::Uring || is_sqpoll(*backend);
+            if may_spin && placement == Placement::Inline && pinned {
                 add(Candidate::spinning(*backend));
             }
-            if *backend != Backend::Epoll && !args.serve_arg.is_empty() {
+            if takes(*backend, &args.serve_arg)? && *backend != Backend::Epoll {
                 add(Candidate::Ringpoll {
                     backend: *backend,
                     placement,
@@ -160,6 +166,12 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
         }
     }
     args.peers.0.iter().for_each(|peer| add(Candidate::Peer(*peer)));
+    let has_extra =
+        |one: &Candidate| matches!(one, Candidate::Ringpoll { extra, .. } if !extra.is_empty());
+    if !args.serve_arg.is_empty() && !all.iter().any(has_extra) {
+        let extra = args.serve_arg.join(" ");
+        return Err(Failure::new(format!("--serve-arg {extra}: no backend here takes it")));
+    }
     Ok(all)
 }
 
@@ -184,19 +196,32 @@ pub(crate) fn refuse_switches() -> Result<()> {
     }
 }
 
-/// Before the minutes of measuring, not after them.
-fn check_serve_args(extra: &[String]) -> Result<()> {
-    let serve = ["ringpoll-bench", "serve", "--addr", "127.0.0.1:0"].map(str::to_owned);
-    match Cli::try_parse_from(serve.into_iter().chain(extra.iter().cloned())) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::new(format!("--serve-arg: {}", crate::first_paragraph(&error)))),
-    }
+/// Whether there are more arguments for `serve`, and it takes them with this backend. Found out
+/// before the minutes of measuring, not after them.
+fn takes(backend: Backend, extra: &[String]) -> Result<bool> {
+    let fixed = ["ringpoll-bench", "serve", "--addr=127.0.0.1:0"].map(str::to_owned);
+    let line = fixed.into_iter().chain([format!("--backend={backend}")]);
+    let cli = Cli::try_parse_from(line.chain(extra.iter().cloned())).map_err(|error| {
+        Failure::new(format!("--serve-arg: {}", crate::first_paragraph(&error)))
+    })?;
+    let Command::Serve(args) = cli.command else {
+        return Err(Failure::new("--serve-arg: not an argument of serve"));
+    };
+    Ok(!extra.is_empty() && serve::refuse_missing(&args).is_ok())
+}
+
+fn is_sqpoll(backend: Backend) -> bool {
+    matches!(backend, Backend::Sqpoll(_))
+}
+
+/// CPU numbers as `serve` takes them.
+fn list(cpus: &[usize]) -> String {
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Command;
 
     #[test]
     fn all_backends_are_compared_inline_and_two_of_them_with_workers() {
@@ -227,8 +252,20 @@ mod tests {
             names(&[&args[..], &["--backends", "epoll,hybrid"]].concat()),
             ["ringpoll epoll inline", "ringpoll hybrid inline", "ringpoll hybrid inline --bundles"]
         );
-        assert!(check_serve_args(&["--bundle".to_owned()]).is_err());
-        assert!(check_serve_args(&["--ring-buffers=1".to_owned()]).is_err());
+        for wrong in ["--bundle", "--ring-buffers=1", "--send-rings=2"] {
+            let args = [&args[..4], &["--serve-arg", wrong]].concat();
+            assert!(candidates(&parse(&args), true).is_err(), "{wrong}");
+        }
+        let args = [&args[..4], &["--backends", "uring,sqpoll-config2", "--serve-arg"]].concat();
+        let all = candidates(&parse(&[&args[..], &["--send-rings=2"]].concat()), false).unwrap();
+        assert_eq!(
+            all.iter().map(Candidate::to_string).collect::<Vec<_>>(),
+            [
+                "ringpoll uring inline",
+                "ringpoll sqpoll-config2 inline",
+                "ringpoll sqpoll-config2 inline --send-rings=2"
+            ]
+        );
     }
 
     #[test]
@@ -244,6 +281,25 @@ mod tests {
         assert!(!has(&many, "ringpoll uring inline spinning"));
         assert!(has(&many, "bare-ring") && !has(&many, "bare-ring-64k"));
         assert!(has(&deep, "bare-ring-64k") && !has(&deep, "bare-ring"));
+    }
+
+    #[test]
+    fn where_the_kernel_polls_a_spinning_poller_shows_that_no_call_is_left() {
+        let all = names(&["--backends", "sqpoll-shared", "--placements", "inline", "--peers", ""]);
+        assert_eq!(
+            all,
+            ["ringpoll sqpoll-shared inline", "ringpoll sqpoll-shared inline spinning"]
+        );
+        let backend = "sqpoll-shared".parse().unwrap();
+        let suits = |connections, depth, idle| {
+            Candidate::spinning(backend).suits(&Cell::new(connections, depth, idle, 1024))
+        };
+        assert!(suits(100, 1, 0) && !suits(1, 1, 0) && !suits(100, 1, 400) && !suits(4, 64, 0));
+        let pinned = Pinned { server_cpus: vec![0, 2], client_cpus: vec![1] };
+        let args = Candidate::spinning(backend).args(1, Some(&pinned));
+        for wanted in ["--poll=always", "--poller-cpus=0,2", "--sqpoll-cpus=0,2", "--pollers=2"] {
+            assert!(args.iter().any(|arg| arg == wanted), "{wanted} is not in {args:?}");
+        }
     }
 
     fn names(extra: &[&str]) -> Vec<String> {
