@@ -42,6 +42,7 @@ impl Cell {
             rate: None,
             warmup: Duration::from_secs_f64(settings.warmup_s),
             duration: Duration::from_secs_f64(settings.duration_s),
+            requests_max: settings.requests_max,
             timeout: settings.timeout(),
         }
     }
@@ -54,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) rounds: u32,
     pub(crate) duration_s: f64,
     pub(crate) warmup_s: f64,
+    /// So many replies end a measurement sooner.
+    pub(crate) requests_max: Option<u64>,
     /// No measurement starts later than this; `None` is no bound.
     pub(crate) time_max_s: Option<f64>,
     /// `None`: nothing is pinned.
@@ -87,6 +90,7 @@ impl Settings {
             rounds,
             duration_s: duration.as_secs_f64(),
             warmup_s: warmup_s(duration),
+            requests_max: None,
             time_max_s: args.quick.then_some(QUICK_MAX_S),
             pinned,
             frame_max: args.frame_max.0,
