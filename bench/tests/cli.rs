@@ -294,16 +294,70 @@ fn a_server_prints_one_line_when_ready_and_one_at_its_end() {
 }
 
 #[test]
+fn a_server_whose_kernel_threads_poll_tells_which_preset_and_what_they_took() {
+    if !ringpoll::capabilities().sqpoll {
+        println!("not here: {}", ringpoll::capabilities().sqpoll_reason);
+        return;
+    }
+    let serve = ["serve", "--addr", "127.0.0.1:0", "--pollers", "1", "--backend"];
+    for (name, threads) in [("sqpoll-shared", 1), ("sqpoll-config2", 2), ("sqpoll-config1", 3)] {
+        let mut server = Server::start(&[&serve[..], &[name]].concat());
+        assert!(server.line.contains(&format!("backend={name} ")), "{}", server.line);
+        let mut stream = connect(&server.addr);
+        stream.write_all(&frame(b"hello")).unwrap();
+        stream.read_exact(&mut [0; 9]).unwrap();
+        let counters = server.counters();
+        assert_eq!(counters["sqpoll_threads"], threads, "{name}: {counters}");
+        assert!(counters["sqpoll_cpu_us"].as_u64() > Some(0), "{name}: {counters}");
+        assert!(counters["full_send_rings"] == 0 && counters["send_contentions"] == 0);
+        server.stop(Signal::TERM);
+    }
+    // Which one it chooses depends on the CPUs, but it is one of the presets.
+    let server = Server::start(&[&serve[..], &["sqpoll"]].concat());
+    assert!(!server.line.contains("backend=sqpoll "), "{}", server.line);
+    server.stop(Signal::TERM);
+    for (setting, wrong) in
+        [("--send-rings", "0"), ("--sqpoll-threads", "0"), ("--sqpoll-idle-ms", "0")]
+    {
+        refused(&[&serve[..], &["sqpoll-config1", setting, wrong]].concat());
+    }
+    refused(&[&serve[..], &["sqpoll-shared", "--sqpoll-cpus", "1000"]].concat());
+}
+
+#[test]
+fn what_the_library_warns_of_is_one_line_each() {
+    if !ringpoll::capabilities().sqpoll {
+        println!("not here: {}", ringpoll::capabilities().sqpoll_reason);
+        return;
+    }
+    let args = ["--backend", "sqpoll-config1", "--sqpoll-threads", "64", "--send-rings", "64"];
+    let mut child = program()
+        .args(["serve", "--addr", "127.0.0.1:0"])
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = collect(child.stderr.take().unwrap());
+    // Held until the end, when it prints once more.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert!(wait(&mut child).expect("the server hangs").success());
+    let said = text(&stderr.join().unwrap());
+    let first = said.lines().next().unwrap_or_default();
+    assert!(first.starts_with(" WARN sqpoll-config1: 65 kernel threads"), "{said:?}");
+    assert!(said.lines().all(|line| line.starts_with(" WARN ")), "{said:?}");
+}
+
+#[test]
 fn a_server_tells_its_counters_when_asked_and_goes_on() {
     let mut server = Server::start(&["serve", "--addr", "127.0.0.1:0", "--backend", "epoll"]);
     let mut stream = connect(&server.addr);
     for round in 1..=3 {
         stream.write_all(&frame(b"hello")).unwrap();
         stream.read_exact(&mut [0; 9]).unwrap();
-        kill_process(Pid::from_child(&server.child), Signal::USR1).unwrap();
-        let mut line = String::new();
-        server.stdout.read_line(&mut line).unwrap();
-        let counters: Value = serde_json::from_str(&line).unwrap();
+        let counters = server.counters();
         assert_eq!(counters["received_bytes"], 9 * round);
         assert_eq!(counters["connections"], 1);
     }
@@ -322,6 +376,7 @@ fn probe_tells_what_is_offered() {
         "fd limit:",
         "somaxconn:",
         "ring reason:",
+        "sqpoll reason:",
         "incremental buffers:",
         "because:",
     ] {
@@ -331,14 +386,14 @@ fn probe_tells_what_is_offered() {
         let line = said.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim_start_matches(':').trim().to_owned()
     };
-    let (available, auto) = match value("ring tier").as_str() {
-        "none" => ("epoll; not uring, not hybrid", "epoll"),
-        _ => ("epoll, uring, hybrid", "uring"),
-    };
-    assert_eq!(
-        (value("backends available").as_str(), value("auto takes").as_str()),
-        (available, auto)
-    );
+    let auto = if value("ring tier") == "none" { "epoll" } else { "uring" };
+    let sqpoll = if ringpoll::capabilities().sqpoll { "yes" } else { "no" };
+    assert_eq!((value("auto takes").as_str(), value("sqpoll").as_str()), (auto, sqpoll));
+    let available = value("backends available");
+    for (name, offered) in [("uring", auto == "uring"), ("sqpoll", sqpoll == "yes")] {
+        assert_eq!(available.contains(&format!("; not {name}")), !offered, "{available}");
+        assert!(available.contains(name), "{available}");
+    }
 }
 
 #[test]
@@ -492,12 +547,24 @@ fn servers() -> Vec<Vec<&'static str>> {
         &["peer", "bare-ring-64k"],
         &["peer", "bare-ring", "--direct-fds", "--rcvbuf", "64k", "--sndbuf", "64k"],
     ];
-    let tier = ringpoll::capabilities().tier;
+    let kernel_threads = [
+        &["serve", "--backend", "sqpoll", "--placement", "inline"][..],
+        &["serve", "--backend", "sqpoll-shared", "--placement", "pool", "--send-rings", "2"],
+        &["serve", "--backend", "sqpoll-config1", "--send-rings", "2", "--sqpoll-threads", "1"],
+        &["serve", "--backend", "sqpoll-config2", "--sqpoll-idle-ms", "1", "--sqpoll-seed", "7"],
+        &["serve", "--backend", "uring-2", "--send-entries", "1", "--ring-buffers", "4,1"],
+    ];
+    let offered = ringpoll::capabilities();
+    if !offered.sqpoll {
+        println!("left out: {}: {kernel_threads:?}", offered.sqpoll_reason);
+    }
+    let kernel_threads = kernel_threads.iter().filter(|_| offered.sqpoll);
+    let tier = offered.tier;
     if tier != Some(RingTier::Defer) {
         println!("left out for a ring of tier {tier:?}: {rings:?}");
     }
     let rings = rings.iter().filter(|_| tier == Some(RingTier::Defer));
-    let all = epoll.iter().chain(rings);
+    let all = epoll.iter().chain(rings).chain(kernel_threads);
     all.map(|args| [args, &["--addr", "127.0.0.1:0"][..]].concat()).collect()
 }
 
@@ -601,6 +668,14 @@ impl Server {
             line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{args:?}: {line:?}"));
         let addr = addr.split(' ').next().unwrap().to_owned();
         Server { child, stdout, line, addr }
+    }
+
+    /// Its counters now.
+    fn counters(&mut self) -> Value {
+        kill_process(Pid::from_child(&self.child), Signal::USR1).unwrap();
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
     }
 
     /// Its counters: the one line it prints at its end.
