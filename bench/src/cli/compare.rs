@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ringpoll::{Backend, Placement};
+use ringpoll::{Backend, Placement, PollMode};
 
-use super::values::{Bytes, CpuList, FRAME_MAX, PeerList, some_duration};
+use super::values::{Bytes, CpuList, FRAME_MAX, PeerList, count, some_duration};
 use crate::error::Result;
 
 #[derive(Args)]
@@ -85,5 +85,49 @@ impl CpuArgs {
             .into_iter()
             .flatten()
             .try_for_each(|list| list.check(allowed))
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct ArticleArgs {
+    /// Everything in under 3 minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Connections of experiments 2 and 3; without it 100,200,500 and
+    /// 10,50,100,200,300,400,500,1000, or 100,500 and 10,100,500 with --quick
+    #[arg(long, value_name = "LIST", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) connections: Option<Vec<u32>>,
+    /// Rounds; each round measures every server once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: Option<u32>,
+    /// How long one server is measured in one round, at most
+    #[arg(long, value_parser = some_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// So many replies end a measurement sooner, such as 50M, which is the article's number;
+    /// without --duration it then takes a minute at most
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) requests: Option<u64>,
+    /// Where the handlers of experiments 2 and 3 run; the article's have workers
+    #[arg(long, default_value = "pool")]
+    pub(crate) placement: Placement,
+    /// What a poller without work does where kernel threads poll too: adaptive, always, never
+    #[arg(long)]
+    pub(crate) poll: Option<PollMode>,
+    #[command(flatten)]
+    pub(crate) cpus: CpuArgs,
+    /// CPUs of the kernel threads that poll; without it beside the server, unless there are many
+    #[arg(long, value_name = "LIST")]
+    pub(crate) sqpoll_cpus: Option<CpuList>,
+    /// Where the JSON and the HTML page go
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub(crate) out: PathBuf,
+}
+
+impl ArticleArgs {
+    /// Refuses CPUs that are not among those this process may use.
+    pub(crate) fn check_cpus(&self, allowed: &[usize]) -> Result<()> {
+        self.cpus.check(allowed)?;
+        self.sqpoll_cpus.iter().try_for_each(|list| list.check(allowed))
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use self::compare::{CompareArgs, CpuArgs};
+pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
 pub(crate) use self::serve::{Scenario, ServeArgs};
 pub(crate) use self::values::{Bytes, CpuList, resolve};
 use self::values::{FRAME_MAX, duration, rate, some_duration};
@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Peer(PeerArgs),
     /// ringpoll and others side by side in one run
     Compare(CompareArgs),
+    /// The experiments of the article that ringpoll implements, with its claims beside the figures
+    Article(ArticleArgs),
 }
 
 #[derive(Args)]

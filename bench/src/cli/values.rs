@@ -144,6 +144,19 @@ pub(super) fn rate(text: &str) -> Result<f64> {
     rate.ok_or_else(|| Failure::new(format!("{text:?} is not a number of requests per second")))
 }
 
+/// A number of things: `1000`, `50k`, `50M`.
+pub(super) fn count(text: &str) -> Result<u64> {
+    let (digits, scale) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1_000),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1_000_000),
+        _ => (text, 1),
+    };
+    let count = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(scale));
+    count.filter(|count| *count > 0).ok_or_else(|| {
+        Failure::new(format!("{text:?} is not a number such as 1000, 50k or 50M, at least 1"))
+    })
+}
+
 pub(super) const FRAME_MAX: Bytes = Bytes(wire::FRAME_BYTES_MAX);
 /// What `sched_setaffinity` takes in this program.
 const CPUS_MAX: usize = 1024;
@@ -181,6 +194,15 @@ mod tests {
         assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
         for wrong in ["", "s", "1h", "-1s", "1e9s", "NaN", "99999999999m"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn counts_read_as_people_write_them() {
+        assert_eq!(count("50M").unwrap(), 50_000_000);
+        assert_eq!(count("1").unwrap(), 1);
+        for wrong in ["", "0", "M", "-1", "1.5k", "99999999999999999999", "9999999999999999M"] {
+            assert!(count(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -40,6 +40,24 @@ impl Candidate {
         }
     }
 
+    /// Who talks to the kernel; `None` in a peer.
+    pub(crate) fn backend(&self) -> Option<Backend> {
+        match self {
+            Candidate::Ringpoll { backend, .. } => Some(*backend),
+            Candidate::Peer(_) => None,
+        }
+    }
+
+    /// Whether its pollers were told never to sleep.
+    pub(crate) fn never_sleeps(&self) -> bool {
+        match self {
+            Candidate::Ringpoll { spinning, extra, .. } => {
+                *spinning || extra.iter().any(|arg| arg == "--poll=always")
+            }
+            Candidate::Peer(_) => false,
+        }
+    }
+
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Candidate::Ringpoll { .. })
     }
@@ -81,24 +99,26 @@ impl Candidate {
 
     /// The CPUs it is started on.
     pub(crate) fn cpus(&self, pinned: &Pinned) -> Vec<usize> {
+        let Pinned { server_cpus, sqpoll_cpus, client_cpus } = pinned;
         match self {
             // A poller that never sleeps leaves its CPU to nobody under a real-time policy, not to
             // the thread that stops the server either. That one may use the client's.
             Candidate::Ringpoll { spinning: true, .. } => {
-                [&pinned.server_cpus[..], &pinned.client_cpus[..]].concat()
+                [&server_cpus[..], sqpoll_cpus, client_cpus].concat()
             }
-            _ => pinned.server_cpus.clone(),
+            Candidate::Ringpoll { backend, .. } if is_sqpoll(*backend) => {
+                [&server_cpus[..], sqpoll_cpus].concat()
+            }
+            _ => server_cpus.clone(),
         }
     }
 
     /// The command line that starts it on a port of the kernel's choice.
     pub(crate) fn args(&self, frame_max: u32, pinned: Option<&Pinned>) -> Vec<String> {
         let mut args = match self {
-            Candidate::Ringpoll { backend, placement, .. } => vec![
-                "serve".to_owned(),
-                format!("--backend={backend}"),
-                format!("--placement={placement}"),
-            ],
+            Candidate::Ringpoll { backend, .. } => {
+                vec!["serve".to_owned(), format!("--backend={backend}")]
+            }
             Candidate::Peer(peer) => vec!["peer".to_owned(), peer.to_string()],
         };
         args.extend([
@@ -106,22 +126,44 @@ impl Candidate {
             format!("--die-with={}", std::process::id()),
             format!("--frame-max={frame_max}"),
         ]);
-        if let Candidate::Ringpoll { backend, spinning, extra, .. } = self {
-            if *spinning {
-                args.push("--poll=always".to_owned());
-                args.extend(pinned.into_iter().flat_map(|pinned| {
-                    let cpus = list(&pinned.server_cpus);
-                    // Kernel threads stay beside the poller, off the client's CPU.
-                    let sqpoll = is_sqpoll(*backend).then(|| format!("--sqpoll-cpus={cpus}"));
-                    let count = pinned.server_cpus.len();
-                    let poller = [format!("--pollers={count}"), format!("--poller-cpus={cpus}")];
-                    poller.into_iter().chain(sqpoll)
-                }));
-            }
+        if let Candidate::Ringpoll { backend, placement, spinning, extra } = self {
+            args.extend(thread_args(*backend, *placement, *spinning, pinned));
             args.extend(extra.iter().cloned());
         }
         args
     }
+}
+
+/// Which threads serve, and where: what is started on more CPUs than the server's keeps to those.
+fn thread_args(
+    backend: Backend,
+    placement: Placement,
+    spinning: bool,
+    pinned: Option<&Pinned>,
+) -> Vec<String> {
+    let poll = spinning.then(|| "--poll=always".to_owned());
+    let placed = |placement| poll.into_iter().chain([format!("--placement={placement}")]);
+    let has_sqpoll_cpus = |pinned: &&Pinned| is_sqpoll(backend) && !pinned.sqpoll_cpus.is_empty();
+    let Some(pinned) = pinned.filter(|pinned| spinning || has_sqpoll_cpus(pinned)) else {
+        return placed(placement).collect();
+    };
+    let count = pinned.server_cpus.len();
+    let cpus = list(&pinned.server_cpus);
+    let placement = match placement {
+        Placement::Pool { workers: 0 } => Placement::Pool { workers: count },
+        other => other,
+    };
+    let mut args: Vec<_> = placed(placement).collect();
+    args.extend([format!("--poller-cpus={cpus}"), format!("--worker-cpus={cpus}")]);
+    if spinning {
+        args.push(format!("--pollers={count}"));
+    }
+    if is_sqpoll(backend) {
+        // Without CPUs of their own they stay beside the poller, off the client's.
+        let own = Some(&pinned.sqpoll_cpus).filter(|cpus| !cpus.is_empty());
+        args.push(format!("--sqpoll-cpus={}", own.map_or(cpus, |own| list(own))));
+    }
+    args
 }
 
 impl fmt::Display for Candidate {
@@ -295,11 +337,28 @@ mod tests {
             Candidate::spinning(backend).suits(&Cell::new(connections, depth, idle, 1024))
         };
         assert!(suits(100, 1, 0) && !suits(1, 1, 0) && !suits(100, 1, 400) && !suits(4, 64, 0));
-        let pinned = Pinned { server_cpus: vec![0, 2], client_cpus: vec![1] };
-        let args = Candidate::spinning(backend).args(1, Some(&pinned));
+        let pinned = Pinned { server_cpus: vec![0, 2], sqpoll_cpus: vec![], client_cpus: vec![1] };
+        let spinning = Candidate::spinning(backend);
+        let args = spinning.args(1, Some(&pinned));
         for wanted in ["--poll=always", "--poller-cpus=0,2", "--sqpoll-cpus=0,2", "--pollers=2"] {
             assert!(args.iter().any(|arg| arg == wanted), "{wanted} is not in {args:?}");
         }
+        assert_eq!(spinning.cpus(&pinned), [0, 2, 1]);
+    }
+
+    #[test]
+    fn kernel_threads_with_cpus_of_their_own_leave_the_server_what_the_others_have() {
+        let pinned =
+            Pinned { server_cpus: vec![0, 1], sqpoll_cpus: vec![2, 3], client_cpus: vec![4] };
+        let pool = Placement::Pool { workers: 0 };
+        let sqpoll = Candidate::ours("sqpoll-config1".parse().unwrap(), pool);
+        let args = sqpoll.args(1, Some(&pinned)).join(" ");
+        assert!(args.contains("--placement=pool:2 --poller-cpus=0,1 --worker-cpus=0,1"), "{args}");
+        assert!(args.contains("--sqpoll-cpus=2,3") && !args.contains("--pollers"), "{args}");
+        assert_eq!(sqpoll.cpus(&pinned), [0, 1, 2, 3]);
+        let epoll = Candidate::ours(Backend::Epoll, pool);
+        assert!(!epoll.args(1, Some(&pinned)).join(" ").contains("-cpus="));
+        assert_eq!(epoll.cpus(&pinned), [0, 1]);
     }
 
     fn names(extra: &[&str]) -> Vec<String> {

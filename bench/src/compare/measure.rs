@@ -47,7 +47,7 @@ pub(crate) fn round(
         p50_us: latency.p50,
         p99_us: latency.p99,
         p999_us: latency.p999,
-        p9999_us: latency.p9999,
+        p9999_us: (outcome.requests >= P9999_REQUESTS).then_some(latency.p9999),
         max_us: latency.max,
         steal_percent: seen.steal_percent,
         others_percent: seen.others_percent,
@@ -290,6 +290,8 @@ impl Perf {
     }
 }
 
+/// Of fewer, the slowest one would be P99.99.
+pub(crate) const P9999_REQUESTS: u64 = 10_000;
 const IDLE_PAYLOAD_BYTES: u32 = 1024;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 const SETTLE_MAX: Duration = Duration::from_secs(5);

@@ -2,10 +2,10 @@
 //!
 //! `rounds` is the machinery, which `article` shares; the rest says what is compared with what.
 
-mod candidate;
+pub(crate) mod candidate;
 mod child;
 mod goals;
-mod measure;
+pub(crate) mod measure;
 pub(crate) mod model;
 pub(crate) mod plan;
 mod progress;

@@ -81,7 +81,8 @@ pub(crate) struct Round {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
-    pub(crate) p9999_us: f64,
+    /// `None` of too few requests to have one.
+    pub(crate) p9999_us: Option<f64>,
     pub(crate) max_us: f64,
     /// Time a hypervisor took from the CPUs in use, in percent.
     pub(crate) steal_percent: f64,
@@ -98,18 +99,25 @@ pub(crate) struct Round {
 }
 
 /// What two rows are compared by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Figure {
+    RequestsPerSecond,
     RequestsPerCpuSecond,
     P50,
+    P99,
+    P9999,
     SystemCallsPerRequest,
 }
 
 impl Figure {
-    fn of(self, round: &Round) -> Option<f64> {
+    pub(crate) fn of(self, round: &Round) -> Option<f64> {
         match self {
+            Figure::RequestsPerSecond => Some(round.rps),
             Figure::RequestsPerCpuSecond => Some(round.per_cpu_s),
             Figure::P50 => Some(round.p50_us),
+            Figure::P99 => Some(round.p99_us),
+            Figure::P9999 => round.p9999_us,
             Figure::SystemCallsPerRequest => round.system_calls_per_request,
         }
     }
@@ -118,8 +126,11 @@ impl Figure {
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Figure::RequestsPerSecond => "requests/s",
             Figure::RequestsPerCpuSecond => "requests per CPU-second",
             Figure::P50 => "P50",
+            Figure::P99 => "P99",
+            Figure::P9999 => "P99.99",
             Figure::SystemCallsPerRequest => "system calls per request",
         })
     }
@@ -132,6 +143,10 @@ pub(crate) struct Summary {
     pub(crate) per_cpu_s: Spread,
     pub(crate) p50_us: Spread,
     pub(crate) p99_us: Spread,
+    pub(crate) p9999_us: Option<Spread>,
+    pub(crate) server_cpus_busy: Spread,
+    pub(crate) sqpoll_cpus_busy: Spread,
+    pub(crate) client_cpus_busy: Spread,
     pub(crate) steal_percent: Spread,
     pub(crate) others_percent: Spread,
     pub(crate) rss_bytes: Spread,
@@ -208,6 +223,10 @@ impl Summary {
             per_cpu_s: spread(|round| round.per_cpu_s)?,
             p50_us: spread(|round| round.p50_us)?,
             p99_us: spread(|round| round.p99_us)?,
+            p9999_us: some(|round| round.p9999_us),
+            server_cpus_busy: spread(|round| round.server_cpus_busy)?,
+            sqpoll_cpus_busy: spread(|round| round.sqpoll_cpus_busy)?,
+            client_cpus_busy: spread(|round| round.client_cpus_busy)?,
             steal_percent: spread(|round| round.steal_percent)?,
             others_percent: spread(|round| round.others_percent)?,
             rss_bytes: spread(|round| round.rss_bytes as f64)?,
@@ -281,7 +300,7 @@ pub(crate) mod tests {
             p50_us: 1.0,
             p99_us: 2.0,
             p999_us: 3.0,
-            p9999_us: 3.5,
+            p9999_us: Some(3.5),
             max_us: 4.0,
             steal_percent: 0.0,
             others_percent: 0.0,

@@ -68,6 +68,8 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Pinned {
     pub(crate) server_cpus: Vec<usize>,
+    /// Of the kernel's threads that poll a server's rings; empty: beside the server.
+    pub(crate) sqpoll_cpus: Vec<usize>,
     pub(crate) client_cpus: Vec<usize>,
 }
 
@@ -101,8 +103,12 @@ impl Settings {
     /// Who runs where.
     pub(crate) fn cpus(&self) -> String {
         match &self.pinned {
-            Some(Pinned { server_cpus, client_cpus }) => {
-                format!("Servers on CPU {server_cpus:?}, client on CPU {client_cpus:?}.")
+            Some(Pinned { server_cpus, sqpoll_cpus, client_cpus }) => {
+                let sqpoll = match &sqpoll_cpus[..] {
+                    [] => String::new(),
+                    cpus => format!(", SQPOLL threads on CPU {cpus:?}"),
+                };
+                format!("Servers on CPU {server_cpus:?}{sqpoll}, client on CPU {client_cpus:?}.")
             }
             None => "One CPU for server and client: nothing is pinned, and both compete for it."
                 .to_owned(),
@@ -116,7 +122,10 @@ impl Settings {
     /// The CPUs whose stolen time matters.
     pub(crate) fn cpus_in_use(&self) -> Result<Vec<usize>> {
         match &self.pinned {
-            Some(pinned) => Ok([&pinned.server_cpus[..], &pinned.client_cpus[..]].concat()),
+            Some(pinned) => {
+                let Pinned { server_cpus, sqpoll_cpus, client_cpus } = pinned;
+                Ok([&server_cpus[..], sqpoll_cpus, client_cpus].concat())
+            }
             None => cpu::allowed(),
         }
     }
@@ -158,7 +167,7 @@ pub(crate) fn pinned(args: &CpuArgs) -> Result<Option<Pinned>> {
     let server_cpus = list(&args.server_cpus)
         .unwrap_or_else(|| first_but(client_cpus.as_deref().unwrap_or_default()));
     let client_cpus = client_cpus.unwrap_or_else(|| first_but(&server_cpus));
-    Pinned { server_cpus, client_cpus }.checked().map(Some)
+    Pinned { server_cpus, sqpoll_cpus: Vec::new(), client_cpus }.checked().map(Some)
 }
 
 impl Pinned {

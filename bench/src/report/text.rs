@@ -66,10 +66,15 @@ fn row(row: &Row) -> Vec<String> {
             ratio(row.over_epoll),
         ]);
     } else {
-        columns.push(if row.failure.is_some() { "failed" } else { "not measured" }.to_owned());
+        columns.push(missing(row).to_owned());
     }
     columns.resize(ROW_HEAD.len(), NOTHING.to_owned());
     columns
+}
+
+/// Why a row has no figures.
+pub(super) fn missing(row: &Row) -> &'static str {
+    if row.failure.is_some() { "failed" } else { "not measured" }
 }
 
 /// What the columns have no room for: why rows failed, what servers warned of. What concerns a
@@ -155,19 +160,22 @@ fn figure(value: f64) -> String {
     if value >= 10.0 || value == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
 }
 
-fn ratio(value: Option<Spread>) -> String {
-    value.map_or(NOTHING.to_owned(), |value| spread(value, |ratio| format!("{ratio:.2}")))
+pub(super) fn ratio(value: Option<Spread>) -> String {
+    value.map_or(NOTHING.to_owned(), |value| spread(value, few))
 }
 
 fn percent(value: Option<Spread>) -> String {
     value.map_or(NOTHING.to_owned(), |value| format!("{:.0}", value.median))
 }
 
+/// A small number. Below a tenth, two digits would be one.
+pub(super) fn few(value: f64) -> String {
+    if value < 0.1 { format!("{value:.3}") } else { format!("{value:.2}") }
+}
+
 fn calls(row: &Row) -> String {
     let counted = row.summary.as_ref().and_then(|summary| summary.system_calls_per_request);
-    // Below a tenth, two digits would be one.
-    let show = |calls: f64| if calls < 0.1 { format!("{calls:.3}") } else { format!("{calls:.2}") };
-    match (counted.map(|counted| show(counted.median)), row.system_calls_by_perf.map(show)) {
+    match (counted.map(|counted| few(counted.median)), row.system_calls_by_perf.map(few)) {
         (Some(counted), Some(perf)) => format!("{counted} (perf {perf})"),
         (Some(counted), None) => counted,
         (None, Some(perf)) => format!("perf {perf}"),
@@ -176,7 +184,7 @@ fn calls(row: &Row) -> String {
 }
 
 /// A column without a figure.
-const NOTHING: &str = "–";
+pub(super) const NOTHING: &str = "–";
 
 #[cfg(test)]
 mod tests {
