@@ -66,8 +66,8 @@ struct Reported {
     experiment: u32,
     backends: &'static [&'static str],
     connections: RangeInclusive<u32>,
-    /// Whether it is about pollers that never sleep; `None` is both.
-    never_sleeps: Option<bool>,
+    /// Whether it is about pollers that never sleep, and not about all.
+    is_of_polling: bool,
     figure: Figure,
     ratio: &'static str,
     /// At least as much of a gain, or of a loss, as is reported.
@@ -75,77 +75,64 @@ struct Reported {
 }
 
 impl Reported {
+    const fn of(
+        experiment: u32,
+        backends: &'static [&'static str],
+        figure: Figure,
+        ratio: &'static str,
+        seen: RangeInclusive<f64>,
+    ) -> Reported {
+        let connections = 1..=u32::MAX;
+        Reported { experiment, backends, connections, is_of_polling: false, figure, ratio, seen }
+    }
+
+    const fn at(self, connections: RangeInclusive<u32>) -> Reported {
+        Reported { connections, ..self }
+    }
+
+    const fn of_polling(self) -> Reported {
+        Reported { is_of_polling: true, ..self }
+    }
+
     fn is_about(&self, experiment: u32, report: &CellReport, row: &Row, figure: Figure) -> bool {
         let backend = row.server.backend().map(|backend| backend.to_string());
-        let never_sleeps = row.server.never_sleeps();
         (self.experiment, self.figure) == (experiment, figure)
             && backend.is_some_and(|name| self.backends.contains(&name.as_str()))
             && self.connections.contains(&report.cell.connections)
-            && self.never_sleeps.is_none_or(|wanted| wanted == never_sleeps)
+            && (row.server.never_sleeps() || !self.is_of_polling)
     }
 }
 
-const fn reported(
-    experiment: u32,
-    backends: &'static [&'static str],
-    figure: Figure,
-    ratio: &'static str,
-    seen: RangeInclusive<f64>,
-) -> Reported {
-    Reported {
-        experiment,
-        backends,
-        connections: 1..=u32::MAX,
-        never_sleeps: None,
-        figure,
-        ratio,
-        seen,
-    }
-}
-
-const fn reported_at(connections: RangeInclusive<u32>, reported: Reported) -> Reported {
-    Reported { connections, ..reported }
-}
-
-const fn reported_if_poller(never_sleeps: bool, reported: Reported) -> Reported {
-    Reported { never_sleeps: Some(never_sleeps), ..reported }
-}
-
-/// The first line that is about a figure counts.
+/// The first one that is about a figure counts.
 const REPORTED: &[Reported] = &[
     // Steady throughput, and more than a tenth of latency lost, in a ping-pong of one thread.
-    reported(1, &["uring"], Figure::RequestsPerSecond, "≈ 1", LEVEL),
-    reported(1, &["uring"], Figure::P99, "> 1.1", 1.1..=f64::INFINITY),
-    // From 200 connections up.
-    reported_at(MANY, reported(2, &["uring-2"], Figure::RequestsPerSecond, "1.10–1.15", GAIN)),
-    reported_at(MANY, reported(2, &["uring-4"], Figure::RequestsPerSecond, "≈ 1", LEVEL)),
-    reported_at(MANY, reported(2, &["uring-2"], Figure::P99, "0.80–0.90", 0.0..=0.9)),
-    reported_at(MANY, reported(2, &["uring-4"], Figure::P99, "0.60–0.70", 0.0..=0.7)),
+    Reported::of(1, &["uring"], Figure::RequestsPerSecond, "≈ 1", LEVEL),
+    Reported::of(1, &["uring"], Figure::P99, "> 1.1", TENTH_MORE),
+    Reported::of(2, &["uring-2"], Figure::RequestsPerSecond, "1.10–1.15", TENTH_MORE).at(MANY),
+    Reported::of(2, &["uring-4"], Figure::RequestsPerSecond, "≈ 1", LEVEL).at(MANY),
+    Reported::of(2, &["uring-2"], Figure::P99, "0.80–0.90", 0.0..=0.9).at(MANY),
+    Reported::of(2, &["uring-4"], Figure::P99, "0.60–0.70", 0.0..=0.7).at(MANY),
     // Polling in vain takes CPUs from few connections.
-    reported_at(
-        100..=100,
-        reported(2, SEND_THREADS, Figure::RequestsPerCpuSecond, "< 1", 0.0..=BELOW_ONE),
-    ),
-    reported(2, &["hybrid"], Figure::P99, "≈ 1", LEVEL),
-    reported(3, CONFIGS, Figure::RequestsPerSecond, "1.10–1.15", GAIN),
-    reported(3, CONFIGS, Figure::P99, "0.60–0.80", 0.0..=0.8),
-    reported(3, CONFIGS, Figure::P9999, "0.80–0.90, in some", 0.0..=0.9),
-    // Up to 15 times fewer; no call at all where poller and kernel poll at both ends; config 2 has
-    // nobody to receive but the poller.
-    reported_if_poller(
-        true,
-        reported(3, &["sqpoll-config1"], Figure::SystemCallsPerRequest, "0", 0.0..=0.001),
-    ),
-    reported(3, CONFIGS, Figure::SystemCallsPerRequest, "< 1, down to 0.07", 0.0..=BELOW_ONE),
+    Reported::of(2, SEND_THREADS, Figure::RequestsPerCpuSecond, "< 1", LESS).at(100..=100),
+    Reported::of(2, &["hybrid"], Figure::P99, "≈ 1", LEVEL),
+    Reported::of(3, CONFIGS, Figure::RequestsPerSecond, "1.10–1.15", TENTH_MORE),
+    Reported::of(3, CONFIGS, Figure::P99, "0.60–0.80", 0.0..=0.8),
+    Reported::of(3, CONFIGS, Figure::P9999, "0.80–0.90, in some", 0.0..=0.9),
+    // None where poller and kernel both poll; the poller of config 2 enters the kernel to receive.
+    Reported::of(3, &["sqpoll-config1"], Figure::SystemCallsPerRequest, "0", NONE).of_polling(),
+    // Up to 15 times fewer.
+    Reported::of(3, CONFIGS, Figure::SystemCallsPerRequest, "< 1, down to 0.07", LESS),
 ];
 
 const SEND_THREADS: &[&str] = &["uring-2", "uring-4"];
 const CONFIGS: &[&str] = &["sqpoll-config1", "sqpoll-config2"];
+/// From how many connections up the article reports a gain.
 const MANY: RangeInclusive<u32> = 200..=u32::MAX;
-const GAIN: RangeInclusive<f64> = 1.1..=f64::INFINITY;
+const TENTH_MORE: RangeInclusive<f64> = 1.1..=f64::INFINITY;
 /// What is neither a gain nor a loss.
 const LEVEL: RangeInclusive<f64> = 0.95..=1.05;
-const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
+const LESS: RangeInclusive<f64> = 0.0..=1.0 - f64::EPSILON;
+const NONE: RangeInclusive<f64> = 0.0..=0.001;
 
 #[cfg(test)]
 mod tests {
