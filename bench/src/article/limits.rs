@@ -55,9 +55,9 @@ fn cpus(pinned: Option<&Pinned>) -> String {
             )
         }
         _ => format!(
-            "{server}, and its SQPOLL threads share them with pollers and handlers: 5 of \
-             uring-4, 3 of uring-2 and config 1, 2 of config 2. Threads that share a CPU wait for \
-             each other, up to a scheduler tick at each hop. {ARTICLE_CPUS}"
+            "{server}, which pollers and handlers share with its SQPOLL threads: 5 of uring-4, 3 of \
+             uring-2 and config 1, 2 of config 2. Threads that share a CPU wait for each other, up \
+             to a scheduler tick at each hop. {ARTICLE_CPUS}"
         ),
     }
 }
@@ -81,10 +81,16 @@ fn disturbed(rows: &[&Row]) -> Option<String> {
         |of: fn(&Round) -> f64| rows.iter().flat_map(|row| &row.rounds).map(of).fold(0.0, f64::max);
     let stolen = worst(|round| round.steal_percent);
     let others = worst(|round| round.others_percent);
-    (stolen.max(others) > DISTURBED_PERCENT).then(|| {
+    let taken = [
+        (stolen, format!("a hypervisor up to {stolen:.1} %")),
+        (others, format!("other processes up to {others:.0} %")),
+    ];
+    let taken = taken.into_iter().filter(|(percent, _)| *percent > DISTURBED_PERCENT);
+    let taken = taken.map(|(_, who)| who).collect::<Vec<_>>().join(", ");
+    (!taken.is_empty()).then(|| {
         format!(
-            "A hypervisor took up to {stolen:.1} % of the CPUs in use in a round, other processes \
-             up to {others:.0} %: P99 and P99.99 of such rounds are the host's."
+            "Of the CPUs in use, some rounds lost time: {taken}. P99 and P99.99 of such rounds are \
+             the host's."
         )
     })
 }
@@ -96,7 +102,7 @@ fn short(settings: &Settings, rows: &[&Row]) -> Option<String> {
         rows.iter().filter(|row| row.rounds.iter().any(|round| round.requests < wanted)).count();
     let (of, bound_s) = (rows.len(), settings.duration_s);
     (count > 0).then(|| {
-        format!("In {count} of {of} rows {bound_s:.0} s were over before {wanted} requests were.")
+        format!("In {count} of {of} rows {bound_s} s were over before {wanted} requests were.")
     })
 }
 
@@ -136,8 +142,8 @@ mod tests {
             cpus(Some(&pinned))
         };
         assert!(cpus(None).starts_with("One CPU"));
-        assert!(said(&[0], &[]).contains("1 CPU, and its SQPOLL threads share them"));
-        assert!(said(&[0, 1], &[1]).contains("share them"));
+        assert!(said(&[0], &[]).contains("1 CPU, which pollers and handlers share"));
+        assert!(said(&[0, 1], &[1]).contains("2 CPUs, which pollers"));
         assert!(said(&[0, 1], &[2, 3, 4]).contains("2 CPUs, its SQPOLL threads 3 more"));
     }
 

@@ -98,6 +98,8 @@ fn draw_lines(
     top: f64,
 ) -> Drawn {
     let area = backend.into_drawing_area();
+    // Of more than a decade the powers of ten: more labels would lie on each other.
+    let x_labels = if across.end > across.start * 10.0 { 5 } else { 10 };
     let mut chart = ChartBuilder::on(&area)
         .margin(12)
         // Half of the last label stands beyond the axis.
@@ -112,6 +114,7 @@ fn draw_lines(
         .light_line_style(TRANSPARENT)
         .axis_style(INK)
         .label_style(("sans-serif", FONT).into_font().color(&INK))
+        .x_labels(x_labels)
         .x_desc("connections")
         .y_labels(6)
         .x_label_formatter(&|x| format!("{x:.0}"))
