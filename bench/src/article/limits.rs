@@ -55,9 +55,9 @@ fn cpus(pinned: Option<&Pinned>) -> String {
             )
         }
         _ => format!(
-            "{server}, which pollers and handlers share with its SQPOLL threads: 5 of uring-4, 3 of \
-             uring-2 and config 1, 2 of config 2. Threads that share a CPU wait for each other, up \
-             to a scheduler tick at each hop. {ARTICLE_CPUS}"
+            "{server}, which pollers and handlers share with its SQPOLL threads: 5 of uring-4, 3 \
+             of uring-2 and config 1, 2 of config 2. Threads that share a CPU wait for each other, \
+             up to a scheduler tick at each hop. {ARTICLE_CPUS}"
         ),
     }
 }
