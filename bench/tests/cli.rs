@@ -524,6 +524,22 @@ fn the_article_ends_with_its_claims_beside_the_figures() {
 }
 
 #[test]
+fn enough_requests_end_a_measurement_before_its_time() {
+    let out = fresh_dir("counted");
+    let output = run(&[
+        &["article", "--connections", "2", "--rounds", "1", "--duration", "10m"][..],
+        &["--requests", "20", "--out", out.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("article.json")).unwrap()).unwrap();
+    let rows = found["experiments"][2]["cells"][0]["rows"].as_array().unwrap();
+    let epoll = &rows[0]["rounds"][0];
+    assert!(epoll["requests"].as_u64() >= Some(20), "{epoll}");
+}
+
+#[test]
 fn a_candidate_that_fails_is_a_row_that_says_so() {
     let out = fresh_dir("failing");
     let dir = out.to_str().unwrap();

@@ -81,9 +81,7 @@ impl Server {
         };
         let mut counters: Vec<Value> = self.lines.iter().map(parse).collect::<Result<_>>()?;
         let last = counters.pop().ok_or_else(|| Failure::new("the server printed no counters"))?;
-        let complaints = self.complaints();
-        let warnings = complaints.lines().filter_map(|line| line.trim().strip_prefix("WARN "));
-        let warnings = warnings.map(|warning| warning.trim().to_owned()).collect();
+        let warnings = warnings(&self.complaints());
         Ok(Said { reports: counters, last, warnings })
     }
 
@@ -126,10 +124,7 @@ impl Server {
 
     fn death(&mut self, status: ExitStatus) -> Failure {
         let complaints = self.complaints();
-        let lines = || complaints.lines().map(str::trim).filter(|line| !line.is_empty());
-        // What it warned of before is not what it died of.
-        let said = lines().find(|line| !line.starts_with("WARN ")).or_else(|| lines().next());
-        let said = said.unwrap_or("nothing on standard error");
+        let said = cause(&complaints).unwrap_or("nothing on standard error");
         Failure::new(format!("the server died, {status}: {said}"))
     }
 }
@@ -152,6 +147,19 @@ impl Drop for Server {
     }
 }
 
+/// What a server warned of on its standard error.
+fn warnings(complaints: &str) -> Vec<String> {
+    let warnings = complaints.lines().filter_map(|line| line.trim().strip_prefix(WARNING));
+    warnings.map(|warning| warning.trim().to_owned()).collect()
+}
+
+/// What a server died of, which is not what it warned of before, unless it says nothing else.
+fn cause(complaints: &str) -> Option<&str> {
+    let mut lines = complaints.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.clone().next();
+    lines.find(|line| !line.starts_with(WARNING)).or(first)
+}
+
 /// The beginning of what a process complains about; the rest is read and dropped so that it never
 /// blocks.
 fn read_some(mut stderr: impl Read) -> String {
@@ -168,3 +176,19 @@ const STOP_PATIENCE: Duration = Duration::from_secs(8);
 const EXPLAIN_PATIENCE: Duration = Duration::from_millis(200);
 const POLL_PAUSE: Duration = Duration::from_millis(2);
 const STDERR_BYTES_MAX: usize = 16 << 10;
+/// How a line begins that the library warns with.
+const WARNING: &str = "WARN ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_does_not_die_of_what_it_warned_of() {
+        let complaints = "\n WARN few CPUs\nringpoll-bench: serve: no\n WARN more\n";
+        assert_eq!(cause(complaints), Some("ringpoll-bench: serve: no"));
+        assert_eq!(warnings(complaints), ["few CPUs", "more"]);
+        assert_eq!(cause(" WARN few CPUs\n"), Some("WARN few CPUs"));
+        assert_eq!((cause(" \n"), warnings("killed").len()), (None, 0));
+    }
+}

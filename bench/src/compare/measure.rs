@@ -32,7 +32,7 @@ pub(crate) fn round(
     };
     let seen = watch.seen?;
     let said = server.stop()?;
-    let counted = Counted::new(&said, &outcome);
+    let counted = Counted::new(&said, outcome.requests, outcome.requests_ever);
     let elapsed_s = outcome.elapsed.as_secs_f64();
     let latency = outcome.latency_us();
     let round = Round {
@@ -67,14 +67,10 @@ struct Counted<'a> {
 }
 
 impl<'a> Counted<'a> {
-    fn new(said: &'a Said, outcome: &Outcome) -> Counted<'a> {
+    fn new(said: &'a Said, requests: u64, requests_ever: u64) -> Counted<'a> {
         match &said.reports[..] {
-            [opened, closed] => Counted { opened, closed, requests: outcome.requests },
-            _ => Counted {
-                opened: &Value::Null,
-                closed: &said.last,
-                requests: outcome.requests_ever,
-            },
+            [opened, closed] => Counted { opened, closed, requests },
+            _ => Counted { opened: &Value::Null, closed: &said.last, requests: requests_ever },
         }
     }
 
@@ -296,3 +292,27 @@ const IDLE_PAYLOAD_BYTES: u32 = 1024;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 const PERF_ATTACH: Duration = Duration::from_millis(400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_server_that_reports_is_counted_in_the_window_and_others_over_their_life() {
+        let counters = |calls: u64, waits: u64| json!({ "system_calls": calls, "waits": waits });
+        let mut said = Said {
+            reports: vec![counters(100, 5), counters(140, 5)],
+            last: counters(300, 30),
+            warnings: Vec::new(),
+        };
+        let counted = Counted::new(&said, 20, 60);
+        assert_eq!(counted.per_request("system_calls"), Some(2.0));
+        assert_eq!(counted.over("system_calls", "waits"), None);
+        assert_eq!(counted.per_request("unknown"), None);
+        said.reports.pop();
+        let counted = Counted::new(&said, 20, 60);
+        assert_eq!(counted.per_request("system_calls"), Some(5.0));
+        assert_eq!(counted.over("system_calls", "waits"), Some(10.0));
+    }
+}

@@ -6,8 +6,7 @@ use askama::Template;
 
 use super::text::{self, NOTHING};
 use super::{page, plot, table};
-use crate::article::claims;
-use crate::article::{Claim, Experiment, Report};
+use crate::article::{Claim, Experiment, Report, claims};
 use crate::compare::model::{CellReport, Figure, Row, Summary};
 use crate::error::{Failure, Result};
 
