@@ -1,4 +1,4 @@
-//! The benchmark program of `ringpoll`: `probe`, `serve`, `load` and `compare`.
+//! The benchmark program of `ringpoll`: `probe`, `serve`, `load`, `compare` and `article`.
 //!
 //! Bad input and a world that does not play along end as one line on standard error and exit code
 //! 2.
@@ -7,6 +7,8 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[forbid(unsafe_code)]
+mod article;
 #[forbid(unsafe_code)]
 mod cli;
 #[forbid(unsafe_code)]
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Load(args) => load::run(&args),
         Command::Peer(args) => peers::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Article(args) => article::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,12 +42,20 @@ fn host_rows(host: Host) -> Vec<(&'static str, String)> {
 
 fn ring_rows(found: &Capabilities) -> Vec<(&'static str, String)> {
     let yes_or_no = |offered: bool| if offered { "yes" } else { "no" }.to_owned();
-    let backends =
-        if found.tier.is_some() { "epoll, uring, hybrid" } else { "epoll; not uring, not hybrid" };
+    let mut offered = vec!["epoll"];
+    let mut missing = Vec::new();
+    let mut sort = |works: bool, names: &[&'static str]| {
+        if works { &mut offered } else { &mut missing }.extend(names);
+    };
+    sort(found.tier.is_some(), &["uring", "hybrid"]);
+    sort(found.sqpoll, &["sqpoll"]);
+    let missing: String = missing.iter().map(|name| format!("; not {name}")).collect();
     vec![
-        ("backends available", backends.into()),
+        ("backends available", offered.join(", ") + &missing),
         ("ring tier", found.tier.map_or("none".into(), |tier| tier.to_string())),
         ("ring reason", found.reason.clone()),
+        ("sqpoll", yes_or_no(found.sqpoll)),
+        ("sqpoll reason", found.sqpoll_reason.clone()),
         ("no sq array", yes_or_no(found.no_sq_array)),
         ("no iowait", yes_or_no(found.no_iowait)),
         ("receive bundles", yes_or_no(found.receive_bundles)),

@@ -7,17 +7,20 @@ use ringpoll::{
     Slice,
 };
 use serde_json::{Value, json};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Bytes, Scenario, ServeArgs};
 use crate::error::{Failure, Result};
-use crate::signals;
+use crate::signals::{self, Ask};
 use crate::wire::{HEADER_BYTES, payload_bytes};
 
-/// The subcommand: serves until a signal, then prints its counters.
+/// The subcommand: serves until a signal, then prints its counters. SIGUSR1 has it print them at
+/// once and go on.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
     refuse_missing(&args)?;
     args.die_with.map_or(Ok(()), signals::die_with)?;
-    let stop = signals::stop_stream()?;
+    let mut asks = signals::Asks::listen()?;
+    log_warnings();
     let addr = args.addr.clone();
     let server = builder(args).bind(&addr).map_err(Failure::at("serve"))?;
     let handle = server.handle();
@@ -32,7 +35,9 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     let stopper = {
         let handle = handle.clone();
         std::thread::spawn(move || {
-            signals::wait(stop);
+            while let Ask::Report = asks.next() {
+                println!("{}", counters(&handle.stats(), 0));
+            }
             shut_down(&handle)
         })
     };
@@ -44,20 +49,29 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     Ok(())
 }
 
+/// What the library warns of goes to standard error, a line each.
+fn log_warnings() {
+    tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
 /// Flags and scenarios of the contract that need what this build does not have.
-fn refuse_missing(args: &ServeArgs) -> Result<()> {
-    let flags = [
-        ("--send-rings", &args.send_rings),
-        ("--sqpoll-threads", &args.sqpoll_threads),
-        ("--sqpoll-idle-ms", &args.sqpoll_idle_ms),
-        ("--sqpoll-cpus", &args.sqpoll_cpus),
-    ];
-    if let Some((flag, _)) = flags.iter().find(|(_, value)| value.is_some()) {
-        return Err(Failure::new(format!("{flag}: backend {} has no such setting", args.backend)));
+pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
+    let no_such_setting = |flag: &str| {
+        Err(Failure::new(format!("{flag}: backend {} has no such setting", args.backend)))
+    };
+    // Not with `auto` either, which never takes a backend that has them.
+    let is_sqpoll = matches!(args.backend, Backend::Sqpoll(_));
+    if let Some(flag) = args.sqpoll.first().filter(|_| !is_sqpoll) {
+        return no_such_setting(flag);
     }
     // With `auto` they count where the host offers a ring.
     if let Some(flag) = args.ring.first().filter(|_| args.backend == Backend::Epoll) {
-        return Err(Failure::new(format!("{flag}: backend epoll has no such setting")));
+        return no_such_setting(flag);
     }
     if args.scenario == Scenario::Mux {
         return Err(Failure::new(
@@ -69,8 +83,12 @@ fn refuse_missing(args: &ServeArgs) -> Result<()> {
 
 fn builder(args: ServeArgs) -> ServerBuilder {
     let frame_max = args.frame_max.0 as usize;
+    let backend = match args.backend {
+        Backend::Sqpoll(preset) => Backend::Sqpoll(args.sqpoll.options(preset)),
+        other => other,
+    };
     let mut server = Server::builder()
-        .backend(args.backend)
+        .backend(backend)
         .placement(args.placement)
         .poll_mode(args.poll)
         .uring(args.ring.options())
@@ -85,6 +103,9 @@ fn builder(args: ServeArgs) -> ServerBuilder {
     }
     if let Some(cpus) = args.poller_cpus {
         server = server.poller_cpus(cpus.0);
+    }
+    if let Some(cpus) = args.sqpoll.sqpoll_cpus {
+        server = server.sqpoll_cpus(cpus.0);
     }
     if let Some(cpus) = args.worker_cpus {
         server = server.worker_cpus(cpus.0);
@@ -226,6 +247,11 @@ fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
         ("sends_in_flight", stats.sends_in_flight),
         ("spins_won", stats.spins_won),
         ("spins_lost", stats.spins_lost),
+        ("sqpoll_threads", stats.sqpoll_threads),
+        ("sqpoll_cpu_us", stats.sqpoll_cpu_us),
+        ("sqpoll_work_us", stats.sqpoll_work_us),
+        ("send_contentions", stats.send_contentions),
+        ("full_send_rings", stats.full_send_rings),
         ("ring_submissions", stats.ring_submissions),
         ("ring_completions", stats.ring_completions),
         ("completion_overflows", stats.completion_overflows),
@@ -241,6 +267,7 @@ fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
         ("accept_calls", stats.accept_calls),
         ("control_calls", stats.control_calls),
         ("wake_calls", stats.wake_calls),
+        ("sqpoll_wake_calls", stats.sqpoll_wake_calls),
         ("setup_calls", stats.setup_calls),
         ("system_calls", stats.system_calls()),
     ];

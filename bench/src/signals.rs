@@ -1,10 +1,10 @@
-//! How a server of this program is told to stop.
+//! How a server of this program is told to stop, or asked what it has counted.
 
-use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
 use signal_hook::low_level::pipe;
 
 use crate::error::{Failure, Result};
@@ -20,11 +20,33 @@ pub(crate) fn stop_stream() -> Result<UnixStream> {
     Ok(reader)
 }
 
-/// Blocks until a signal arrives.
-pub(crate) fn wait(mut stop: UnixStream) {
-    let mut byte = [0];
-    // A failed read is taken for a signal: a server that cannot be told to stop must not go on.
-    let _ = stop.read_exact(&mut byte);
+/// What a signal asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// To stop: SIGINT, SIGTERM.
+    Stop,
+    /// To print the counters: SIGUSR1.
+    Report,
+}
+
+/// The signals of this process. One that arrives again before it was seen counts once.
+pub(crate) struct Asks(Signals);
+
+impl Asks {
+    /// From here on signals are seen; before, they end the process.
+    pub(crate) fn listen() -> Result<Asks> {
+        let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]);
+        signals.map(Asks).map_err(Failure::at("handle signals"))
+    }
+
+    /// Blocks until a signal arrives.
+    pub(crate) fn next(&mut self) -> Ask {
+        match self.0.forever().next() {
+            Some(SIGUSR1) => Ask::Report,
+            // Without a signal it could not be told to stop any more: it must not go on.
+            _ => Ask::Stop,
+        }
+    }
 }
 
 /// Ends this process with its parent, so that a comparison that is killed leaves no servers behind.

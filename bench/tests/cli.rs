@@ -30,27 +30,38 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
 
 #[test]
 fn what_this_build_does_not_have_is_refused() {
-    let serve = ["serve", "--addr", "127.0.0.1:0"];
-    for (flag, value) in [
-        ("--send-rings", "4"),
-        ("--sqpoll-threads", "2"),
-        ("--sqpoll-idle-ms", "2"),
-        ("--sqpoll-cpus", "0"),
-        ("--scenario", "mux"),
-    ] {
-        let line = refused(&[&serve[..], &[flag, value]].concat());
-        assert!(line.contains(flag), "{line}");
-    }
-    for ring in [
-        &["--ring-buffers", "64,4"][..],
+    let line = refused(&["serve", "--addr", "127.0.0.1:0", "--scenario", "mux"]);
+    assert!(line.contains("--scenario"), "{line}");
+}
+
+#[test]
+fn settings_that_a_backend_does_not_have_are_refused() {
+    const RINGS: [&[&str]; 6] = [
+        &["--ring-buffers", "64,4"],
         &["--ring-tier", "coop"],
         &["--bundles"],
         &["--incremental"],
         &["--zero-copy", "16k"],
         &["--napi-us", "50"],
-    ] {
-        let line = refused(&[&serve[..], &["--backend", "epoll"], ring].concat());
-        assert!(line.contains(ring[0]) && line.contains("epoll"), "{line}");
+    ];
+    const KERNEL_THREADS: [&[&str]; 6] = [
+        &["--send-rings", "4"],
+        &["--sqpoll-threads", "2"],
+        &["--sqpoll-idle-ms", "2"],
+        &["--sqpoll-cpus", "0"],
+        &["--send-entries", "64"],
+        &["--sqpoll-seed", "7"],
+    ];
+    let on = |backend, settings: &'static [&'static [&'static str]]| {
+        settings.iter().map(move |setting| (backend, *setting))
+    };
+    let wrong = on("epoll", &RINGS).chain(
+        ["auto", "epoll", "uring", "hybrid"].into_iter().flat_map(|one| on(one, &KERNEL_THREADS)),
+    );
+    for (backend, setting) in wrong {
+        let serve = ["serve", "--addr", "127.0.0.1:0", "--backend", backend];
+        let line = refused(&[&serve[..], setting].concat());
+        assert!(line.contains(&format!("{}: backend {backend} has", setting[0])), "{line}");
     }
 }
 
@@ -67,6 +78,9 @@ fn bad_input_is_refused_in_one_line() {
         &["serve", "--addr", "127.0.0.1:0", "--scenario", "chess"],
         &["serve", "--addr", "127.0.0.1:0", "--ring-buffers", "64"],
         &["serve", "--addr", "127.0.0.1:0", "--ring-tier", "best"],
+        &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--send-rings", "-1"],
+        &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--sqpoll-idle-ms", "1.5"],
+        &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--sqpoll-cpus", "1-0"],
         &["compare", "--serve-arg", "--bundle"],
         &["peer", "tokio", "--addr", "nowhere"],
         &["peer", "tokio", "--addr", "127.0.0.1:0", "--direct-fds"],
@@ -75,6 +89,10 @@ fn bad_input_is_refused_in_one_line() {
         &["compare", "--server-cpus", "1000"],
         &["compare", "--rounds", "0"],
         &["compare", "--connections", "10,x"],
+        &["article", "--requests", "0"],
+        &["article", "--poll", "sometimes"],
+        &["article", "--sqpoll-cpus", "1000"],
+        &["article", "--connections", "0"],
         &["dance"],
     ] {
         refused(args);
@@ -280,6 +298,85 @@ fn a_server_prints_one_line_when_ready_and_one_at_its_end() {
 }
 
 #[test]
+fn a_server_whose_kernel_threads_poll_tells_which_preset_and_what_they_took() {
+    if !ringpoll::capabilities().sqpoll {
+        println!("not here: {}", ringpoll::capabilities().sqpoll_reason);
+        return;
+    }
+    let serve = ["serve", "--addr", "127.0.0.1:0", "--pollers", "1", "--backend"];
+    for (name, threads) in [("sqpoll-shared", 1), ("sqpoll-config2", 2), ("sqpoll-config1", 3)] {
+        let mut server = Server::start(&[&serve[..], &[name]].concat());
+        assert!(server.line.contains(&format!("backend={name} ")), "{}", server.line);
+        let mut stream = connect(&server.addr);
+        let deadline = Instant::now() + DEADLINE;
+        // Where the kernel counts in ticks, one request may be less than it sees.
+        let counters = loop {
+            stream.write_all(&frame(b"hello")).unwrap();
+            stream.read_exact(&mut [0; 9]).unwrap();
+            let counters = server.counters();
+            if counters["sqpoll_cpu_us"].as_u64() > Some(0) {
+                break counters;
+            }
+            assert!(Instant::now() < deadline, "{name}: {counters}");
+        };
+        assert_eq!(counters["sqpoll_threads"], threads, "{name}: {counters}");
+        assert!(counters["full_send_rings"] == 0 && counters["send_contentions"] == 0);
+        server.stop(Signal::TERM);
+    }
+    // Which one it chooses depends on the CPUs, but it is one of the presets.
+    let server = Server::start(&[&serve[..], &["sqpoll"]].concat());
+    assert!(!server.line.contains("backend=sqpoll "), "{}", server.line);
+    server.stop(Signal::TERM);
+    for (setting, wrong) in
+        [("--send-rings", "0"), ("--sqpoll-threads", "0"), ("--sqpoll-idle-ms", "0")]
+    {
+        refused(&[&serve[..], &["sqpoll-config1", setting, wrong]].concat());
+    }
+    refused(&[&serve[..], &["sqpoll-shared", "--sqpoll-cpus", "1000"]].concat());
+}
+
+#[test]
+fn what_the_library_warns_of_is_one_line_each() {
+    if !ringpoll::capabilities().sqpoll {
+        println!("not here: {}", ringpoll::capabilities().sqpoll_reason);
+        return;
+    }
+    let args = ["--backend", "sqpoll-config1", "--sqpoll-threads", "64", "--send-rings", "64"];
+    let mut child = program()
+        .args(["serve", "--addr", "127.0.0.1:0"])
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = collect(child.stderr.take().unwrap());
+    // Held until the end, when it prints once more.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert!(wait(&mut child).expect("the server hangs").success());
+    let said = text(&stderr.join().unwrap());
+    let first = said.lines().next().unwrap_or_default();
+    assert!(first.starts_with(" WARN sqpoll-config1: 65 kernel threads"), "{said:?}");
+    assert!(said.lines().all(|line| line.starts_with(" WARN ")), "{said:?}");
+}
+
+#[test]
+fn a_server_tells_its_counters_when_asked_and_goes_on() {
+    let mut server = Server::start(&["serve", "--addr", "127.0.0.1:0", "--backend", "epoll"]);
+    let mut stream = connect(&server.addr);
+    for round in 1..=3 {
+        stream.write_all(&frame(b"hello")).unwrap();
+        stream.read_exact(&mut [0; 9]).unwrap();
+        let counters = server.counters();
+        assert_eq!(counters["received_bytes"], 9 * round);
+        assert_eq!(counters["connections"], 1);
+    }
+    drop(stream);
+    assert_eq!(server.stop(Signal::TERM)["sent_bytes"], 27);
+}
+
+#[test]
 fn probe_tells_what_is_offered() {
     let output = run(&["probe"]);
     assert!(output.status.success());
@@ -290,6 +387,7 @@ fn probe_tells_what_is_offered() {
         "fd limit:",
         "somaxconn:",
         "ring reason:",
+        "sqpoll reason:",
         "incremental buffers:",
         "because:",
     ] {
@@ -299,14 +397,14 @@ fn probe_tells_what_is_offered() {
         let line = said.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim_start_matches(':').trim().to_owned()
     };
-    let (available, auto) = match value("ring tier").as_str() {
-        "none" => ("epoll; not uring, not hybrid", "epoll"),
-        _ => ("epoll, uring, hybrid", "uring"),
-    };
-    assert_eq!(
-        (value("backends available").as_str(), value("auto takes").as_str()),
-        (available, auto)
-    );
+    let auto = if value("ring tier") == "none" { "epoll" } else { "uring" };
+    let sqpoll = if ringpoll::capabilities().sqpoll { "yes" } else { "no" };
+    assert_eq!((value("auto takes").as_str(), value("sqpoll").as_str()), (auto, sqpoll));
+    let available = value("backends available");
+    for (name, offered) in [("uring", auto == "uring"), ("sqpoll", sqpoll == "yes")] {
+        assert_eq!(available.contains(&format!("; not {name}")), !offered, "{available}");
+        assert!(available.contains(name), "{available}");
+    }
 }
 
 #[test]
@@ -315,10 +413,12 @@ fn an_operators_switch_is_obeyed_or_refused_but_never_silent() {
     let said = text(&output.stdout);
     assert!(output.status.success() && said.contains("RINGPOLL_BACKEND=epoll says so"), "{said}");
     for variable in ["RINGPOLL_BACKEND", "RINGPOLL_URING_TIER"] {
-        let output = run_with(&["compare", "--quick"], &[(variable, "epoll")]);
-        let error = text(&output.stderr);
-        assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{error}");
-        assert!(error.contains(variable), "{error}");
+        for command in ["compare", "article"] {
+            let output = run_with(&[command, "--quick"], &[(variable, "epoll")]);
+            let error = text(&output.stderr);
+            assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{error}");
+            assert!(error.contains(variable), "{error}");
+        }
     }
 }
 
@@ -330,6 +430,7 @@ fn help_is_no_error() {
         &["serve", "--help"],
         &["load", "--help"],
         &["compare", "--help"],
+        &["article", "--help"],
     ] {
         let output = run(args);
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
@@ -383,6 +484,59 @@ fn a_comparison_ends_with_json_and_one_page() {
         "the page is not self-contained"
     );
     assert!(text(&output.stdout).contains("ringpoll epoll pool"));
+}
+
+#[test]
+fn the_article_ends_with_its_claims_beside_the_figures() {
+    let out = fresh_dir("article");
+    // A number of requests that nobody waits for: the time ends it.
+    let output = run(&[
+        &["article", "--connections", "2", "--rounds", "1", "--duration", "40ms"][..],
+        &["--requests", "50M", "--out", out.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("article.json")).unwrap()).unwrap();
+    let experiments = found["experiments"].as_array().unwrap();
+    let counts = experiments.iter().map(|one| {
+        let cells = one["cells"].as_array().unwrap();
+        assert_eq!(cells.len(), 1, "{one}");
+        (cells[0]["rows"].as_array().unwrap().len(), one["claims"].as_array().unwrap().len())
+    });
+    assert_eq!(counts.collect::<Vec<_>>(), [(2, 2), (4, 1), (5, 8)]);
+    if ringpoll::capabilities().sqpoll {
+        let rows = experiments.iter().flat_map(|one| one["cells"][0]["rows"].as_array().unwrap());
+        rows.for_each(|row| assert_eq!(row["failure"], Value::Null, "{row}"));
+        let config1 = &experiments[2]["cells"][0]["rows"][1];
+        assert!(config1["summary"]["sqpoll_cpus_busy"]["median"].as_f64() > Some(0.0), "{config1}");
+        assert!(config1["rounds"][0]["sqpoll_work_share"].as_f64() <= Some(1.0), "{config1}");
+    }
+    let limits = found["limits"].as_array().unwrap();
+    assert!(limits.iter().any(|line| line.as_str().unwrap().contains("loopback")), "{limits:?}");
+    let page = fs::read_to_string(out.join("article.html")).unwrap();
+    let links = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!links.contains("http") && !links.contains("<script") && !links.contains("{%"));
+    let said = text(&output.stdout);
+    for wanted in ["Experiment 3.", "sqpoll-config1", "What this host cannot show", "claims seen"] {
+        assert!(said.contains(wanted), "{wanted} is not in {said}");
+    }
+}
+
+#[test]
+fn enough_requests_end_a_measurement_before_its_time() {
+    let out = fresh_dir("counted");
+    let output = run(&[
+        &["article", "--connections", "2", "--rounds", "1", "--duration", "10m"][..],
+        &["--requests", "20", "--out", out.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("article.json")).unwrap()).unwrap();
+    let rows = found["experiments"][2]["cells"][0]["rows"].as_array().unwrap();
+    let epoll = &rows[0]["rounds"][0];
+    assert!(epoll["requests"].as_u64() >= Some(20), "{epoll}");
 }
 
 #[test]
@@ -460,12 +614,24 @@ fn servers() -> Vec<Vec<&'static str>> {
         &["peer", "bare-ring-64k"],
         &["peer", "bare-ring", "--direct-fds", "--rcvbuf", "64k", "--sndbuf", "64k"],
     ];
-    let tier = ringpoll::capabilities().tier;
+    let kernel_threads = [
+        &["serve", "--backend", "sqpoll", "--placement", "inline"][..],
+        &["serve", "--backend", "sqpoll-shared", "--placement", "pool", "--send-rings", "2"],
+        &["serve", "--backend", "sqpoll-config1", "--send-rings", "2", "--sqpoll-threads", "1"],
+        &["serve", "--backend", "sqpoll-config2", "--sqpoll-idle-ms", "1", "--sqpoll-seed", "7"],
+        &["serve", "--backend", "uring-2", "--send-entries", "1", "--ring-buffers", "4,1"],
+    ];
+    let offered = ringpoll::capabilities();
+    if !offered.sqpoll {
+        println!("left out: {}: {kernel_threads:?}", offered.sqpoll_reason);
+    }
+    let kernel_threads = kernel_threads.iter().filter(|_| offered.sqpoll);
+    let tier = offered.tier;
     if tier != Some(RingTier::Defer) {
         println!("left out for a ring of tier {tier:?}: {rings:?}");
     }
     let rings = rings.iter().filter(|_| tier == Some(RingTier::Defer));
-    let all = epoll.iter().chain(rings);
+    let all = epoll.iter().chain(rings).chain(kernel_threads);
     all.map(|args| [args, &["--addr", "127.0.0.1:0"][..]].concat()).collect()
 }
 
@@ -569,6 +735,14 @@ impl Server {
             line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{args:?}: {line:?}"));
         let addr = addr.split(' ').next().unwrap().to_owned();
         Server { child, stdout, line, addr }
+    }
+
+    /// Its counters now.
+    fn counters(&mut self) -> Value {
+        kill_process(Pid::from_child(&self.child), Signal::USR1).unwrap();
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
     }
 
     /// Its counters: the one line it prints at its end.

@@ -5,11 +5,12 @@ use std::fmt;
 use clap::Parser;
 use ringpoll::{Backend, Placement};
 
-use crate::cli::{Cli, CompareArgs};
+use crate::cli::{Cli, Command, CompareArgs};
 use crate::compare::plan::{Cell, Pinned};
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
 use crate::probe::{BACKEND_VARIABLE, TIER_VARIABLE};
+use crate::serve;
 
 /// A server to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,24 @@ impl Candidate {
         }
     }
 
+    /// Who talks to the kernel; `None` in a peer.
+    pub(crate) fn backend(&self) -> Option<Backend> {
+        match self {
+            Candidate::Ringpoll { backend, .. } => Some(*backend),
+            Candidate::Peer(_) => None,
+        }
+    }
+
+    /// Whether its pollers were told never to sleep.
+    pub(crate) fn never_sleeps(&self) -> bool {
+        match self {
+            Candidate::Ringpoll { spinning, extra, .. } => {
+                *spinning || extra.iter().any(|arg| arg == "--poll=always")
+            }
+            Candidate::Peer(_) => false,
+        }
+    }
+
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Candidate::Ringpoll { .. })
     }
@@ -56,6 +75,10 @@ impl Candidate {
     /// Whether the candidate is worth measuring under this traffic.
     pub(crate) fn suits(&self, cell: &Cell) -> bool {
         match self {
+            // Where kernel threads poll too, system calls are what it shows: none.
+            Candidate::Ringpoll { spinning: true, backend: Backend::Sqpoll(_), .. } => {
+                (cell.connections, cell.depth, cell.idle) == (100, 1, 0)
+            }
             Candidate::Ringpoll { spinning, .. } => !spinning || cell.is_ping_pong(),
             // They only say something about pipelined requests. One at a time, the first is the
             // other tokio server with one system call more, the second has too few buffers.
@@ -76,24 +99,26 @@ impl Candidate {
 
     /// The CPUs it is started on.
     pub(crate) fn cpus(&self, pinned: &Pinned) -> Vec<usize> {
+        let Pinned { server_cpus, sqpoll_cpus, client_cpus } = pinned;
         match self {
             // A poller that never sleeps leaves its CPU to nobody under a real-time policy, not to
             // the thread that stops the server either. That one may use the client's.
             Candidate::Ringpoll { spinning: true, .. } => {
-                [&pinned.server_cpus[..], &pinned.client_cpus[..]].concat()
+                [&server_cpus[..], sqpoll_cpus, client_cpus].concat()
             }
-            _ => pinned.server_cpus.clone(),
+            Candidate::Ringpoll { backend, .. } if is_sqpoll(*backend) => {
+                [&server_cpus[..], sqpoll_cpus].concat()
+            }
+            _ => server_cpus.clone(),
         }
     }
 
     /// The command line that starts it on a port of the kernel's choice.
     pub(crate) fn args(&self, frame_max: u32, pinned: Option<&Pinned>) -> Vec<String> {
         let mut args = match self {
-            Candidate::Ringpoll { backend, placement, .. } => vec![
-                "serve".to_owned(),
-                format!("--backend={backend}"),
-                format!("--placement={placement}"),
-            ],
+            Candidate::Ringpoll { backend, .. } => {
+                vec!["serve".to_owned(), format!("--backend={backend}")]
+            }
             Candidate::Peer(peer) => vec!["peer".to_owned(), peer.to_string()],
         };
         args.extend([
@@ -101,21 +126,44 @@ impl Candidate {
             format!("--die-with={}", std::process::id()),
             format!("--frame-max={frame_max}"),
         ]);
-        if let Candidate::Ringpoll { spinning, extra, .. } = self {
-            if *spinning {
-                args.push("--poll=always".to_owned());
-                args.extend(pinned.into_iter().flat_map(|pinned| {
-                    let cpus: Vec<_> = pinned.server_cpus.iter().map(usize::to_string).collect();
-                    [
-                        format!("--pollers={}", cpus.len()),
-                        format!("--poller-cpus={}", cpus.join(",")),
-                    ]
-                }));
-            }
+        if let Candidate::Ringpoll { backend, placement, spinning, extra } = self {
+            args.extend(thread_args(*backend, *placement, *spinning, pinned));
             args.extend(extra.iter().cloned());
         }
         args
     }
+}
+
+/// Which threads serve, and where: what is started on more CPUs than the server's keeps to those.
+fn thread_args(
+    backend: Backend,
+    placement: Placement,
+    spinning: bool,
+    pinned: Option<&Pinned>,
+) -> Vec<String> {
+    let poll = spinning.then(|| "--poll=always".to_owned());
+    let placed = |placement| poll.into_iter().chain([format!("--placement={placement}")]);
+    let has_sqpoll_cpus = |pinned: &&Pinned| is_sqpoll(backend) && !pinned.sqpoll_cpus.is_empty();
+    let Some(pinned) = pinned.filter(|pinned| spinning || has_sqpoll_cpus(pinned)) else {
+        return placed(placement).collect();
+    };
+    let count = pinned.server_cpus.len();
+    let cpus = list(&pinned.server_cpus);
+    let placement = match placement {
+        Placement::Pool { workers: 0 } => Placement::Pool { workers: count },
+        other => other,
+    };
+    let mut args: Vec<_> = placed(placement).collect();
+    args.extend([format!("--poller-cpus={cpus}"), format!("--worker-cpus={cpus}")]);
+    if spinning {
+        args.push(format!("--pollers={count}"));
+    }
+    if is_sqpoll(backend) {
+        // Without CPUs of their own they stay beside the poller, off the client's.
+        let own = Some(&pinned.sqpoll_cpus).filter(|cpus| !cpus.is_empty());
+        args.push(format!("--sqpoll-cpus={}", own.map_or(cpus, |own| list(own))));
+    }
+    args
 }
 
 impl fmt::Display for Candidate {
@@ -136,7 +184,6 @@ impl fmt::Display for Candidate {
 /// Ours first, then the peers, in the order they were named. Without CPUs of its own, a server that
 /// never sleeps would only stand in the client's way.
 pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candidate>> {
-    check_serve_args(&args.serve_arg)?;
     let mut all: Vec<Candidate> = Vec::new();
     let mut add = |candidate: Candidate| {
         if !all.contains(&candidate) {
@@ -146,10 +193,11 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
     for backend in &args.backends {
         for placement in placements(args, *backend) {
             add(Candidate::ours(*backend, placement));
-            if *backend == Backend::Uring && placement == Placement::Inline && pinned {
+            let may_spin = *backend == Backend::Uring || is_sqpoll(*backend);
+            if may_spin && placement == Placement::Inline && pinned {
                 add(Candidate::spinning(*backend));
             }
-            if *backend != Backend::Epoll && !args.serve_arg.is_empty() {
+            if takes(*backend, &args.serve_arg)? && *backend != Backend::Epoll {
                 add(Candidate::Ringpoll {
                     backend: *backend,
                     placement,
@@ -160,6 +208,12 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
         }
     }
     args.peers.0.iter().for_each(|peer| add(Candidate::Peer(*peer)));
+    let has_extra =
+        |one: &Candidate| matches!(one, Candidate::Ringpoll { extra, .. } if !extra.is_empty());
+    if !args.serve_arg.is_empty() && !all.iter().any(has_extra) {
+        let extra = args.serve_arg.join(" ");
+        return Err(Failure::new(format!("--serve-arg {extra}: no backend here takes it")));
+    }
     Ok(all)
 }
 
@@ -184,19 +238,32 @@ pub(crate) fn refuse_switches() -> Result<()> {
     }
 }
 
-/// Before the minutes of measuring, not after them.
-fn check_serve_args(extra: &[String]) -> Result<()> {
-    let serve = ["ringpoll-bench", "serve", "--addr", "127.0.0.1:0"].map(str::to_owned);
-    match Cli::try_parse_from(serve.into_iter().chain(extra.iter().cloned())) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::new(format!("--serve-arg: {}", crate::first_paragraph(&error)))),
-    }
+/// Whether there are more arguments for `serve`, and it takes them with this backend. Found out
+/// before the minutes of measuring, not after them.
+fn takes(backend: Backend, extra: &[String]) -> Result<bool> {
+    let fixed = ["ringpoll-bench", "serve", "--addr=127.0.0.1:0"].map(str::to_owned);
+    let line = fixed.into_iter().chain([format!("--backend={backend}")]);
+    let cli = Cli::try_parse_from(line.chain(extra.iter().cloned())).map_err(|error| {
+        Failure::new(format!("--serve-arg: {}", crate::first_paragraph(&error)))
+    })?;
+    let Command::Serve(args) = cli.command else {
+        return Err(Failure::new("--serve-arg: not an argument of serve"));
+    };
+    Ok(!extra.is_empty() && serve::refuse_missing(&args).is_ok())
+}
+
+fn is_sqpoll(backend: Backend) -> bool {
+    matches!(backend, Backend::Sqpoll(_))
+}
+
+/// CPU numbers as `serve` takes them.
+fn list(cpus: &[usize]) -> String {
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Command;
 
     #[test]
     fn all_backends_are_compared_inline_and_two_of_them_with_workers() {
@@ -227,8 +294,20 @@ mod tests {
             names(&[&args[..], &["--backends", "epoll,hybrid"]].concat()),
             ["ringpoll epoll inline", "ringpoll hybrid inline", "ringpoll hybrid inline --bundles"]
         );
-        assert!(check_serve_args(&["--bundle".to_owned()]).is_err());
-        assert!(check_serve_args(&["--ring-buffers=1".to_owned()]).is_err());
+        for wrong in ["--bundle", "--ring-buffers=1", "--send-rings=2"] {
+            let args = [&args[..4], &["--serve-arg", wrong]].concat();
+            assert!(candidates(&parse(&args), true).is_err(), "{wrong}");
+        }
+        let args = [&args[..4], &["--backends", "uring,sqpoll-config2", "--serve-arg"]].concat();
+        let all = candidates(&parse(&[&args[..], &["--send-rings=2"]].concat()), false).unwrap();
+        assert_eq!(
+            all.iter().map(Candidate::to_string).collect::<Vec<_>>(),
+            [
+                "ringpoll uring inline",
+                "ringpoll sqpoll-config2 inline",
+                "ringpoll sqpoll-config2 inline --send-rings=2"
+            ]
+        );
     }
 
     #[test]
@@ -244,6 +323,42 @@ mod tests {
         assert!(!has(&many, "ringpoll uring inline spinning"));
         assert!(has(&many, "bare-ring") && !has(&many, "bare-ring-64k"));
         assert!(has(&deep, "bare-ring-64k") && !has(&deep, "bare-ring"));
+    }
+
+    #[test]
+    fn where_the_kernel_polls_a_spinning_poller_shows_that_no_call_is_left() {
+        let all = names(&["--backends", "sqpoll-shared", "--placements", "inline", "--peers", ""]);
+        assert_eq!(
+            all,
+            ["ringpoll sqpoll-shared inline", "ringpoll sqpoll-shared inline spinning"]
+        );
+        let backend = "sqpoll-shared".parse().unwrap();
+        let suits = |connections, depth, idle| {
+            Candidate::spinning(backend).suits(&Cell::new(connections, depth, idle, 1024))
+        };
+        assert!(suits(100, 1, 0) && !suits(1, 1, 0) && !suits(100, 1, 400) && !suits(4, 64, 0));
+        let pinned = Pinned { server_cpus: vec![0, 2], sqpoll_cpus: vec![], client_cpus: vec![1] };
+        let spinning = Candidate::spinning(backend);
+        let args = spinning.args(1, Some(&pinned));
+        for wanted in ["--poll=always", "--poller-cpus=0,2", "--sqpoll-cpus=0,2", "--pollers=2"] {
+            assert!(args.iter().any(|arg| arg == wanted), "{wanted} is not in {args:?}");
+        }
+        assert_eq!(spinning.cpus(&pinned), [0, 2, 1]);
+    }
+
+    #[test]
+    fn kernel_threads_with_cpus_of_their_own_leave_the_server_what_the_others_have() {
+        let pinned =
+            Pinned { server_cpus: vec![0, 1], sqpoll_cpus: vec![2, 3], client_cpus: vec![4] };
+        let pool = Placement::Pool { workers: 0 };
+        let sqpoll = Candidate::ours("sqpoll-config1".parse().unwrap(), pool);
+        let args = sqpoll.args(1, Some(&pinned)).join(" ");
+        assert!(args.contains("--placement=pool:2 --poller-cpus=0,1 --worker-cpus=0,1"), "{args}");
+        assert!(args.contains("--sqpoll-cpus=2,3") && !args.contains("--pollers"), "{args}");
+        assert_eq!(sqpoll.cpus(&pinned), [0, 1, 2, 3]);
+        let epoll = Candidate::ours(Backend::Epoll, pool);
+        assert!(!epoll.args(1, Some(&pinned)).join(" ").contains("-cpus="));
+        assert_eq!(epoll.cpus(&pinned), [0, 1]);
     }
 
     fn names(extra: &[&str]) -> Vec<String> {

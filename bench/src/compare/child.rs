@@ -59,8 +59,15 @@ impl Server {
         self.child.id()
     }
 
-    /// Stops it as an operator would, and returns the counters it prints at its end.
-    pub(crate) fn stop(mut self) -> Result<Value> {
+    /// Has it print its counters. They are in what [`stop`](Server::stop) returns: to wait for them
+    /// now would be time without requests.
+    pub(crate) fn ask_report(&self) {
+        // A server that is gone is noticed by whoever loads it.
+        let _ = kill_process(Pid::from_child(&self.child), Signal::USR1);
+    }
+
+    /// Stops it as an operator would.
+    pub(crate) fn stop(mut self) -> Result<Said> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).map_err(Failure::at("stop the server"))?;
         let Some(status) = self.wait_for_exit(STOP_PATIENCE) else {
@@ -69,8 +76,13 @@ impl Server {
         if !status.success() {
             return Err(self.death(status));
         }
-        let last = self.lines.iter().last().unwrap_or_default();
-        serde_json::from_str(&last).map_err(Failure::at(format!("counters {last:?}")))
+        let parse = |line: String| {
+            serde_json::from_str(&line).map_err(Failure::at(format!("counters {line:?}")))
+        };
+        let mut counters: Vec<Value> = self.lines.iter().map(parse).collect::<Result<_>>()?;
+        let last = counters.pop().ok_or_else(|| Failure::new("the server printed no counters"))?;
+        let warnings = warnings(&self.complaints());
+        Ok(Said { reports: counters, last, warnings })
     }
 
     /// What a failed run really died of: the server's own end, if it has ended.
@@ -105,14 +117,26 @@ impl Server {
         }
     }
 
+    /// Everything on its standard error. Ends when the process has.
+    fn complaints(&mut self) -> String {
+        self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default()
+    }
+
     fn death(&mut self, status: ExitStatus) -> Failure {
-        let said = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
-        let said = said
-            .lines()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("nothing on standard error");
+        let complaints = self.complaints();
+        let said = cause(&complaints).unwrap_or("nothing on standard error");
         Failure::new(format!("the server died, {status}: {said}"))
     }
+}
+
+/// What a server printed between its start and its end.
+pub(crate) struct Said {
+    /// Its counters, each time it was asked for them.
+    pub(crate) reports: Vec<Value>,
+    /// Its counters at the end.
+    pub(crate) last: Value,
+    /// What the library warned of.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Drop for Server {
@@ -121,6 +145,19 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a server warned of on its standard error.
+fn warnings(complaints: &str) -> Vec<String> {
+    let warnings = complaints.lines().filter_map(|line| line.trim().strip_prefix(WARNING));
+    warnings.map(|warning| warning.trim().to_owned()).collect()
+}
+
+/// What a server died of, which is not what it warned of before, unless it says nothing else.
+fn cause(complaints: &str) -> Option<&str> {
+    let mut lines = complaints.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.clone().next();
+    lines.find(|line| !line.starts_with(WARNING)).or(first)
 }
 
 /// The beginning of what a process complains about; the rest is read and dropped so that it never
@@ -139,3 +176,19 @@ const STOP_PATIENCE: Duration = Duration::from_secs(8);
 const EXPLAIN_PATIENCE: Duration = Duration::from_millis(200);
 const POLL_PAUSE: Duration = Duration::from_millis(2);
 const STDERR_BYTES_MAX: usize = 16 << 10;
+/// How a line begins that the library warns with.
+const WARNING: &str = "WARN ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_does_not_die_of_what_it_warned_of() {
+        let complaints = "\n WARN few CPUs\nringpoll-bench: serve: no\n WARN more\n";
+        assert_eq!(cause(complaints), Some("ringpoll-bench: serve: no"));
+        assert_eq!(warnings(complaints), ["few CPUs", "more"]);
+        assert_eq!(cause(" WARN few CPUs\n"), Some("WARN few CPUs"));
+        assert_eq!((cause(" \n"), warnings("killed").len()), (None, 0));
+    }
+}

@@ -7,6 +7,12 @@ use crate::compare::model::{CellReport, Figure, Goal, IdleRow, Spread};
 
 /// What the goals of our other backends are held against.
 pub(crate) const OUR_EPOLL: &str = "ringpoll epoll inline";
+const OUR_URING: &str = "ringpoll uring inline";
+
+/// The one that chooses among its presets.
+const PLAIN_SQPOLL: &str = "sqpoll";
+/// A kernel thread takes what their receive rings are given, so a poller that spins calls nobody.
+const RECEIVED_BY_KERNEL: [&str; 4] = ["uring-2", "uring-4", "sqpoll-config1", "sqpoll-shared"];
 
 /// Every goal this run has figures for, and those it has not.
 pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
@@ -19,6 +25,7 @@ pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[Idle
             match backend {
                 Backend::Epoll => goals.extend(judged.on_epoll()),
                 Backend::Uring => goals.extend(judged.on_uring(candidates)),
+                Backend::Sqpoll(_) => goals.extend(judged.on_sqpoll(backend, candidates)),
                 // What a flush on another thread gains depends on the program; it is only
                 // reported.
                 _ => {}
@@ -91,6 +98,38 @@ impl Judged<'_> {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// The kernel's threads have the server's CPUs, so a request costs what polling takes too.
+    fn on_sqpoll(&self, backend: Backend, candidates: &[Candidate]) -> Vec<Goal> {
+        let (rate, calls) = (Figure::RequestsPerCpuSecond, Figure::SystemCallsPerRequest);
+        let (connections, depth) = (self.report.cell.connections, self.report.cell.depth);
+        let mut goals = Vec::new();
+        // The presets are held against `uring` in what they are for, calls; which of them pays
+        // depends on the CPUs, and choosing that is the job of plain `sqpoll`.
+        let is_chosen = backend.to_string() == PLAIN_SQPOLL;
+        let least = match (connections, depth) {
+            (1, 1) => Some(1.0),
+            (10, 1) => Some(0.4),
+            (100.., 1) => Some(0.8),
+            _ => None,
+        };
+        if let Some(least) = least.filter(|_| is_chosen) {
+            goals.push(self.over(OUR_URING, rate, AtLeast(least)));
+        }
+        if (connections, depth) == (100, 1) {
+            goals.push(self.over(OUR_EPOLL, calls, AtMost(1.0 / 6.0)));
+            let spinning = Candidate::spinning(backend);
+            if candidates.contains(&spinning) {
+                let judged = Judged { name: &spinning.to_string(), ..*self };
+                goals.push(if RECEIVED_BY_KERNEL.contains(&backend.to_string().as_str()) {
+                    judged.calls(AtMost(0.001))
+                } else {
+                    judged.over(OUR_EPOLL, calls, AtMost(1.0 / 6.0))
+                });
+            }
+        }
+        goals
     }
 
     /// A figure over that of another server, of the same rounds.
@@ -180,7 +219,6 @@ mod tests {
     use crate::compare::plan::Cell;
     use ringpoll::Placement;
 
-    const OUR_URING: &str = "ringpoll uring inline";
     const SPINNING: &str = "ringpoll uring inline spinning";
 
     #[test]
@@ -241,6 +279,40 @@ mod tests {
     }
 
     #[test]
+    fn kernel_threads_are_judged_by_what_they_cost_and_by_the_calls_they_save() {
+        let sqpoll: Backend = "sqpoll".parse().unwrap();
+        let name = ours(sqpoll).to_string();
+        for (connections, rate, met_there) in
+            [(1, 99.0, false), (10, 40.0, true), (50, 1.0, true), (1000, 79.0, false)]
+        {
+            let rows = vec![(OUR_URING, 100.0, 1.0), (&name, rate, 1.0)];
+            let cell = report(Cell::new(connections, 1, 0, 1024), rows);
+            let goals = judge(&[ours(sqpoll)], &[cell], &[]);
+            assert_eq!(goals.iter().all(|goal| goal.met == Some(true)), met_there, "{goals:?}");
+            assert_eq!(goals.len(), usize::from(connections != 50));
+        }
+    }
+
+    #[test]
+    fn a_spinning_poller_makes_no_call_where_the_kernel_receives_too() {
+        for (name, calls, met_there) in [
+            ("sqpoll-shared", 0.002, [Some(true), Some(false)]),
+            ("sqpoll-config1", 0.001, [Some(true), Some(true)]),
+            ("sqpoll-config2", 0.3, [Some(true), Some(true)]),
+        ] {
+            let backend: Backend = name.parse().unwrap();
+            let both = [ours(backend), Candidate::spinning(backend)];
+            let names = both.each_ref().map(Candidate::to_string);
+            let rows = vec![(OUR_EPOLL, 1.0, 1.0), (&names[0], 1.0, 1.0), (&names[1], 1.0, 1.0)];
+            let mut cell = report(Cell::new(100, 1, 0, 1024), rows);
+            set_calls(&mut cell, OUR_EPOLL, 2.0);
+            set_calls(&mut cell, &names[0], 0.3);
+            set_calls(&mut cell, &names[1], calls);
+            assert_eq!(met(&judge(&both, &[cell], &[])), met_there, "{name}");
+        }
+    }
+
+    #[test]
     fn hybrid_and_servers_with_more_arguments_have_only_the_goals_that_all_have() {
         let hybrid = ours(Backend::Hybrid);
         let variant = Candidate::Ringpoll {
@@ -264,8 +336,9 @@ mod tests {
     }
 
     #[test]
-    fn the_server_that_others_are_held_against_has_that_name() {
+    fn the_servers_that_others_are_held_against_have_those_names() {
         assert_eq!(ours(Backend::Epoll).to_string(), OUR_EPOLL);
+        assert_eq!(ours(Backend::Uring).to_string(), OUR_URING);
         assert_eq!(Candidate::spinning(Backend::Uring).to_string(), SPINNING);
     }
 

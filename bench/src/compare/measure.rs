@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
+use serde_json::Value;
 
 use crate::compare::candidate::Candidate;
-use crate::compare::child::Server;
+use crate::compare::child::{Said, Server};
 use crate::compare::model::{IdleRow, Rest, Round};
 use crate::compare::plan::{Cell, Settings};
 use crate::error::{Failure, Result};
@@ -16,42 +17,77 @@ use crate::host::process::{CpuUse, resident_bytes};
 use crate::load::{Observer, Outcome, dial, engine};
 use crate::wire::Template;
 
-/// A candidate under one kind of traffic, once.
+/// A candidate under one kind of traffic, once; and what its server warned of.
 pub(crate) fn round(
     candidate: &Candidate,
     cell: &Cell,
     settings: &Settings,
     index: u32,
-) -> Result<Round> {
+) -> Result<(Round, Vec<String>)> {
     let server = Server::start(candidate, settings)?;
-    let mut watch = Watch::new(server.pid(), settings.cpus_in_use()?);
+    let mut watch = Watch::new(&server, candidate.is_ours(), settings.cpus_in_use()?);
     let outcome = match checked(engine::run(&cell.plan(server.addr, settings), &mut watch)) {
         Ok(outcome) => outcome,
         Err(failure) => return Err(server.explain(failure)),
     };
     let seen = watch.seen?;
-    let counters = server.stop()?;
+    let said = server.stop()?;
+    let counted = Counted::new(&said, outcome.requests, outcome.requests_ever);
     let elapsed_s = outcome.elapsed.as_secs_f64();
     let latency = outcome.latency_us();
-    let system_calls = counters["system_calls"].as_u64();
-    Ok(Round {
+    let round = Round {
         index,
         requests: outcome.requests,
+        elapsed_s,
         rps: outcome.rps(),
         per_cpu_s: outcome.requests as f64 * 1e9 / seen.server_ns.max(1) as f64,
         server_cpus_busy: seen.server_ns as f64 / 1e9 / elapsed_s,
+        sqpoll_cpus_busy: seen.sqpoll_ns as f64 / 1e9 / elapsed_s,
         client_cpus_busy: seen.client_ns as f64 / 1e9 / elapsed_s,
         p50_us: latency.p50,
         p99_us: latency.p99,
         p999_us: latency.p999,
+        p9999_us: (outcome.requests >= P9999_REQUESTS).then_some(latency.p9999),
         max_us: latency.max,
         steal_percent: seen.steal_percent,
         others_percent: seen.others_percent,
         rss_bytes: seen.rss_bytes,
-        system_calls_per_request: system_calls
-            .map(|calls| calls as f64 / outcome.requests_ever as f64),
-        completions_per_wait: counters["completions_per_wait"].as_f64(),
-    })
+        system_calls_per_request: counted.per_request("system_calls"),
+        completions_per_wait: counted.over("ring_completions", "wait_calls"),
+        sqpoll_work_share: counted.over("sqpoll_work_us", "sqpoll_cpu_us"),
+    };
+    Ok((round, said.warnings))
+}
+
+/// What a server counted by itself: in the measured window where it told, else in its whole life.
+struct Counted<'a> {
+    opened: &'a Value,
+    closed: &'a Value,
+    requests: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(said: &'a Said, requests: u64, requests_ever: u64) -> Counted<'a> {
+        match &said.reports[..] {
+            [opened, closed] => Counted { opened, closed, requests },
+            _ => Counted { opened: &Value::Null, closed: &said.last, requests: requests_ever },
+        }
+    }
+
+    fn count(&self, name: &str) -> Option<f64> {
+        let before = self.opened[name].as_u64().unwrap_or(0);
+        Some(self.closed[name].as_u64()?.saturating_sub(before) as f64)
+    }
+
+    fn per_request(&self, name: &str) -> Option<f64> {
+        Some(self.count(name)? / self.requests as f64)
+    }
+
+    /// `None` of nothing.
+    fn over(&self, name: &str, other: &str) -> Option<f64> {
+        let other = self.count(other).filter(|count| *count > 0.0)?;
+        Some(self.count(name)? / other)
+    }
 }
 
 /// System calls per request, counted by the kernel. Counting costs time, so such a run is good for
@@ -156,8 +192,10 @@ fn checked(outcome: Result<Outcome>) -> Result<Outcome> {
 }
 
 /// Reads the clocks of both sides when the window opens and closes.
-struct Watch {
-    pid: u32,
+struct Watch<'a> {
+    server: &'a Server,
+    /// Whether it tells its counters when asked.
+    reports: bool,
     cpus: Vec<usize>,
     opened: Option<(CpuUse, Ticks, u64)>,
     seen: Result<Seen>,
@@ -165,19 +203,28 @@ struct Watch {
 
 struct Seen {
     server_ns: u64,
+    sqpoll_ns: u64,
     client_ns: u64,
     steal_percent: f64,
     others_percent: f64,
     rss_bytes: u64,
 }
 
-impl Watch {
-    fn new(pid: u32, cpus: Vec<usize>) -> Watch {
-        Watch { pid, cpus, opened: None, seen: Err(Failure::new("the window never closed")) }
+impl<'a> Watch<'a> {
+    fn new(server: &'a Server, reports: bool, cpus: Vec<usize>) -> Watch<'a> {
+        let seen = Err(Failure::new("the window never closed"));
+        Watch { server, reports, cpus, opened: None, seen }
+    }
+
+    fn ask_report(&self) {
+        if self.reports {
+            self.server.ask_report();
+        }
     }
 
     fn look(&self) -> Result<Seen> {
-        let server = CpuUse::read(self.pid)?;
+        let pid = self.server.pid();
+        let server = CpuUse::read(pid)?;
         let (server_before, ticks_before, client_before) =
             self.opened.ok_or_else(|| Failure::new("the window never opened"))?;
         let server_ns = server.ns_since(server_before);
@@ -185,22 +232,25 @@ impl Watch {
         let ticks = Ticks::read(&self.cpus);
         Ok(Seen {
             server_ns,
+            sqpoll_ns: server.sqpoll_ns_since(server_before),
             client_ns,
             steal_percent: ticks.stolen_percent_since(ticks_before),
             others_percent: ticks.others_percent_since(ticks_before, server_ns + client_ns),
-            rss_bytes: resident_bytes(self.pid)?,
+            rss_bytes: resident_bytes(pid)?,
         })
     }
 }
 
-impl Observer for Watch {
+impl Observer for Watch<'_> {
     fn on_window_open(&mut self) {
-        let used = CpuUse::read(self.pid);
+        self.ask_report();
+        let used = CpuUse::read(self.server.pid());
         self.opened = used.ok().map(|used| (used, Ticks::read(&self.cpus), own_cpu_ns()));
     }
 
     fn on_window_close(&mut self) {
         self.seen = self.look();
+        self.ask_report();
     }
 }
 
@@ -236,7 +286,33 @@ impl Perf {
     }
 }
 
+/// Of fewer, the slowest one would be P99.99.
+pub(crate) const P9999_REQUESTS: u64 = 10_000;
 const IDLE_PAYLOAD_BYTES: u32 = 1024;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 const PERF_ATTACH: Duration = Duration::from_millis(400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_server_that_reports_is_counted_in_the_window_and_others_over_their_life() {
+        let counters = |calls: u64, waits: u64| json!({ "system_calls": calls, "waits": waits });
+        let mut said = Said {
+            reports: vec![counters(100, 5), counters(140, 5)],
+            last: counters(300, 30),
+            warnings: Vec::new(),
+        };
+        let counted = Counted::new(&said, 20, 60);
+        assert_eq!(counted.per_request("system_calls"), Some(2.0));
+        assert_eq!(counted.over("system_calls", "waits"), None);
+        assert_eq!(counted.per_request("unknown"), None);
+        said.reports.pop();
+        let counted = Counted::new(&said, 20, 60);
+        assert_eq!(counted.per_request("system_calls"), Some(5.0));
+        assert_eq!(counted.over("system_calls", "waits"), Some(10.0));
+    }
+}

@@ -1,24 +1,23 @@
 //! `compare`: ringpoll and others side by side, in one run on one host.
 //!
-//! Every measurement starts a fresh process, so none inherits another's memory. Rounds interleave
-//! the candidates and rotate their order, so that whatever the host does meanwhile happens to all
-//! of them.
+//! `rounds` is the machinery, which `article` shares; the rest says what is compared with what.
 
-mod candidate;
+pub(crate) mod candidate;
 mod child;
 mod goals;
-mod measure;
+pub(crate) mod measure;
 pub(crate) mod model;
 pub(crate) mod plan;
 mod progress;
+pub(crate) mod rounds;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cli::CompareArgs;
 use crate::compare::candidate::Candidate;
-use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row, Summary};
+use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
 use crate::compare::plan::{Cell, Settings};
-use crate::compare::progress::Progress;
+use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
 use crate::{load, report};
@@ -31,7 +30,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         .map_err(Failure::at(format!("create {}", args.out.display())))?;
     let mut comparison = Comparison::new(args)?;
     comparison.run(args);
-    let found = comparison.report()?;
+    let found = comparison.report();
     report::print(&found);
     let written = report::write(&found, &args.out)?;
     written.iter().for_each(|path| println!("wrote {}", path.display()));
@@ -39,19 +38,15 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
 }
 
 struct Comparison {
-    started: Instant,
     host: Host,
-    settings: Settings,
     candidates: Vec<Candidate>,
-    cells: Vec<CellReport>,
+    rounds: Rounds,
     idle: Vec<IdleRow>,
-    notes: Vec<String>,
-    progress: Progress,
 }
 
 impl Comparison {
     fn new(args: &CompareArgs) -> Result<Comparison> {
-        let pinned = plan::pinned(args)?;
+        let pinned = plan::pinned(&args.cpus)?;
         let candidates = candidate::candidates(args, pinned.is_some())?;
         let cells = plan::cells(args);
         let rows =
@@ -60,174 +55,99 @@ impl Comparison {
             cells.into_iter().map(|cell| CellReport { rows: rows(&cell), cell }).collect();
         let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
         let settings = Settings::new(args, pinned, measurements);
-        let mut notes = Vec::new();
-        match &settings.pinned {
-            Some(pinned) => notes.push(format!(
-                "Servers on CPU {:?}, client on CPU {:?}.",
-                pinned.server_cpus, pinned.client_cpus
-            )),
-            None => notes.push(
-                "One CPU for server and client: nothing is pinned, and both compete for it.".into(),
-            ),
-        }
-        let passes = settings.rounds as usize + usize::from(args.perf);
-        let steps = measurements * passes + candidates.len();
+        let by_perf = if args.perf { measurements } else { 0 };
         Ok(Comparison {
-            started: Instant::now(),
             host: Host::read()?,
-            progress: Progress::new(steps as u64),
-            settings,
+            rounds: Rounds::new(settings, cells, candidates.len() + by_perf),
             candidates,
-            cells,
             idle: Vec::new(),
-            notes,
         })
     }
 
     fn run(&mut self, args: &CompareArgs) {
-        self.notes.iter().for_each(|note| self.progress.say(note));
         if args.idle > 0 {
             self.watch_idle(args.idle, args.idle_window);
         }
-        for index in 0..self.settings.rounds {
-            if !self.round(index) {
-                self.notes.push(format!(
-                    "Stopped in round {} of {}: the time was up.",
-                    index + 1,
-                    self.settings.rounds
-                ));
-                break;
-            }
-        }
+        self.rounds.run();
         if args.perf {
             self.count_system_calls();
         }
-        self.progress.finish();
-    }
-
-    /// Measures every candidate in every cell once. `false`: the time is up.
-    fn round(&mut self, index: u32) -> bool {
-        for cell_index in 0..self.cells.len() {
-            let count = self.cells[cell_index].rows.len();
-            for turn in 0..count {
-                if self.time_is_up() {
-                    return false;
-                }
-                // Rotated, so that no candidate always follows the same one.
-                let which = (turn + index as usize + cell_index) % count;
-                self.measure(cell_index, which, index);
-                self.progress.step();
-            }
-            let name = &self.cells[cell_index].cell.name;
-            if !self.progress.is_bar() {
-                self.progress.say(&format!(
-                    "round {} of {}: {name}",
-                    index + 1,
-                    self.settings.rounds
-                ));
-            }
-        }
-        true
-    }
-
-    fn measure(&mut self, cell_index: usize, which: usize, index: u32) {
-        let CellReport { cell, rows } = &mut self.cells[cell_index];
-        let row = &mut rows[which];
-        let candidate = &row.server;
-        if row.failure.is_some() {
-            return;
-        }
-        self.progress.show(&format!("round {}, {}: {candidate}", index + 1, cell.name));
-        match measure::round(candidate, cell, &self.settings, index) {
-            Ok(round) => row.rounds.push(round),
-            Err(failure) => {
-                self.progress.say(&format!("{}, {candidate}: {failure}", cell.name));
-                row.failure = Some(failure.to_string());
-            }
-        }
+        self.rounds.progress.finish();
     }
 
     fn watch_idle(&mut self, wanted: u32, window: Duration) {
         let fds = host::fds_up_to(load::fds_needed(wanted, 0));
         let connections = u64::from(wanted).min(fds.saturating_sub(load::fds_needed(0, 0))) as u32;
         if connections < wanted {
-            self.note(format!(
+            self.rounds.note(format!(
                 "{connections} idle connections instead of {wanted}: \
                  {fds} file descriptors are allowed."
             ));
         }
+        let Rounds { settings, progress, .. } = &self.rounds;
         for candidate in &self.candidates {
             if !candidate.suits_idle() {
-                self.progress.step();
+                progress.step();
                 continue;
             }
-            self.progress.show(&format!("{connections} idle connections: {candidate}"));
+            progress.show(&format!("{connections} idle connections: {candidate}"));
             // In a hurry only our own servers are watched doing nothing.
-            let watched = candidate.is_ours() || !self.settings.quick;
-            let row =
-                measure::idle(candidate, connections, watched.then_some(window), &self.settings);
+            let watched = candidate.is_ours() || !settings.quick;
+            let row = measure::idle(candidate, connections, watched.then_some(window), settings);
             if let Some(failure) = &row.failure {
-                self.progress.say(&format!("idle connections, {candidate}: {failure}"));
+                progress.say(&format!("idle connections, {candidate}: {failure}"));
             }
             self.idle.push(row);
-            self.progress.step();
+            progress.step();
         }
     }
 
     fn count_system_calls(&mut self) {
-        let deadline = self.settings.quick.then(|| self.started + QUICK_MAX);
-        for CellReport { cell, rows } in &mut self.cells {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                self.notes.push(format!("perf, {}: not counted, the time was up.", cell.name));
+        let mut notes = Vec::new();
+        for cell_index in 0..self.rounds.cells.len() {
+            let late = self.rounds.time_is_up();
+            let Rounds { settings, progress, cells, .. } = &mut self.rounds;
+            let CellReport { cell, rows } = &mut cells[cell_index];
+            if late {
+                notes.push(format!("perf, {}: not counted, the time was up.", cell.name));
                 continue;
             }
             for row in rows {
-                self.progress.step();
+                progress.step();
                 if row.failure.is_some() {
                     continue;
                 }
                 let candidate = &row.server;
-                self.progress.show(&format!("perf, {}: {candidate}", cell.name));
-                match measure::system_calls_by_perf(candidate, cell, &self.settings) {
+                progress.show(&format!("perf, {}: {candidate}", cell.name));
+                match measure::system_calls_by_perf(candidate, cell, settings) {
                     Ok(calls) => row.system_calls_by_perf = Some(calls),
                     Err(failure) => {
-                        self.notes.push(format!("perf, {}, {candidate}: {failure}", cell.name));
+                        notes.push(format!("perf, {}, {candidate}: {failure}", cell.name));
                     }
                 }
             }
         }
+        self.rounds.notes.extend(notes);
     }
 
-    fn note(&mut self, note: String) {
-        self.progress.say(&note);
-        self.notes.push(note);
-    }
-
-    fn time_is_up(&self) -> bool {
-        self.settings.quick && self.started.elapsed() >= QUICK_MAX
-    }
-
-    fn report(mut self) -> Result<Report> {
-        for CellReport { rows, .. } in &mut self.cells {
-            summarize(rows);
-        }
-        if self.cells.iter().all(|report| report.rows.iter().all(|row| row.rounds.is_empty())) {
-            self.notes.push("No candidate could be measured.".into());
-        }
-        Ok(Report {
-            goals: goals::judge(&self.candidates, &self.cells, &self.idle),
+    fn report(self) -> Report {
+        let elapsed_s = self.rounds.elapsed().as_secs_f64();
+        let Rounds { settings, mut cells, notes, .. } = self.rounds;
+        cells.iter_mut().for_each(|report| set_ratios(&mut report.rows));
+        Report {
+            goals: goals::judge(&self.candidates, &cells, &self.idle),
             candidates: self.candidates.iter().map(Candidate::to_string).collect(),
             host: self.host,
-            settings: self.settings,
-            cells: self.cells,
+            settings,
+            cells,
             idle: self.idle,
-            notes: self.notes,
-            elapsed_s: self.started.elapsed().as_secs_f64(),
-        })
+            notes,
+            elapsed_s,
+        }
     }
 }
 
-fn summarize(rows: &mut [Row]) {
+fn set_ratios(rows: &mut [Row]) {
     for index in 0..rows.len() {
         let over = |names: &[&str], figure| {
             let other = rows.iter().find(|row| names.contains(&row.candidate.as_str()))?;
@@ -240,13 +160,8 @@ fn summarize(rows: &mut [Row]) {
         let (over_bare, over_epoll) = (rate(&["bare-epoll"]), rate(&[goals::OUR_EPOLL]));
         let p50_over_tokio = over(&["tokio"], Figure::P50);
         let row = &mut rows[index];
-        row.summary = Summary::of(&row.rounds);
         (row.over_tokio, row.over_framed) = (over_tokio, over_framed);
         (row.over_bare, row.over_bare_ring) = (over_bare, over_bare_ring);
         (row.over_epoll, row.p50_over_tokio) = (over_epoll, p50_over_tokio);
     }
 }
-
-/// No measurement of `--quick` starts later than this. One takes a second; a server that stalls
-/// takes three more, one that does not stop eight.
-const QUICK_MAX: Duration = Duration::from_secs(72);

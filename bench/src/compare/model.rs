@@ -46,6 +46,8 @@ pub(crate) struct Row {
     pub(crate) rounds: Vec<Round>,
     /// Why there are fewer rounds than the others have.
     pub(crate) failure: Option<String>,
+    /// What its servers warned of, each once.
+    pub(crate) warnings: Vec<String>,
     pub(crate) summary: Option<Summary>,
     /// Requests per CPU-second over those of the peer, of the same rounds.
     pub(crate) over_tokio: Option<Spread>,
@@ -67,40 +69,55 @@ pub(crate) struct Round {
     /// Which round; rounds of the same number ran within seconds of each other.
     pub(crate) index: u32,
     pub(crate) requests: u64,
+    pub(crate) elapsed_s: f64,
     pub(crate) rps: f64,
     /// Requests per second of the server's CPU time, all its threads.
     pub(crate) per_cpu_s: f64,
     /// CPUs the server and the client kept busy.
     pub(crate) server_cpus_busy: f64,
+    /// Of the server's, those on which the kernel polled its rings.
+    pub(crate) sqpoll_cpus_busy: f64,
     pub(crate) client_cpus_busy: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
+    /// `None` of too few requests to have one.
+    pub(crate) p9999_us: Option<f64>,
     pub(crate) max_us: f64,
     /// Time a hypervisor took from the CPUs in use, in percent.
     pub(crate) steal_percent: f64,
     /// Time of those CPUs that went to other processes, in percent.
     pub(crate) others_percent: f64,
     pub(crate) rss_bytes: u64,
-    /// By the server's own count, over its whole life.
+    /// By the server's own count: ours in the measured window, a peer over its whole life.
     pub(crate) system_calls_per_request: Option<f64>,
     /// What one visit to the kernel brought back; `None` without a ring.
     pub(crate) completions_per_wait: Option<f64>,
+    /// Of the time of the threads that poll, the part in which they worked, by the server's own
+    /// count; `None` without such threads.
+    pub(crate) sqpoll_work_share: Option<f64>,
 }
 
 /// What two rows are compared by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Figure {
+    RequestsPerSecond,
     RequestsPerCpuSecond,
     P50,
+    P99,
+    P9999,
     SystemCallsPerRequest,
 }
 
 impl Figure {
-    fn of(self, round: &Round) -> Option<f64> {
+    pub(crate) fn of(self, round: &Round) -> Option<f64> {
         match self {
+            Figure::RequestsPerSecond => Some(round.rps),
             Figure::RequestsPerCpuSecond => Some(round.per_cpu_s),
             Figure::P50 => Some(round.p50_us),
+            Figure::P99 => Some(round.p99_us),
+            Figure::P9999 => round.p9999_us,
             Figure::SystemCallsPerRequest => round.system_calls_per_request,
         }
     }
@@ -109,8 +126,11 @@ impl Figure {
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Figure::RequestsPerSecond => "requests/s",
             Figure::RequestsPerCpuSecond => "requests per CPU-second",
             Figure::P50 => "P50",
+            Figure::P99 => "P99",
+            Figure::P9999 => "P99.99",
             Figure::SystemCallsPerRequest => "system calls per request",
         })
     }
@@ -123,10 +143,19 @@ pub(crate) struct Summary {
     pub(crate) per_cpu_s: Spread,
     pub(crate) p50_us: Spread,
     pub(crate) p99_us: Spread,
+    pub(crate) p9999_us: Option<Spread>,
+    pub(crate) server_cpus_busy: Spread,
+    pub(crate) sqpoll_cpus_busy: Spread,
+    pub(crate) client_cpus_busy: Spread,
     pub(crate) steal_percent: Spread,
     pub(crate) others_percent: Spread,
     pub(crate) rss_bytes: Spread,
     pub(crate) system_calls_per_request: Option<Spread>,
+    /// Of the server's CPU time, what the kernel's threads took that poll its rings; `None` where
+    /// there are none.
+    pub(crate) sqpoll_percent: Option<Spread>,
+    /// Of that time, the part in which they worked.
+    pub(crate) sqpoll_work_percent: Option<Spread>,
 }
 
 /// Median, least and greatest.
@@ -188,17 +217,25 @@ impl Spread {
 impl Summary {
     pub(crate) fn of(rounds: &[Round]) -> Option<Summary> {
         let spread = |value: fn(&Round) -> f64| Spread::of(rounds.iter().map(value));
+        let some = |value: fn(&Round) -> Option<f64>| Spread::of(rounds.iter().filter_map(value));
         Some(Summary {
             rps: spread(|round| round.rps)?,
             per_cpu_s: spread(|round| round.per_cpu_s)?,
             p50_us: spread(|round| round.p50_us)?,
             p99_us: spread(|round| round.p99_us)?,
+            p9999_us: some(|round| round.p9999_us),
+            server_cpus_busy: spread(|round| round.server_cpus_busy)?,
+            sqpoll_cpus_busy: spread(|round| round.sqpoll_cpus_busy)?,
+            client_cpus_busy: spread(|round| round.client_cpus_busy)?,
             steal_percent: spread(|round| round.steal_percent)?,
             others_percent: spread(|round| round.others_percent)?,
             rss_bytes: spread(|round| round.rss_bytes as f64)?,
-            system_calls_per_request: Spread::of(
-                rounds.iter().filter_map(|round| round.system_calls_per_request),
-            ),
+            system_calls_per_request: some(|round| round.system_calls_per_request),
+            sqpoll_percent: some(|round| {
+                let share = round.sqpoll_cpus_busy / round.server_cpus_busy;
+                (round.sqpoll_cpus_busy > 0.0).then_some(share * 100.0)
+            }),
+            sqpoll_work_percent: some(|round| round.sqpoll_work_share.map(|share| share * 100.0)),
         })
     }
 }
@@ -210,6 +247,7 @@ impl Row {
             server: candidate.clone(),
             rounds: Vec::new(),
             failure: None,
+            warnings: Vec::new(),
             summary: None,
             over_tokio: None,
             over_bare: None,
@@ -218,6 +256,15 @@ impl Row {
             over_epoll: None,
             p50_over_tokio: None,
             system_calls_by_perf: None,
+        }
+    }
+
+    pub(crate) fn add(&mut self, round: Round, warnings: Vec<String>) {
+        self.rounds.push(round);
+        for warning in warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
         }
     }
 
@@ -244,19 +291,23 @@ pub(crate) mod tests {
         Round {
             index,
             requests: 1,
+            elapsed_s: 1.0,
             rps: per_cpu_s,
             per_cpu_s,
             server_cpus_busy: 1.0,
+            sqpoll_cpus_busy: 0.0,
             client_cpus_busy: 1.0,
             p50_us: 1.0,
             p99_us: 2.0,
             p999_us: 3.0,
+            p9999_us: Some(3.5),
             max_us: 4.0,
             steal_percent: 0.0,
             others_percent: 0.0,
             rss_bytes: 4096,
             system_calls_per_request: None,
             completions_per_wait: None,
+            sqpoll_work_share: None,
         }
     }
 
@@ -267,6 +318,7 @@ pub(crate) mod tests {
             summary: Summary::of(&rounds),
             rounds,
             failure: None,
+            warnings: Vec::new(),
             over_tokio: None,
             over_bare: None,
             over_framed: None,
@@ -282,6 +334,16 @@ pub(crate) mod tests {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn threads_that_poll_have_a_share_of_the_servers_time_where_there_are_any() {
+        let polled =
+            Round { sqpoll_cpus_busy: 0.25, sqpoll_work_share: Some(0.5), ..round(0, 1.0) };
+        let summary = Summary::of(&[polled]).unwrap();
+        assert_eq!(summary.sqpoll_percent.map(|percent| percent.median), Some(25.0));
+        assert_eq!(summary.sqpoll_work_percent.map(|percent| percent.median), Some(50.0));
+        assert!(Summary::of(&[round(0, 1.0)]).unwrap().sqpoll_percent.is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cli::CompareArgs;
+use crate::cli::{CompareArgs, CpuArgs, CpuList};
 use crate::error::{Failure, Result};
 use crate::host::cpu;
 use crate::load::Plan;
@@ -42,6 +42,7 @@ impl Cell {
             rate: None,
             warmup: Duration::from_secs_f64(settings.warmup_s),
             duration: Duration::from_secs_f64(settings.duration_s),
+            requests_max: settings.requests_max,
             timeout: settings.timeout(),
         }
     }
@@ -54,6 +55,10 @@ pub(crate) struct Settings {
     pub(crate) rounds: u32,
     pub(crate) duration_s: f64,
     pub(crate) warmup_s: f64,
+    /// So many replies end a measurement sooner.
+    pub(crate) requests_max: Option<u64>,
+    /// No measurement starts later than this; `None` is no bound.
+    pub(crate) time_max_s: Option<f64>,
     /// `None`: nothing is pinned.
     pub(crate) pinned: Option<Pinned>,
     pub(crate) frame_max: u32,
@@ -63,6 +68,8 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Pinned {
     pub(crate) server_cpus: Vec<usize>,
+    /// Of the kernel's threads that poll a server's rings; empty: beside the server.
+    pub(crate) sqpoll_cpus: Vec<usize>,
     pub(crate) client_cpus: Vec<usize>,
 }
 
@@ -84,10 +91,27 @@ impl Settings {
             quick: args.quick,
             rounds,
             duration_s: duration.as_secs_f64(),
-            warmup_s: (duration.as_secs_f64() / 5.0).min(0.3),
+            warmup_s: warmup_s(duration),
+            requests_max: None,
+            time_max_s: args.quick.then_some(QUICK_MAX_S),
             pinned,
             frame_max: args.frame_max.0,
             program_version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+
+    /// Who runs where.
+    pub(crate) fn cpus(&self) -> String {
+        match &self.pinned {
+            Some(Pinned { server_cpus, sqpoll_cpus, client_cpus }) => {
+                let sqpoll = match &sqpoll_cpus[..] {
+                    [] => String::new(),
+                    cpus => format!(", SQPOLL threads on CPU {cpus:?}"),
+                };
+                format!("Servers on CPU {server_cpus:?}{sqpoll}, client on CPU {client_cpus:?}.")
+            }
+            None => "One CPU for server and client: nothing is pinned, and both compete for it."
+                .to_owned(),
         }
     }
 
@@ -98,7 +122,10 @@ impl Settings {
     /// The CPUs whose stolen time matters.
     pub(crate) fn cpus_in_use(&self) -> Result<Vec<usize>> {
         match &self.pinned {
-            Some(pinned) => Ok([&pinned.server_cpus[..], &pinned.client_cpus[..]].concat()),
+            Some(pinned) => {
+                let Pinned { server_cpus, sqpoll_cpus, client_cpus } = pinned;
+                Ok([&server_cpus[..], sqpoll_cpus, client_cpus].concat())
+            }
             None => cpu::allowed(),
         }
     }
@@ -126,41 +153,42 @@ pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
 }
 
 /// Server and client on CPUs of their own, where there are two.
-pub(crate) fn pinned(args: &CompareArgs) -> Result<Option<Pinned>> {
+pub(crate) fn pinned(args: &CpuArgs) -> Result<Option<Pinned>> {
     let allowed = cpu::allowed()?;
-    for cpus in [&args.server_cpus, &args.client_cpus].into_iter().flatten() {
-        if let Some(cpu) = cpus.0.iter().find(|cpu| !allowed.contains(cpu)) {
-            return Err(Failure::new(format!(
-                "cpu {cpu}: not among the allowed ones, {allowed:?}"
-            )));
-        }
-    }
+    args.check(&allowed)?;
     if allowed.len() < 2 {
         return Ok(None);
     }
-    let server_cpus = args.server_cpus.as_ref().map_or_else(
-        || {
-            allowed
-                .iter()
-                .copied()
-                .find(|cpu| !args.client_cpus.as_ref().is_some_and(|list| list.0.contains(cpu)))
-                .into_iter()
-                .collect()
-        },
-        |list| list.0.clone(),
-    );
-    let client_cpus = args.client_cpus.as_ref().map_or_else(
-        || allowed.iter().copied().find(|cpu| !server_cpus.contains(cpu)).into_iter().collect(),
-        |list| list.0.clone(),
-    );
-    if server_cpus.is_empty() || client_cpus.is_empty() {
-        return Err(Failure::new(
-            "--server-cpus, --client-cpus: no CPU is left for the other side",
-        ));
-    }
-    Ok(Some(Pinned { server_cpus, client_cpus }))
+    let first_but = |taken: &[usize]| -> Vec<usize> {
+        allowed.iter().copied().find(|cpu| !taken.contains(cpu)).into_iter().collect()
+    };
+    let list = |list: &Option<CpuList>| list.as_ref().map(|list| list.0.clone());
+    let client_cpus = list(&args.client_cpus);
+    let server_cpus = list(&args.server_cpus)
+        .unwrap_or_else(|| first_but(client_cpus.as_deref().unwrap_or_default()));
+    let client_cpus = client_cpus.unwrap_or_else(|| first_but(&server_cpus));
+    Pinned { server_cpus, sqpoll_cpus: Vec::new(), client_cpus }.checked().map(Some)
 }
 
+impl Pinned {
+    pub(crate) fn checked(self) -> Result<Pinned> {
+        if self.server_cpus.is_empty() || self.client_cpus.is_empty() {
+            return Err(Failure::new(
+                "--server-cpus, --client-cpus: no CPU is left for the other side",
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// Traffic before a measurement of that length.
+pub(crate) fn warmup_s(duration: Duration) -> f64 {
+    (duration.as_secs_f64() / 5.0).min(0.3)
+}
+
+/// No measurement of `--quick` starts later than this. One takes a second; a server that stalls
+/// takes three more, one that does not stop eight.
+const QUICK_MAX_S: f64 = 72.0;
 /// Of the 90 seconds of `--quick`, those for the rounds; the rest is for the idle rows, the report,
 /// and bad luck.
 const QUICK_ROUNDS_S: f64 = 48.0;

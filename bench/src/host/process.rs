@@ -10,6 +10,8 @@ use crate::host::TICK_NS;
 pub(crate) struct CpuUse {
     /// Of its living threads, to the nanosecond.
     threads_ns: u64,
+    /// Of those, the ones in which the kernel polls rings for the process.
+    sqpoll_ns: u64,
     /// How often its living threads were put on a CPU. A thread that never ran made no system
     /// call.
     runs: u64,
@@ -26,7 +28,12 @@ impl CpuUse {
             // A thread may exit between the listing and the read; `process_ns` has what it used.
             let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
             let mut columns = text.split_whitespace().map(|column| column.parse().unwrap_or(0));
-            used.threads_ns += columns.next().unwrap_or(0);
+            let ns = columns.next().unwrap_or(0);
+            used.threads_ns += ns;
+            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if name.starts_with(SQPOLL_NAME) {
+                used.sqpoll_ns += ns;
+            }
             used.runs += columns.nth(1).unwrap_or(0);
             used.thread_count += 1;
         }
@@ -45,6 +52,11 @@ impl CpuUse {
         let coarse = self.process_ns.saturating_sub(earlier.process_ns);
         let error = TICK_NS * 2 * (self.thread_count + 1) + exact / 10;
         if coarse > exact + error { coarse } else { exact }
+    }
+
+    /// What the kernel threads that poll took since `earlier`; it is part of the whole.
+    pub(crate) fn sqpoll_ns_since(self, earlier: CpuUse) -> u64 {
+        self.sqpoll_ns.saturating_sub(earlier.sqpoll_ns)
     }
 
     pub(crate) fn runs_since(self, earlier: CpuUse) -> u64 {
@@ -76,6 +88,9 @@ fn process_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
+/// What the kernel calls them, before the number of the thread that set up their ring.
+const SQPOLL_NAME: &str = "iou-sqp-";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,12 +116,31 @@ mod tests {
 
     #[test]
     fn threads_that_exited_are_not_forgotten() {
-        let before = CpuUse { threads_ns: 0, runs: 0, process_ns: 0, thread_count: 2 };
-        let after =
-            CpuUse { threads_ns: 5_000_000, runs: 1, process_ns: 900_000_000, thread_count: 1 };
-        assert_eq!(after.ns_since(before), 900_000_000);
-        let steady =
-            CpuUse { threads_ns: 880_000_000, runs: 1, process_ns: 900_000_000, thread_count: 2 };
+        let of = |threads_ns, process_ns, thread_count| CpuUse {
+            threads_ns,
+            process_ns,
+            thread_count,
+            ..CpuUse::default()
+        };
+        let before = of(0, 0, 2);
+        assert_eq!(of(5_000_000, 900_000_000, 1).ns_since(before), 900_000_000);
+        let steady = of(880_000_000, 900_000_000, 2);
         assert_eq!(steady.ns_since(before), 880_000_000);
+    }
+
+    #[test]
+    fn threads_that_poll_for_the_kernel_are_counted_apart() {
+        let pid = std::process::id();
+        let before = CpuUse::read(pid).unwrap();
+        let polls = std::thread::Builder::new().name(format!("{SQPOLL_NAME}7"));
+        let used = polls.spawn(move || {
+            let mut sum = 0u64;
+            (0..1000).find_map(|_| {
+                (0..1_000_000u64).for_each(|n| sum = std::hint::black_box(sum ^ n));
+                let used = CpuUse::read(pid).unwrap();
+                Some(used.sqpoll_ns_since(before)).filter(|ns| (1..=used.threads_ns).contains(ns))
+            })
+        });
+        assert!(used.unwrap().join().unwrap().is_some());
     }
 }

@@ -137,17 +137,21 @@ impl<'a> Engine<'a> {
         self.clients.iter_mut().flatten().for_each(Client::forget_scheduled);
     }
 
-    /// Runs until that much time has passed since the start.
+    /// Runs until that much time has passed since the start, or the window has all its replies.
     fn run_until(&mut self, end: Duration) -> Result<()> {
         loop {
             let now = self.started.elapsed();
-            if now >= end {
+            if now >= end || self.has_all_replies() {
                 return Ok(());
             }
             let due = self.send_due(now);
             self.check_alive()?;
             self.turn(due.map_or(end, |due| due.min(end)) - now)?;
         }
+    }
+
+    fn has_all_replies(&self) -> bool {
+        self.plan.requests_max.is_some_and(|max| self.tally.replies_measured >= max)
     }
 
     /// A window in which the server got no CPU is no measurement: it stays open until one reply is

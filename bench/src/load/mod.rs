@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) rate: Option<f64>,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
+    /// So many replies end the measurement before its time is up; never later.
+    pub(crate) requests_max: Option<u64>,
     /// How long the server may take to accept a connection or to answer anything.
     pub(crate) timeout: Duration,
 }
@@ -121,6 +123,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         rate: args.rate,
         warmup: args.warmup.unwrap_or((args.duration / 10).min(Duration::from_secs(1))),
         duration: args.duration,
+        requests_max: None,
         timeout: args.timeout,
     };
     let outcome =

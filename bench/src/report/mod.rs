@@ -1,5 +1,6 @@
-//! A comparison for people (tables on the terminal, one HTML page) and for programs (JSON).
+//! What was measured, for people (tables on the terminal, one HTML page) and for programs (JSON).
 
+mod article;
 mod page;
 mod plot;
 mod table;
@@ -8,18 +9,30 @@ mod text;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
+pub(crate) use self::article::print as print_article;
 pub(crate) use self::table::print;
+use crate::article::Report as Article;
 use crate::compare::model::Report;
 use crate::error::{Failure, Result};
 
 /// Writes `compare.json` and `compare.html` into a directory; returns their paths.
 pub(crate) fn write(report: &Report, dir: &Path) -> Result<[PathBuf; 2]> {
+    write_as("compare", report, page::render(report)?, dir)
+}
+
+/// Writes `article.json` and `article.html` into a directory; returns their paths.
+pub(crate) fn write_article(report: &Article, dir: &Path) -> Result<[PathBuf; 2]> {
+    write_as("article", report, article::render(report)?, dir)
+}
+
+fn write_as(name: &str, report: &impl Serialize, html: String, dir: &Path) -> Result<[PathBuf; 2]> {
     let json =
         serde_json::to_string_pretty(report).map_err(Failure::at("write the report as JSON"))?;
-    let files = [("compare.json", json), ("compare.html", page::render(report)?)];
     fs::create_dir_all(dir).map_err(Failure::at(format!("create {}", dir.display())))?;
-    let [json, html] = files.map(|(name, text)| {
-        let path = dir.join(name);
+    let [json, html] = [("json", json), ("html", html)].map(|(extension, text)| {
+        let path = dir.join(name).with_extension(extension);
         let written = fs::write(&path, text);
         written.map_err(Failure::at(format!("write {}", path.display()))).map(|()| path)
     });

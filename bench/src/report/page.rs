@@ -4,7 +4,9 @@ use askama::Template;
 
 use super::{plot, text};
 use crate::compare::model::{CellReport, Report};
+use crate::compare::plan::Settings;
 use crate::error::{Failure, Result};
+use crate::host::Host;
 
 #[derive(Template)]
 #[template(path = "report.html")]
@@ -42,7 +44,9 @@ pub(super) fn render(report: &Report) -> Result<String> {
     let page = Page {
         legend: &report.candidates,
         colors: plot::COLORS,
-        over_connections: plot::over_connections(report),
+        over_connections: plot::over_connections(&report.candidates, &report.cells, |summary| {
+            summary.per_cpu_s
+        }),
         cells: report.cells.iter().map(|cell| view(report, cell)).collect(),
         idle_head: &text::IDLE_HEAD,
         idle: report.idle.iter().map(text::idle).collect(),
@@ -54,8 +58,8 @@ pub(super) fn render(report: &Report) -> Result<String> {
             .collect(),
         met_count: judged.clone().filter(|met| *met).count(),
         judged_count: judged.count(),
-        host: host(report),
-        notes: report.notes.iter().cloned().chain(text::failures(report)).collect(),
+        host: host(&report.host, &report.settings, report.elapsed_s),
+        notes: [&report.notes[..], &text::remarks(report.cells.iter(), &report.idle)].concat(),
     };
     page.render().map_err(Failure::at("write the report as HTML"))
 }
@@ -81,17 +85,25 @@ fn view<'a>(report: &Report, cell: &'a CellReport) -> CellView<'a> {
     }
 }
 
-fn host(report: &Report) -> Vec<(&'static str, String)> {
-    let (host, settings) = (&report.host, &report.settings);
-    let pinned = settings.pinned.as_ref().map_or_else(
-        || "nothing pinned".to_owned(),
-        |pinned| format!("servers on {:?}, client on {:?}", pinned.server_cpus, pinned.client_cpus),
-    );
+/// Where and how it was measured.
+pub(super) fn host(
+    host: &Host,
+    settings: &Settings,
+    elapsed_s: f64,
+) -> Vec<(&'static str, String)> {
     let optional = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
     vec![
         ("kernel", host.kernel.clone()),
         ("CPU", host.cpu_model.clone()),
-        ("CPUs", format!("{} allowed of {}; {pinned}", host.cpus_allowed.len(), host.cpus_online)),
+        (
+            "CPUs",
+            format!(
+                "{} of {} allowed. {}",
+                host.cpus_allowed.len(),
+                host.cpus_online,
+                settings.cpus()
+            ),
+        ),
         ("CPU quota", host.cpu_quota.map_or("none".into(), |cpus| format!("{cpus:.2} CPUs"))),
         ("congestion control", optional(host.congestion_control.clone())),
         ("somaxconn", optional(host.somaxconn.map(|count| count.to_string()))),
@@ -100,7 +112,7 @@ fn host(report: &Report) -> Vec<(&'static str, String)> {
             format!(
                 "{} × {:.2} s after {:.2} s of warm-up, candidates interleaved and \
                  rotated; {:.0} s in all",
-                settings.rounds, settings.duration_s, settings.warmup_s, report.elapsed_s
+                settings.rounds, settings.duration_s, settings.warmup_s, elapsed_s
             ),
         ),
         ("ringpoll-bench", settings.program_version.to_owned()),

@@ -58,15 +58,20 @@ pub(super) fn latencies(report: &Report, cell: &CellReport) -> String {
     })
 }
 
-/// Requests per CPU-second over the number of connections, for rows of one depth.
-pub(super) fn over_connections(report: &Report) -> Option<String> {
+/// A figure over the number of connections, for rows of one request in flight. `candidates` are
+/// those of the legend.
+pub(super) fn over_connections(
+    candidates: &[String],
+    cells: &[CellReport],
+    figure: fn(&Summary) -> Spread,
+) -> Option<String> {
     let cells: Vec<_> =
-        report.cells.iter().filter(|cell| cell.cell.idle == 0 && cell.cell.depth == 1).collect();
-    let lines: Vec<(usize, Vec<(f64, f64)>)> = (report.candidates.iter().enumerate())
+        cells.iter().filter(|cell| cell.cell.idle == 0 && cell.cell.depth == 1).collect();
+    let lines: Vec<(usize, Vec<(f64, f64)>)> = (candidates.iter().enumerate())
         .map(|(index, candidate)| {
             let point = |cell: &&CellReport| {
                 let summary = cell.row(candidate)?.summary.as_ref()?;
-                Some((f64::from(cell.cell.connections), summary.per_cpu_s.median))
+                Some((f64::from(cell.cell.connections), figure(summary).median))
             };
             let mut points: Vec<_> = cells.iter().filter_map(point).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -93,6 +98,8 @@ fn draw_lines(
     top: f64,
 ) -> Drawn {
     let area = backend.into_drawing_area();
+    // Of more than a decade the powers of ten: more labels would lie on each other.
+    let x_labels = if across.end > across.start * 10.0 { 5 } else { 10 };
     let mut chart = ChartBuilder::on(&area)
         .margin(12)
         // Half of the last label stands beyond the axis.
@@ -107,6 +114,7 @@ fn draw_lines(
         .light_line_style(TRANSPARENT)
         .axis_style(INK)
         .label_style(("sans-serif", FONT).into_font().color(&INK))
+        .x_labels(x_labels)
         .x_desc("connections")
         .y_labels(6)
         .x_label_formatter(&|x| format!("{x:.0}"))

@@ -22,7 +22,7 @@ pub(crate) fn print(report: &Report) {
     if !report.goals.is_empty() {
         text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal)));
     }
-    for line in report.notes.iter().chain(&text::failures(report)) {
+    for line in report.notes.iter().chain(&text::remarks(report.cells.iter(), &report.idle)) {
         text += &format!("{line}\n");
     }
     text += &format!(
@@ -34,9 +34,9 @@ pub(crate) fn print(report: &Report) {
 }
 
 /// The first column is words, the others figures.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
+pub(super) fn table<S: AsRef<str>>(head: &[S], rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(head.to_vec()).add_rows(rows);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(head.iter().map(AsRef::as_ref)).add_rows(rows);
     // A pipe has no width, and a table folded to a guessed one is hard to search.
     let folded = std::io::stdout().is_terminal();
     table.set_content_arrangement(if folded {

@@ -1,8 +1,8 @@
 //! Figures as people read them; shared by the terminal's table and the page.
 
-use crate::compare::model::{CellReport, Goal, IdleRow, Report, Row, Spread};
+use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread};
 
-pub(super) const ROW_HEAD: [&str; 14] = [
+pub(super) const ROW_HEAD: [&str; 16] = [
     "candidate",
     "requests/s",
     "per CPU-second",
@@ -11,6 +11,8 @@ pub(super) const ROW_HEAD: [&str; 14] = [
     "steal %",
     "others %",
     "calls/request",
+    "SQPOLL % of CPU",
+    "of it at work %",
     "RSS MiB",
     "/ tokio",
     "/ tokio-framed",
@@ -54,6 +56,8 @@ fn row(row: &Row) -> Vec<String> {
             format!("{:.1}", summary.steal_percent.max),
             format!("{:.0}", summary.others_percent.max),
             calls(row),
+            percent(summary.sqpoll_percent),
+            percent(summary.sqpoll_work_percent),
             format!("{:.1}", summary.rss_bytes.median / f64::from(1 << 20)),
             ratio(row.over_tokio),
             ratio(row.over_framed),
@@ -62,35 +66,47 @@ fn row(row: &Row) -> Vec<String> {
             ratio(row.over_epoll),
         ]);
     } else {
-        columns.push(if row.failure.is_some() { "failed" } else { "not measured" }.to_owned());
+        columns.push(missing(row).to_owned());
     }
     columns.resize(ROW_HEAD.len(), NOTHING.to_owned());
     columns
 }
 
-/// What the columns have no room for: why a row failed. What stopped a candidate everywhere is
-/// said once.
-pub(super) fn failures(report: &Report) -> Vec<String> {
-    let rows = report.cells.iter().flat_map(|CellReport { cell, rows }| {
-        rows.iter().filter_map(|row| {
-            let failure = row.failure.as_ref()?;
-            Some((&row.candidate, row.rounds.len(), failure, cell.name.as_str()))
-        })
+/// Why a row has no figures.
+pub(super) fn missing(row: &Row) -> &'static str {
+    if row.failure.is_some() { "failed" } else { "not measured" }
+}
+
+/// What the columns have no room for: why rows failed, what servers warned of. What concerns a
+/// candidate everywhere is said once.
+pub(super) fn remarks<'a>(
+    cells: impl Iterator<Item = &'a CellReport> + Clone,
+    idle: &'a [IdleRow],
+) -> Vec<String> {
+    let rows = cells.flat_map(|CellReport { cell, rows }| rows.iter().map(move |row| (cell, row)));
+    let failed = rows.clone().filter_map(|(cell, row)| {
+        let count = row.rounds.len();
+        let what = format!("failed after {count} rounds: {}", row.failure.as_ref()?);
+        Some((row.candidate.as_str(), what, cell.name.as_str()))
     });
-    let idle = report
-        .idle
-        .iter()
-        .filter_map(|row| Some((&row.candidate, 0, row.failure.as_ref()?, "idle connections")));
+    let idle = idle.iter().filter_map(|row| {
+        let what = format!("failed after 0 rounds: {}", row.failure.as_ref()?);
+        Some((row.candidate.as_str(), what, "idle connections"))
+    });
+    let warned = rows.flat_map(|(cell, row)| {
+        let what = row.warnings.iter().map(|warning| format!("warning: {warning}"));
+        what.map(|what| (row.candidate.as_str(), what, cell.name.as_str()))
+    });
     let mut groups: Vec<(_, Vec<&str>)> = Vec::new();
-    for (candidate, rounds, failure, place) in rows.chain(idle) {
-        let key = (candidate, rounds, failure);
+    for (candidate, what, place) in failed.chain(idle).chain(warned) {
+        let key = (candidate, what);
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, places)) => places.push(place),
             None => groups.push((key, vec![place])),
         }
     }
-    let line = |((candidate, rounds, failure), places): (_, Vec<&str>)| {
-        format!("{candidate}: failed after {rounds} rounds: {failure} ({})", places.join("; "))
+    let line = |((candidate, what), places): (_, Vec<&str>)| {
+        format!("{candidate}: {what} ({})", places.join("; "))
     };
     groups.into_iter().map(line).collect()
 }
@@ -144,15 +160,22 @@ fn figure(value: f64) -> String {
     if value >= 10.0 || value == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
 }
 
-fn ratio(value: Option<Spread>) -> String {
-    value.map_or(NOTHING.to_owned(), |value| spread(value, |ratio| format!("{ratio:.2}")))
+pub(super) fn ratio(value: Option<Spread>) -> String {
+    value.map_or(NOTHING.to_owned(), |value| spread(value, few))
+}
+
+fn percent(value: Option<Spread>) -> String {
+    value.map_or(NOTHING.to_owned(), |value| format!("{:.0}", value.median))
+}
+
+/// A small number. Below a tenth, two digits would be one.
+pub(super) fn few(value: f64) -> String {
+    if value < 0.1 { format!("{value:.3}") } else { format!("{value:.2}") }
 }
 
 fn calls(row: &Row) -> String {
     let counted = row.summary.as_ref().and_then(|summary| summary.system_calls_per_request);
-    // Below a tenth, two digits would be one.
-    let show = |calls: f64| if calls < 0.1 { format!("{calls:.3}") } else { format!("{calls:.2}") };
-    match (counted.map(|counted| show(counted.median)), row.system_calls_by_perf.map(show)) {
+    match (counted.map(|counted| few(counted.median)), row.system_calls_by_perf.map(few)) {
         (Some(counted), Some(perf)) => format!("{counted} (perf {perf})"),
         (Some(counted), None) => counted,
         (None, Some(perf)) => format!("perf {perf}"),
@@ -161,7 +184,7 @@ fn calls(row: &Row) -> String {
 }
 
 /// A column without a figure.
-const NOTHING: &str = "–";
+pub(super) const NOTHING: &str = "–";
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,112 @@
+//! The command line: a stable contract, because scripts depend on it.
+//!
+//! `serve` and `compare` hold the arguments of those commands, `values` what can stand behind a
+//! flag.
+
+mod compare;
+mod serve;
+mod values;
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
+pub(crate) use self::serve::{Scenario, ServeArgs};
+pub(crate) use self::values::{Bytes, CpuList, resolve};
+use self::values::{FRAME_MAX, duration, rate, some_duration};
+use crate::peers::Peer;
+
+/// Measures ringpoll: servers, a load generator, and side-by-side comparisons.
+#[derive(Parser)]
+#[command(name = "ringpoll-bench", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// What this host offers, which backend `auto` takes, and why
+    Probe,
+    /// Serve with ringpoll until SIGINT or SIGTERM
+    Serve(ServeArgs),
+    /// Send requests and measure
+    Load(LoadArgs),
+    /// Serve with something else than ringpoll, to compare with
+    #[command(hide = true)]
+    Peer(PeerArgs),
+    /// ringpoll and others side by side in one run
+    Compare(CompareArgs),
+    /// The experiments of the article that ringpoll implements, with its claims beside the figures
+    Article(ArticleArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct LoadArgs {
+    /// The server
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) addr: String,
+    /// Connections that send requests
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) connections: u32,
+    /// Payload of a request
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) size: Bytes,
+    /// How long to measure, such as 10s or 500ms
+    #[arg(long, value_parser = some_duration)]
+    pub(crate) duration: Duration,
+    /// Requests in flight per connection: 1 in a closed loop; with --rate a bound, 1024
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) depth: Option<u32>,
+    /// Open loop: requests per second over all connections, timed from when each was due
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+    /// More connections that stay silent
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) idle: u32,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Traffic before the measurement; a tenth of it, at most 1 s, unless given
+    #[arg(long, value_parser = duration)]
+    pub(crate) warmup: Option<Duration>,
+    /// How long the server may take to accept a connection or to answer anything
+    #[arg(long, value_parser = some_duration, default_value = "10s")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Args)]
+pub(crate) struct PeerArgs {
+    #[arg(value_name = "NAME")]
+    pub(crate) peer: Peer,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) addr: String,
+    #[arg(long, value_name = "BYTES", default_value_t = FRAME_MAX)]
+    pub(crate) frame_max: Bytes,
+    #[arg(long, value_name = "PID")]
+    pub(crate) die_with: Option<u32>,
+    /// Accept into the ring's own table of descriptors
+    #[arg(long)]
+    pub(crate) direct_fds: bool,
+    /// How the connections avoid congestion, such as reno
+    #[arg(long, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
+    /// A receive buffer of that size instead of one the kernel adapts
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) rcvbuf: Option<Bytes>,
+    /// A send buffer of that size instead of one the kernel adapts
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) sndbuf: Option<Bytes>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

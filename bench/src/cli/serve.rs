@@ -1,0 +1,185 @@
+//! The arguments of `serve`.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions};
+
+use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers};
+
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    /// Who talks to the kernel: auto, epoll, uring, hybrid; with kernel threads that poll: sqpoll,
+    /// which chooses among uring-2, uring-4, sqpoll-config1, sqpoll-config2, sqpoll-shared
+    #[arg(long, default_value = "auto")]
+    pub(crate) backend: Backend,
+    /// Where to listen; port 0 lets the kernel choose
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) addr: String,
+    /// Where handlers run: auto, inline, pool, pool:N
+    #[arg(long, default_value = "auto")]
+    pub(crate) placement: Placement,
+    /// How many poller threads; without it the placement decides
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) pollers: Option<u16>,
+    /// What a poller without work does: adaptive, always, never
+    #[arg(long, default_value = "adaptive")]
+    pub(crate) poll: PollMode,
+    /// What a request asks for
+    #[arg(long, default_value = "echo")]
+    pub(crate) scenario: Scenario,
+    /// CPUs for the pollers, such as 0,2-3
+    #[arg(long, value_name = "LIST")]
+    pub(crate) poller_cpus: Option<CpuList>,
+    /// CPUs for the workers of placement pool
+    #[arg(long, value_name = "LIST")]
+    pub(crate) worker_cpus: Option<CpuList>,
+    /// Longest payload; a longer one closes its connection
+    #[arg(long, value_name = "BYTES", default_value_t = FRAME_MAX)]
+    pub(crate) frame_max: Bytes,
+    /// Work per request of the scenario heavy, in microseconds of one CPU
+    #[arg(long, value_name = "US", default_value_t = 50)]
+    pub(crate) work_us: u32,
+    #[command(flatten)]
+    pub(crate) sqpoll: SqpollArgs,
+    #[command(flatten)]
+    pub(crate) ring: RingArgs,
+    /// How the connections avoid congestion, such as reno
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
+    /// A receive buffer of that size instead of one the kernel adapts
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub(crate) rcvbuf: Option<Bytes>,
+    /// A send buffer of that size instead of one the kernel adapts
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub(crate) sndbuf: Option<Bytes>,
+    /// Die with the process that started this one, which is PID
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) die_with: Option<u32>,
+}
+
+/// Settings of the backends whose kernel threads poll.
+#[derive(Args)]
+pub(crate) struct SqpollArgs {
+    /// Send rings of each poller, with backend sqpoll; without it the preset decides
+    #[arg(long, value_name = "N")]
+    pub(crate) send_rings: Option<u16>,
+    /// Kernel threads of each poller that send, with backend sqpoll
+    #[arg(long, value_name = "K")]
+    pub(crate) sqpoll_threads: Option<u16>,
+    /// How long such a thread polls in vain before it sleeps
+    #[arg(long, value_name = "MS")]
+    pub(crate) sqpoll_idle_ms: Option<u32>,
+    /// CPUs for those threads, one each, in turn
+    #[arg(long, value_name = "LIST")]
+    pub(crate) sqpoll_cpus: Option<CpuList>,
+    /// Entries of each send ring
+    #[arg(long, hide = true, value_name = "N")]
+    pub(crate) send_entries: Option<u32>,
+    /// Makes the choice of send rings repeatable
+    #[arg(long, hide = true, value_name = "N")]
+    pub(crate) sqpoll_seed: Option<u64>,
+}
+
+impl SqpollArgs {
+    /// The first one that is given.
+    pub(crate) fn first(&self) -> Option<&'static str> {
+        first_given(&[
+            ("--send-rings", self.send_rings.is_some()),
+            ("--sqpoll-threads", self.sqpoll_threads.is_some()),
+            ("--sqpoll-idle-ms", self.sqpoll_idle_ms.is_some()),
+            ("--sqpoll-cpus", self.sqpoll_cpus.is_some()),
+            ("--send-entries", self.send_entries.is_some()),
+            ("--sqpoll-seed", self.sqpoll_seed.is_some()),
+        ])
+    }
+
+    /// A preset with what these arguments change.
+    pub(crate) fn options(&self, mut options: SqpollOptions) -> SqpollOptions {
+        if let Some(count) = self.send_rings {
+            options = options.send_rings(count);
+        }
+        if let Some(count) = self.sqpoll_threads {
+            options = options.send_threads(count);
+        }
+        if let Some(ms) = self.sqpoll_idle_ms {
+            options = options.idle(Duration::from_millis(ms.into()));
+        }
+        if let Some(count) = self.send_entries {
+            options = options.send_entries(count);
+        }
+        if let Some(seed) = self.sqpoll_seed {
+            options = options.seed(seed);
+        }
+        options
+    }
+}
+
+/// Settings of the backends on io_uring, for experiments.
+#[derive(Args)]
+pub(crate) struct RingArgs {
+    /// Receive buffers of each poller: small ones, large ones
+    #[arg(long, hide = true, value_name = "SMALL,LARGE")]
+    pub(crate) ring_buffers: Option<RingBuffers>,
+    /// No better ring than this: defer, coop, plain
+    #[arg(long, hide = true, value_name = "TIER")]
+    pub(crate) ring_tier: Option<RingTier>,
+    /// One completion may report several buffers
+    #[arg(long, hide = true)]
+    pub(crate) bundles: bool,
+    /// Several receives may share a large buffer
+    #[arg(long, hide = true)]
+    pub(crate) incremental: bool,
+    /// Send without a copy where that much goes out at once
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub(crate) zero_copy: Option<Bytes>,
+    /// Let a poller that waits poll the network card for so long
+    #[arg(long, hide = true, value_name = "US")]
+    pub(crate) napi_us: Option<u32>,
+}
+
+impl RingArgs {
+    /// The first one that is given.
+    pub(crate) fn first(&self) -> Option<&'static str> {
+        first_given(&[
+            ("--ring-buffers", self.ring_buffers.is_some()),
+            ("--ring-tier", self.ring_tier.is_some()),
+            ("--bundles", self.bundles),
+            ("--incremental", self.incremental),
+            ("--zero-copy", self.zero_copy.is_some()),
+            ("--napi-us", self.napi_us.is_some()),
+        ])
+    }
+
+    pub(crate) fn options(&self) -> UringOptions {
+        let mut options = UringOptions::new()
+            .receive_bundles(self.bundles)
+            .incremental_buffers(self.incremental)
+            .zero_copy_send(self.zero_copy.map(|bytes| bytes.0 as usize))
+            .napi_busy_poll(self.napi_us.map(|us| Duration::from_micros(us.into())));
+        if let Some(buffers) = self.ring_buffers {
+            options = options.receive_buffers(buffers.small, buffers.large);
+        }
+        if let Some(tier) = self.ring_tier {
+            options = options.tier_max(tier);
+        }
+        options
+    }
+}
+
+/// What the handler does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// Copy it into the reply
+    Echo,
+    /// Compute, then copy it into the reply
+    Heavy,
+    /// Pass it on by reference
+    Proxy,
+    #[value(hide = true)]
+    Mux,
+}
+
+fn first_given(flags: &[(&'static str, bool)]) -> Option<&'static str> {
+    flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+}
