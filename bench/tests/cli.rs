@@ -51,6 +51,7 @@ fn settings_that_a_backend_does_not_have_are_refused() {
         &["--sqpoll-cpus", "0"],
         &["--send-entries", "64"],
         &["--sqpoll-seed", "7"],
+        &["--sqpoll-nice", "3"],
     ];
     let on = |backend, settings: &'static [&'static [&'static str]]| {
         settings.iter().map(move |setting| (backend, *setting))

@@ -258,8 +258,16 @@ impl SqpollPlan {
             return None;
         }
         let wanted = self.wanted_cpus(pollers);
-        let crowd =
-            format!("{preset}: {threads} kernel threads and {pollers} pollers on {cpus} CPUs");
+        let count = |number: usize, what: &str| match number {
+            1 => format!("1 {what}"),
+            _ => format!("{number} {what}s"),
+        };
+        let crowd = format!(
+            "{preset}: {} and {} on {}",
+            count(threads, "kernel thread"),
+            count(pollers, "poller"),
+            count(cpus, "CPU")
+        );
         Some(if self.receiver == Receiver::SharedThread {
             format!("{crowd}: polling takes time from the handlers; expect no more than of uring")
         } else {

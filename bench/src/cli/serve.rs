@@ -79,6 +79,9 @@ pub(crate) struct SqpollArgs {
     /// Makes the choice of send rings repeatable
     #[arg(long, hide = true, value_name = "N")]
     pub(crate) sqpoll_seed: Option<u64>,
+    /// Niceness of the kernel threads, -20 to 19
+    #[arg(long, hide = true, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) sqpoll_nice: Option<i8>,
 }
 
 impl SqpollArgs {
@@ -91,6 +94,7 @@ impl SqpollArgs {
             ("--sqpoll-cpus", self.sqpoll_cpus.is_some()),
             ("--send-entries", self.send_entries.is_some()),
             ("--sqpoll-seed", self.sqpoll_seed.is_some()),
+            ("--sqpoll-nice", self.sqpoll_nice.is_some()),
         ])
     }
 
@@ -107,6 +111,9 @@ impl SqpollArgs {
         }
         if let Some(count) = self.send_entries {
             options = options.send_entries(count);
+        }
+        if let Some(nice) = self.sqpoll_nice {
+            options = options.nice(nice);
         }
         if let Some(seed) = self.sqpoll_seed {
             options = options.seed(seed);
