@@ -29,6 +29,10 @@ mod ring_queues;
 mod runtime;
 mod server;
 mod shutdown;
+mod sqpoll_ends;
+mod sqpoll_idle;
+mod sqpoll_presets;
+mod sqpoll_sends;
 mod timeouts;
 mod writing;
 
@@ -53,8 +57,7 @@ macro_rules! mount {
 macro_rules! at {
     ($name:ident: $backend:expr, $placement:expr, $side:expr => $($group:ident)*) => {
         mod $name {
-            use crate::harness::{Mount, Placement, Side};
-            use ringpoll::Backend;
+            use crate::harness::*;
 
             const MOUNT: Mount = Mount { backend: $backend, placement: $placement, side: $side };
             $(crate::$group::cases!(tests, MOUNT);)*
@@ -79,3 +82,20 @@ macro_rules! tests {
 mount!(epoll: Backend::Epoll);
 mount!(uring: Backend::Uring; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
 mount!(hybrid: Backend::Hybrid; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
+
+/// Backends whose kernel threads poll.
+mod sqpoll {
+    mount!(shared: SHARED; rings: ring_arming ring_buffers ring_ends ring_options
+        ring_queues sqpoll_sends sqpoll_idle sqpoll_ends);
+    mount!(config1: CONFIG1; rings: ring_arming ring_buffers ring_ends
+        ring_options ring_queues sqpoll_sends sqpoll_idle sqpoll_ends);
+    mount!(config2: CONFIG2; rings: ring_arming ring_buffers ring_ends
+        ring_options ring_queues sqpoll_sends sqpoll_idle sqpoll_ends);
+
+    // Flushes on the threads of a pool.
+    at!(shared_pool: SHARED, Placement::Pool { workers: 2 }, Side::Server =>
+        sqpoll_sends sqpoll_ends);
+    at!(config1_pool: CONFIG1, Placement::Pool { workers: 2 }, Side::Server =>
+        sqpoll_sends sqpoll_ends);
+    at!(presets: SHARED, Placement::Auto, Side::Server => sqpoll_presets);
+}
