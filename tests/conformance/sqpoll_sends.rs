@@ -108,7 +108,6 @@ pub(crate) fn partial_sends_through_one_ring_stay_in_order(t: &Fixture) -> Check
     let readers: Vec<_> = (0..2)
         .map(|thread| {
             let peers = identified(&server, (thread..READERS).step_by(2))?;
-            peers.iter().try_for_each(|peer| shrink_receive_buffer(&peer.stream))?;
             let random = t.random();
             Ok(on_thread(move || read_slowly(peers, TOTAL, random)))
         })

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{eventually, fds, holds_within};
+use super::{DEADLINE, eventually, fds, holds_within};
 
 /// One thread that polls rings for this process.
 #[derive(Clone, Debug)]
@@ -20,11 +20,20 @@ pub(crate) struct KernelThread {
     pub(crate) run_ns: u64,
 }
 
-/// All of them.
+/// All of them. One that has just been started is not told from the thread that started it before
+/// it has run.
 pub(crate) fn kernel_threads() -> Vec<KernelThread> {
-    let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
     // One that ends while we look has no files any more.
-    tasks.filter_map(|task| kernel_thread(&task.path())).collect()
+    tasks().filter_map(|task| kernel_thread(&task)).collect()
+}
+
+fn tasks() -> impl Iterator<Item = PathBuf> {
+    let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
+    tasks.map(|task| task.path())
+}
+
+fn id_of(task: &Path) -> Option<u32> {
+    task.file_name()?.to_str()?.parse().ok()
 }
 
 fn kernel_thread(task: &Path) -> Option<KernelThread> {
@@ -38,7 +47,7 @@ fn kernel_thread(task: &Path) -> Option<KernelThread> {
     let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
     let run_ns = read("schedstat")?.split_whitespace().next()?.parse().ok()?;
     Some(KernelThread {
-        id: task.file_name()?.to_str()?.parse().ok()?,
+        id: id_of(task)?,
         cpus_allowed: allowed.trim().to_owned(),
         cpu: fields.get(36)?.parse().ok()?,
         is_asleep: fields.first() == Some(&"S"),
@@ -51,7 +60,7 @@ pub(crate) struct KernelThreadsBefore(BTreeSet<u32>);
 
 impl KernelThreadsBefore {
     pub(crate) fn now() -> KernelThreadsBefore {
-        KernelThreadsBefore(kernel_threads().iter().map(|thread| thread.id).collect())
+        KernelThreadsBefore(tasks().filter_map(|task| id_of(&task)).collect())
     }
 
     /// Those that were started since, and are still there.
@@ -61,10 +70,19 @@ impl KernelThreadsBefore {
         threads
     }
 
+    /// Waits until as many as these have been started.
+    #[track_caller]
+    pub(crate) fn assert_started(&self, count: usize) {
+        let started = holds_within(DEADLINE, || self.started().len() == count);
+        assert!(started, "not {count} kernel threads: {:?}", self.started());
+    }
+
     /// Waits until those that were started since have ended.
     #[track_caller]
     pub(crate) fn assert_return(&self) {
-        eventually("the kernel threads have ended", || self.started().is_empty());
+        let ended = holds_within(DEADLINE, || self.started().is_empty());
+        let (left, rings) = (self.started(), ring_count());
+        assert!(ended, "{rings} rings, and these kernel threads are left: {left:?}");
     }
 }
 
