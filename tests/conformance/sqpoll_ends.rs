@@ -180,7 +180,7 @@ impl Closer {
 /// Rule 8: descriptors are given up with sends in flight, by either side, and taken at once by
 /// those who come; nobody gets a byte that was meant for the one before.
 pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixture) -> Check {
-    const LIVES: u32 = if cfg!(debug_assertions) { 1500 } else { 12_000 };
+    const LIVES: u32 = if cfg!(debug_assertions) { 800 } else { 12_000 };
     const THREADS: u32 = 6;
     let (prepared, handles) = channel();
     let builder = builder(t, t.sqpoll().send_rings(2)).on_connect(stream);
@@ -215,7 +215,7 @@ pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixt
 /// Rule 8 at the client's end: a dial takes the descriptor of one that was just closed, and its
 /// server must not see what that one had still to send.
 pub(crate) fn clients_closed_with_sends_in_flight_never_send_to_others(t: &Fixture) -> Check {
-    const LIVES: u32 = if cfg!(debug_assertions) { 1200 } else { 8000 };
+    const LIVES: u32 = if cfg!(debug_assertions) { 600 } else { 8000 };
     const TASKS: u32 = 4;
     // Reads a stream, whoever's it is, and checks that it stays that one's.
     let server = t.spawn(t.server().on_connect(|mut conn| async move {

@@ -175,7 +175,7 @@ pub(crate) fn a_flush_on_a_poller_wakes_a_sleeping_kernel_thread(t: &Fixture) ->
 
 /// Rule 15: the moment between the kernel thread's last look and its sleep.
 pub(crate) fn flushes_while_a_kernel_thread_falls_asleep_are_delivered(t: &Fixture) -> Check {
-    const ROUNDS: usize = if cfg!(debug_assertions) { 600 } else { 3000 };
+    const ROUNDS: usize = if cfg!(debug_assertions) { 300 } else { 3000 };
     let group = Pollers::builder().backend(Backend::Sqpoll(drowsy(t))).count(1).build()?;
     let (one, peer) = tcp_pair()?;
     let mut conn =
@@ -278,16 +278,12 @@ pub(crate) fn an_idle_server_takes_no_cpu(t: &Fixture) -> Check {
     }
     // What is asked for is nothing, so there is no event to wait for.
     holds_within(SECOND, || false);
-    for second in 1..3 {
-        let before = cpu_ticks();
-        holds_within(SECOND, || false);
-        let ticks = cpu_ticks() - before;
-        assert!(ticks <= TICKS_MAX, "{ticks} ticks of CPU in second {second} of doing nothing");
-    }
-    let before = server.stats().pollers;
-    holds_within(SECOND / 5, || false);
-    let after = server.stats().pollers;
-    assert_eq!(after.sqpoll_cpu_us, before.sqpoll_cpu_us, "a kernel thread polls for ever");
+    let (ticks, told) = (cpu_ticks(), server.stats().pollers.sqpoll_cpu_us);
+    holds_within(SECOND, || false);
+    let ticks = cpu_ticks() - ticks;
+    assert!(ticks <= TICKS_MAX, "{ticks} ticks of CPU in a second of doing nothing");
+    let polled = server.stats().pollers.sqpoll_cpu_us - told;
+    assert_eq!(polled, 0, "kernel threads polled for {polled} µs");
     for (tag, peer) in peers.iter().enumerate() {
         exchange_frame(peer, tag, 1000)?;
     }

@@ -49,6 +49,14 @@ impl Mount {
         self.backend.to_string() == SHARED.to_string()
     }
 
+    /// The backend, with as few entries in the queues of its sends as there can be.
+    pub(crate) fn with_small_queues(self) -> Backend {
+        match self.backend {
+            Backend::Sqpoll(options) => Backend::Sqpoll(options.send_entries(1)),
+            other => other,
+        }
+    }
+
     /// A kernel thread receives, whatever the poller does meanwhile.
     pub(crate) fn receives_behind_pollers(self) -> bool {
         matches!(self.backend, Backend::Sqpoll(_))
