@@ -170,20 +170,17 @@ pub(crate) fn clients_that_end_with_operations_in_flight_never_mix_connections(
         .map(|task| {
             let addr = addr_of(&server).to_string();
             let (dialer, mut random) = (Dialer::new().pollers(group.clone()), t.random());
-            runtime().spawn(async move {
+            on_task(async move {
                 for tag in (task..CONNECTIONS / 2).step_by(TASKS) {
                     dial_once(&dialer, &addr, tag, &mut random).await?;
                 }
-                Check::Ok(())
+                Ok(())
             })
         })
         .collect();
-    block_on(async {
-        for task in tasks {
-            task.await??;
-        }
-        Ok(())
-    })?;
+    for task in tasks {
+        task.wait_for_all();
+    }
     end_empty(&group)?;
     left_with(&server, 0);
     assert_eq!(server.stats().handler_panics, 0, "a handler got bytes of another connection");

@@ -235,18 +235,13 @@ pub(crate) fn clients_closed_with_sends_in_flight_never_send_to_others(t: &Fixtu
     let tasks: Vec<_> = (0..TASKS)
         .map(|task| {
             let (dialer, addr) = (Dialer::new().pollers(group.clone()), addr_of(&server));
-            let (mut random, (report, ended)) = (t.random(), outcome());
-            runtime().spawn(async move {
-                let mut ids = (task..LIVES).step_by(TASKS as usize);
-                let result = loop {
-                    let Some(id) = ids.next() else { break Ok(()) };
-                    if let Err(error) = send_once(&dialer, addr, id, &mut random).await {
-                        break Err(error.into());
-                    }
-                };
-                tell(report, result);
-            });
-            ended
+            let mut random = t.random();
+            on_task(async move {
+                for id in (task..LIVES).step_by(TASKS as usize) {
+                    send_once(&dialer, addr, id, &mut random).await?;
+                }
+                Ok(())
+            })
         })
         .collect();
     for task in tasks {

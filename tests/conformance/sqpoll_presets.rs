@@ -26,6 +26,7 @@ macro_rules! cases {
             kernel_threads_run_where_they_are_told
             kernel_threads_stay_where_the_process_may_run
             the_time_of_kernel_threads_is_told
+            the_time_of_kernel_threads_never_runs_backwards
             settings_of_the_receive_ring_count
             too_few_cpus_are_warned_of_once
             the_host_is_said_to_have_it
@@ -282,6 +283,38 @@ pub(crate) fn the_time_of_kernel_threads_is_told(t: &Fixture) -> Check {
         let _peer = dial(&server)?;
         other.shutdown()?;
         drop(peers);
+        server.shutdown(DEADLINE)?;
+    }
+    Ok(())
+}
+
+/// Whenever it is asked for, also while they are at work.
+pub(crate) fn the_time_of_kernel_threads_never_runs_backwards(t: &Fixture) -> Check {
+    const ROUNDS: usize = 100;
+    for preset in [SqpollPreset::Shared, SqpollPreset::Config1, SqpollPreset::Config2] {
+        let builder = t.server().backend(Backend::Sqpoll(of(preset))).pollers(1);
+        let server = t.spawn(builder.on_request(echo_frame));
+        let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
+        let load = on_thread(move || {
+            for round in 0..ROUNDS {
+                for (tag, mut peer) in peers.iter().enumerate() {
+                    peer.write_all(&frame(tag + round, 3000))?;
+                }
+                for (tag, peer) in peers.iter().enumerate() {
+                    expect_frame(peer, tag + round, 3000)?;
+                }
+            }
+            Ok(())
+        });
+        let (mut cpu_us, mut work_us, mut runs) = (0, 0, 0);
+        while runs < 20 * ROUNDS as u64 {
+            let stats = server.stats();
+            let told = (stats.pollers.sqpoll_cpu_us, stats.pollers.sqpoll_work_us);
+            assert!(told.0 >= cpu_us && told.1 >= work_us, "{preset}: {told:?} after {cpu_us} µs");
+            (cpu_us, work_us) = told;
+            runs = stats.handler_runs;
+        }
+        load.wait();
         server.shutdown(DEADLINE)?;
     }
     Ok(())

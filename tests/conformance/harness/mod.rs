@@ -451,6 +451,15 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Check<T>>) -> Check<T> {
     })
 }
 
+/// Runs `body` on a task of its own.
+pub(crate) fn on_task<T: Send + 'static>(
+    body: impl Future<Output = Check<T>> + Send + 'static,
+) -> Outcome<T> {
+    let (report, outcome) = outcome();
+    runtime().spawn(async move { tell(report, body.await) });
+    outcome
+}
+
 fn is_idle(stats: &PollerStats) -> bool {
     stats.connections == 0 && stats.blocks == 0 && stats.sends_in_flight == 0
 }
