@@ -12,8 +12,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use ringpoll::{
-    Backend, Connection, Dialer, Error, Handle, Pollers, Result, ServerBuilder, SqpollOptions,
-    blocking,
+    Backend, Connection, Dialer, Error, Handle, Pollers, Result, ServerBuilder, ServerHandle,
+    UringOptions, blocking,
 };
 
 use crate::harness::*;
@@ -25,6 +25,7 @@ macro_rules! cases {
             clients_closed_with_sends_in_flight_never_send_to_others
             stuck_sends_hold_up_nobody_on_their_ring
             closing_stuck_sends_all_at_once_leaves_nothing
+            stuck_sends_that_outnumber_the_queues_starve_nobody
             a_server_with_stuck_sends_can_be_shut_down
             pollers_dropped_with_sends_in_flight_end
             a_shutdown_leaves_no_kernel_thread_and_no_ring
@@ -39,12 +40,12 @@ pub(crate) use cases;
 static TOO_MUCH: [u8; 8 << 20] = [7; 8 << 20];
 
 /// All connections of a poller through one send ring of few entries.
-fn crowded(t: &Fixture) -> SqpollOptions {
-    t.sqpoll().send_rings(1).send_entries(4)
+fn crowded(t: &Fixture) -> Backend {
+    Backend::Sqpoll(t.sqpoll().send_rings(1).send_entries(4))
 }
 
-fn builder(t: &Fixture, options: SqpollOptions) -> ServerBuilder {
-    t.server().backend(Backend::Sqpoll(options)).pollers(1)
+fn builder(t: &Fixture, backend: Backend) -> ServerBuilder {
+    t.server().backend(backend).pollers(1)
 }
 
 /// How a stream ends, by the side that sends it.
@@ -183,7 +184,7 @@ pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixt
     const LIVES: u32 = if cfg!(debug_assertions) { 800 } else { 12_000 };
     const THREADS: u32 = 6;
     let (prepared, handles) = channel();
-    let builder = builder(t, t.sqpoll().send_rings(2)).on_connect(stream);
+    let builder = builder(t, Backend::Sqpoll(t.sqpoll().send_rings(2))).on_connect(stream);
     let server = t.spawn(
         builder.on_prepare(move |handle| prepared.send(handle.clone()).map_err(Error::other)),
     );
@@ -286,10 +287,10 @@ struct Stuck {
 const STICK: u8 = b'!';
 
 /// A server of frames where a peer may also have a send stuck, and `count` peers that had.
-fn with_stuck(t: &Fixture, count: usize) -> Check<(ringpoll::ServerHandle, Stuck)> {
+fn with_stuck(builder: ServerBuilder, t: &Fixture, count: usize) -> Check<(ServerHandle, Stuck)> {
     let (report, ended) = channel();
     let (prepared, handles) = channel();
-    let builder = builder(t, crowded(t))
+    let builder = builder
         .on_prepare(move |handle| {
             // Of those that come later nobody wants to know.
             let _ = prepared.send(handle.clone());
@@ -336,7 +337,7 @@ impl Stuck {
 
 /// BP3: many more of them than the ring has entries, and the others are served.
 pub(crate) fn stuck_sends_hold_up_nobody_on_their_ring(t: &Fixture) -> Check {
-    let (server, stuck) = with_stuck(t, 40)?;
+    let (server, stuck) = with_stuck(builder(t, crowded(t)), t, 40)?;
     let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
     for round in 0..10 {
         for (tag, mut peer) in peers.iter().enumerate() {
@@ -346,7 +347,7 @@ pub(crate) fn stuck_sends_hold_up_nobody_on_their_ring(t: &Fixture) -> Check {
             expect_frame(peer, tag + round, 3000)?;
         }
     }
-    assert_eq!(server.stats().pollers.sends_in_flight, 40, "a stuck send went away");
+    eventually("only the stuck sends are left", || server.stats().pollers.sends_in_flight == 40);
     // One of them reads after all.
     let rest = read_exactly(&stuck.peers[7], TOO_MUCH.len())?;
     assert!(rest == TOO_MUCH, "the stuck bytes are not what was sent");
@@ -359,7 +360,7 @@ pub(crate) fn stuck_sends_hold_up_nobody_on_their_ring(t: &Fixture) -> Check {
 
 /// Many more ends than the ring has room for, all at once.
 pub(crate) fn closing_stuck_sends_all_at_once_leaves_nothing(t: &Fixture) -> Check {
-    let (server, stuck) = with_stuck(t, 60)?;
+    let (server, stuck) = with_stuck(builder(t, crowded(t)), t, 60)?;
     stuck.handles.iter().for_each(Handle::close);
     stuck.assert_ended()?;
     // The descriptors go although the peers' ends stay.
@@ -378,11 +379,45 @@ pub(crate) fn closing_stuck_sends_all_at_once_leaves_nothing(t: &Fixture) -> Che
     Ok(())
 }
 
+/// IU7, BP3: many more sends in the kernel than it has room to tell of, and large answers to others
+/// in between; then all of them are taken at once.
+pub(crate) fn stuck_sends_that_outnumber_the_queues_starve_nobody(t: &Fixture) -> Check {
+    const STUCK: usize = 40;
+    let builder = builder(t, t.mount().with_small_queues());
+    let tiny = UringOptions::new().queue_entries(2, 4);
+    let (server, stuck) = with_stuck(builder.uring(tiny), t, STUCK)?;
+    let peers: Vec<_> = (0..10).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for (round, size) in [100, 300_000].into_iter().enumerate() {
+        for (tag, peer) in peers.iter().enumerate() {
+            exchange_frame(peer, tag + round, size)?;
+        }
+    }
+    let in_flight = || server.stats().pollers.sends_in_flight;
+    eventually("only the stuck sends are left", || in_flight() == STUCK as u64);
+    let readers: Vec<_> = stuck
+        .peers
+        .into_iter()
+        .map(|mut peer| on_thread(move || Ok(read_all((&mut peer).take(TOO_MUCH.len() as u64))?)))
+        .collect();
+    for reader in readers {
+        assert!(reader.wait_for_all() == TOO_MUCH, "the stuck bytes are not what was sent");
+    }
+    for _ in 0..STUCK {
+        assert!(!stuck.ended.recv_timeout(DEADLINE)?, "a flush whose bytes were taken failed");
+    }
+    for (tag, peer) in peers.iter().enumerate() {
+        exchange_frame(peer, tag, 1000)?;
+    }
+    drop(peers);
+    left_with(&server, 0);
+    Ok(())
+}
+
 /// Its deadline is kept, and forced it ends with everything in the rings.
 pub(crate) fn a_server_with_stuck_sends_can_be_shut_down(t: &Fixture) -> Check {
     const COUNT: usize = 20;
     let before = KernelThreadsBefore::now();
-    let (server, stuck) = with_stuck(t, COUNT)?;
+    let (server, stuck) = with_stuck(builder(t, crowded(t)), t, COUNT)?;
     let refused = server.shutdown(Duration::from_millis(30)).expect_err("all of them are busy");
     assert!(refused.is_timeout(), "{refused:?}");
     assert!(!before.started().is_empty(), "the kernel threads ended before the server");
@@ -398,8 +433,7 @@ pub(crate) fn pollers_dropped_with_sends_in_flight_end(t: &Fixture) -> Check {
     const COUNT: usize = 10;
     for _ in 0..5 {
         let (before, rings) = (KernelThreadsBefore::now(), ring_count());
-        let backend = Backend::Sqpoll(crowded(t));
-        let group = Pollers::builder().backend(backend).count(2).build()?;
+        let group = Pollers::builder().backend(crowded(t)).count(2).build()?;
         let dialer = Dialer::new().pollers(group.clone());
         let (mut peers, mut flushes) = (Vec::new(), Vec::new());
         for _ in 0..COUNT {
