@@ -2,7 +2,7 @@
 //!
 //! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms
 //! the watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands
-//! that fds, blocks, sends in flight and connections are back where they began.
+//! that fds, kernel threads, blocks, sends in flight and connections are back where they began.
 
 // Each of the test programs that share this module uses a part of it.
 #![allow(dead_code, unused_imports)]
@@ -118,13 +118,14 @@ pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     eprintln!("RINGPOLL_SEED={seed} repeats this run");
     let _watchdog = Watchdog::arm(name);
     warm_up();
-    let before = host::fds();
+    let (before, kernel_threads) = (host::fds(), KernelThreadsBefore::now());
     let fixture = Fixture::new(mount, seed).expect("pollers can be started");
     let result = catch_unwind(AssertUnwindSafe(|| body(&fixture)));
     match result {
         Ok(Ok(())) => {
             fixture.finish();
             assert_fds_return(&before);
+            kernel_threads.assert_return();
         }
         Ok(Err(failure)) => {
             fixture.abandon();
