@@ -61,6 +61,8 @@ mount! {
     epoll: Backend::Epoll;
     uring: Backend::Uring;
     hybrid: Backend::Hybrid;
+    sqpoll_shared: SHARED;
+    sqpoll_config2: CONFIG2;
 }
 
 /// What a request's first byte asks the handler to do.

@@ -194,7 +194,7 @@ pub(crate) fn a_handler_may_flush_its_own_connection_and_another_at_once(t: &Fix
 /// A chat: whoever speaks is heard by all, in the order of what it said, on whichever poller.
 pub(crate) fn a_handler_may_flush_connections_of_every_poller(t: &Fixture) -> Check {
     const CLIENTS: usize = 6;
-    const WORDS: usize = 50;
+    const WORDS: usize = 20;
     const WORD: usize = 1000;
     let ears = Arc::new(Mutex::new(Vec::<WriteHalf>::new()));
     let all = Arc::clone(&ears);

@@ -29,6 +29,10 @@ mod ring_queues;
 mod runtime;
 mod server;
 mod shutdown;
+mod sqpoll_ends;
+mod sqpoll_idle;
+mod sqpoll_presets;
+mod sqpoll_sends;
 mod timeouts;
 mod writing;
 
@@ -53,8 +57,7 @@ macro_rules! mount {
 macro_rules! at {
     ($name:ident: $backend:expr, $placement:expr, $side:expr => $($group:ident)*) => {
         mod $name {
-            use crate::harness::{Mount, Placement, Side};
-            use ringpoll::Backend;
+            use crate::harness::*;
 
             const MOUNT: Mount = Mount { backend: $backend, placement: $placement, side: $side };
             $(crate::$group::cases!(tests, MOUNT);)*
@@ -79,3 +82,32 @@ macro_rules! tests {
 mount!(epoll: Backend::Epoll);
 mount!(uring: Backend::Uring; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
 mount!(hybrid: Backend::Hybrid; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
+
+/// Backends whose kernel threads poll.
+///
+/// Everything where one thread does all. Where several share the CPUs of a small host, each hop
+/// between them takes up to a tick of the scheduler, so those run what the shape of the rings can
+/// get wrong: sends, and ends.
+mod sqpoll {
+    mount!(shared: SHARED; rings: ring_arming ring_buffers ring_ends ring_options ring_queues
+        sqpoll_sends sqpoll_idle sqpoll_ends);
+    at!(shared_pool: SHARED, Placement::Pool { workers: 2 }, Side::Server =>
+        sqpoll_sends sqpoll_ends);
+    at!(presets: SHARED, Placement::Auto, Side::Server => sqpoll_presets);
+
+    mod config1 {
+        at!(server_side: CONFIG1, Placement::Auto, Side::Server =>
+            data_path writing flushing close events failures races);
+        at!(rings: CONFIG1, Placement::Auto, Side::Server =>
+            ring_arming ring_ends sqpoll_sends sqpoll_idle sqpoll_ends);
+    }
+
+    mod config2 {
+        at!(server_side: CONFIG2, Placement::Auto, Side::Server =>
+            data_path writing flushing timeouts close events failures shutdown races);
+        at!(pool: CONFIG2, Placement::Pool { workers: 2 }, Side::Server =>
+            writing close failures races sqpoll_sends);
+        at!(rings: CONFIG2, Placement::Auto, Side::Server =>
+            ring_buffers ring_ends ring_queues sqpoll_sends sqpoll_idle sqpoll_ends);
+    }
+}

@@ -85,7 +85,7 @@ fn tiny() -> UringOptions {
 }
 
 fn obedient_server(t: &Fixture) -> ServerHandle {
-    t.spawn(t.server().uring(tiny()).on_request(obey))
+    t.spawn(t.server().backend(t.mount().with_small_queues()).uring(tiny()).on_request(obey))
 }
 
 /// Reads to the end, of whatever kind; returns how much of the answer to `tag` came before.
@@ -164,25 +164,23 @@ pub(crate) fn clients_that_end_with_operations_in_flight_never_mix_connections(
 ) -> Check {
     const TASKS: usize = 4;
     let server = obedient_server(t);
-    let group = Pollers::builder().backend(t.mount().backend).count(1).uring(tiny()).build()?;
+    let group =
+        Pollers::builder().backend(t.mount().with_small_queues()).count(1).uring(tiny()).build()?;
     let tasks: Vec<_> = (0..TASKS)
         .map(|task| {
             let addr = addr_of(&server).to_string();
             let (dialer, mut random) = (Dialer::new().pollers(group.clone()), t.random());
-            runtime().spawn(async move {
+            on_task(async move {
                 for tag in (task..CONNECTIONS / 2).step_by(TASKS) {
                     dial_once(&dialer, &addr, tag, &mut random).await?;
                 }
-                Check::Ok(())
+                Ok(())
             })
         })
         .collect();
-    block_on(async {
-        for task in tasks {
-            task.await??;
-        }
-        Ok(())
-    })?;
+    for task in tasks {
+        task.wait_for_all();
+    }
     end_empty(&group)?;
     left_with(&server, 0);
     assert_eq!(server.stats().handler_panics, 0, "a handler got bytes of another connection");
@@ -262,7 +260,8 @@ pub(crate) fn partial_sends_to_slow_readers_stay_in_order(t: &Fixture) -> Check 
     const READERS: usize = 32;
     const TOTAL: usize = 400_000;
     let seed = t.random().next();
-    let builder = t.server().pollers(1).uring(tiny()).on_prepare(shrink_send_buffer);
+    let builder = t.server().backend(t.mount().with_small_queues()).pollers(1).uring(tiny());
+    let builder = builder.on_prepare(shrink_send_buffer);
     let server = t.spawn(builder.on_request(move |mut conn| async move {
         let head = conn.next(4).await?;
         let tag = u32::from_be_bytes(head[..4].try_into().expect("four bytes")) as usize;
@@ -319,7 +318,8 @@ pub(crate) fn closing_thousands_under_load_leaves_nothing(t: &Fixture) -> Check 
     const COUNT: usize = if cfg!(debug_assertions) { 2000 } else { 10_000 };
     const AT_ONCE: usize = 100;
     let (prepared, handles) = channel::<Handle>();
-    let builder = t.server().uring(tiny()).on_request(echo_frame);
+    let builder =
+        t.server().backend(t.mount().with_small_queues()).uring(tiny()).on_request(echo_frame);
     let server = t.spawn(
         builder.on_prepare(move |handle| prepared.send(handle.clone()).map_err(Error::other)),
     );
@@ -507,7 +507,11 @@ pub(crate) fn a_port_is_free_again_as_soon_as_its_server_has_ended(t: &Fixture) 
 pub(crate) fn pollers_end_with_everything_in_flight(t: &Fixture) -> Check {
     static TOO_MUCH: [u8; 8 << 20] = [7; 8 << 20];
     for round in 0..10 {
-        let group = Pollers::builder().backend(t.mount().backend).count(2).uring(tiny()).build()?;
+        let group = Pollers::builder()
+            .backend(t.mount().with_small_queues())
+            .count(2)
+            .uring(tiny())
+            .build()?;
         let dialer = Dialer::new().pollers(group.clone());
         let server = t.server().use_pollers(group.clone()).on_request(|mut conn| async move {
             conn.next(1).await?;

@@ -38,6 +38,7 @@ fn gated_server(t: &Fixture, options: UringOptions) -> (ServerHandle, Arc<Gate>)
     let gate = Gate::new();
     let halts = Arc::clone(&gate);
     let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(options);
+    let builder = builder.backend(t.mount().with_small_queues());
     let server = t.spawn(builder.on_request(move |conn| Arc::clone(&halts).echo_frame(conn)));
     (server, gate)
 }
@@ -72,7 +73,9 @@ pub(crate) fn a_submission_queue_of_two_entries_loses_nothing(t: &Fixture) -> Ch
         gate.hold(&server, || (0..200).map(|_| dial(&server)).collect::<Check<Vec<_>>>())?;
     burst(&server, &gate, &peers, 6)?;
     let stats = stats(&server);
-    assert!(stats.submit_calls > 0, "the queue was never full: {stats:?}");
+    // A kernel thread that empties it has to be waited for, but not to be called.
+    let is_full = stats.submit_calls > 0 || stats.full_send_rings > 0;
+    assert!(is_full, "the queue was never full: {stats:?}");
     assert_eq!(server.stats().handler_errors, 0);
     left_with(&server, 200);
     Ok(())
@@ -176,7 +179,7 @@ pub(crate) fn dials_through_tiny_queues_all_succeed(t: &Fixture) -> Check {
     const AT_ONCE: usize = 100;
     let server = t.spawn(t.server().on_request(echo_frame));
     let addr = addr_of(&server).to_string();
-    let builder = ringpoll::Pollers::builder().backend(t.mount().backend).count(1);
+    let builder = ringpoll::Pollers::builder().backend(t.mount().with_small_queues()).count(1);
     let group = builder.uring(tiny()).build()?;
     let dialer = ringpoll::Dialer::new().pollers(group.clone());
     for _ in 0..3 {

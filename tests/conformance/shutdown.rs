@@ -149,6 +149,8 @@ pub(crate) fn silent_clients_do_not_hold_up_a_shutdown(t: &Fixture) -> Check {
 
 /// A connection that is being accepted at that moment is closed like the others, not forgotten.
 pub(crate) fn a_shutdown_amid_newcomers_ends(t: &Fixture) -> Check {
+    /// Of each thread: more would be a test of how many can be closed at once.
+    const NEWCOMERS_MAX: usize = 1000;
     let mut random = t.random();
     for _ in 0..if cfg!(debug_assertions) { 50 } else { 200 } {
         let server = t.server().on_request(echo).bind("127.0.0.1:0")?.spawn()?;
@@ -157,7 +159,9 @@ pub(crate) fn a_shutdown_amid_newcomers_ends(t: &Fixture) -> Check {
             on_thread(move || {
                 // Kept open until the server closes them.
                 let mut peers = Vec::new();
-                while let Ok(peer) = TcpStream::connect(addr) {
+                while peers.len() < NEWCOMERS_MAX
+                    && let Ok(peer) = TcpStream::connect(addr)
+                {
                     peers.push(peer);
                 }
                 Ok(peers)

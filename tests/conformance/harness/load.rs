@@ -16,6 +16,35 @@ pub(crate) fn own(tag: usize, at: usize) -> usize {
     tag * 65_537 + at
 }
 
+/// `count` bytes of a stream that tells in every eight whose it is: `id`, and where in it they are.
+pub(crate) fn marked(id: u32, at: usize, count: usize) -> Vec<u8> {
+    let (first, end) = (at / 8, (at + count).div_ceil(8));
+    let mut bytes = Vec::with_capacity(8 * (end - first));
+    for index in first..end {
+        bytes.extend_from_slice(&mark(id, index));
+    }
+    bytes.truncate(at % 8 + count);
+    bytes.drain(..at % 8);
+    bytes
+}
+
+/// Fails unless `bytes` are those of the stream of `id` from `at` on.
+#[track_caller]
+pub(crate) fn assert_marked(bytes: &[u8], id: u32, at: usize) {
+    let wanted = marked(id, at, bytes.len());
+    let Some(wrong) = bytes.iter().zip(&wanted).position(|(byte, wanted)| byte != wanted) else {
+        return;
+    };
+    // The whole word, if it is in here whole.
+    let word = wrong.saturating_sub((at + wrong) % 8);
+    let found = &bytes[word..(word + 8).min(bytes.len())];
+    panic!("byte {} of stream {id:#x} is wrong, in {found:02x?}", at + wrong);
+}
+
+fn mark(id: u32, index: usize) -> [u8; 8] {
+    (u64::from(id) << 32 | index as u64).to_be_bytes()
+}
+
 /// A frame of `size` bytes of connection `tag`, behind four bytes of length.
 pub(crate) fn frame(tag: usize, size: usize) -> Vec<u8> {
     let mut bytes = (size as u32).to_be_bytes().to_vec();

@@ -2,12 +2,13 @@
 //!
 //! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms
 //! the watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands
-//! that fds, blocks, sends in flight and connections are back where they began.
+//! that fds, kernel threads, blocks, sends in flight and connections are back where they began.
 
 // Each of the test programs that share this module uses a part of it.
 #![allow(dead_code, unused_imports)]
 
 mod host;
+mod kernel;
 mod load;
 mod peer;
 mod random;
@@ -22,14 +23,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ringpoll::{
-    Backend, Connection, Dialer, PollerStats, Pollers, Result, Server, ServerBuilder, ServerHandle,
+    Connection, Dialer, PollerStats, Pollers, Result, Server, ServerBuilder, ServerHandle,
+    SqpollOptions, SqpollPreset,
 };
 
 pub(crate) use host::{cpu_ticks, fds, rss_bytes, say, thread_count, threads};
+pub(crate) use kernel::*;
 pub(crate) use load::*;
 pub(crate) use peer::*;
 pub(crate) use random::{Random, assert_pattern, pattern};
-pub(crate) use ringpoll::Placement;
+pub(crate) use ringpoll::{Backend, Placement};
 pub(crate) use wait::*;
 
 /// Where a group of tests is mounted.
@@ -40,6 +43,27 @@ pub(crate) struct Mount {
     pub(crate) side: Side,
 }
 
+impl Mount {
+    /// One kernel thread receives and sends.
+    pub(crate) fn is_shared(self) -> bool {
+        self.backend.to_string() == SHARED.to_string()
+    }
+
+    /// The backend, with as few entries in the queues of its sends as there can be.
+    pub(crate) fn with_small_queues(self) -> Backend {
+        match self.backend {
+            Backend::Sqpoll(options) => Backend::Sqpoll(options.send_entries(1)),
+            other => other,
+        }
+    }
+
+    /// A kernel thread receives, whatever the poller does meanwhile.
+    pub(crate) fn receives_behind_pollers(self) -> bool {
+        matches!(self.backend, Backend::Sqpoll(_))
+            && self.backend.to_string() != CONFIG2.to_string()
+    }
+}
+
 /// Which end of a connection [`Fixture::drive`] hands out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -47,6 +71,23 @@ pub(crate) enum Side {
     Server,
     /// A client connection, driven from a tokio task.
     Client,
+}
+
+/// One kernel thread for everything.
+pub(crate) const SHARED: Backend =
+    Backend::Sqpoll(SqpollOptions::new().preset(SqpollPreset::Shared));
+
+/// A kernel thread that receives and one that sends, for each poller.
+pub(crate) const CONFIG1: Backend = Backend::Sqpoll(few(SqpollPreset::Config1));
+
+/// A kernel thread that sends for each poller.
+pub(crate) const CONFIG2: Backend = Backend::Sqpoll(few(SqpollPreset::Config2));
+
+/// As few kernel threads as `preset` can do with, and such as soon sleep: they share CPUs with each
+/// other and with the tests.
+const fn few(preset: SqpollPreset) -> SqpollOptions {
+    let options = SqpollOptions::new().preset(preset);
+    options.send_rings(2).send_threads(1).idle(Duration::from_millis(1))
 }
 
 /// Settings that servers and dialers have in common. Zero keeps the library's default.
@@ -77,13 +118,14 @@ pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     eprintln!("RINGPOLL_SEED={seed} repeats this run");
     let _watchdog = Watchdog::arm(name);
     warm_up();
-    let before = host::fds();
+    let (before, kernel_threads) = (host::fds(), KernelThreadsBefore::now());
     let fixture = Fixture::new(mount, seed).expect("pollers can be started");
     let result = catch_unwind(AssertUnwindSafe(|| body(&fixture)));
     match result {
         Ok(Ok(())) => {
             fixture.finish();
             assert_fds_return(&before);
+            kernel_threads.assert_return();
         }
         Ok(Err(failure)) => {
             fixture.abandon();
@@ -152,6 +194,14 @@ impl Fixture {
 
     pub(crate) fn mount(&self) -> Mount {
         self.mount
+    }
+
+    /// The settings of this mount, whose kernel threads poll.
+    pub(crate) fn sqpoll(&self) -> SqpollOptions {
+        match self.mount.backend {
+            Backend::Sqpoll(options) => options,
+            other => panic!("{other} is no backend whose kernel threads poll"),
+        }
     }
 
     /// Randomness of this test.
@@ -400,6 +450,15 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Check<T>>) -> Check<T> {
             Err(_) => Err(Failure::new(format_args!("no result within {DEADLINE:?}"))),
         }
     })
+}
+
+/// Runs `body` on a task of its own.
+pub(crate) fn on_task<T: Send + 'static>(
+    body: impl Future<Output = Check<T>> + Send + 'static,
+) -> Outcome<T> {
+    let (report, outcome) = outcome();
+    runtime().spawn(async move { tell(report, body.await) });
+    outcome
 }
 
 fn is_idle(stats: &PollerStats) -> bool {
