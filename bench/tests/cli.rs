@@ -44,7 +44,7 @@ fn settings_that_a_backend_does_not_have_are_refused() {
         &["--zero-copy", "16k"],
         &["--napi-us", "50"],
     ];
-    const KERNEL_THREADS: [&[&str]; 6] = [
+    const KERNEL_THREADS: [&[&str]; 7] = [
         &["--send-rings", "4"],
         &["--sqpoll-threads", "2"],
         &["--sqpoll-idle-ms", "2"],
