@@ -355,8 +355,9 @@ fn what_the_library_warns_of_is_one_line_each() {
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut String::new()).unwrap();
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    assert!(wait(&mut child).expect("the server hangs").success());
+    let ended = wait(&mut child).expect("the server hangs");
     let said = text(&stderr.join().unwrap());
+    assert!(ended.success(), "{ended}: {said}");
     let first = said.lines().next().unwrap_or_default();
     assert!(first.starts_with(" WARN sqpoll-config1: 65 kernel threads"), "{said:?}");
     assert!(said.lines().all(|line| line.starts_with(" WARN ")), "{said:?}");

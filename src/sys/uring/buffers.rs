@@ -79,6 +79,9 @@ impl Buffers {
         if size == self.first_size || self.second.is_some() {
             return size;
         }
+        if self.first_size == Size::Large {
+            return self.first_size;
+        }
         match Class::new(ring, self.large, &self.pool) {
             Ok(class) => {
                 self.second = Some(class);
