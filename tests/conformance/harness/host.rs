@@ -23,9 +23,11 @@ pub(crate) fn fds() -> BTreeMap<i32, String> {
     fds
 }
 
-/// How many threads this process has.
+/// How many threads this process has, without those of the kernel, which end when it suits them.
 pub(crate) fn thread_count() -> usize {
-    fs::read_dir("/proc/self/task").expect("proc is mounted").count()
+    let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
+    let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+    names.filter(|name| !name.starts_with("iou-")).count()
 }
 
 /// One line per thread: id, name, and where it waits in the kernel.

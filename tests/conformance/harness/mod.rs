@@ -2,7 +2,8 @@
 //!
 //! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms
 //! the watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands
-//! that fds, kernel threads, blocks, sends in flight and connections are back where they began.
+//! that fds, blocks, sends in flight and connections are back where they began. Kernel threads take
+//! their time to end: they have until the end of the next test.
 
 // Each of the test programs that share this module uses a part of it.
 #![allow(dead_code, unused_imports)]
@@ -118,14 +119,14 @@ pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     eprintln!("RINGPOLL_SEED={seed} repeats this run");
     let _watchdog = Watchdog::arm(name);
     warm_up();
-    let (before, kernel_threads) = (host::fds(), KernelThreadsBefore::now());
+    let (before, leaving) = (host::fds(), LeavingKernelThreads::of_the_last_test());
     let fixture = Fixture::new(mount, seed).expect("pollers can be started");
     let result = catch_unwind(AssertUnwindSafe(|| body(&fixture)));
     match result {
         Ok(Ok(())) => {
             fixture.finish();
             assert_fds_return(&before);
-            kernel_threads.assert_return();
+            leaving.assert_gone();
         }
         Ok(Err(failure)) => {
             fixture.abandon();
@@ -478,6 +479,7 @@ fn warm_up() {
         let handle = (*conn).clone();
         drop(conn);
         eventually("its fd is closed", || handle.with_fd(|_| ()).is_err());
+        kernel::stay();
     });
 }
 
