@@ -24,24 +24,19 @@ fn is_inline(server: &ServerHandle) -> bool {
     server.stats().auto.expect("the library chooses").is_inline
 }
 
-/// Counts up on one connection, several numbers in flight, until told to stop; how far it came.
+/// Counts up on one connection until told to stop; how far it came.
 fn count_up(server: &ServerHandle, stop: &AtomicBool) -> Check<u64> {
-    const IN_FLIGHT: u64 = 2;
     let mut peer = dial(server)?;
-    let (mut sent, mut received) = (0_u64, 0);
-    while received < sent || !stop.load(Ordering::Relaxed) {
-        while sent < received + IN_FLIGHT && !stop.load(Ordering::Relaxed) {
-            peer.write_all(&sent.to_be_bytes())?;
-            sent += 1;
-        }
-        if received < sent {
-            let mut number = [0; 8];
-            peer.read_exact(&mut number)?;
-            assert_eq!(u64::from_be_bytes(number), received, "lost or out of order");
-            received += 1;
-        }
+    let mut count = 0_u64;
+    // One number in flight: handlers that are cheap even in a debug build keep no poller busy.
+    while !stop.load(Ordering::Relaxed) {
+        peer.write_all(&count.to_be_bytes())?;
+        let mut number = [0; 8];
+        peer.read_exact(&mut number)?;
+        assert_eq!(u64::from_be_bytes(number), count, "lost or out of order");
+        count += 1;
     }
-    Ok(received)
+    Ok(count)
 }
 
 struct StopsAtEnd<'a>(&'a AtomicBool);
@@ -74,7 +69,7 @@ pub(crate) fn handlers_move_when_their_cost_changes_and_nothing_is_lost(t: &Fixt
     }));
     let stop = AtomicBool::new(false);
     let counted = thread::scope(|scope| {
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| count_up(&server, &stop))).collect();
+        let clients: Vec<_> = (0..2).map(|_| scope.spawn(|| count_up(&server, &stop))).collect();
         // A case that fails must not wait for its clients for ever.
         let _stops = StopsAtEnd(&stop);
         for round in 0..3 {
