@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use ringpoll::{Connection, Error, Handle, Result, ServerBuilder, ServerHandle};
 
-use super::{Check, DEADLINE, Failure, assert_pattern, dial, holds_within, pattern, read_exactly};
+use super::{
+    Check, DEADLINE, Failure, Fixture, assert_pattern, dial, holds_within, pattern, read_exactly,
+};
 
 /// Where in the test stream the bytes of connection `tag` begin: no two tags share a stretch.
 pub(crate) fn own(tag: usize, at: usize) -> usize {
@@ -196,4 +198,13 @@ impl Gate {
         self.changed.notify_all();
         Ok(result)
     }
+}
+
+/// Somebody found no receive buffer. Where a kernel thread receives, whether anybody does, and when
+/// the poller hears of it, is a matter of time.
+#[track_caller]
+pub(crate) fn assert_starved(t: &Fixture, server: &ServerHandle) {
+    let stats = server.stats().pollers;
+    let starved = stats.starvations > 0;
+    assert!(starved || t.mount().receives_behind_pollers(), "nobody found no buffer: {stats:?}");
 }
