@@ -229,9 +229,12 @@ pub(crate) const CALM_WINDOWS: u32 = 3;
 /// when that is less than one. A run includes its flush, which with epoll is a system call.
 pub(crate) const DELAY_WAKES_MAX: u64 = 2;
 
-/// The longest runs of a window that do not count: a host that takes the CPU away for a while does
-/// so a few times in a second, and seldom twice in a window.
-pub(crate) const LONGEST_RUNS_LEFT_OUT: usize = 2;
+/// Long runs that need not count, at most, in one window: a host that takes the CPU away for a
+/// while does so a few times in a second, and seldom more often in a window.
+pub(crate) const PARDONS_MAX: u32 = 2;
+
+/// Windows after which one more of them need not count.
+pub(crate) const WINDOWS_PER_PARDON: u32 = 10;
 
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
@@ -239,8 +242,11 @@ pub(crate) const RUNS_PER_TALLY: u32 = 64;
 /// A run that is told at once, and whose time is checked against the CPU clock.
 pub(crate) const LONG_RUN_NS: u64 = 10_000;
 
-/// Runs after a long one that are timed by the CPU clock, which costs a system call.
+/// Runs after a long one that are timed by the CPU clock, which costs system calls.
 pub(crate) const EXACT_RUNS: u32 = 64;
+
+/// How often that number doubles while no long run is among them: one in two thousand is found.
+pub(crate) const EXACT_DOUBLINGS_MAX: u32 = 5;
 
 /// What a wake-up costs where it cannot be measured; what is measured is believed within a factor
 /// of five.

@@ -36,7 +36,10 @@ const IMPORTS: ImportTable = ImportTable {
             &["poller", "buffer", "task", "sys::socket", "sys::Token", "sys::Flow", "sys::Outlet"],
         ),
         ("pollers", &["connection", "poller"]),
-        ("server", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
+        (
+            "server",
+            &["pollers", "connection", "poller", "task", "buffer", "sys::socket", "sys::usage"],
+        ),
         ("dial", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
         ("mux", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
         ("blocking", &["pollers", "connection", "poller", "task", "buffer", "sys::socket", "dial"]),

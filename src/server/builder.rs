@@ -20,6 +20,7 @@ use crate::poller::group::Plan;
 use crate::pollers::Pollers;
 use crate::sync::Mutex;
 use crate::sys::socket::Socket;
+use crate::sys::usage;
 use crate::task::{Executor, RuntimeContext};
 use crate::threads;
 
@@ -317,7 +318,8 @@ impl ServerBuilder {
         };
         let context = std::mem::take(&mut self.context);
         let count = pollers.count();
-        let executor = Executor::start(self.placement, &self.worker_cpus, count, context)?;
+        let waits = usage::waits_of_this_thread;
+        let executor = Executor::start(self.placement, &self.worker_cpus, count, waits, context)?;
         let hooks = Arc::new(Hooks {
             handlers: self.handlers,
             executor,

@@ -16,6 +16,7 @@
 pub(crate) mod epoll;
 pub(crate) mod socket;
 pub(crate) mod uring;
+pub(crate) mod usage;
 pub(crate) mod wake;
 
 use std::io;

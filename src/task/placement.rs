@@ -31,7 +31,8 @@ pub(crate) enum Seat {
 
 impl Executor {
     /// Starts the threads that `placement` calls for beside so many pollers, pinned to
-    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case.
+    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `waits` tells
+    /// how often the calling thread has given up its CPU by itself.
     ///
     /// # Errors
     /// Invalid: workers that cannot be; a tokio runtime is called for, and none is there.
@@ -39,13 +40,15 @@ impl Executor {
         placement: Placement,
         worker_cpus: &[usize],
         pollers: usize,
+        waits: fn() -> u64,
         context: RuntimeContext,
     ) -> Result<Executor> {
         let mut context = context;
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
-                Seat::Auto(Workers::start(0, worker_cpus)?, Arc::new(Policy::new(pollers)))
+                let policy = Policy::new(pollers, waits);
+                Seat::Auto(Workers::start(0, worker_cpus)?, Arc::new(policy))
             }
             Placement::Pool { workers } => Seat::Pool(Workers::start(workers, worker_cpus)?),
             Placement::Tokio => {

@@ -7,10 +7,11 @@
 //!
 //! Short runs are timed by the clock on the wall. A longer one may have been interrupted, by other
 //! threads or by the host, which says nothing about the handler; so after a long run the next ones
-//! are timed by the thread's CPU clock as well, which costs a system call, and long runs count for
-//! what that shows. What a host takes from a virtual machine may escape even that: the longest
-//! runs of each window are left out. A handler that blocks its thread without computing is not
-//! noticed.
+//! are timed by the thread's CPU clock as well, which costs system calls, and long runs count for
+//! what that shows; but for those that gave up the CPU by themselves, because the handler blocks:
+//! they hold up the others for as long as they last. The longer long runs keep out of sight that
+//! way, the more runs are watched so. What a host takes from a virtual machine may escape even
+//! that: a few of the longest runs of each second are left out.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -29,6 +30,8 @@ pub(crate) struct Policy {
     is_inline: AtomicBool,
     pollers: u64,
     wake_ns: u64,
+    /// How often the calling thread has waited.
+    waits: fn() -> u64,
     window: Mutex<Window>,
     /// As of the last window.
     delay_ns: AtomicU64,
@@ -55,6 +58,8 @@ struct Window {
     tally: Tally,
     /// Windows in a row in which handlers would have been cheap enough for the poller.
     calm: u32,
+    /// Long runs that may still be left out, in parts of a window's share.
+    pardons: u32,
 }
 
 /// Run times.
@@ -62,23 +67,52 @@ struct Window {
 struct Tally {
     runs: u32,
     squares: f64,
-    longest_ns: [u64; config::LONGEST_RUNS_LEFT_OUT],
+    /// In descending order.
+    longest_ns: [u64; config::PARDONS_MAX as usize],
 }
 
 thread_local! {
     /// What this thread has not told yet, and the address of the policy that it is for.
     static OWN: Cell<(usize, Tally)> = Cell::new((0, Tally::default()));
-    /// Runs that are still to be timed by the CPU clock.
-    static EXACT: Cell<u32> = const { Cell::new(0) };
+    static EXACT: Cell<Exact> = const { Cell::new(Exact { left: 0, misses: 0 }) };
+}
+
+/// The runs of this thread that are timed by the CPU clock.
+#[derive(Clone, Copy)]
+struct Exact {
+    /// Still to be timed so.
+    left: u32,
+    /// Long runs in a row that came when none was left: they may have been anybody's fault.
+    misses: u32,
+}
+
+impl Exact {
+    /// After a long run: of the handler's doing, or not, or `None`: unknown.
+    fn after_long(self, is_own: Option<bool>) -> Exact {
+        let misses = match is_own {
+            Some(true) => self.misses,
+            Some(false) => 0,
+            None => (self.misses + 1).min(config::EXACT_DOUBLINGS_MAX),
+        };
+        Exact { left: config::EXACT_RUNS << misses, misses }
+    }
 }
 
 impl Policy {
-    pub(crate) fn new(pollers: usize) -> Policy {
+    /// For handlers on so many pollers; `waits` tells how often the calling thread has given up
+    /// its CPU by itself.
+    pub(crate) fn new(pollers: usize, waits: fn() -> u64) -> Policy {
         Policy {
+            waits,
             is_inline: AtomicBool::new(true),
             pollers: pollers.max(1) as u64,
             wake_ns: wake_cost_ns(),
-            window: Mutex::new(Window { began: Instant::now(), tally: Tally::default(), calm: 0 }),
+            window: Mutex::new(Window {
+                began: Instant::now(),
+                tally: Tally::default(),
+                calm: 0,
+                pardons: config::PARDONS_MAX * config::WINDOWS_PER_PARDON,
+            }),
             delay_ns: AtomicU64::new(0),
             flips: AtomicU64::new(0),
         }
@@ -93,17 +127,22 @@ impl Policy {
     #[inline]
     pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
         let exact = EXACT.get();
-        let cpu_ns = if exact > 0 { Some(cpu_ns()) } else { None };
+        let before = (exact.left > 0).then(|| Usage::now(self.waits));
         let began = Instant::now();
         let done = code();
         let ended = Instant::now();
         let wall_ns = ended.duration_since(began).as_nanos() as u64;
-        let took_ns = if wall_ns < config::LONG_RUN_NS {
-            EXACT.set(exact.saturating_sub(1));
-            wall_ns
-        } else {
-            EXACT.set(config::EXACT_RUNS);
-            cpu_ns.map_or(0, |before| cpu_ns_since(before).min(wall_ns))
+        let took_ns = match wall_ns < config::LONG_RUN_NS {
+            true => {
+                EXACT.set(Exact { left: exact.left.saturating_sub(1), ..exact });
+                wall_ns
+            }
+            false => {
+                let own_ns = before.map(|before| before.time_since(self.waits, wall_ns));
+                let is_own = own_ns.map(|own_ns| own_ns >= config::LONG_RUN_NS);
+                EXACT.set(exact.after_long(is_own));
+                own_ns.unwrap_or(0)
+            }
         };
         self.record(took_ns, ended);
         done
@@ -133,9 +172,10 @@ impl Policy {
 
     /// At once to the workers, and back after a few calm windows.
     fn decide(&self, window: &mut Window, lasted: Duration) {
-        let delay_ns = window.tally.delay_ns(lasted.as_nanos() as u64) / self.pollers;
-        self.delay_ns.store(delay_ns, Ordering::Relaxed);
+        let lasted_ns = lasted.as_nanos() as u64 * self.pollers;
         let is_inline = self.is_inline();
+        let delay_ns = window.delay_ns(lasted_ns, config::DELAY_WAKES_MAX * self.wake_ns);
+        self.delay_ns.store(delay_ns, Ordering::Relaxed);
         let is_calm = delay_ns < self.wake_ns;
         window.calm = if is_calm { window.calm + 1 } else { 0 };
         let wants_inline = match is_inline {
@@ -157,6 +197,25 @@ impl Policy {
             wake_ns: self.wake_ns,
             flips: self.flips.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl Window {
+    /// How long its runs have delayed others, without the longest of them where that brings it
+    /// below `mark_ns` and is still allowed.
+    fn delay_ns(&mut self, lasted_ns: u64, mark_ns: u64) -> u64 {
+        let allowed = self.pardons / config::WINDOWS_PER_PARDON;
+        let full = config::PARDONS_MAX * config::WINDOWS_PER_PARDON;
+        self.pardons = (self.pardons + 1).min(full);
+        let mut delay_ns = self.tally.delay_ns(lasted_ns, 0);
+        for pardoned in 1..=allowed {
+            if delay_ns <= mark_ns {
+                break;
+            }
+            delay_ns = self.tally.delay_ns(lasted_ns, pardoned as usize);
+            self.pardons -= config::WINDOWS_PER_PARDON;
+        }
+        delay_ns
     }
 }
 
@@ -186,9 +245,11 @@ impl Tally {
         }
     }
 
-    /// How long these runs have delayed others in `lasted_ns`, if they ran one after the other.
-    fn delay_ns(&self, lasted_ns: u64) -> u64 {
-        let left_out: f64 = self.longest_ns.iter().map(|ns| (*ns as f64) * (*ns as f64)).sum();
+    /// How long these runs, but for the longest `left_out`, have delayed others in `lasted_ns`, if
+    /// they ran one after the other.
+    fn delay_ns(&self, lasted_ns: u64, left_out: usize) -> u64 {
+        let longest = self.longest_ns.iter().take(left_out);
+        let left_out: f64 = longest.map(|ns| (*ns as f64) * (*ns as f64)).sum();
         // Rounding may have left less than was taken out.
         ((self.squares - left_out).max(0.0) / (2.0 * lasted_ns.max(1) as f64)) as u64
     }
@@ -215,15 +276,27 @@ impl Future for Timed {
     }
 }
 
-/// CPU time of this thread.
-fn cpu_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+/// What this thread has used.
+struct Usage {
+    cpu_ns: u64,
+    waits: u64,
 }
 
-#[cold]
-fn cpu_ns_since(before_ns: u64) -> u64 {
-    cpu_ns() - before_ns
+impl Usage {
+    fn now(waits: fn() -> u64) -> Usage {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Usage { cpu_ns: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, waits: waits() }
+    }
+
+    /// For how long a run of `wall_ns` since then is to be held against its handler.
+    #[cold]
+    fn time_since(&self, waits: fn() -> u64, wall_ns: u64) -> u64 {
+        let now = Usage::now(waits);
+        match now.waits > self.waits {
+            true => wall_ns,
+            false => wall_ns.min(now.cpu_ns - self.cpu_ns),
+        }
+    }
 }
 
 /// What it takes to wake a thread that sleeps, measured once: there and back, halved.
@@ -270,7 +343,7 @@ mod tests {
     }
 
     fn policy(pollers: usize) -> Policy {
-        Policy { wake_ns: 5_000, ..Policy::new(pollers) }
+        Policy { wake_ns: 5_000, ..Policy::new(pollers, || 0) }
     }
 
     #[test]
@@ -307,8 +380,28 @@ mod tests {
     #[test]
     fn what_the_host_takes_away_now_and_then_moves_nothing() {
         let policy = policy(1);
-        pass(&policy, 50, 2, Duration::from_millis(8));
+        for _ in 0..10 {
+            pass(&policy, 1, 2, Duration::from_millis(8));
+            pass(&policy, 2 * config::WINDOWS_PER_PARDON, 640, Duration::from_micros(5));
+        }
         assert!(policy.is_inline(), "{:?}", policy.stats());
+    }
+
+    #[test]
+    fn few_runs_that_fill_window_after_window_move() {
+        let policy = policy(1);
+        pass(&policy, 4, 1, Duration::from_millis(30));
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+    }
+
+    #[test]
+    fn long_runs_that_are_rare_are_found_after_a_while() {
+        let first = Exact { left: 0, misses: 0 }.after_long(None);
+        assert_eq!(first.left, 2 * config::EXACT_RUNS);
+        let many = (0..20).fold(first, |exact, _| exact.after_long(None));
+        assert_eq!(many.left, config::EXACT_RUNS << config::EXACT_DOUBLINGS_MAX);
+        assert_eq!(many.after_long(Some(true)).left, many.left);
+        assert_eq!(many.after_long(Some(false)).left, config::EXACT_RUNS);
     }
 
     #[test]
@@ -324,21 +417,42 @@ mod tests {
         assert_eq!(policy.stats().flips, 2);
     }
 
-    #[test]
-    fn a_run_that_sleeps_is_not_taken_for_one_that_computes() {
-        let policy = policy(1);
+    /// Runs of a millisecond that are timed, until the handlers move or there were enough of them.
+    fn moves(policy: &Policy, run: impl Fn()) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < 3 * config::PLACEMENT_WINDOW {
-            policy.time(|| thread::sleep(Duration::from_millis(1)));
+        while policy.is_inline() && begun.elapsed() < 10 * config::PLACEMENT_WINDOW {
+            policy.time(&run);
         }
-        assert!(policy.is_inline(), "{:?}", policy.stats());
-        while policy.is_inline() && begun.elapsed() < Duration::from_secs(10) {
-            policy.time(|| {
-                let from = Instant::now();
-                while from.elapsed() < Duration::from_millis(1) {}
-            });
+        !policy.is_inline()
+    }
+
+    #[test]
+    fn time_that_others_took_from_a_run_is_not_held_against_it() {
+        // A sleep stands for it: to this policy nobody tells that the thread waited.
+        let policy = policy(1);
+        assert!(
+            !moves(&policy, || thread::sleep(Duration::from_millis(1))),
+            "{:?}",
+            policy.stats()
+        );
+    }
+
+    #[test]
+    fn runs_that_compute_or_block_for_long_move() {
+        let computes = || {
+            let from = Instant::now();
+            while from.elapsed() < Duration::from_millis(1) {}
+        };
+        assert!(moves(&policy(1), computes));
+        thread_local! {
+            static SLEPT: Cell<u64> = const { Cell::new(0) };
         }
-        assert!(!policy.is_inline(), "{:?}", policy.stats());
+        let blocking = Policy { waits: || SLEPT.get(), ..policy(1) };
+        let blocks = || {
+            SLEPT.set(SLEPT.get() + 1);
+            thread::sleep(Duration::from_millis(1));
+        };
+        assert!(moves(&blocking, blocks));
     }
 
     #[test]
