@@ -236,6 +236,19 @@ pub(crate) const PARDONS_MAX: u32 = 2;
 /// Windows after which one more of them need not count.
 pub(crate) const WINDOWS_PER_PARDON: u32 = 10;
 
+/// A poller that has stood still for so long while it ran a handler is held up, and relieved of
+/// what it has not come to. Whoever looks does so that often while pollers are awake.
+pub(crate) const STALL_TICK: Duration = Duration::from_millis(1);
+
+/// And that often while no handlers run on pollers.
+pub(crate) const STALL_TICK_OF_POOL: Duration = Duration::from_millis(20);
+
+/// After so many ticks in which every poller slept it sleeps as well, until one is awake.
+pub(crate) const STALL_TICKS_IDLE: u32 = 20;
+
+/// Commands that a poller that is held up is relieved of at once.
+pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
+
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
 

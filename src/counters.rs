@@ -95,6 +95,8 @@ counters! {
     accepts,
     /// Runs of handlers started.
     handler_runs,
+    /// Runs of handlers that workers took from a poller that was held up.
+    moved_runs,
     /// Completions taken from a ring.
     ring_completions,
     /// Operations handed to a ring.

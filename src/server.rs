@@ -16,14 +16,16 @@ use std::task::{Context, Poll};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
-use crate::connection::{Connection, Handle, Kind, RunEnd, Service, Shared, attach, take_on};
+use crate::connection::{
+    Connection, Handle, Kind, Place, RunEnd, Service, Shared, attach, take_on,
+};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor, PlacementStats, Run, RuntimeContext, Seat, Timed, Tried};
+use crate::task::{self, Executor, PlacementStats, Run, RuntimeContext, Seat, Tried};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -70,7 +72,7 @@ pub struct ServerStats {
     pub poller_count: usize,
 }
 
-type Runner = Box<dyn Fn(Connection, RunEnd, &Executor) -> Option<Run> + Send + Sync>;
+type Runner = Box<dyn Fn(Connection, RunEnd, &Executor, Place) -> Option<Run> + Send + Sync>;
 type Prepare = Box<dyn Fn(&Handle) -> Result<()> + Send + Sync>;
 type Notify = Box<dyn Fn(&Handle) + Send + Sync>;
 type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
@@ -213,13 +215,15 @@ where
     H: Fn(Connection) -> F + Send + Sync + 'static,
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    Box::new(move |connection, end: RunEnd, executor| {
+    Box::new(move |connection, end: RunEnd, executor, place| {
         let context = executor.context();
         let future = context.run(|| handler(connection));
         let run = Running { future, context: context.clone(), end };
         let policy = match executor.seat() {
             Seat::Inline => None,
-            Seat::Auto(_, policy) if policy.is_inline() => Some(policy),
+            Seat::Auto(_, policy, _) if place == Place::Poller && policy.is_inline() => {
+                Some(policy)
+            }
             elsewhere => {
                 elsewhere.spawn(run, context);
                 return None;
@@ -237,10 +241,7 @@ where
             return None;
         }
         let remote = Arc::clone(run.end.remote());
-        match policy.filter(|_| tried == Tried::Open) {
-            Some(policy) => take_on(&remote, Box::pin(Timed::new(run, policy)), tried),
-            None => take_on(&remote, run, tried),
-        }
+        take_on(&remote, executor, run, tried)
     })
 }
 
@@ -286,12 +287,16 @@ impl Service for Hooks {
         prepared
     }
 
-    fn run(&self, kind: Kind, connection: Connection, end: RunEnd) -> Option<Run> {
+    fn run(&self, kind: Kind, connection: Connection, end: RunEnd, place: Place) -> Option<Run> {
         let handler = match kind {
             Kind::Connect => &self.handlers.connect,
             Kind::Request => &self.handlers.request,
         };
-        handler.as_ref().and_then(|handler| handler(connection, end, &self.executor))
+        handler.as_ref().and_then(|handler| handler(connection, end, &self.executor, place))
+    }
+
+    fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     fn disconnected(&self, handle: &Handle) {

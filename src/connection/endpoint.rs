@@ -11,10 +11,10 @@ use super::input::End;
 use super::shared::{self, POLLER, Remote, Shared, guard};
 use super::state::Kind;
 use super::take_on;
-use super::{Connection, RunEnd};
+use super::{Connection, Place, RunEnd};
 use crate::buffer::Chain;
 use crate::poller::timers::{NEVER, now_ns};
-use crate::poller::{Action, Batch, Endpoint, Flow, Received, Token};
+use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Token};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::task::{self, Run};
@@ -36,7 +36,7 @@ impl Endpoint for Shared {
         self.limits.input_high_bytes / 2
     }
 
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch) -> bool {
+    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Shared>) -> bool {
         self.token.store(token.bits(), Ordering::Relaxed);
         if self.life.is_closed() {
             return false;
@@ -53,7 +53,7 @@ impl Endpoint for Shared {
             }
             if service.serves_connect() {
                 lock(&self.input).runs.start(Kind::Connect, 0);
-                batch.actions.push((self.token(), Action::Run));
+                batch.act(self, Action::Run);
             }
         }
         if self.timeouts.watches_idle() {
@@ -63,14 +63,14 @@ impl Endpoint for Shared {
         true
     }
 
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch) {
+    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Shared>) {
         let mut input = lock(&self.input);
         input.connected = Some(result);
         batch.wakers.extend(input.take_waker());
     }
 
     #[inline]
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch) -> Flow {
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Shared>) -> Flow {
         if self.life.drops_input() {
             return Flow::Pause;
         }
@@ -89,11 +89,11 @@ impl Endpoint for Shared {
         self.follow(filed, batch)
     }
 
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch) {
+    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Shared>) {
         self.note_peer_gone(batch);
     }
 
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch) {
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Shared>) {
         let end = match result {
             Ok(()) => End::Eof,
             Err(error) => {
@@ -113,7 +113,7 @@ impl Endpoint for Shared {
         lock(&self.output).take_queue()
     }
 
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch) -> bool {
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Shared>) -> bool {
         if self.timeouts.watches_idle() {
             self.timeouts.touch(batch.now_ns);
         }
@@ -128,15 +128,15 @@ impl Endpoint for Shared {
         drop(output);
         let draining = || self.service.as_ref().is_some_and(|service| service.is_draining());
         if close {
-            batch.actions.push((self.token(), Action::Close));
+            batch.act(self, Action::Close);
         } else if settled && draining() {
             // A shutdown left it open for this output alone.
-            batch.actions.push((self.token(), Action::CloseIfIdle));
+            batch.act(self, Action::CloseIfIdle);
         }
         has_more
     }
 
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch) -> Option<u64> {
+    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Shared>) -> Option<u64> {
         if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() {
             return None;
         }
@@ -177,12 +177,18 @@ impl Endpoint for Shared {
         }
     }
 
-    fn act(self: &Arc<Self>, action: Action) -> Option<Run> {
+    fn act(self: Arc<Self>, action: Action) -> Option<Run> {
         match action {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
             Action::CloseIfIdle => self.close_if_idle(),
-            Action::Run => return self.start_run(),
+            Action::Run => {
+                let service = Arc::clone(self.service.as_ref()?);
+                let (kind, connection, end) = self.begin_run();
+                // A handler that panics before its first await: its end is reported like any other.
+                return guard("handler", || service.run(kind, connection, end, Place::Poller))
+                    .flatten();
+            }
             // The poller has the run.
             Action::Continue => {}
         }
@@ -190,11 +196,42 @@ impl Endpoint for Shared {
     }
 
     fn go_on(self: &Arc<Self>, mut run: Run) -> Option<Run> {
+        let service = self.service.as_ref()?;
         let kept = guard("handler", || {
             let tried = task::try_poll(run.as_mut(), self.owner());
-            take_on(&self.remote, run, tried)
+            take_on(&self.remote, service.executor(), run, tried)
         });
         kept.flatten()
+    }
+
+    fn is_movable(&self) -> bool {
+        self.service.as_ref().is_some_and(|service| service.executor().workers().is_some())
+    }
+
+    fn run_elsewhere(self: Arc<Self>) {
+        let Some(service) = self.service.clone() else { return };
+        let Some(workers) = service.executor().workers().cloned() else { return };
+        // Handed out here: should the workers end before they come to it, the run ends with what it
+        // was given.
+        let (kind, connection, end) = self.begin_run();
+        workers.spawn(async move {
+            guard("handler", || service.run(kind, connection, end, Place::Workers));
+        });
+    }
+
+    fn send_here(self: &Arc<Self>, first: Chain) {
+        let (flusher, ask) = {
+            let mut output = lock(&self.output);
+            let sent = output.send_queue(first, &self.remote.counters);
+            self.sent.store(output.sent(), Ordering::Release);
+            sent
+        };
+        if let Some(flusher) = flusher {
+            flusher.wake(self);
+        }
+        if ask {
+            self.remote.send(Command::Send(Arc::clone(self)));
+        }
     }
 
     fn close(self: &Arc<Self>) {
@@ -207,18 +244,15 @@ impl Endpoint for Shared {
 }
 
 impl Shared {
-    /// Hands the connection to a run of its handler.
-    fn start_run(self: &Arc<Self>) -> Option<Run> {
-        let service = self.service.as_ref()?;
-        self.remote.counters.handler_runs.add_owned(1);
-        let end = RunEnd::new(self);
+    /// What a run works with.
+    fn begin_run(self: Arc<Self>) -> (Kind, Connection, RunEnd) {
+        self.remote.counters.add(|counters| &counters.handler_runs, 1);
         let (kind, reader, writer) = {
             let mut input = lock(&self.input);
             self.took_arrivals();
             input.hand_out()
         };
-        let connection = Connection::handed_out(Arc::clone(self), reader, writer);
-        // A handler that panics before its first await: its end is reported like any other.
-        guard("handler", || service.run(kind, connection, end)).flatten()
+        let connection = Connection::handed_out(Arc::clone(&self), reader, writer);
+        (kind, connection, RunEnd::new(self))
     }
 }

@@ -29,7 +29,7 @@ use crate::buffer::{Chain, LinkBuffer, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
-use crate::task::{self, Run, Tried};
+use crate::task::{Executor, Run, Tried};
 
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
@@ -48,13 +48,24 @@ pub(crate) trait Service: Send + Sync {
     fn is_draining(&self) -> bool;
     /// On the poller, before registration; an error refuses the connection.
     fn prepare(&self, handle: &Handle) -> Result<()>;
-    /// Runs a handler where the placement says.
+    /// Runs a handler where the placement says; `place` is where this is called.
     /// Returns a run on the poller that waits for its flush, and for nothing else.
-    fn run(&self, kind: Kind, connection: Connection, end: RunEnd) -> Option<Run>;
+    fn run(&self, kind: Kind, connection: Connection, end: RunEnd, place: Place) -> Option<Run>;
+    /// What runs its handlers.
+    fn executor(&self) -> &Executor;
     fn disconnected(&self, handle: &Handle);
     fn failed(&self, handle: &Handle, error: &Error);
     /// A connection is finished.
     fn gone(&self);
+}
+
+/// On which kind of thread a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The connection's poller.
+    Poller,
+    /// A worker, because the poller is held up.
+    Workers,
 }
 
 /// A stream to one peer, and the only owner of its reader and writer.
@@ -243,8 +254,8 @@ pub(crate) struct RunEnd {
 }
 
 impl RunEnd {
-    fn new(shared: &Arc<Shared>) -> RunEnd {
-        RunEnd { shared: Arc::clone(shared), outcome: None }
+    fn new(shared: Arc<Shared>) -> RunEnd {
+        RunEnd { shared, outcome: None }
     }
 
     pub(crate) fn set(&mut self, outcome: Result<()>) {
@@ -275,13 +286,18 @@ impl Drop for RunEnd {
 
 /// Takes on a run on the poller after its trial: gives it back, to be kept, if it waits for nothing
 /// but its flush; makes it a task if it waits for anything else.
-pub(crate) fn take_on(remote: &Arc<Remote>, run: Run, tried: Tried) -> Option<Run> {
+pub(crate) fn take_on(
+    remote: &Arc<Remote>,
+    executor: &Executor,
+    run: Run,
+    tried: Tried,
+) -> Option<Run> {
     match tried {
         Tried::Done => None,
         Tried::Marked => Some(run),
         Tried::Open => {
             let remote = Arc::clone(remote);
-            task::run(task::spawn(run, move |task| remote.send(Command::Run(task))));
+            executor.spawn_near(run, move |task, workers| remote.send(Command::Run(task, workers)));
             None
         }
     }

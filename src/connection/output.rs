@@ -14,7 +14,7 @@ use crate::buffer::Chain;
 use crate::config;
 use crate::counters::Counters;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command, Endpoint};
+use crate::poller::{Action, Batch, Command};
 use crate::sys::socket::Socket;
 
 use super::shared::Shared;
@@ -69,10 +69,10 @@ impl Flusher {
     }
 
     /// On the poller, with what the round collects.
-    pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch) {
+    pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch<Shared>) {
         match self {
             Flusher::Task(waker) => batch.wakers.push(waker),
-            Flusher::Run => batch.actions.push((shared.token(), Action::Continue)),
+            Flusher::Run => batch.act(shared, Action::Continue),
         }
     }
 }
@@ -154,6 +154,29 @@ impl Output {
             }
         }
         Ok(())
+    }
+
+    /// Sends what was left to a poller that has not taken it yet: `first`, then the queue. Whom to
+    /// wake, and whether the poller must be asked to send the rest.
+    pub(super) fn send_queue(
+        &mut self,
+        first: Chain,
+        counters: &Counters,
+    ) -> (Option<Flusher>, bool) {
+        let mut bytes = first;
+        if let Some(mut queue) = self.queue.take() {
+            bytes.append(&mut queue);
+        }
+        if self.failed.is_none()
+            && let Err(error) = self.send_now(&mut bytes, counters)
+        {
+            self.fail(&error);
+        }
+        if self.failed.is_none() && !bytes.is_empty() {
+            self.queue = Some(Box::new(bytes));
+        }
+        // Nothing is with the backend.
+        (self.on_sent(Ok(0)), self.queue.is_some())
     }
 
     pub(super) fn has_queue(&self) -> bool {

@@ -20,7 +20,7 @@ use crate::address::PeerAddr;
 use crate::buffer::{Chain, Staging};
 use crate::config::{self, Limits};
 use crate::poller::timers::{NEVER, now_ns};
-use crate::poller::{Action, Batch, Command, Endpoint, Flow, Socket, Token};
+use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 
@@ -372,28 +372,28 @@ impl Shared {
     }
 
     /// The peer has gone: tell the user, once, after `on_connect`.
-    pub(super) fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch) {
+    pub(super) fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch<Shared>) {
         if !self.life.peer_gone() || self.service.is_none() || self.life.is_closed() {
             return;
         }
         if !lock(&self.input).owe_disconnect_if_connecting() {
-            batch.actions.push((self.token(), Action::Disconnected));
+            batch.act(self, Action::Disconnected);
         }
     }
 
-    pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch) {
+    pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
         self.note_peer_gone(batch);
         let filed = lock(&self.input).end(end);
         if filed.close {
-            batch.actions.push((self.token(), Action::Close));
+            batch.act(self, Action::Close);
         }
         self.follow(filed, batch);
     }
 
-    pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch) -> Flow {
+    pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
         batch.wakers.extend(filed.wake);
         if filed.start_run {
-            batch.actions.push((self.token(), Action::Run));
+            batch.act(self, Action::Run);
         }
         if filed.over_share {
             self.note_end(End::Memory, batch);

@@ -235,10 +235,15 @@ fn leave(shared: &Arc<Shared>, socket: &Arc<Socket>, bytes: &mut Chain) -> bool 
         // start on them.
         Outlet::Poller if bytes.len() > config::RING_SEND_BYTES_MAX => return false,
         Outlet::Poller if token != Token::NONE && is_poller_of(shared) => {
-            flush_here(token, bytes.take());
+            if !shared.remote.take_over(shared, bytes) {
+                flush_here(token, bytes.take());
+            }
             return true;
         }
         Outlet::Poller | Outlet::Rings(_) => {}
+    }
+    if shared.remote.is_held_up() {
+        return false;
     }
     shared.remote.send_if_awake(Command::Send(Arc::clone(shared)))
 }

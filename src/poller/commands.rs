@@ -4,6 +4,7 @@
 //! poller takes the flag and wakes it. While the poller is awake a command costs no system call.
 
 use std::task::Waker;
+use std::thread::Thread;
 
 use crate::address::PeerAddr;
 use crate::buffer::Pool;
@@ -11,8 +12,9 @@ use crate::counters::Counters;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Socket, Wake};
-use crate::task::Runnable;
+use crate::task::{Runnable, Workers};
 
+use super::ready::Ready;
 use super::{Accept, Endpoint};
 
 /// What a poller can be asked to do.
@@ -25,8 +27,8 @@ pub(crate) enum Command<E> {
     Listen(Arc<dyn Accept>, Arc<Socket>),
     /// Forget a listener.
     Unlisten(Arc<dyn Accept>),
-    /// Run a task that was woken.
-    Run(Runnable),
+    /// Run a task that was woken; workers, if there are any, may do it as well.
+    Run(Runnable, Option<Workers>),
     /// Start another run of a connection's handler.
     Again(Arc<E>),
     /// Go on with the run that waits for its flush.
@@ -61,7 +63,7 @@ impl<E: Endpoint> Command<E> {
             Command::WakeAt(_, waker) => waker.wake(),
             // A task, or a kept run, that is dropped ends its run. The others are about endpoints
             // and listeners that were removed when the poller ended.
-            Command::Run(_)
+            Command::Run(..)
             | Command::Again(_)
             | Command::Continue(_)
             | Command::Send(_)
@@ -77,6 +79,7 @@ impl<E: Endpoint> Command<E> {
 /// A poller, as everybody else sees it.
 pub(crate) struct Remote<E> {
     inbox: Inbox<Command<E>>,
+    pub(super) ready: Ready<E>,
     wake: Arc<Wake>,
     pub(crate) outlet: Outlet,
     pub(crate) counters: Arc<Counters>,
@@ -96,6 +99,7 @@ impl<E: Endpoint> Remote<E> {
     ) -> Remote<E> {
         Remote {
             inbox: Inbox::new(),
+            ready: Ready::new(),
             wake: Arc::new(wake),
             outlet,
             counters,
@@ -141,11 +145,18 @@ struct Queue<T> {
     /// The receiver sleeps, or is about to, and must be woken.
     sleeping: bool,
     closed: bool,
+    /// To be called when the receiver is awake again.
+    watchers: Vec<Thread>,
 }
 
 impl<T> Inbox<T> {
     pub(super) fn new() -> Inbox<T> {
-        Inbox(Mutex::new(Queue { items: Vec::new(), sleeping: false, closed: false }))
+        Inbox(Mutex::new(Queue {
+            items: Vec::new(),
+            sleeping: false,
+            closed: false,
+            watchers: Vec::new(),
+        }))
     }
 
     /// Says whether the receiver must be woken; gives the item back if it has ended.
@@ -172,9 +183,45 @@ impl<T> Inbox<T> {
     /// not wake it.
     pub(super) fn take(&self, into: &mut Vec<T>) {
         debug_assert!(into.is_empty());
+        let watchers = {
+            let mut queue = lock(&self.0);
+            queue.sleeping = false;
+            std::mem::swap(&mut queue.items, into);
+            match queue.watchers.is_empty() {
+                true => return,
+                false => std::mem::take(&mut queue.watchers),
+            }
+        };
+        watchers.iter().for_each(Thread::unpark);
+    }
+
+    /// Takes, from the oldest on, at most `count_max` of the items that `wanted` picks; the others
+    /// stay as they are.
+    pub(super) fn take_if(&self, count_max: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut taken = 0;
+        lock(&self.0)
+            .items
+            .extract_if(.., |item| {
+                let take = taken < count_max && wanted(item);
+                taken += usize::from(take);
+                take
+            })
+            .collect()
+    }
+
+    pub(super) fn is_asleep(&self) -> bool {
+        lock(&self.0).sleeping
+    }
+
+    /// `true`: the receiver sleeps, and will unpark `watcher` when it has woken. `false`: it is
+    /// awake.
+    pub(super) fn call_when_awake(&self, watcher: &Thread) -> bool {
         let mut queue = lock(&self.0);
-        queue.sleeping = false;
-        std::mem::swap(&mut queue.items, into);
+        let is_known = queue.watchers.iter().any(|known| known.id() == watcher.id());
+        if queue.sleeping && !is_known {
+            queue.watchers.push(watcher.clone());
+        }
+        queue.sleeping
     }
 
     /// Announces a sleep, unless there is work: then swaps it into `into`, and returns `false`.

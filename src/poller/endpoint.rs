@@ -3,6 +3,7 @@
 use std::io;
 use std::task::Waker;
 
+use super::ready::Job;
 use super::{Flow, Remote, Socket, Token};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Slice};
@@ -18,18 +19,18 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// About how many bytes it takes before it may ask for a pause.
     fn receives_at_once(&self) -> usize;
     /// The endpoint has a slot. `false` refuses, and the slot is given up.
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch) -> bool;
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch);
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch) -> Flow;
+    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Self>) -> bool;
+    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Self>) -> Flow;
     /// The peer is known to have ended, though bytes of it are still to be received.
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch);
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch);
+    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Self>);
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Self>);
     /// The bytes that the backend is to send now.
     fn take_output(&self) -> Option<Chain>;
     /// `true`: there is more to send.
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch) -> bool;
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Self>) -> bool;
     /// A timer came up: when is the next one due? Called for entries that were overtaken as well.
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch) -> Option<u64>;
+    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Self>) -> Option<u64>;
     /// Whether the entry for this time is the one that counts.
     fn is_armed(&self, at_ns: u64) -> bool;
     /// The slot is given up; the backend has dropped the socket.
@@ -37,9 +38,18 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// Runs what the endpoint put into the batch; this is where user code runs. What is returned is
     /// a run that waits for its flush, and for nothing else: the poller keeps it, and goes on with
     /// it on [`Action::Continue`].
-    fn act(self: &Arc<Self>, action: Action) -> Option<Run>;
+    fn act(self: Arc<Self>, action: Action) -> Option<Run>;
     /// Goes on with a run that was kept.
     fn go_on(self: &Arc<Self>, run: Run) -> Option<Run>;
+    /// Whether workers may do its runs.
+    fn is_movable(&self) -> bool;
+    /// Has workers do a run that this poller does not come to. From any thread; only where it is
+    /// [movable](Self::is_movable).
+    fn run_elsewhere(self: Arc<Self>);
+    /// Sends `first`, then what else a flusher has left to a poller that does not come to it: so the
+    /// caller has `first`, or the [`Command::Send`](super::Command::Send), and the poller has
+    /// neither. From any thread.
+    fn send_here(self: &Arc<Self>, first: Chain);
     /// Asks for the removal of the endpoint.
     fn close(self: &Arc<Self>);
     /// Swaps what was flushed on this thread since the last time into `into`, which is empty.
@@ -77,11 +87,18 @@ pub(crate) enum Action {
 }
 
 /// What a round collected.
-pub(crate) struct Batch {
-    pub(crate) actions: Vec<(Token, Action)>,
+pub(crate) struct Batch<E> {
+    pub(crate) jobs: Vec<Job<E>>,
     pub(crate) wakers: Vec<Waker>,
     /// The clock after the last wait that ended with a timer armed.
     pub(crate) now_ns: u64,
     /// Set while too much block memory is in use: what each connection may hold.
     pub(crate) share_bytes: Option<usize>,
+}
+
+impl<E: Endpoint> Batch<E> {
+    #[inline]
+    pub(crate) fn act(&mut self, endpoint: &Arc<E>, action: Action) {
+        self.jobs.push(Job::Act(Arc::clone(endpoint), action));
+    }
 }

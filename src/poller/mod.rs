@@ -12,6 +12,7 @@
 pub(crate) mod commands;
 mod endpoint;
 pub(crate) mod group;
+mod ready;
 mod slots;
 mod spin;
 pub(crate) mod timers;
@@ -31,6 +32,7 @@ pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Token};
 pub(crate) use commands::{Command, Remote};
 pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Received};
+use ready::{Flushed, Job};
 use slots::Slots;
 use spin::Spin;
 use timers::{NEVER, Timers, Whom, now_ns};
@@ -46,18 +48,6 @@ struct Held<E> {
     kept: Option<Run>,
 }
 
-impl<E: Endpoint> Held<E> {
-    fn act(&mut self, action: Action) {
-        let kept = match action {
-            Action::Continue => self.kept.take().and_then(|run| self.endpoint.go_on(run)),
-            _ => self.endpoint.act(action),
-        };
-        if kept.is_some() {
-            self.kept = kept;
-        }
-    }
-}
-
 /// One poller thread's own data.
 pub(crate) struct Poller<B, E> {
     backend: B,
@@ -66,6 +56,8 @@ pub(crate) struct Poller<B, E> {
     commands: Vec<Command<E>>,
     /// Flushed by the handlers of a batch; empty between batches.
     flushed: Vec<(Token, Chain)>,
+    /// The same, where others could have taken it.
+    taken_over: Flushed<E>,
     stopping: bool,
 }
 
@@ -73,10 +65,10 @@ pub(crate) struct Poller<B, E> {
 struct Core<E> {
     remote: Arc<Remote<E>>,
     slots: Slots<Slot<E>>,
-    /// Without a slot, and still with something to run.
-    leaving: HashMap<Token, Held<E>>,
+    /// Kept runs of endpoints that have lost their slot.
+    leaving: HashMap<Token, Run>,
     timers: Timers,
-    batch: Batch,
+    batch: Batch<E>,
     /// Backlog of connections whose send just ended.
     resend: Vec<Token>,
     completions: usize,
@@ -97,7 +89,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 leaving: HashMap::new(),
                 timers: Timers::new(),
                 batch: Batch {
-                    actions: Vec::new(),
+                    jobs: Vec::new(),
                     wakers: Vec::new(),
                     now_ns: now_ns(),
                     share_bytes: None,
@@ -108,6 +100,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             spin,
             commands: Vec::new(),
             flushed: Vec::new(),
+            taken_over: Vec::new(),
             stopping: false,
         })
     }
@@ -130,6 +123,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 tracing::error!(%error, "poller ends: its backend cannot wait");
                 break;
             }
+            self.core.remote.ready.turn();
             self.core.fire_timers(&mut self.backend);
             self.resend();
             self.run_batch();
@@ -180,6 +174,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
         let began_ns = now_ns();
         loop {
+            self.core.remote.ready.turn();
             self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
             let spun_ns = now_ns() - began_ns;
             let counters = &self.core.remote.counters;
@@ -207,6 +202,12 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             for (token, gather) in self.flushed.drain(..) {
                 self.backend.send(token, gather);
             }
+            if self.core.remote.ready.is_watched() {
+                self.core.remote.ready.take_flushed(&mut self.taken_over);
+                for (endpoint, gather) in self.taken_over.drain(..) {
+                    self.backend.send(endpoint.token(), gather);
+                }
+            }
         }
     }
 
@@ -221,9 +222,11 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     fn obey(&mut self, command: Command<E>) {
         let core = &mut self.core;
         match command {
-            Command::Run(runnable) => task::run(runnable),
-            Command::Again(endpoint) => core.enqueue(endpoint, Action::Run),
-            Command::Continue(endpoint) => core.enqueue(endpoint, Action::Continue),
+            Command::Run(runnable, workers) => core.batch.jobs.push(Job::Poll(runnable, workers)),
+            Command::Again(endpoint) => core.batch.jobs.push(Job::Act(endpoint, Action::Run)),
+            Command::Continue(endpoint) => {
+                core.batch.jobs.push(Job::Act(endpoint, Action::Continue));
+            }
             Command::Attach(endpoint, socket) => {
                 let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint)
@@ -335,33 +338,53 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
 }
 
 impl<E: Endpoint> Core<E> {
-    /// Runs what was collected: handlers first, then the wake-ups of other threads' tasks.
+    /// Runs what was collected: first the wake-ups of other threads' tasks, so that these run
+    /// beside our handlers, then those.
     fn run_batch(&mut self) {
-        for (token, action) in self.batch.actions.drain(..) {
-            let held = match self.slots.get_mut(token) {
-                Some(Slot::Endpoint(held)) => Some(held),
-                _ => self.leaving.get_mut(&token),
-            };
-            if let Some(held) = held {
-                held.act(action);
-            }
-        }
-        if !self.leaving.is_empty() {
-            self.leaving.retain(|_, held| held.kept.is_some());
-        }
         for waker in self.batch.wakers.drain(..) {
             waker.wake();
         }
+        if self.batch.jobs.len() > 1 && self.remote.ready.is_watched() {
+            self.remote.ready.publish(&mut self.batch.jobs);
+            while let Some(job) = self.remote.ready.take() {
+                self.run(job);
+            }
+            return;
+        }
+        let mut jobs = std::mem::take(&mut self.batch.jobs);
+        for job in jobs.drain(..) {
+            self.run(job);
+        }
+        self.batch.jobs = jobs;
     }
 
-    /// Puts an action into the batch, for an endpoint that may have lost its slot since it was
-    /// asked for.
-    fn enqueue(&mut self, endpoint: Arc<E>, action: Action) {
+    fn run(&mut self, job: Job<E>) {
+        self.remote.ready.turn();
+        let (endpoint, action) = match job {
+            Job::Act(endpoint, action) => (endpoint, action),
+            Job::Poll(runnable, _) => return task::run(runnable),
+        };
         let token = endpoint.token();
-        if self.slots.get(token).is_none() {
-            self.leaving.entry(token).or_insert(Held { endpoint, kept: None });
+        let kept = match action {
+            Action::Continue => self.kept(token).and_then(|run| endpoint.go_on(run)),
+            _ => endpoint.act(action),
+        };
+        if let Some(run) = kept {
+            match self.slots.get_mut(token) {
+                Some(Slot::Endpoint(held)) => held.kept = Some(run),
+                _ => {
+                    self.leaving.insert(token, run);
+                }
+            }
         }
-        self.batch.actions.push((token, action));
+    }
+
+    /// The run that waits for its flush.
+    fn kept(&mut self, token: Token) -> Option<Run> {
+        match self.slots.get_mut(token) {
+            Some(Slot::Endpoint(held)) => held.kept.take(),
+            _ => self.leaving.remove(&token),
+        }
     }
 
     fn fire_timers<B: Backend>(&mut self, backend: &mut B) {
@@ -440,9 +463,8 @@ impl<E: Endpoint> Core<E> {
         match self.slots.remove(token) {
             Some(Slot::Endpoint(held)) => {
                 held.endpoint.on_removed();
-                let has_more = self.batch.actions.iter().any(|(other, _)| *other == token);
-                if has_more || held.kept.is_some() {
-                    self.leaving.insert(token, held);
+                if let Some(run) = held.kept {
+                    self.leaving.insert(token, run);
                 }
             }
             Some(Slot::Listener(listener)) => {

@@ -317,9 +317,9 @@ impl ServerBuilder {
             None => self.start_pollers()?,
         };
         let context = std::mem::take(&mut self.context);
-        let count = pollers.count();
+        let watched = pollers.remotes().iter().map(|remote| Arc::clone(remote) as _).collect();
         let waits = usage::waits_of_this_thread;
-        let executor = Executor::start(self.placement, &self.worker_cpus, count, waits, context)?;
+        let executor = Executor::start(self.placement, &self.worker_cpus, watched, waits, context)?;
         let hooks = Arc::new(Hooks {
             handlers: self.handlers,
             executor,

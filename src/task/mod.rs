@@ -6,6 +6,7 @@
 pub(crate) mod placement;
 mod policy;
 pub(crate) mod queue;
+mod stall;
 mod trial;
 
 use std::future::Future;
@@ -16,7 +17,8 @@ pub(crate) use async_task::Runnable;
 
 pub(crate) use placement::{Executor, RuntimeContext, Seat};
 pub use policy::PlacementStats;
-pub(crate) use policy::Timed;
+pub(crate) use queue::Workers;
+pub(crate) use stall::Watched;
 pub(crate) use trial::{Tried, mark_trial, try_poll};
 
 /// What is left of a handler's run.

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 
 use super::policy::{PlacementStats, Policy, Timed};
 use super::queue::Workers;
+use super::stall::{Watch, Watched};
+use super::{Run, Runnable};
 
 /// A [`Placement`] put into effect.
 #[derive(Clone)]
@@ -24,13 +26,13 @@ pub(crate) enum Seat {
     /// On worker threads.
     Pool(Workers),
     /// On the poller or on worker threads, as the policy says.
-    Auto(Workers, Arc<Policy>),
+    Auto(Workers, Arc<Policy>, Arc<Watch>),
     /// On the runtime of the context.
     Tokio,
 }
 
 impl Executor {
-    /// Starts the threads that `placement` calls for beside so many pollers, pinned to
+    /// Starts the threads that `placement` calls for beside these pollers, pinned to
     /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `waits` tells
     /// how often the calling thread has given up its CPU by itself.
     ///
@@ -39,7 +41,7 @@ impl Executor {
     pub(crate) fn start(
         placement: Placement,
         worker_cpus: &[usize],
-        pollers: usize,
+        pollers: Vec<Arc<dyn Watched>>,
         waits: fn() -> u64,
         context: RuntimeContext,
     ) -> Result<Executor> {
@@ -47,8 +49,15 @@ impl Executor {
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
-                let policy = Policy::new(pollers, waits);
-                Seat::Auto(Workers::start(0, worker_cpus)?, Arc::new(policy))
+                let policy = Arc::new(Policy::new(pollers.len(), waits));
+                let workers = Workers::start(0, worker_cpus)?;
+                match Watch::start(pollers, &policy) {
+                    Ok(watch) => Seat::Auto(workers, policy, Arc::new(watch)),
+                    Err(error) => {
+                        workers.stop(true);
+                        return Err(error);
+                    }
+                }
             }
             Placement::Pool { workers } => Seat::Pool(Workers::start(workers, worker_cpus)?),
             Placement::Tokio => {
@@ -79,15 +88,45 @@ impl Executor {
 
     /// Ends the threads; see [`Workers::stop`].
     pub(crate) fn stop(&self, join: bool) {
-        if let Seat::Pool(workers) | Seat::Auto(workers, _) = &self.seat {
+        if let Seat::Auto(_, _, watch) = &self.seat {
+            watch.stop(join);
+        }
+        if let Seat::Pool(workers) | Seat::Auto(workers, ..) = &self.seat {
             workers.stop(join);
         }
+    }
+
+    /// Workers that may do what a poller has begun, or does not come to.
+    pub(crate) fn workers(&self) -> Option<&Workers> {
+        match &self.seat {
+            Seat::Auto(workers, ..) => Some(workers),
+            _ => None,
+        }
+    }
+
+    /// Makes a task of a run that a poller has begun, and runs it. `near` takes it back to that
+    /// poller on each wake-up, with the workers that may run it as well; but while the policy says
+    /// that handlers do not belong there, it goes to those.
+    pub(crate) fn spawn_near(
+        &self,
+        run: Run,
+        near: impl Fn(Runnable, Option<Workers>) + Send + Sync + 'static,
+    ) {
+        let Seat::Auto(workers, policy, _) = &self.seat else {
+            return super::run(super::spawn(run, move |task| near(task, None)));
+        };
+        let (workers, decides) = (workers.clone(), Arc::clone(policy));
+        let again = move |task| match decides.is_inline() {
+            true => near(task, Some(workers.clone())),
+            false => workers.schedule(task),
+        };
+        super::run(super::spawn(Timed::new(run, policy), again));
     }
 
     /// What the policy goes by, where there is one.
     pub(crate) fn stats(&self) -> Option<PlacementStats> {
         match &self.seat {
-            Seat::Auto(_, policy) => Some(policy.stats()),
+            Seat::Auto(_, policy, _) => Some(policy.stats()),
             _ => None,
         }
     }
@@ -105,7 +144,7 @@ impl Seat {
         match self {
             Seat::Inline => unreachable!("the poller polls it"),
             Seat::Pool(workers) => workers.spawn(future),
-            Seat::Auto(workers, policy) => {
+            Seat::Auto(workers, policy, _) => {
                 workers.spawn(Timed::new(Box::pin(future), policy));
             }
             Seat::Tokio => context.spawn(future),

@@ -90,7 +90,7 @@ impl Workers {
     }
 
     /// Queues a task, and wakes a worker if none is looking for work.
-    fn schedule(&self, runnable: Runnable) {
+    pub(crate) fn schedule(&self, runnable: Runnable) {
         let rest = LOCAL.with(|local| match &*local.borrow() {
             Some((shared, queue)) if Arc::ptr_eq(shared, &self.0) => {
                 queue.push(runnable);

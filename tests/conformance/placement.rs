@@ -1,8 +1,10 @@
 //! Where handlers run when the library chooses: they move, and nothing is lost or reordered.
 
 use std::io::{Read, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,9 @@ macro_rules! cases {
         $tests! { $mount, placement:
             handlers_move_when_their_cost_changes_and_nothing_is_lost
             only_the_library_s_own_choice_is_explained
+            workers_do_what_a_poller_that_is_held_up_has_not_come_to
+            what_was_flushed_before_a_poller_is_held_up_leaves_without_it
+            tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
         }
     };
 }
@@ -99,5 +104,142 @@ pub(crate) fn only_the_library_s_own_choice_is_explained(t: &Fixture) -> Check {
     let auto = server.stats().auto.expect("the library chooses");
     assert!(auto.is_inline && auto.wake_ns > 0 && auto.flips == 0, "{auto:?}");
     assert_eq!(server.stats().placement, Placement::Auto);
+    Ok(())
+}
+
+/// Where threads stand until they are let go on.
+struct Stop {
+    arrived: Mutex<Sender<()>>,
+    leave: Mutex<Receiver<()>>,
+}
+
+/// The other side of a [`Stop`].
+struct StopKeeper {
+    arrived: Receiver<()>,
+    leave: Sender<()>,
+}
+
+impl Stop {
+    fn new() -> (Arc<Stop>, StopKeeper) {
+        let ((arrive, arrived), (leave, left)) = (channel(), channel());
+        let stop = Stop { arrived: Mutex::new(arrive), leave: Mutex::new(left) };
+        (Arc::new(stop), StopKeeper { arrived, leave })
+    }
+
+    /// Blocks this thread; not for ever, where the test has failed meanwhile.
+    fn stand(&self) {
+        let arrive = self.arrived.lock().expect("nobody panics here").send(());
+        let leave = self.leave.lock().expect("nobody panics here");
+        let _ = arrive.map(|()| leave.recv_timeout(2 * DEADLINE));
+    }
+}
+
+/// A server with one poller, whose peers have all sent a request when it comes to look; and its
+/// `nth` handler from then on, counted from 0, stands at the stop that is returned.
+fn crowd(t: &Fixture, nth: i64) -> Check<(ServerHandle, StopKeeper, Vec<TcpStream>)> {
+    const NEVER: i64 = i64::MAX;
+    let ((before, keeper_before), (stop, keeper)) = (Stop::new(), Stop::new());
+    let stops_newcomers = Arc::new(AtomicBool::new(false));
+    let until = Arc::new(AtomicI64::new(NEVER));
+    let (stops, counts) = (Arc::clone(&stops_newcomers), Arc::clone(&until));
+    let builder = t.server().pollers(1).on_prepare(move |_| {
+        if stops.load(Ordering::SeqCst) {
+            before.stand();
+        }
+        Ok(())
+    });
+    let server = t.spawn(builder.on_request(move |mut conn| {
+        let (stop, counts) = (Arc::clone(&stop), Arc::clone(&counts));
+        async move {
+            let number = conn.next(8).await?;
+            if counts.load(Ordering::SeqCst) != NEVER && counts.fetch_sub(1, Ordering::SeqCst) == 0
+            {
+                stop.stand();
+            }
+            conn.write(number)?;
+            conn.flush().await
+        }
+    }));
+    let mut peers = (0..16).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+    for peer in &mut peers {
+        peer.write_all(&[1; 8])?;
+        peer.read_exact(&mut [0; 8])?;
+    }
+    assert!(is_inline(&server), "cheap handlers run on the poller");
+    stops_newcomers.store(true, Ordering::SeqCst);
+    let newcomer = dial(&server)?;
+    keeper_before.arrived.recv_timeout(DEADLINE)?;
+    stops_newcomers.store(false, Ordering::SeqCst);
+    until.store(nth, Ordering::SeqCst);
+    for peer in &mut peers {
+        peer.write_all(&[2; 8])?;
+        peer.set_nonblocking(true)?;
+    }
+    keeper_before.leave.send(())?;
+    keeper.arrived.recv_timeout(DEADLINE)?;
+    drop(newcomer);
+    Ok((server, keeper, peers))
+}
+
+/// Waits until all but one have their reply; that one's stands at the stop.
+fn all_but_one_are_served(keeper: &StopKeeper, mut peers: Vec<TcpStream>) -> Check {
+    eventually("everybody else is served", || {
+        peers.retain_mut(|peer| peer.read_exact(&mut [0; 8]).is_err());
+        peers.len() == 1
+    });
+    keeper.leave.send(())?;
+    peers[0].set_nonblocking(false)?;
+    Ok(peers[0].read_exact(&mut [0; 8])?)
+}
+
+pub(crate) fn workers_do_what_a_poller_that_is_held_up_has_not_come_to(t: &Fixture) -> Check {
+    let (server, keeper, peers) = crowd(t, 0)?;
+    let others = peers.len() as u64 - 1;
+    all_but_one_are_served(&keeper, peers)?;
+    assert_eq!(server.stats().pollers.moved_runs, others);
+    Ok(())
+}
+
+pub(crate) fn what_was_flushed_before_a_poller_is_held_up_leaves_without_it(t: &Fixture) -> Check {
+    let (server, keeper, peers) = crowd(t, 15)?;
+    all_but_one_are_served(&keeper, peers)?;
+    assert_eq!(server.stats().pollers.moved_runs, 0);
+    Ok(())
+}
+
+pub(crate) fn tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere(t: &Fixture) -> Check {
+    let (stop, keeper) = Stop::new();
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    let (waits, waiting) = (Arc::clone(&permits), Arc::new(AtomicU64::new(0)));
+    let counts = Arc::clone(&waiting);
+    let server = t.spawn(t.server().pollers(1).on_request(move |mut conn| {
+        let (stop, permits, counts) = (Arc::clone(&stop), Arc::clone(&waits), Arc::clone(&counts));
+        async move {
+            let what = conn.next(1).await?;
+            if what[0] == b'w' {
+                counts.fetch_add(1, Ordering::SeqCst);
+                permits.acquire().await.expect("never closed").forget();
+            } else {
+                stop.stand();
+            }
+            conn.write(what)?;
+            conn.flush().await
+        }
+    }));
+    let mut waiters = (0..4).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+    for waiter in &mut waiters {
+        waiter.write_all(b"w")?;
+    }
+    eventually("all wait", || waiting.load(Ordering::SeqCst) == 4);
+    let mut blocker = dial(&server)?;
+    blocker.write_all(b"b")?;
+    keeper.arrived.recv_timeout(DEADLINE)?;
+    permits.add_permits(4);
+    for waiter in &mut waiters {
+        waiter.read_exact(&mut [0])?;
+    }
+    keeper.leave.send(())?;
+    blocker.read_exact(&mut [0])?;
+    assert!(server.stats().pollers.moved_runs > 0);
     Ok(())
 }

@@ -1,0 +1,181 @@
+//! What a poller is about to run, where others can take it.
+//!
+//! Usually a poller runs what a round has collected from memory of its own. While somebody watches
+//! it ([`Watched`]) it puts the jobs of a round here first, and takes them one by one: then a
+//! handler that holds it up holds up nobody else for long.
+
+use std::collections::VecDeque;
+use std::thread::Thread;
+
+use super::{Action, Command, Endpoint, Remote};
+use crate::buffer::Chain;
+use crate::config;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, lock};
+use crate::task::{Runnable, Watched, Workers};
+
+/// Something to run.
+pub(crate) enum Job<E> {
+    /// An action of an endpoint.
+    Act(Arc<E>, Action),
+    /// A task that was woken, and the workers that may run it as well, if there are any.
+    Poll(Runnable, Option<Workers>),
+}
+
+impl<E: Endpoint> Job<E> {
+    /// Has workers run it; gives it back if none may.
+    fn hand_over(self) -> Option<Job<E>> {
+        match self {
+            Job::Act(endpoint, Action::Run) if endpoint.is_movable() => endpoint.run_elsewhere(),
+            Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
+            other => return Some(other),
+        }
+        None
+    }
+}
+
+/// Bytes to be sent.
+pub(super) type Flushed<E> = Vec<(Arc<E>, Chain)>;
+
+/// What one poller has before it.
+pub(super) struct Ready<E> {
+    jobs: Mutex<VecDeque<Job<E>>>,
+    /// What handlers on the poller have flushed while it was watched, and it has not sent yet.
+    flushed: Mutex<Flushed<E>>,
+    watchers: AtomicUsize,
+    /// Counts what the poller does: as long as it stands still, the poller is asleep or held up.
+    turns: AtomicU64,
+    /// Somebody has found the poller held up in its present turn.
+    held_up: AtomicBool,
+}
+
+impl<E: Endpoint> Ready<E> {
+    pub(super) fn new() -> Ready<E> {
+        Ready {
+            jobs: Mutex::new(VecDeque::new()),
+            flushed: Mutex::new(Vec::new()),
+            watchers: AtomicUsize::new(0),
+            turns: AtomicU64::new(0),
+            held_up: AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Puts jobs where others can take them.
+    pub(super) fn publish(&self, jobs: &mut Vec<Job<E>>) {
+        lock(&self.jobs).extend(jobs.drain(..));
+    }
+
+    /// The next one of those that were published.
+    pub(super) fn take(&self) -> Option<Job<E>> {
+        lock(&self.jobs).pop_front()
+    }
+
+    /// Swaps what was flushed into `into`, which is empty.
+    pub(super) fn take_flushed(&self, into: &mut Flushed<E>) {
+        std::mem::swap(&mut *lock(&self.flushed), into);
+    }
+
+    /// On the poller: it begins something.
+    #[inline]
+    pub(super) fn turn(&self) {
+        // Only the poller counts.
+        self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        if self.held_up.load(Ordering::Relaxed) {
+            self.held_up.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Has workers run what they may. What stays is in order, and was never out of sight.
+    fn hand_over(&self) -> u64 {
+        let mut jobs = lock(&self.jobs);
+        let before = jobs.len();
+        for _ in 0..before {
+            let stays = jobs.pop_front().and_then(Job::hand_over);
+            jobs.extend(stays);
+        }
+        (before - jobs.len()) as u64
+    }
+}
+
+impl<E: Endpoint> Watched for Remote<E> {
+    fn watch(&self, on: bool) {
+        match on {
+            true => self.ready.watchers.fetch_add(1, Ordering::SeqCst),
+            false => self.ready.watchers.fetch_sub(1, Ordering::SeqCst),
+        };
+    }
+
+    fn turns(&self) -> u64 {
+        self.ready.turns.load(Ordering::Relaxed)
+    }
+
+    fn is_asleep(&self) -> bool {
+        self.inbox().is_asleep()
+    }
+
+    fn call_when_awake(&self, watcher: &Thread) -> bool {
+        self.inbox().call_when_awake(watcher)
+    }
+
+    fn relieve(&self) {
+        self.ready.held_up.store(true, Ordering::Relaxed);
+        let mut flushed = Vec::new();
+        self.ready.take_flushed(&mut flushed);
+        for (endpoint, bytes) in flushed {
+            endpoint.send_here(bytes);
+        }
+        let moved = self.ready.hand_over() + self.hand_over_commands();
+        if moved > 0 {
+            self.counters.add(|counters| &counters.moved_runs, moved);
+        }
+    }
+}
+
+impl<E: Endpoint> Remote<E> {
+    /// Takes over what a handler on the poller has flushed, if somebody watches the poller: should
+    /// the next handler hold it up, these bytes are sent without it. Otherwise they are left.
+    #[inline]
+    pub(crate) fn take_over(&self, endpoint: &Arc<E>, bytes: &mut Chain) -> bool {
+        let is_watched = self.ready.is_watched();
+        if is_watched {
+            lock(&self.ready.flushed).push((Arc::clone(endpoint), bytes.take()));
+        }
+        is_watched
+    }
+
+    /// It has stood still for a while, and will not soon come to what is left to it.
+    #[inline]
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.ready.held_up.load(Ordering::Relaxed)
+    }
+
+    /// Takes commands that the poller does not come to: runs go to workers, and what flushers left
+    /// to it is sent from here. Returns how many runs.
+    fn hand_over_commands(&self) -> u64 {
+        let mut moved = 0;
+        let taken = self.inbox().take_if(config::RELIEF_COMMANDS_MAX, |command| match command {
+            Command::Again(endpoint) => endpoint.is_movable(),
+            Command::Run(_, workers) => workers.is_some(),
+            Command::Send(_) => true,
+            _ => false,
+        });
+        for command in taken {
+            match command {
+                Command::Again(endpoint) => endpoint.run_elsewhere(),
+                Command::Run(runnable, Some(workers)) => workers.schedule(runnable),
+                Command::Send(endpoint) => {
+                    endpoint.send_here(Chain::new());
+                    continue;
+                }
+                _ => continue,
+            }
+            moved += 1;
+        }
+        moved
+    }
+}

@@ -1,0 +1,103 @@
+//! Looking after pollers that handlers hold up.
+//!
+//! A handler that was taken for cheap, and is not, keeps its poller from everything else. A thread
+//! of its own looks every millisecond whether each poller has done something since, and relieves
+//! one that has not of the runs it has not come to: workers do those. While all pollers sleep this
+//! thread sleeps as well, until one of them calls it; so it costs an idle server nothing, and the
+//! pollers no system call but that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+
+use super::policy::Policy;
+use crate::config;
+use crate::error::Result;
+use crate::sync::{Mutex, lock};
+use crate::threads;
+
+/// A thread that runs handlers, as seen by whoever looks whether it is held up.
+pub(crate) trait Watched: Send + Sync {
+    /// Somebody watches it from now on, or one less does.
+    fn watch(&self, on: bool);
+    /// Counts up with everything it begins.
+    fn turns(&self) -> u64;
+    /// It has nothing to do.
+    fn is_asleep(&self) -> bool;
+    /// `true`: it is asleep, and will unpark `watcher` when it is not any more.
+    fn call_when_awake(&self, watcher: &Thread) -> bool;
+    /// Has workers do what it has not come to.
+    fn relieve(&self);
+}
+
+/// Watches pollers until it is stopped.
+pub(crate) struct Watch {
+    pollers: Arc<[Arc<dyn Watched>]>,
+    stopping: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Watch {
+    /// # Errors
+    /// No thread can be started.
+    pub(crate) fn start(pollers: Vec<Arc<dyn Watched>>, policy: &Arc<Policy>) -> Result<Watch> {
+        let pollers: Arc<[_]> = pollers.into();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (pollers, policy, stopping) =
+                (Arc::clone(&pollers), Arc::clone(policy), Arc::clone(&stopping));
+            threads::spawn("ringpoll-watch", Vec::new(), move || {
+                look(&pollers, &policy, &stopping);
+            })?
+        };
+        pollers.iter().for_each(|poller| poller.watch(true));
+        Ok(Watch { pollers, stopping, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Ends the thread, and joins it, if `join`.
+    pub(crate) fn stop(&self, join: bool) {
+        let Some(thread) = lock(&self.thread).take() else { return };
+        self.stopping.store(true, Ordering::SeqCst);
+        self.pollers.iter().for_each(|poller| poller.watch(false));
+        thread.thread().unpark();
+        if join {
+            // It runs no code of the user's, and none of ours that panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop(false);
+    }
+}
+
+fn look(pollers: &[Arc<dyn Watched>], policy: &Policy, stopping: &AtomicBool) {
+    // Of each that was awake: how far it was.
+    let mut seen: Vec<Option<u64>> = vec![None; pollers.len()];
+    let mut idle_ticks = 0;
+    while !stopping.load(Ordering::SeqCst) {
+        if idle_ticks < config::STALL_TICKS_IDLE {
+            let is_inline = policy.is_inline();
+            let tick = if is_inline { config::STALL_TICK } else { config::STALL_TICK_OF_POOL };
+            thread::park_timeout(tick);
+        } else {
+            idle_ticks = 0;
+            if pollers.iter().all(|poller| poller.call_when_awake(&thread::current())) {
+                thread::park();
+            }
+        }
+        idle_ticks += 1;
+        for (poller, seen) in pollers.iter().zip(&mut seen) {
+            let now = (!poller.is_asleep()).then(|| poller.turns());
+            if now.is_some() {
+                idle_ticks = 0;
+                if now == *seen {
+                    poller.relieve();
+                }
+            }
+            *seen = now;
+        }
+    }
+}
