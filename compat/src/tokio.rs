@@ -35,10 +35,13 @@ use traits::{impl_async_read, impl_async_write};
 ///   this side of the stream. Reading goes on.
 /// * **Timeouts and deadlines** of the connection hold for each wait and come as
 ///   [`io::ErrorKind::TimedOut`]; what has arrived by then is kept. A wait goes on when the future
-///   that polled it is dropped, and ends when bytes come.
-/// * **Cancelling** a read or a write loses nothing that the traits do not say is lost.
-/// * **Dropping** the stream closes the connection, or gives it back to its server; in both cases
-///   what was neither flushed nor handed over stays behind.
+///   that polled it is dropped, and ends when bytes come. hyper reads while its service computes,
+///   to notice a client that leaves: a read or idle timeout bounds that as well.
+/// * **Cancelling** a read takes no bytes; a write that was not ready has taken none.
+/// * **Dropping** the stream closes the connection, or gives it back to its server. Output that was
+///   not handed over is lost with the former, and waits for the next handler's flush in the latter.
+/// * **A server's shutdown** waits for handlers that run, also for one that waits for the next
+///   request on a kept connection, until its deadline.
 ///
 /// ```
 /// use ringpoll::Server;
@@ -71,19 +74,18 @@ use traits::{impl_async_read, impl_async_write};
 /// An HTTP server, one handler for all requests of a connection:
 ///
 /// ```no_run
-/// use std::convert::Infallible;
-///
-/// use hyper::{Response, server::conn::http1, service::service_fn};
+/// use hyper::{Error, Response, server::conn::http1, service::service_fn};
 /// use hyper_util::rt::TokioIo;
-/// use ringpoll::{Error, Server};
+/// use ringpoll::Server;
 /// use ringpoll_compat::TokioStream;
 ///
 /// # fn main() -> ringpoll::Result<()> {
 /// Server::builder()
 ///     .on_connect(|conn| async move {
-///         let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new("hi".to_string())) });
 ///         let stream = TokioIo::new(TokioStream::from(conn));
-///         http1::Builder::new().serve_connection(stream, service).await.map_err(Error::other)
+///         let greet = |_| async { Ok::<_, Error>(Response::new("hello".to_string())) };
+///         let served = http1::Builder::new().serve_connection(stream, service_fn(greet)).await;
+///         served.map_err(ringpoll::Error::other)
 ///     })
 ///     .bind("127.0.0.1:8972")?
 ///     .serve()
