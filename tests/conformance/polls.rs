@@ -199,15 +199,18 @@ pub(crate) fn writes_and_flushes_that_are_given_up_keep_the_order(t: &Fixture) -
 }
 
 pub(crate) fn a_flush_covers_what_was_written_between_its_polls(t: &Fixture) -> Check {
+    let (tells, told) = outcome();
     let (peer, wrote) = t.drive(|mut conn| async move {
         conn.write(&TOO_MUCH[..])?;
         assert!(poll_once(flushed(&mut conn)).await.is_none(), "the kernel took all of it");
         conn.write(&TOO_MUCH[..])?;
+        tell(tells, Ok(()));
         flushed(&mut conn).await?;
         assert_eq!((conn.pending_len(), conn.stats().unsent_bytes), (0, 0));
         conn.close();
         Ok(())
     })?;
+    told.wait();
     assert_eq!(read_all(&peer)?.len(), 2 * TOO_MUCH.len());
     wrote.wait();
     Ok(())
