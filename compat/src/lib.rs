@@ -1,16 +1,26 @@
-//! Bridges from [`ringpoll`] connections to the I/O traits of `std`.
+//! Bridges from [`ringpoll`] connections to the I/O traits that other code is written against.
 //!
-//! [`SyncStream`] is a [`ringpoll::blocking::Connection`] as [`Read`], [`BufRead`] and [`Write`],
-//! for code that is written against these traits. It belongs to one thread at a time and blocks
-//! that thread; on a poller thread its calls fail with [`io::ErrorKind::Unsupported`].
+//! [`SyncStream`] is a [`ringpoll::blocking::Connection`] as `std`'s [`Read`], [`BufRead`] and
+//! [`Write`]. It belongs to one thread at a time and blocks that thread; on a poller thread its
+//! calls fail with [`io::ErrorKind::Unsupported`].
+//!
+//! With the feature `tokio`, `TokioStream` is a [`ringpoll::Connection`] as tokio's `AsyncRead`,
+//! `AsyncBufRead` and `AsyncWrite`, for codecs, hyper and whatever else takes a tokio stream. It
+//! comes apart into owned halves, `TokioReadHalf` and `TokioWriteHalf`.
 
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "tokio")]
+mod tokio;
 
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 
 use ringpoll::Slice;
 use ringpoll::blocking::Connection;
+
+#[cfg(feature = "tokio")]
+pub use self::tokio::{TokioReadHalf, TokioStream, TokioWriteHalf};
 
 /// A blocking connection as a `std` stream.
 ///

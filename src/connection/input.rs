@@ -188,16 +188,20 @@ impl Input {
         self.held_bytes = bytes;
     }
 
-    /// Takes back what comes home.
-    pub(super) fn bring_home(&mut self, reader: Option<Box<Chain>>, writer: Option<Box<Staging>>) {
+    /// Takes back what comes home. Returns who was registered still, to be dropped without the
+    /// lock.
+    pub(super) fn bring_home(
+        &mut self,
+        reader: Option<Box<Chain>>,
+        writer: Option<Box<Staging>>,
+    ) -> Option<Waker> {
         if let Some(writer) = writer {
             self.writer = spare::keep_writer(writer);
         }
-        if let Some(reader) = reader {
-            self.held_bytes = reader.len();
-            self.reader = spare::keep_reader(reader);
-            self.wait = None;
-        }
+        let reader = reader?;
+        self.held_bytes = reader.len();
+        self.reader = spare::keep_reader(reader);
+        self.take_waker()
     }
 
     /// Everything is home: what came meanwhile follows what was left unread.
@@ -209,13 +213,21 @@ impl Input {
         }
     }
 
-    /// Registers the reader; `file` wakes it when `bytes` are there.
-    pub(super) fn wait_for(&mut self, bytes: usize, until_ns: u64, cx: &Context<'_>) {
-        let waker = match self.wait.take() {
-            Some(wait) if wait.waker.will_wake(cx.waker()) => wait.waker,
-            _ => cx.waker().clone(),
+    /// Registers the reader; `file` wakes it when `bytes` are there. Returns who was registered
+    /// before, to be dropped without the lock: a last waker may drop a task with all it has.
+    #[must_use]
+    pub(super) fn wait_for(
+        &mut self,
+        bytes: usize,
+        until_ns: u64,
+        cx: &Context<'_>,
+    ) -> Option<Waker> {
+        let (waker, replaced) = match self.take_waker() {
+            Some(waker) if waker.will_wake(cx.waker()) => (waker, None),
+            replaced => (cx.waker().clone(), replaced),
         };
         self.wait = Some(Wait { bytes, waker, until_ns });
+        replaced
     }
 
     /// Whom to wake if its wait is over at `now_ns`, otherwise when to look again.

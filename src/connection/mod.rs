@@ -23,6 +23,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, LinkBuffer, Slice, Staging};
@@ -34,7 +35,7 @@ use crate::task::{Executor, Run, Tried};
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
 use reader::impl_reader;
-use wait::Submission;
+use wait::{Began, Submission};
 use writer::impl_writer;
 
 pub(crate) use shared::{Remote, Shared, current_poller};
@@ -78,19 +79,30 @@ pub(crate) enum Place {
 pub struct Connection {
     handle: Handle,
     reader: Lent<Chain>,
+    read_began: Began,
     writer: Lent<Staging>,
+    write_began: WriteBegan,
 }
 
 /// The reading half of a [`Connection`].
 pub struct ReadHalf {
     handle: Handle,
     reader: Lent<Chain>,
+    read_began: Began,
 }
 
 /// The writing half of a [`Connection`].
 pub struct WriteHalf {
     handle: Handle,
     writer: Lent<Staging>,
+    write_began: WriteBegan,
+}
+
+/// The waits of a writer's poll methods.
+#[derive(Clone, Copy, Default)]
+struct WriteBegan {
+    room: Began,
+    flush: Began,
 }
 
 /// A connection that has left its poller.
@@ -115,7 +127,13 @@ impl Connection {
     }
 
     fn handed_out(shared: Arc<Shared>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
-        Connection { handle: Handle(shared), reader: Lent::new(reader), writer: Lent::new(writer) }
+        Connection {
+            handle: Handle(shared),
+            reader: Lent::new(reader),
+            read_began: Began::default(),
+            writer: Lent::new(writer),
+            write_began: WriteBegan::default(),
+        }
     }
 
     /// A handle to keep elsewhere.
@@ -128,8 +146,16 @@ impl Connection {
     pub fn split(mut self) -> (ReadHalf, WriteHalf) {
         self.handle.0.count_halves();
         (
-            ReadHalf { handle: self.handle.clone(), reader: self.reader.hand_on() },
-            WriteHalf { handle: self.handle.clone(), writer: self.writer.hand_on() },
+            ReadHalf {
+                handle: self.handle.clone(),
+                reader: self.reader.hand_on(),
+                read_began: self.read_began,
+            },
+            WriteHalf {
+                handle: self.handle.clone(),
+                writer: self.writer.hand_on(),
+                write_began: self.write_began,
+            },
         )
     }
 

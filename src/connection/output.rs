@@ -214,10 +214,18 @@ impl Output {
     }
 
     /// Registers the one that waits until `sent` bytes are sent. A run that its poller tries keeps
-    /// no waker, so that it need not become a task.
-    pub(super) fn wait_for(&mut self, sent: u64, until_ns: u64, is_trial: bool, cx: &Context<'_>) {
+    /// no waker, so that it need not become a task. Returns who was registered before, to be
+    /// dropped without the lock.
+    #[must_use]
+    pub(super) fn wait_for(
+        &mut self,
+        sent: u64,
+        until_ns: u64,
+        is_trial: bool,
+        cx: &Context<'_>,
+    ) -> Option<Flusher> {
         let flusher = if is_trial { Flusher::Run } else { Flusher::Task(cx.waker().clone()) };
-        self.wait = Some(Wait { sent, flusher, until_ns });
+        self.wait.replace(Wait { sent, flusher, until_ns }).map(|replaced| replaced.flusher)
     }
 
     /// Who is to look again if its wait is over at `now_ns`, otherwise when to ask again.

@@ -1,6 +1,6 @@
 //! The reader's methods, once for every type that has a reader.
 
-/// Implements the reader for `$type`, which has the fields `handle` and `reader`.
+/// Implements the reader for `$type`, which has the fields `handle`, `reader` and `read_began`.
 macro_rules! impl_reader {
     ($type:ident) => {
         /// Reading. Every method waits until it has what it was asked for, and fails if that will
@@ -179,6 +179,31 @@ macro_rules! impl_reader {
                 Ok(self.reader.len())
             }
 
+            /// [`readable`](Self::readable) as a poll, for code that is written as one: bytes to
+            /// read, 0 at the end of the stream, or a wake-up when there is news. Take them with
+            /// [`buffered`](Self::buffered) and [`try_next`](Self::try_next).
+            ///
+            /// Timeouts and deadlines hold: a wait begins with the first poll that is pending, and
+            /// ends with one that is ready, or when bytes that have come since are looked at by any
+            /// other method. One that is given up costs nothing and loses nothing: its task may
+            /// still be woken, once, and it counts as waiting for the peer, where the idle timeout
+            /// asks for that, until the connection is next waited for or given back.
+            ///
+            /// # Errors
+            /// As for all reads, but for the end of the stream.
+            #[inline]
+            pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+                if self.reader.is_empty() {
+                    let shared = &self.handle.0;
+                    let began = &mut self.read_began;
+                    match ready!(wait::poll_readable(shared, &mut self.reader, began, cx)) {
+                        Err(error) if !error.is_eof() => return Poll::Ready(Err(error)),
+                        _ => {}
+                    }
+                }
+                Poll::Ready(Ok(self.reader.len()))
+            }
+
             /// Bytes that can be read without waiting.
             pub fn len(&self) -> usize {
                 let arrived = match self.handle.0.has_arrivals() {
@@ -197,6 +222,7 @@ macro_rules! impl_reader {
             #[inline]
             fn refill_below(&mut self, bytes: usize) {
                 if self.reader.len() < bytes && self.handle.0.has_arrivals() {
+                    self.read_began.forget();
                     self.handle.0.refill(&mut self.reader, bytes);
                 }
             }
@@ -208,6 +234,7 @@ macro_rules! impl_reader {
             }
 
             async fn fill(&mut self, operation: &'static str, bytes: usize) -> Result<()> {
+                self.read_began.forget();
                 wait::fill(&self.handle.0, &mut self.reader, operation, bytes).await
             }
         }

@@ -244,8 +244,9 @@ impl Shared {
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
     ) {
+        let stale;
         let mut input = lock(&self.input);
-        input.bring_home(reader, writer);
+        stale = input.bring_home(reader, writer);
         if self.life.drops_input() {
             // A handle may keep the rest of the connection for long.
             input.discard();
@@ -254,6 +255,7 @@ impl Shared {
         let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
         let disconnected = over && input.take_disconnect_owed();
         self.resume_if_room(input, 0);
+        drop(stale);
         if disconnected {
             self.tell_disconnected();
         }
@@ -361,6 +363,19 @@ impl Shared {
             self.release(part, reader, writer);
         } else if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.close();
+        } else {
+            self.withdraw(part);
+        }
+    }
+
+    /// Forgets whoever a half's last poll has registered.
+    fn withdraw(&self, part: u8) {
+        if part == READER {
+            let waker = lock(&self.input).take_waker();
+            drop(waker);
+        } else {
+            let flusher = lock(&self.output).take_flusher();
+            drop(flusher);
         }
     }
 

@@ -1,14 +1,18 @@
-//! Waiting: the futures behind reads and flushes.
+//! Waiting: what stands behind reads and flushes, as futures and as polls.
 //!
-//! They own no operation. Dropping one withdraws its registration and loses nothing.
+//! A wait owns no operation, only when it began. A future keeps that to itself, and a read that is
+//! dropped withdraws its registration. A poll method keeps it in the connection, from its first
+//! poll to its last. It cannot know that it was given up, so its registration stays: it asks for no
+//! more than one byte, or for output to leave, and the next wait replaces it.
 
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::input::End;
-use super::output::{Output, Submitted};
+use super::output::{Flusher, Output, Submitted};
 use super::shared::{Shared, flush_here, is_poller_of};
 use crate::buffer::{Chain, Staging};
 use crate::config::uring as config;
@@ -33,13 +37,28 @@ pub(super) async fn fill(
             shared.limits.read_bytes_max
         )));
     }
-    let mut wait = Wait::new(shared);
-    poll_fn(|cx| wait.poll_fill(reader, operation, bytes, cx)).await
+    let _withdraw = Withdraw(shared);
+    let mut began = Began::default();
+    poll_fn(|cx| poll_fill(shared, reader, operation, bytes, &mut began, cx)).await
+}
+
+/// Waits until `reader` has a byte, or nothing more will come; from poll to poll.
+pub(super) fn poll_readable(
+    shared: &Arc<Shared>,
+    reader: &mut Chain,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    let polled = poll_fill(shared, reader, "readable", 1, began, cx);
+    if polled.is_ready() {
+        began.forget();
+    }
+    polled
 }
 
 /// Waits until connecting has ended, at most until `until_ns`. `None` is a timeout.
 pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std::io::Result<()>> {
-    let _withdraw = Wait::new(shared);
+    let _withdraw = Withdraw(shared);
     poll_fn(|cx| {
         let mut input = lock(&shared.input);
         if let Some(result) = input.connected.take() {
@@ -51,8 +70,9 @@ pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std
         if now_ns() >= until_ns {
             return Poll::Ready(None);
         }
-        input.wait_for(usize::MAX, until_ns, cx);
+        let replaced = input.wait_for(usize::MAX, until_ns, cx);
         drop(input);
+        drop(replaced);
         shared.arm(until_ns);
         Poll::Pending
     })
@@ -66,7 +86,9 @@ pub(super) async fn removed(shared: &Arc<Shared>) {
         if input.removed {
             return Poll::Ready(());
         }
-        input.wait_for(usize::MAX, NEVER, cx);
+        let replaced = input.wait_for(usize::MAX, NEVER, cx);
+        drop(input);
+        drop(replaced);
         Poll::Pending
     })
     .await;
@@ -91,15 +113,71 @@ pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Subm
 
 /// Hands written bytes over, and waits until the kernel has every byte submitted so far.
 pub(super) async fn flush(shared: &Arc<Shared>, staging: &mut Staging) -> Result<()> {
-    let mut flush = Flush { target: None, started_ns: None };
+    let mut flush = Flush::default();
     poll_fn(|cx| flush.poll(shared, staging, cx)).await
 }
 
+/// The same from poll to poll; each covers what was written before it.
+pub(super) fn poll_flush(
+    shared: &Arc<Shared>,
+    staging: &mut Staging,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    let mut flush = Flush { began: *began, ..Flush::default() };
+    let polled = flush.poll(shared, staging, cx);
+    *began = if polled.is_pending() { flush.began } else { Began::default() };
+    polled
+}
+
+/// Waits until fewer than `output_bytes_max` bytes are on their way to the peer, those included
+/// that are not handed over; says how many more may be written. From poll to poll.
+pub(super) fn poll_room(
+    shared: &Arc<Shared>,
+    staging: &mut Staging,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<usize>> {
+    let bytes_max = shared.limits.output_bytes_max as u64;
+    let mut output = lock(&shared.output);
+    if let Some(error) = output.failure() {
+        return Poll::Ready(Err(Error::io("send", error)));
+    }
+    if shared.life.is_closed() || output.ended {
+        return Poll::Ready(Err(Error::closed("write")));
+    }
+    let mut ask = false;
+    if output.unsent() + staging.len() as u64 >= bytes_max {
+        (_, ask) = submit_to(&mut output, shared, staging)?;
+    }
+    let room = bytes_max.saturating_sub(output.unsent() + staging.len() as u64);
+    let registered = match room {
+        0 => {
+            let target = output.submitted() - bytes_max + 1;
+            wait_for_sent(&mut output, target, shared, began, "write", cx).map(Some)
+        }
+        _ => Ok(None),
+    };
+    drop(output);
+    ask_if(shared, ask);
+    match registered {
+        Ok(Some(_)) => {
+            shared.arm(write_until_ns(shared, began));
+            Poll::Pending
+        }
+        done => {
+            began.forget();
+            Poll::Ready(done.map(|_| room as usize))
+        }
+    }
+}
+
 /// One flush.
+#[derive(Default)]
 struct Flush {
     /// Everything is handed over, and is in the kernel when so many bytes are.
     target: Option<u64>,
-    started_ns: Option<u64>,
+    began: Began,
 }
 
 impl Flush {
@@ -114,6 +192,7 @@ impl Flush {
             return Poll::Ready(Ok(()));
         }
         let mut ask = false;
+        let mut replaced = None;
         let mut output = lock(&shared.output);
         let polled = loop {
             let target = match self.target {
@@ -130,54 +209,56 @@ impl Flush {
                 },
             };
             if output.sent() < target {
-                break self.wait(&mut output, target, shared, cx);
+                match wait_for_sent(&mut output, target, shared, &mut self.began, "flush", cx) {
+                    Ok(flusher) => replaced = flusher,
+                    Err(error) => break Poll::Ready(Err(error)),
+                }
+                break Poll::Pending;
             }
             if self.target.is_some() {
                 break Poll::Ready(Ok(()));
             }
         };
         drop(output);
+        drop(replaced);
         ask_if(shared, ask);
-        match polled {
-            Poll::Pending => {
-                shared.arm(self.until_ns(shared));
-                Poll::Pending
-            }
-            ready => ready,
+        if polled.is_pending() {
+            shared.arm(write_until_ns(shared, &mut self.began));
         }
+        polled
     }
+}
 
-    /// Registers for `target`, unless the wait is over already.
-    fn wait(
-        &mut self,
-        output: &mut Output,
-        target: u64,
-        shared: &Arc<Shared>,
-        cx: &Context<'_>,
-    ) -> Poll<Result<()>> {
-        if let Some(error) = output.failure() {
-            return Poll::Ready(Err(Error::io("send", error)));
-        }
-        if shared.life.is_closed() {
-            return Poll::Ready(Err(Error::closed("flush")));
-        }
-        let until_ns = self.until_ns(shared);
-        // The clock is read only where somebody has set a time.
-        if until_ns != NEVER {
-            let now_ns = now_ns();
-            if now_ns >= until_ns {
-                let after = Duration::from_nanos(now_ns - self.started_ns.unwrap_or(now_ns));
-                return Poll::Ready(Err(Error::write_timeout("flush", after)));
-            }
-        }
-        let is_trial = task::mark_trial(cx.waker(), shared.owner());
-        output.wait_for(target, until_ns, is_trial, cx);
-        Poll::Pending
+/// Registers a writer until `target` bytes are sent, unless its wait is over already. Returns who
+/// was registered before, to be dropped without the lock.
+fn wait_for_sent(
+    output: &mut Output,
+    target: u64,
+    shared: &Arc<Shared>,
+    began: &mut Began,
+    operation: &'static str,
+    cx: &Context<'_>,
+) -> Result<Option<Flusher>> {
+    if let Some(error) = output.failure() {
+        return Err(Error::io("send", error));
     }
+    if shared.life.is_closed() {
+        return Err(Error::closed(operation));
+    }
+    let until_ns = write_until_ns(shared, began);
+    // The clock is read only where somebody has set a time.
+    if until_ns != NEVER {
+        let now_ns = now_ns();
+        if now_ns >= until_ns {
+            return Err(Error::write_timeout(operation, began.elapsed(now_ns)));
+        }
+    }
+    let is_trial = task::mark_trial(cx.waker(), shared.owner());
+    Ok(output.wait_for(target, until_ns, is_trial, cx))
+}
 
-    fn until_ns(&mut self, shared: &Shared) -> u64 {
-        shared.timeouts.write.end_of_wait(|| *self.started_ns.get_or_insert_with(now_ns))
-    }
+fn write_until_ns(shared: &Shared, began: &mut Began) -> u64 {
+    shared.timeouts.write.end_of_wait(|| began.at_or(now_ns))
 }
 
 /// Hands written bytes over; says whether the poller must be asked to send.
@@ -186,7 +267,8 @@ fn submit_to(
     shared: &Arc<Shared>,
     staging: &mut Staging,
 ) -> Result<(Submission, bool)> {
-    if shared.life.is_closed() || output.ended {
+    // Once this side has ended there is nothing to do, but nothing more can be written either.
+    if shared.life.is_closed() || (output.ended && !staging.is_empty()) {
         return Err(Error::closed("flush"));
     }
     if staging.is_empty() {
@@ -256,62 +338,75 @@ pub(super) fn full(shared: &Shared) -> Error {
     ))
 }
 
-/// One wait of a reader; withdraws its registration when it ends, however it ends. A forgotten one
-/// would let the input grow to what it waited for.
-struct Wait<'a> {
-    shared: &'a Arc<Shared>,
-    started_ns: Option<u64>,
-}
-
-impl<'a> Wait<'a> {
-    fn new(shared: &'a Arc<Shared>) -> Wait<'a> {
-        Wait { shared, started_ns: None }
-    }
-
-    fn poll_fill(
-        &mut self,
-        reader: &mut Chain,
-        operation: &'static str,
-        bytes: usize,
-        cx: &Context<'_>,
-    ) -> Poll<Result<()>> {
-        let shared = self.shared;
-        let mut input = lock(&shared.input);
-        input.refill(reader);
-        shared.took_arrivals();
-        let mut until_ns = NEVER;
-        let done = if reader.len() >= bytes {
-            Some(Ok(()))
-        } else if shared.life.is_closed() && !matches!(input.end, Some(End::Memory)) {
-            Some(Err(Error::closed(operation)))
-        } else if let Some(end) = input.end {
-            Some(Err(ended(operation, end, bytes, reader.len())))
-        } else {
-            let now_ns = now_ns();
-            let started_ns = *self.started_ns.get_or_insert(now_ns);
-            until_ns = shared.timeouts.read.end_of_wait(|| started_ns);
-            let late = now_ns >= until_ns;
-            late.then(|| {
-                Err(Error::read_timeout(operation, Duration::from_nanos(now_ns - started_ns)))
-            })
-        };
-        if done.is_none() {
-            input.wait_for(bytes, until_ns, cx);
-        }
-        shared.resume_if_room(input, bytes);
-        match done {
-            Some(done) => Poll::Ready(done),
-            None => {
-                shared.arm(until_ns);
-                Poll::Pending
-            }
+/// One look of a reader that waits until it has `bytes`.
+fn poll_fill(
+    shared: &Arc<Shared>,
+    reader: &mut Chain,
+    operation: &'static str,
+    bytes: usize,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    let mut input = lock(&shared.input);
+    input.refill(reader);
+    shared.took_arrivals();
+    let mut until_ns = NEVER;
+    let done = if reader.len() >= bytes {
+        Some(Ok(()))
+    } else if shared.life.is_closed() && !matches!(input.end, Some(End::Memory)) {
+        Some(Err(Error::closed(operation)))
+    } else if let Some(end) = input.end {
+        Some(Err(ended(operation, end, bytes, reader.len())))
+    } else {
+        let now_ns = now_ns();
+        let began_ns = began.at_or(|| now_ns);
+        until_ns = shared.timeouts.read.end_of_wait(|| began_ns);
+        let late = now_ns >= until_ns;
+        late.then(|| Err(Error::read_timeout(operation, began.elapsed(now_ns))))
+    };
+    let replaced = match done {
+        Some(_) => None,
+        None => input.wait_for(bytes, until_ns, cx),
+    };
+    shared.resume_if_room(input, bytes);
+    drop(replaced);
+    match done {
+        Some(done) => Poll::Ready(done),
+        None => {
+            shared.arm(until_ns);
+            Poll::Pending
         }
     }
 }
 
-impl Drop for Wait<'_> {
+/// When a wait began, on the clock of `now_ns`; nothing, while nobody had to know.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Began(Option<NonZeroU64>);
+
+impl Began {
+    /// The wait is over.
+    #[inline]
+    pub(super) fn forget(&mut self) {
+        self.0 = None;
+    }
+
+    fn at_or(&mut self, now_ns: impl FnOnce() -> u64) -> u64 {
+        self.0.get_or_insert_with(|| NonZeroU64::MIN.saturating_add(now_ns())).get()
+    }
+
+    fn elapsed(self, now_ns: u64) -> Duration {
+        Duration::from_nanos(self.0.map_or(0, |began_ns| now_ns.saturating_sub(began_ns.get())))
+    }
+}
+
+/// Withdraws a reader's registration when its future ends, however it ends. A forgotten one would
+/// let the input grow to what it waited for.
+struct Withdraw<'a>(&'a Arc<Shared>);
+
+impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        drop(lock(&self.shared.input).take_waker());
+        let waker = lock(&self.0.input).take_waker();
+        drop(waker);
     }
 }
 

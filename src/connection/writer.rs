@@ -1,6 +1,6 @@
 //! The writer's methods, once for every type that has a writer.
 
-/// Implements the writer for `$type`, which has the fields `handle` and `writer`.
+/// Implements the writer for `$type`, which has the fields `handle`, `writer` and `write_began`.
 macro_rules! impl_writer {
     ($type:ident) => {
         /// Writing. What is written stays here until [`submit`](Self::submit) or
@@ -105,6 +105,46 @@ macro_rules! impl_writer {
             pub async fn shutdown_write(&mut self) -> Result<()> {
                 self.flush().await?;
                 self.handle.end_output()
+            }
+
+            /// Waits until there is room for more output, for code that is written as a poll:
+            /// returns how many bytes may be written until `output_bytes_max` are on their way to
+            /// the peer, those not submitted included; at least one. Where there is no room, hands
+            /// over what is written.
+            ///
+            /// Write timeout and deadline hold for this wait, which begins with the first poll that
+            /// is pending and ends with one that is ready. One that is given up costs at most a
+            /// wake-up.
+            ///
+            /// # Errors
+            /// Closed, also when this side of the stream has ended; write timeout; the kernel's.
+            pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+                let began = &mut self.write_began.room;
+                wait::poll_room(&self.handle.0, &mut self.writer, began, cx)
+            }
+
+            /// [`flush`](Self::flush) as a poll. Covers all that was written before the last poll;
+            /// what is written between two of them is handed over by the second.
+            ///
+            /// Write timeout and deadline hold for the wait, which begins with the first poll that
+            /// is pending and ends with one that is ready. One that is given up costs at most a
+            /// wake-up: what it has handed over is on its way.
+            ///
+            /// # Errors
+            /// As for [`flush`](Self::flush).
+            pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+                let began = &mut self.write_began.flush;
+                wait::poll_flush(&self.handle.0, &mut self.writer, began, cx)
+            }
+
+            /// [`shutdown_write`](Self::shutdown_write) as a poll. Once it has succeeded it does
+            /// so again.
+            ///
+            /// # Errors
+            /// As for [`flush`](Self::flush).
+            pub fn poll_shutdown_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+                ready!(self.poll_flush(cx))?;
+                Poll::Ready(self.handle.end_output())
             }
 
             #[inline]

@@ -19,6 +19,7 @@ mod harness;
 mod hostile;
 mod listeners;
 mod placement;
+mod polls;
 mod races;
 mod requests;
 mod ring_arming;
@@ -41,14 +42,15 @@ macro_rules! mount {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
-                shutdown races listeners dial backpressure hostile blocking runtime placement);
+                shutdown races listeners dial backpressure hostile blocking runtime placement
+                polls);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
-                runtime);
+                runtime polls);
             at!(tokio: $backend, Placement::Tokio, Side::Server =>
                 data_path flushing requests events shutdown races runtime);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing flushing timeouts close races);
+                data_path writing flushing timeouts close races polls);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
     };

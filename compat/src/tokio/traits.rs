@@ -1,0 +1,113 @@
+//! tokio's traits, once for every type that has a reader or a writer.
+//!
+//! Each poll that gets on counts against the budget of its tokio task, so that a peer that always
+//! has bytes, or always has room, does not keep the task from yielding. Elsewhere there is no
+//! budget.
+
+/// Implements reading for `$type`, a tuple of one that has a reader, with a method `poll_input`.
+macro_rules! impl_async_read {
+    ($type:ident) => {
+        impl AsyncRead for $type {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buffer: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                if buffer.remaining() == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                let this = self.get_mut();
+                let budget = ready!(coop::poll_proceed(cx));
+                ready!(this.poll_input(cx))?;
+                budget.made_progress();
+                // The bytes may lie in several blocks.
+                while buffer.remaining() > 0 {
+                    let front = this.0.buffered();
+                    if front.is_empty() {
+                        break;
+                    }
+                    let count = front.len().min(buffer.remaining());
+                    buffer.put_slice(&front[..count]);
+                    this.0.try_next(count).expect("the front is here");
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+
+        impl AsyncBufRead for $type {
+            fn poll_fill_buf(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<io::Result<&[u8]>> {
+                let this = self.get_mut();
+                let budget = ready!(coop::poll_proceed(cx));
+                ready!(this.poll_input(cx))?;
+                budget.made_progress();
+                Poll::Ready(Ok(this.0.buffered()))
+            }
+
+            /// # Panics
+            /// If `count` is more than `fill_buf` has shown.
+            fn consume(self: Pin<&mut Self>, count: usize) {
+                let this = self.get_mut();
+                let shown = this.0.buffered().len();
+                assert!(count <= shown, "consume {count} bytes of {shown} shown");
+                this.0.try_next(count).expect("the front is here");
+            }
+        }
+    };
+}
+
+/// Implements writing for `$type`, a tuple of one that has a writer.
+macro_rules! impl_async_write {
+    ($type:ident) => {
+        impl AsyncWrite for $type {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+            }
+
+            /// Takes as much as there is room for: all of it, but for a peer that does not read.
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                pieces: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                if pieces.iter().all(|piece| piece.is_empty()) {
+                    return Poll::Ready(Ok(0));
+                }
+                let writer = &mut self.get_mut().0;
+                let budget = ready!(coop::poll_proceed(cx));
+                let room = ready!(writer.poll_writable(cx))?;
+                budget.made_progress();
+                let mut taken = 0;
+                for piece in pieces {
+                    let count = piece.len().min(room - taken);
+                    writer.write_copy(&piece[..count])?;
+                    taken += count;
+                }
+                if writer.pending_len() >= TokioStream::OUTPUT_BYTES_MAX {
+                    writer.submit()?;
+                }
+                Poll::Ready(Ok(taken))
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().0.poll_flush(cx).map_err(io::Error::from)
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().0.poll_shutdown_write(cx).map_err(io::Error::from)
+            }
+        }
+    };
+}
+
+pub(super) use {impl_async_read, impl_async_write};

@@ -1,0 +1,47 @@
+//! `TokioStream` and its halves under code that is written against tokio's traits, on both ends of
+//! a connection, for each backend and each placement of the server's handlers.
+//!
+//! Where the host has no io_uring its cases are skipped with a printed reason, and fail when
+//! `REQUIRE_ALL_BACKENDS=1`.
+
+mod codec;
+mod harness;
+mod http;
+mod io;
+
+macro_rules! mount {
+    ($($name:ident: $backend:expr, $placement:expr;)+) => {$(
+        mod $name {
+            use ringpoll::{Backend, Placement};
+
+            use crate::harness::Mount;
+
+            const MOUNT: Mount = Mount { backend: $backend, placement: $placement };
+            crate::io::cases!(tests, MOUNT);
+            crate::codec::cases!(tests, MOUNT);
+            crate::http::cases!(tests, MOUNT);
+        }
+    )+};
+}
+
+macro_rules! tests {
+    ($mount:ident, $group:ident: $($name:ident)*) => {
+        mod $group {
+            $(
+                #[test]
+                fn $name() {
+                    crate::harness::run(super::$mount, stringify!($name), crate::$group::$name);
+                }
+            )*
+        }
+    };
+}
+
+mount! {
+    epoll_inline: Backend::Epoll, Placement::Inline;
+    epoll_pool: Backend::Epoll, Placement::Pool { workers: 2 };
+    epoll_tokio: Backend::Epoll, Placement::Tokio;
+    uring_inline: Backend::Uring, Placement::Inline;
+    uring_pool: Backend::Uring, Placement::Pool { workers: 2 };
+    uring_tokio: Backend::Uring, Placement::Tokio;
+}
