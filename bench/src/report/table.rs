@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::text;
 use crate::compare::model::Report;
+use crate::load::WINDOW;
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
 pub(crate) fn print(report: &Report) {
@@ -27,8 +28,11 @@ pub(crate) fn print(report: &Report) {
     }
     text += &format!(
         "{} rounds of {:.2} s; median (least–greatest); steal and others: the worst round's; \
-         {:.0} s in all\n",
-        report.settings.rounds, report.settings.duration_s, report.elapsed_s
+         clean: without the windows of {} ms in which a CPU was seen stolen; {:.0} s in all\n",
+        report.settings.rounds,
+        report.settings.duration_s,
+        WINDOW.as_millis(),
+        report.elapsed_s
     );
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
