@@ -1,5 +1,7 @@
 //! `serve`: a ringpoll server for the load generator.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ringpoll::{
@@ -33,17 +35,23 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
         stats.placement,
         stats.poller_count
     );
+    let stopping = Arc::new(AtomicBool::new(false));
     let stopper = {
-        let handle = handle.clone();
+        let (handle, stopping) = (handle.clone(), Arc::clone(&stopping));
         std::thread::spawn(move || {
             while let Ask::Report = asks.next() {
                 println!("{}", counters(&handle.stats(), 0));
             }
+            stopping.store(true, Ordering::Release);
             shut_down(&handle)
         })
     };
     // Returns when the stopper has shut the server down, or when the listener died.
-    server.serve().map_err(Failure::at("serve"))?;
+    match server.serve() {
+        // The signal came between the ready line and this call.
+        Err(error) if error.is_closed() && stopping.load(Ordering::Acquire) => {}
+        served => served.map_err(Failure::at("serve"))?,
+    }
     let cut =
         stopper.join().map_err(|_| Failure::new("shutdown: the stopping thread panicked"))??;
     println!("{}", counters(&handle.stats(), cut));

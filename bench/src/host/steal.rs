@@ -5,12 +5,13 @@
 //! * The kernel's count of stolen time in `/proc/stat`. It is the hypervisor's own word, but in
 //!   hundredths of a second: time is seen when enough of it has added up.
 //! * A thread on each CPU that asks for a timer every millisecond. It is late when the CPU did not
-//!   run, but also when somebody else ran on it. The scheduler tells the two apart: how long a
-//!   thread was ready and waited for its turn is in `/proc/thread-self/schedstat`. A timer that
-//!   fires makes the thread ready, also in the middle of another one's system call; so lateness
-//!   beyond that wait means that not even the timer's interrupt came, and the only thing that keeps
-//!   interrupts away for so long is a CPU that is not running. No load on the CPU makes it say so;
-//!   gaps shorter than a millisecond may fall between two timers, or into a wait, and stay unseen.
+//!   run, but also when somebody else ran on it. The scheduler tells the two apart: it counts how
+//!   long a thread ran, which includes interrupts that were served on its back, and how long it was
+//!   ready and waited for its turn (`/proc/thread-self/schedstat`). A timer that fires makes the
+//!   thread ready, also in the middle of another one's system call; so lateness beyond both means
+//!   that not even the timer's interrupt came, and the only thing that keeps interrupts away for so
+//!   long is a CPU that is not running. No load on the CPU makes it say so; gaps shorter than a
+//!   millisecond may fall between two timers, or into a wait, and stay unseen.
 //!
 //! Both go into one list of stretches of time. The threads belong to the client's process and take
 //! well below a hundredth of each CPU, from every candidate alike.
@@ -22,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Failure, Result};
 use crate::host::cpu::{self, Ticks};
@@ -49,8 +52,8 @@ impl StealWatch {
             let (cpu, gaps, stopped) = (*cpu, Arc::clone(&watch.gaps), Arc::clone(&watch.stopped));
             let run = move || {
                 // A CPU this process may not use is watched by the kernel's count alone.
-                if let (Ok(()), Ok(waits)) = (cpu::pin(&[cpu]), Waits::open()) {
-                    watch_timers(&waits, started, &gaps, &stopped);
+                if let (Ok(()), Ok(awake)) = (cpu::pin(&[cpu]), Awake::open()) {
+                    watch_timers(&awake, started, &gaps, &stopped);
                 }
             };
             let thread = std::thread::Builder::new().name(format!("steal-{cpu}")).spawn(run);
@@ -91,42 +94,44 @@ impl Drop for StealWatch {
     }
 }
 
-/// How long the calling thread has waited for its turn, ready to run, since it began.
-struct Waits(File);
+/// How long the calling thread has run, or was ready and waited for its turn, since it began.
+struct Awake(File);
 
-impl Waits {
-    fn open() -> std::io::Result<Waits> {
-        File::open("/proc/thread-self/schedstat").map(Waits)
+impl Awake {
+    fn open() -> std::io::Result<Awake> {
+        File::open("/proc/thread-self/schedstat").map(Awake)
     }
 
     fn ns(&self) -> Option<u64> {
         let mut text = [0; 64];
         let bytes = self.0.read_at(&mut text, 0).ok()?;
         let text = std::str::from_utf8(&text[..bytes]).ok()?;
-        text.split_whitespace().nth(1)?.parse().ok()
+        let waited_ns: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+        // The first column has the time it ran, but without what it has run since the last tick.
+        let ran = clock_gettime(ClockId::ThreadCPUTime);
+        Some(waited_ns + ran.tv_sec as u64 * 1_000_000_000 + ran.tv_nsec as u64)
     }
 }
 
-fn watch_timers(waits: &Waits, started: Instant, gaps: &Mutex<Vec<Gap>>, stopped: &AtomicBool) {
+fn watch_timers(awake: &Awake, started: Instant, gaps: &Mutex<Vec<Gap>>, stopped: &AtomicBool) {
     // Without it timers are late by 50 µs, which the threshold has room for.
     let _ = rustix::thread::set_current_timer_slack(Some(NonZeroU64::MIN));
-    let Some(mut waited_ns) = waits.ns() else { return };
+    let Some(mut awake_ns) = awake.ns() else { return };
     while !stopped.load(Ordering::Relaxed) {
         let due_ns = ns_since(started) + TIMER.as_nanos() as u64;
         std::thread::sleep(TIMER);
         let now_ns = ns_since(started);
-        let Some(all_ns) = waits.ns() else { return };
-        let late_ns = now_ns.saturating_sub(due_ns);
-        if missing_ns(late_ns, all_ns.saturating_sub(waited_ns)) >= GAP_NS {
+        let Some(all_ns) = awake.ns() else { return };
+        if missing_ns(now_ns.saturating_sub(due_ns), all_ns - awake_ns) >= GAP_NS {
             note(gaps, Gap { start_ns: due_ns, end_ns: now_ns });
         }
-        waited_ns = all_ns;
+        awake_ns = all_ns;
     }
 }
 
 /// Of a thread's lateness, the part in which it was not even ready to run.
-fn missing_ns(late_ns: u64, waited_ns: u64) -> u64 {
-    late_ns.saturating_sub(waited_ns)
+fn missing_ns(late_ns: u64, awake_ns: u64) -> u64 {
+    late_ns.saturating_sub(awake_ns)
 }
 
 fn watch_ticks(cpus: &[usize], started: Instant, gaps: &Mutex<Vec<Gap>>, stopped: &AtomicBool) {
@@ -168,17 +173,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_for_a_turn_is_not_a_gap() {
+    fn running_and_waiting_for_a_turn_are_no_gap() {
         assert_eq!(missing_ns(5_000_000, 4_900_000), 100_000);
         assert_eq!(missing_ns(5_000_000, 10_000), 4_990_000);
         assert_eq!(missing_ns(100, 200), 0);
     }
 
     #[test]
-    fn the_scheduler_tells_how_long_a_thread_waited() {
-        let waits = Waits::open().unwrap();
-        let before = waits.ns().unwrap();
-        assert!(waits.ns().unwrap() >= before);
+    fn the_scheduler_tells_how_long_a_thread_was_awake() {
+        let awake = Awake::open().unwrap();
+        let before = awake.ns().unwrap();
+        let mut sum = 0_u64;
+        let ran = (0..1000).any(|_| {
+            (0..1_000_000_u64).for_each(|n| sum = std::hint::black_box(sum ^ n));
+            awake.ns().unwrap() > before
+        });
+        assert!(ran);
     }
 
     #[test]

@@ -222,6 +222,14 @@ fn print(outcome: &Outcome, json: bool) -> Result<()> {
         println!("{text}");
         return Ok(());
     }
+    println!(
+        "{} requests in {:.2} s: {:.0}/s, {:.1} MiB/s, {} errors",
+        line.requests,
+        line.elapsed_s,
+        line.rps,
+        line.bytes as f64 / line.elapsed_s / f64::from(1 << 20),
+        line.errors
+    );
     print_latency("latency", line.latency_us);
     let (left_out, windows) = (line.windows_left_out, line.windows);
     match line.clean_latency_us {
