@@ -92,6 +92,7 @@ fn bad_input_is_refused_in_one_line() {
         &["compare", "--scenario", "heavy", "--peers", "tokio-ws,nobody"],
         &["peer", "tokio", "--addr", "nowhere"],
         &["peer", "monoio", "--addr", "127.0.0.1:0", "--scenario", "chess"],
+        &["peer", "tokio-ws", "--addr", "127.0.0.1:0", "--unpinned"],
         &["peer", "compio", "--addr", "127.0.0.1:0", "--scenario", "proxy"],
         &["peer", "tokio", "--addr", "127.0.0.1:0", "--direct-fds"],
         &["peer", "bare-ring", "--addr", "127.0.0.1:0", "--congestion", "prayer"],
@@ -760,6 +761,7 @@ fn servers() -> Vec<Vec<&'static str>> {
         &["peer", "tokio-framed"],
         &["peer", "tokio-ws"],
         &["peer", "tokio-per-cpu"],
+        &["peer", "tokio-per-cpu", "--unpinned"],
         &["peer", "bare-epoll"],
     ];
     let rings = [

@@ -102,6 +102,9 @@ pub(crate) struct PeerArgs {
     pub(crate) frame_max: Bytes,
     #[arg(long, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+    /// Leave it to the scheduler where the runtimes run that are one for each CPU
+    #[arg(long)]
+    pub(crate) unpinned: bool,
     /// Accept into the ring's own table of descriptors
     #[arg(long)]
     pub(crate) direct_fds: bool,

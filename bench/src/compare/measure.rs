@@ -31,7 +31,10 @@ pub(crate) fn round(
         Err(failure) => return Err(server.explain(failure)),
     };
     let seen = watch.seen?;
-    let said = server.stop()?;
+    let mut said = server.stop()?;
+    if cell.rate.is_some_and(|rate| outcome.fell_behind(rate)) {
+        said.warnings.push(FELL_BEHIND.to_owned());
+    }
     let counted = Counted::new(&said, outcome.requests, outcome.requests_ever);
     let elapsed_s = outcome.elapsed.as_secs_f64();
     let latency = outcome.latency_us();
@@ -311,6 +314,9 @@ impl Perf {
 
 /// Of fewer, the slowest one would be P99.99.
 pub(crate) const P9999_REQUESTS: u64 = 10_000;
+/// Of a server that cannot do what it is offered.
+const FELL_BEHIND: &str =
+    "answered less than it was offered: its latencies are those of a queue that grows";
 const CAPACITY_TIME: Duration = Duration::from_millis(300);
 const IDLE_PAYLOAD_BYTES: u32 = 1024;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);

@@ -128,6 +128,11 @@ impl Outcome {
         self.requests as f64 / self.elapsed.as_secs_f64()
     }
 
+    /// Whether less was answered than an open loop offered.
+    pub(crate) fn fell_behind(&self, rate: f64) -> bool {
+        self.rps() < rate * KEPT_UP
+    }
+
     pub(crate) fn heavy_requests(&self) -> u64 {
         self.latency.len() - self.cheap_latency.len()
     }
@@ -187,7 +192,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let outcome =
         engine::run(&plan, &mut ()).map_err(Failure::at(format!("load {}", args.addr)))?;
     print(&outcome, args.json)?;
-    if let Some(rate) = args.rate.filter(|rate| outcome.rps() < rate * KEPT_UP) {
+    if let Some(rate) = args.rate.filter(|rate| outcome.fell_behind(*rate)) {
         eprintln!(
             "ringpoll-bench: offered {rate:.0}/s, answered {:.0}/s: these are the latencies of a \
              queue that grows",

@@ -28,21 +28,27 @@ pub(super) struct Inbox {
     pub(super) ready: Sender<Result<()>>,
 }
 
-/// One runtime: serves what comes in until its door closes.
-pub(super) type Life = fn(Inbox, Service) -> Result<()>;
+/// What runs on each CPU.
+#[derive(Clone, Copy)]
+pub(super) struct Runtime {
+    /// Serves what comes in until its door closes.
+    pub(super) life: fn(Inbox, Service) -> Result<()>,
+    /// Whether its thread stays on its CPU.
+    pub(super) pinned: bool,
+}
 
 /// Serves with one runtime for each CPU this process may use, until a signal.
 pub(super) fn serve(
     listener: &TcpListener,
     stop: &UnixStream,
     service: Service,
-    life: Life,
+    runtime: Runtime,
 ) -> Result<Value> {
     let cpus = cpu::allowed()?;
     let (ready, readiness) = channel();
     let mut boxes = Vec::new();
     for cpu in &cpus {
-        boxes.push(start(*cpu, service, life, ready.clone())?);
+        boxes.push(start(*cpu, service, runtime, ready.clone())?);
     }
     // Only the runtimes hold one now, so that the wait ends if one of them ends without a word.
     drop(ready);
@@ -67,15 +73,20 @@ impl Outbox {
     }
 }
 
-fn start(cpu: usize, service: Service, life: Life, ready: Sender<Result<()>>) -> Result<Outbox> {
+fn start(
+    cpu: usize,
+    service: Service,
+    runtime: Runtime,
+    ready: Sender<Result<()>>,
+) -> Result<Outbox> {
     let (ours, door) = UnixStream::pair().map_err(Failure::at("socket pair"))?;
     let (sender, streams) = channel();
     let name = format!("runtime-{cpu}");
     let run = move || {
-        // A thread that wanders from CPU to CPU would not be what these runtimes are built for.
-        let pinned = cpu::pin(&[cpu]);
+        let placed = if runtime.pinned { cpu::pin(&[cpu]) } else { Ok(()) };
         let told = ready.clone();
-        let lived = pinned.and_then(|()| life(Inbox { door, streams, ready }, service));
+        let inbox = Inbox { door, streams, ready };
+        let lived = placed.and_then(|()| (runtime.life)(inbox, service));
         if let Err(failure) = lived {
             // Nobody listens any more once all runtimes are up.
             let _ = told.send(Err(failure));

@@ -27,6 +27,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use serde_json::{Value, json};
 
 use self::bare_ring::Shape;
+use self::hand_out::Runtime;
 use self::service::Service;
 use self::tokio::Style;
 use crate::cli::{Bytes, PeerArgs, Scenario, resolve};
@@ -108,7 +109,7 @@ impl Peer {
     fn placement(self) -> &'static str {
         match self {
             Peer::TokioWs => "work-stealing",
-            Peer::TokioPerCpu | Peer::Monoio | Peer::Compio => "per-cpu",
+            Peer::TokioPerCpu | Peer::Monoio | Peer::Compio => PER_CPU,
             _ => "one-thread",
         }
     }
@@ -147,6 +148,7 @@ impl fmt::Display for Peer {
 
 /// The subcommand: serves until a signal.
 pub(crate) fn run(args: &PeerArgs) -> Result<()> {
+    refuse_misplaced(args)?;
     let shape = ring_shape(args)?;
     let service = service(args)?;
     args.die_with.map_or(Ok(()), signals::die_with)?;
@@ -157,6 +159,10 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
     let (threads, placement) = (args.peer.thread_count()?, args.peer.placement());
     // Connections that arrive from here on wait in the accept queue: the line tells no lie.
     println!("listening on {addr} backend={} placement={placement} pollers={threads}", args.peer);
+    let per_cpu = |life| {
+        let runtime = Runtime { life, pinned: !args.unpinned };
+        hand_out::serve(&listener, &stop, service, runtime)
+    };
     let counters = match (args.peer, shape) {
         (_, Some(shape)) => bare_ring::serve(&listener, &stop, service, shape)?,
         (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, service, Style::Batched)?,
@@ -164,12 +170,21 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
             tokio::serve_on_one_thread(listener, stop, service, Style::Framed)?
         }
         (Peer::TokioWs, _) => tokio::serve_on_many(listener, stop, service, threads)?,
-        (Peer::TokioPerCpu, _) => hand_out::serve(&listener, &stop, service, tokio::live)?,
-        (Peer::Monoio, _) => hand_out::serve(&listener, &stop, service, monoio::live)?,
-        (Peer::Compio, _) => hand_out::serve(&listener, &stop, service, compio::live)?,
+        (Peer::TokioPerCpu, _) => per_cpu(tokio::live)?,
+        (Peer::Monoio, _) => per_cpu(monoio::live)?,
+        (Peer::Compio, _) => per_cpu(compio::live)?,
         _ => bare_epoll::serve(&listener, &stop, service)?,
     };
     println!("{counters}");
+    Ok(())
+}
+
+/// Flags of some peers, given to one that has no use for them.
+fn refuse_misplaced(args: &PeerArgs) -> Result<()> {
+    if args.unpinned && args.peer.placement() != PER_CPU {
+        let message = format!("--unpinned: peer {} has no thread for each CPU", args.peer);
+        return Err(Failure::new(message));
+    }
     Ok(())
 }
 
@@ -248,6 +263,8 @@ fn locked_version(library: &str) -> &'static str {
     entry.split('"').next().unwrap_or_default()
 }
 
+/// The placement of those that have a runtime for each CPU.
+const PER_CPU: &str = "per-cpu";
 /// Written by the build that this program comes from.
 const LOCK_FILE: &str = include_str!("../../../Cargo.lock");
 /// What a connection offers the kernel per read at first: that of tokio's own framed reader.

@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::text;
 use crate::compare::model::Report;
+use crate::compare::plan::Question;
 use crate::load::WINDOW;
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
@@ -14,7 +15,9 @@ pub(crate) fn print(report: &Report) {
     let mut text = String::new();
     for cell in &report.cells {
         let (head, rows) = text::grid(cell);
-        text += &format!("{} (connections × depth)\n", cell.cell.name);
+        let unit =
+            if cell.cell.question == Question::Cost { " (connections × depth)" } else { "" };
+        text += &format!("{}{unit}\n", cell.cell.name);
         text += &format!("{}\n\n", table(&head, rows.into_iter()));
     }
     if !report.idle.is_empty() {
