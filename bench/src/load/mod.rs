@@ -239,14 +239,17 @@ fn print(outcome: &Outcome, json: bool) -> Result<()> {
     let (left_out, windows) = (line.windows_left_out, line.windows);
     match line.clean_latency_us {
         Some(clean) if left_out > 0 => {
-            print_latency(&format!("without {left_out} of {windows} windows"), clean);
+            print_latency(&format!("latency without {left_out} of {windows} windows"), clean);
         }
         Some(_) => println!("no CPU was seen stolen in {windows} windows"),
         None => println!("{left_out} of {windows} windows had CPU time stolen"),
     }
     let cheap = line.clean_cheap_latency_us.or(line.cheap_latency_us);
     if let Some(cheap) = cheap.filter(|_| line.heavy_requests > 0) {
-        print_latency(&format!("beside {} heavy requests", line.heavy_requests), cheap);
+        print_latency(
+            &format!("latency of cheap ones beside {} heavy", line.heavy_requests),
+            cheap,
+        );
     }
     Ok(())
 }
