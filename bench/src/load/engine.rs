@@ -182,10 +182,15 @@ impl<'a> Engine<'a> {
         self.plan.requests_max.is_some_and(|max| self.tally.replies_measured >= max)
     }
 
-    /// A window in which the server got no CPU is no measurement: it stays open until one reply is
-    /// in it. An open loop may have had nothing to ask for.
+    /// A window in which the server or the client got no CPU is no measurement: it stays open until
+    /// one reply is in it. An open loop may have had nothing to ask for.
     fn run_until_some_reply(&mut self) -> Result<()> {
-        while self.pace.is_none() && self.tally.replies_measured == 0 {
+        while self.tally.replies_measured == 0 {
+            self.send_due(self.started.elapsed());
+            let mut open = self.clients.iter().flatten();
+            if self.pace.is_some() && open.all(|client| client.unanswered() == 0) {
+                return Ok(());
+            }
             self.check_alive()?;
             self.turn(WAIT_MAX)?;
         }
