@@ -30,6 +30,8 @@ mod serve;
 mod signals;
 #[forbid(unsafe_code)]
 mod wire;
+#[forbid(unsafe_code)]
+mod work;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,8 @@
 //! `serve`: a ringpoll server for the load generator.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ringpoll::{
     Backend, Connection, Error, PollerStats, Server, ServerBuilder, ServerHandle, ServerStats,
@@ -12,7 +14,8 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::cli::{Bytes, Scenario, ServeArgs};
 use crate::error::{Failure, Result};
 use crate::signals::{self, Ask};
-use crate::wire::{HEADER_BYTES, payload_bytes};
+use crate::wire::{HEADER_BYTES, is_heavy, payload_bytes};
+use crate::work;
 
 /// The subcommand: serves until a signal, then prints its counters. SIGUSR1 has it print them at
 /// once and go on.
@@ -32,17 +35,23 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
         stats.placement,
         stats.poller_count
     );
+    let stopping = Arc::new(AtomicBool::new(false));
     let stopper = {
-        let handle = handle.clone();
+        let (handle, stopping) = (handle.clone(), Arc::clone(&stopping));
         std::thread::spawn(move || {
             while let Ask::Report = asks.next() {
                 println!("{}", counters(&handle.stats(), 0));
             }
+            stopping.store(true, Ordering::Release);
             shut_down(&handle)
         })
     };
     // Returns when the stopper has shut the server down, or when the listener died.
-    server.serve().map_err(Failure::at("serve"))?;
+    match server.serve() {
+        // The signal came between the ready line and this call.
+        Err(error) if error.is_closed() && stopping.load(Ordering::Acquire) => {}
+        served => served.map_err(Failure::at("serve"))?,
+    }
     let cut =
         stopper.join().map_err(|_| Failure::new("shutdown: the stopping thread panicked"))??;
     println!("{}", counters(&handle.stats(), cut));
@@ -116,10 +125,12 @@ fn builder(args: ServeArgs) -> ServerBuilder {
             answer_all(connection, frame_max, |connection, frame| connection.write_copy(&frame))
         }),
         Scenario::Heavy => {
-            let work = Work::calibrate(Duration::from_micros(args.work_us.into()));
+            let work = args.work.work();
             server.on_request(move |connection| {
                 answer_all(connection, frame_max, move |connection, frame| {
-                    work.run();
+                    if is_heavy(&frame[HEADER_BYTES..]) {
+                        work.run();
+                    }
                     connection.write_copy(&frame)
                 })
             })
@@ -175,34 +186,6 @@ fn frame_bytes(header: &[u8], frame_max: usize) -> ringpoll::Result<usize> {
     Ok(HEADER_BYTES + bytes)
 }
 
-/// A fixed amount of computation. Counted in steps, not in time: a handler that spins on a clock
-/// would do less work the more often it is interrupted.
-#[derive(Clone, Copy)]
-struct Work {
-    steps: u64,
-}
-
-impl Work {
-    fn calibrate(duration: Duration) -> Work {
-        let fastest = (0..CALIBRATIONS).map(|_| {
-            let begun = Instant::now();
-            Work { steps: CALIBRATION_STEPS }.run();
-            begun.elapsed()
-        });
-        // The fastest run is the one nobody interrupted.
-        let fastest = fastest.min().unwrap_or_default().as_secs_f64().max(1e-9);
-        Work { steps: (duration.as_secs_f64() / fastest * CALIBRATION_STEPS as f64) as u64 }
-    }
-
-    fn run(self) {
-        let mut state = 1_u64;
-        for _ in 0..self.steps {
-            state =
-                std::hint::black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-        }
-    }
-}
-
 /// Waits for what is running, up to a deadline; how many connections had to be cut then.
 fn shut_down(handle: &ServerHandle) -> Result<usize> {
     match handle.shutdown(GRACE) {
@@ -224,6 +207,7 @@ fn counters(stats: &ServerStats, cut: usize) -> Value {
         "handler_errors": stats.handler_errors,
         "handler_panics": stats.handler_panics,
         "accept_pauses": stats.accept_pauses,
+        "work_runs": work::runs(),
         "cut": cut,
     });
     let Some(all) = counters.as_object_mut() else { return counters };
@@ -277,5 +261,3 @@ fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
 
 /// How long requests may still run after a signal.
 const GRACE: Duration = Duration::from_secs(5);
-const CALIBRATIONS: usize = 20;
-const CALIBRATION_STEPS: u64 = 100_000;

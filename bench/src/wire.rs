@@ -1,8 +1,11 @@
 //! The wire format: a 4-byte big-endian length, then as many bytes of payload. A reply repeats its
 //! request.
 //!
-//! The bytes a client sends are a pure function of (sequence number, payload length), so it checks
-//! every byte of every reply without keeping what it sent.
+//! The first bit of a payload is the mark of a heavy request: servers of the scenario heavy compute
+//! before they answer it, and before no other.
+//!
+//! The bytes a client sends are a pure function of (sequence number, mark, payload length), so it
+//! checks every byte of every reply without keeping what it sent.
 
 use std::fmt;
 
@@ -50,18 +53,40 @@ pub(crate) fn whole_frames(input: &[u8], bytes_max: usize) -> Result<usize, TooL
     Ok(end)
 }
 
-/// Appends the reply to every frame of `frames`, which must be whole frames.
-pub(crate) fn append_replies(mut frames: &[u8], out: &mut Vec<u8>) {
+/// Appends the reply to every frame of `frames`, which must be whole frames, after `work` has seen
+/// its payload.
+pub(crate) fn append_replies(mut frames: &[u8], out: &mut Vec<u8>, work: impl Fn(&[u8])) {
     while let Some((header, rest)) = frames.split_first_chunk::<HEADER_BYTES>() {
-        let bytes = u32::from_be_bytes(*header) as usize;
+        let (payload, rest) = rest.split_at(u32::from_be_bytes(*header) as usize);
+        work(payload);
         // Header and payload apart, as a server does that composes its answer.
         out.extend_from_slice(header);
-        out.extend_from_slice(&rest[..bytes]);
-        frames = &rest[bytes..];
+        out.extend_from_slice(payload);
+        frames = rest;
     }
 }
 
-/// The frame a client sends, but for its sequence number.
+/// Whether a request asks for work.
+pub(crate) fn is_heavy(payload: &[u8]) -> bool {
+    payload.first().is_some_and(|byte| byte & HEAVY_BIT != 0)
+}
+
+/// What one request differs in from the others of its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    /// Below 2^63: the mark stands in its first bit.
+    pub(crate) sequence: u64,
+    pub(crate) heavy: bool,
+}
+
+impl Request {
+    /// One that asks for nothing but its reply.
+    pub(crate) fn cheap(sequence: u64) -> Request {
+        Request { sequence, heavy: false }
+    }
+}
+
+/// The frame a client sends, but for its sequence number and its mark.
 pub(crate) struct Template {
     frame: Vec<u8>,
     numbered: bool,
@@ -85,32 +110,54 @@ impl Template {
         self.frame.len()
     }
 
-    /// Appends the frame numbered `sequence`.
-    pub(crate) fn append(&self, sequence: u64, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(&self.frame);
-        if self.numbered {
-            out[start + HEADER_BYTES..start + NUMBER_END].copy_from_slice(&sequence.to_be_bytes());
-        }
+    /// Appends the frame of a request.
+    pub(crate) fn append(&self, request: Request, out: &mut Vec<u8>) {
+        let front = self.front(request);
+        let front = &front[..self.front_bytes()];
+        out.extend_from_slice(front);
+        out.extend_from_slice(&self.frame[front.len()..]);
     }
 
-    /// Whether `chunk` is what frame `sequence` has at `offset`. The chunk ends within the frame.
-    pub(crate) fn matches(&self, sequence: u64, offset: usize, chunk: &[u8]) -> bool {
+    /// Whether `chunk` is what the frame of `request` has at `offset`. The chunk ends within the
+    /// frame.
+    pub(crate) fn matches(&self, request: Request, offset: usize, chunk: &[u8]) -> bool {
         let end = offset + chunk.len();
-        if !self.numbered || offset >= NUMBER_END {
+        let front_bytes = self.front_bytes();
+        if offset >= front_bytes {
             return chunk == &self.frame[offset..end];
         }
-        let mut front = [0; NUMBER_END];
-        front[..HEADER_BYTES].copy_from_slice(&self.frame[..HEADER_BYTES]);
-        front[HEADER_BYTES..].copy_from_slice(&sequence.to_be_bytes());
-        let split = end.min(NUMBER_END);
+        let front = self.front(request);
+        let split = end.min(front_bytes);
         let (head, tail) = chunk.split_at(split - offset);
         head == &front[offset..split] && tail == &self.frame[split..end]
+    }
+
+    /// The bytes in which requests differ, and the length before them.
+    fn front(&self, request: Request) -> [u8; NUMBER_END] {
+        assert!(request.sequence >> 63 == 0, "sequence {}: no room for the mark", request.sequence);
+        let mut front = [0; NUMBER_END];
+        if self.numbered {
+            front[..HEADER_BYTES].copy_from_slice(&self.frame[..HEADER_BYTES]);
+            front[HEADER_BYTES..].copy_from_slice(&request.sequence.to_be_bytes());
+        } else {
+            let bytes = self.front_bytes();
+            front[..bytes].copy_from_slice(&self.frame[..bytes]);
+        }
+        // A payload of no bytes has no room for the mark, and the rest of the front is not sent.
+        let mark = if request.heavy { HEAVY_BIT } else { 0 };
+        front[HEADER_BYTES] = front[HEADER_BYTES] & !HEAVY_BIT | mark;
+        front
+    }
+
+    fn front_bytes(&self) -> usize {
+        self.frame.len().min(NUMBER_END)
     }
 }
 
 /// Where the sequence number ends in a frame.
 const NUMBER_END: usize = HEADER_BYTES + size_of::<u64>();
+/// In the first byte of a payload.
+const HEAVY_BIT: u8 = 0x80;
 
 #[cfg(test)]
 mod tests {
@@ -120,40 +167,53 @@ mod tests {
     fn a_frame_matches_itself_however_it_is_cut() {
         for payload in [0, 1, 7, 8, 9, 300] {
             let template = Template::new(payload);
-            let mut frame = Vec::new();
-            template.append(77, &mut frame);
-            for cut in 0..=frame.len() {
-                assert!(template.matches(77, 0, &frame[..cut]), "payload {payload}, cut {cut}");
-                assert!(template.matches(77, cut, &frame[cut..]), "payload {payload}, cut {cut}");
+            for heavy in [false, true] {
+                let request = Request { sequence: 77, heavy };
+                let mut frame = Vec::new();
+                template.append(request, &mut frame);
+                assert_eq!(frame.len(), HEADER_BYTES + payload as usize);
+                assert_eq!(is_heavy(&frame[HEADER_BYTES..]), heavy && payload > 0);
+                for cut in 0..=frame.len() {
+                    let [front, back] = [(0, &frame[..cut]), (cut, &frame[cut..])]
+                        .map(|(offset, chunk)| template.matches(request, offset, chunk));
+                    assert!(front && back, "payload {payload}, cut {cut}");
+                }
             }
         }
     }
 
     #[test]
     fn one_wrong_byte_anywhere_is_seen() {
-        let template = Template::new(64);
-        let mut frame = Vec::new();
-        template.append(5, &mut frame);
-        for index in 0..frame.len() {
-            frame[index] ^= 1;
-            assert!(!template.matches(5, 0, &frame), "byte {index}");
-            frame[index] ^= 1;
+        for payload in [1, 7, 64] {
+            let template = Template::new(payload);
+            let request = Request::cheap(5);
+            let mut frame = Vec::new();
+            template.append(request, &mut frame);
+            for index in 0..frame.len() {
+                frame[index] ^= 1;
+                assert!(!template.matches(request, 0, &frame), "payload {payload}, byte {index}");
+                frame[index] ^= 1;
+            }
+            assert!(!template.matches(Request { heavy: true, ..request }, 0, &frame), "{payload}");
         }
-        assert!(!template.matches(6, 0, &frame));
+        let mut frame = Vec::new();
+        Template::new(64).append(Request::cheap(5), &mut frame);
+        assert!(!Template::new(64).matches(Request::cheap(6), 0, &frame));
     }
 
     #[test]
     fn only_whole_frames_are_taken_and_long_ones_refused() {
         let template = Template::new(10);
         let mut input = Vec::new();
-        template.append(0, &mut input);
-        template.append(1, &mut input);
+        template.append(Request::cheap(0), &mut input);
+        template.append(Request { sequence: 1, heavy: true }, &mut input);
         assert_eq!(whole_frames(&input, 10), Ok(28));
         assert_eq!(whole_frames(&input[..27], 10), Ok(14));
         assert_eq!(whole_frames(&input[..3], 10), Ok(0));
         assert_eq!(whole_frames(&input, 9), Err(TooLong { bytes: 10, bytes_max: 9 }));
-        let mut out = Vec::new();
-        append_replies(&input, &mut out);
+        let (mut out, marks) = (Vec::new(), std::cell::RefCell::new(Vec::new()));
+        append_replies(&input, &mut out, |payload| marks.borrow_mut().push(is_heavy(payload)));
         assert_eq!(out, input);
+        assert_eq!(*marks.borrow(), [false, true]);
     }
 }

@@ -82,8 +82,18 @@ fn bad_input_is_refused_in_one_line() {
         &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--send-rings", "-1"],
         &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--sqpoll-idle-ms", "1.5"],
         &["serve", "--addr", "127.0.0.1:0", "--backend", "sqpoll", "--sqpoll-cpus", "1-0"],
+        &["serve", "--addr", "127.0.0.1:0", "--scenario", "heavy", "--work-us", "long"],
         &["compare", "--serve-arg", "--bundle"],
+        &["compare", "--scenario", "chess"],
+        &["compare", "--rate", "1000"],
+        &["compare", "--scenario", "heavy", "--rate", "0"],
+        &["compare", "--scenario", "heavy", "--depth", "2"],
+        &["compare", "--scenario", "heavy", "--connections", "10"],
+        &["compare", "--scenario", "heavy", "--peers", "tokio-ws,nobody"],
         &["peer", "tokio", "--addr", "nowhere"],
+        &["peer", "monoio", "--addr", "127.0.0.1:0", "--scenario", "chess"],
+        &["peer", "tokio-ws", "--addr", "127.0.0.1:0", "--unpinned"],
+        &["peer", "compio", "--addr", "127.0.0.1:0", "--scenario", "proxy"],
         &["peer", "tokio", "--addr", "127.0.0.1:0", "--direct-fds"],
         &["peer", "bare-ring", "--addr", "127.0.0.1:0", "--congestion", "prayer"],
         &["load", "--connections", "1", "--size", "1", "--duration", "1s"],
@@ -107,6 +117,12 @@ fn a_bad_load_is_refused_in_one_line() {
         ("127.0.0.1:1", &["--size", "many"]),
         ("127.0.0.1:1", &["--duration", "0s"]),
         ("127.0.0.1:1", &["--rate", "-3"]),
+        ("127.0.0.1:1", &["--heavy-share", "100.5"]),
+        ("127.0.0.1:1", &["--heavy-share", "-1"]),
+        ("127.0.0.1:1", &["--heavy-share", "NaN"]),
+        ("127.0.0.1:1", &["--heavy-share", "few"]),
+        ("127.0.0.1:1", &["--heavy-share", "1", "--size", "0"]),
+        ("127.0.0.1:1", &["--steal-cpus", "1-0"]),
         ("nowhere", &[]),
         (":80", &[]),
         ("127.0.0.1:http", &[]),
@@ -130,7 +146,9 @@ fn a_port_in_use_is_refused() {
     assert!(line.contains(&addr), "{line}");
     refused(&["peer", "tokio", "--addr", &addr]);
     refused(&["peer", "bare-epoll", "--addr", &addr]);
-    refused(&["peer", "bare-ring", "--addr", &addr]);
+    for peer in ["bare-ring", "tokio-ws", "tokio-per-cpu", "monoio", "compio"] {
+        refused(&["peer", peer, "--addr", &addr]);
+    }
 }
 
 #[test]
@@ -149,8 +167,11 @@ fn a_server_that_dies_half_way_ends_the_load() {
             stream.write_all(&frame).unwrap();
         }
     });
-    let line = refused(&load(&addr, &["--connections", "3", "--duration", "1m"]));
-    assert!(line.contains("every connection is lost"), "{line}");
+    for extra in [&[][..], &["--rate", "1000", "--heavy-share", "10"]] {
+        let args = [&["--connections", "3", "--duration", "1m"][..], extra].concat();
+        let line = refused(&load(&addr, &args));
+        assert!(line.contains("every connection is lost"), "{line}");
+    }
 }
 
 #[test]
@@ -226,6 +247,79 @@ fn every_server_answers_every_byte_right() {
             check_line(&output.stdout);
         }
         server.stop(Signal::TERM);
+    }
+}
+
+#[test]
+fn marked_requests_are_worked_for_and_no_others() {
+    for scenario in ["echo", "heavy"] {
+        for server in heavy_servers() {
+            let server =
+                Server::start(&[&server[..], &["--scenario", scenario, "--work-us", "3"]].concat());
+            let mut stream = connect(&server.addr);
+            // The mark is the first bit; one payload has no room for it.
+            let marked = [&[0x80][..], &[0x80; 300], &[0xff, 0, 0]];
+            let cheap = [&[][..], &[0x7f; 300], &[0, 0x80, 0x80], &[1], &[0x40; 9]];
+            for payload in marked.iter().chain(&cheap) {
+                let asked = frame(payload);
+                stream.write_all(&asked).unwrap();
+                let mut reply = vec![0; asked.len()];
+                stream.read_exact(&mut reply).unwrap();
+                assert!(reply == asked, "{}", server.line);
+            }
+            // A pipeline of all of them.
+            let frames: Vec<u8> =
+                marked.iter().chain(&cheap).flat_map(|payload| frame(payload)).collect();
+            stream.write_all(&frames).unwrap();
+            let mut replies = vec![0; frames.len()];
+            stream.read_exact(&mut replies).unwrap();
+            assert!(replies == frames, "{}", server.line);
+            drop(stream);
+            let line = server.line.clone();
+            let wanted = if scenario == "heavy" { 2 * marked.len() } else { 0 };
+            assert_eq!(server.stop(Signal::TERM)["work_runs"], wanted, "{line}, {scenario}");
+        }
+    }
+}
+
+#[test]
+fn the_share_of_heavy_requests_is_what_was_asked_for() {
+    for server in heavy_servers() {
+        let start =
+            || Server::start(&[&server[..], &["--scenario", "heavy", "--work-us", "2"]].concat());
+        // Everything, nothing, and a part; with a few bytes, with many, and in an open loop.
+        for (share, extra) in [
+            ("0", &["--size", "1k"][..]),
+            ("100", &["--size", "1k", "--connections", "7"]),
+            ("100", &["--size", "1"]),
+            ("40", &["--size", "1k", "--connections", "20", "--depth", "4"]),
+            ("40", &["--size", "5", "--rate", "2000", "--connections", "5"]),
+        ] {
+            let server = start();
+            let args = [extra, &["--heavy-share", share, "--json"]].concat();
+            let output = run(&load(&server.addr, &args));
+            assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+            let found = check_line(&output.stdout);
+            let line = server.line.clone();
+            let worked = server.stop(Signal::TERM)["work_runs"].as_u64().unwrap();
+            let [requests, heavy] =
+                ["requests", "heavy_requests"].map(|name| found[name].as_u64().unwrap());
+            // The server has seen the requests before and after the measured window too.
+            assert!(worked >= heavy, "{line}: {worked}, {found}");
+            match share {
+                "0" => assert_eq!((heavy, worked), (0, 0), "{line}: {found}"),
+                "100" => {
+                    assert!(heavy == requests && worked >= requests, "{line}: {worked}, {found}");
+                    assert!(found["cheap_latency_us"].is_null(), "{found}");
+                }
+                // A choice at random: one that never or always falls on the same side is none.
+                _ if requests >= 100 => {
+                    assert!((1..requests).contains(&heavy), "{line}: {found}");
+                    assert!(found["cheap_latency_us"]["p99"].as_f64() > Some(0.0), "{found}");
+                }
+                _ => {}
+            }
+        }
     }
 }
 
@@ -458,7 +552,7 @@ fn a_comparison_ends_with_json_and_one_page() {
             "inline,pool",
             "--serve-arg=--poll=never",
             "--peers",
-            "tokio,tokio-mt,bare-epoll",
+            "tokio,tokio-ws,bare-epoll",
         ][..],
         &["--idle", "20", "--idle-window", "20ms", "--out", dir],
     ]
@@ -486,6 +580,71 @@ fn a_comparison_ends_with_json_and_one_page() {
         "the page is not self-contained"
     );
     assert!(text(&output.stdout).contains("ringpoll epoll pool"));
+}
+
+#[test]
+fn the_scenario_heavy_is_compared_at_one_rate_for_all() {
+    let out = fresh_dir("heavy");
+    let output = run(&[
+        &["compare", "--scenario", "heavy", "--rounds", "2", "--duration", "60ms"][..],
+        &["--backends", "auto", "--peers", "tokio-ws,tokio-per-cpu", "--rate", "1500"],
+        &["--out", out.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
+    let cells = found["cells"].as_array().unwrap();
+    let questions: Vec<_> =
+        cells.iter().map(|cell| cell["cell"]["question"].as_str().unwrap()).collect();
+    assert_eq!(questions, ["few_heavy", "all_heavy", "all_cheap", "fairness"]);
+    let mut cheap = 0;
+    for cell in cells {
+        let few = cell["cell"]["question"] == "few_heavy";
+        assert_eq!(cell["cell"]["rate"].as_f64(), few.then_some(1500.0), "{cell}");
+        let rows = cell["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 5, "{cell}");
+        for row in rows {
+            assert_eq!(row["failure"], Value::Null, "{row}");
+            let rounds = row["rounds"].as_array().unwrap();
+            assert_eq!(rounds.len(), 2, "{row}");
+            let heavy = |round: &Value| round["heavy_requests"].as_u64().unwrap();
+            let requests = |round: &Value| round["requests"].as_u64().unwrap();
+            match cell["cell"]["question"].as_str().unwrap() {
+                "all_heavy" => assert!(rounds.iter().all(|one| heavy(one) == requests(one))),
+                "few_heavy" => {
+                    cheap += rounds.iter().map(|one| requests(one) - heavy(one)).sum::<u64>()
+                }
+                _ => assert!(rounds.iter().all(|one| heavy(one) == 0)),
+            }
+            assert!(row["summary"]["windows"].as_u64() >= Some(2), "{row}");
+        }
+    }
+    assert!(cheap > 0, "every request of few was heavy");
+    assert_eq!(found["goals"].as_array().unwrap().len(), 5);
+    let page = fs::read_to_string(out.join("compare.html")).unwrap();
+    assert!(page.contains("1500 requests/s offered to each server"));
+    let said = text(&output.stdout);
+    for wanted in ["tokio-ws: tokio 1.", "windows left out", "1500 requests/s offered to each"] {
+        assert!(said.contains(wanted), "{wanted} is not in {said}");
+    }
+}
+
+#[test]
+fn the_rate_is_found_where_none_is_given() {
+    let out = fresh_dir("rate");
+    let output = run(&[
+        &["compare", "--scenario", "heavy", "--rounds", "1", "--duration", "30ms"][..],
+        &["--backends", "epoll", "--placements", "inline", "--peers", "tokio-ws"],
+        &["--out", out.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value =
+        serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
+    let rate = found["cells"][0]["cell"]["rate"].as_f64();
+    assert!(rate > Some(0.0), "{rate:?}");
+    assert!(text(&output.stdout).contains(&format!("{:.0} requests/s offered", rate.unwrap())));
 }
 
 #[test]
@@ -604,7 +763,9 @@ fn servers() -> Vec<Vec<&'static str>> {
         &["serve", "--placement", "pool", "--scenario", "heavy", "--work-us", "5"],
         &["peer", "tokio"],
         &["peer", "tokio-framed"],
-        &["peer", "tokio-mt"],
+        &["peer", "tokio-ws"],
+        &["peer", "tokio-per-cpu"],
+        &["peer", "tokio-per-cpu", "--unpinned"],
         &["peer", "bare-epoll"],
     ];
     let rings = [
@@ -612,6 +773,8 @@ fn servers() -> Vec<Vec<&'static str>> {
         &["serve", "--backend", "uring", "--placement", "pool", "--ring-buffers", "4,1"],
         &["serve", "--backend", "uring", "--bundles", "--incremental", "--zero-copy", "16k"],
         &["serve", "--backend", "hybrid", "--placement", "inline", "--ring-tier", "coop"],
+        &["peer", "monoio"],
+        &["peer", "compio"],
         &["peer", "bare-ring"],
         &["peer", "bare-ring-64k"],
         &["peer", "bare-ring", "--direct-fds", "--rcvbuf", "64k", "--sndbuf", "64k"],
@@ -635,6 +798,15 @@ fn servers() -> Vec<Vec<&'static str>> {
     let rings = rings.iter().filter(|_| tier == Some(RingTier::Defer));
     let all = epoll.iter().chain(rings).chain(kernel_threads);
     all.map(|args| [args, &["--addr", "127.0.0.1:0"][..]].concat()).collect()
+}
+
+/// The servers that have the scenarios echo and heavy both: all but those with a scenario of their
+/// own. One of ours for each place where handlers run is enough.
+fn heavy_servers() -> Vec<Vec<&'static str>> {
+    let peers = servers().into_iter().filter(|args| args[0] == "peer");
+    let ours = ["auto", "inline", "pool"]
+        .map(|placement| vec!["serve", "--placement", placement, "--addr", "127.0.0.1:0"]);
+    ours.into_iter().chain(peers).collect()
 }
 
 /// The program, without switches that happen to be set where these tests run.
@@ -692,17 +864,35 @@ fn load(addr: &impl ToString, extra: &[&str]) -> Vec<String> {
     args
 }
 
-fn check_line(stdout: &[u8]) {
+fn check_line(stdout: &[u8]) -> Value {
     let found: Value = serde_json::from_slice(stdout).unwrap();
     let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {found}"));
     assert_eq!(found["errors"], 0);
     assert!(number(&found["requests"]) > 0.0, "{found}");
     assert!(number(&found["elapsed_s"]) >= 0.1 && number(&found["rps"]) > 0.0, "{found}");
     assert!(number(&found["bytes"]) >= number(&found["requests"]) * 4.0, "{found}");
-    let latency = ["p50", "p90", "p99", "p999", "p9999", "max"]
-        .map(|name| number(&found["latency_us"][name]));
-    assert!(latency.is_sorted() && latency[0] > 0.0, "{found}");
-    assert_eq!(found.as_object().unwrap().len(), 6);
+    let check_latency = |latency: &Value| {
+        let quantiles = ["p50", "p90", "p99", "p999", "p9999", "max"];
+        let quantiles = quantiles.map(|name| number(&latency[name]));
+        assert!(quantiles.is_sorted() && quantiles[0] > 0.0, "{found}");
+    };
+    check_latency(&found["latency_us"]);
+    let others = ["cheap_latency_us", "clean_latency_us", "clean_cheap_latency_us"];
+    others.iter().filter(|name| !found[**name].is_null()).for_each(|name| {
+        check_latency(&found[*name]);
+    });
+    assert!(number(&found["heavy_requests"]) <= number(&found["requests"]), "{found}");
+    // A window more or less: the last one ends with the measurement.
+    let (windows, left_out) = (number(&found["windows"]), number(&found["windows_left_out"]));
+    assert!(windows >= 1.0 && left_out <= windows && number(&found["window_ms"]) > 0.0, "{found}");
+    let clean = number(&found["clean_requests"]);
+    assert!(clean <= number(&found["requests"]), "{found}");
+    assert_eq!(clean > 0.0, !found["clean_latency_us"].is_null(), "{found}");
+    if left_out == 0.0 {
+        assert!(clean > 0.0, "{found}");
+    }
+    assert_eq!(found.as_object().unwrap().len(), 14);
+    found
 }
 
 /// A server that runs `life` for every connection.

@@ -3,35 +3,42 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ringpoll::{Backend, Placement, PollMode};
 
-use super::values::{Bytes, CpuList, FRAME_MAX, PeerList, count, some_duration};
-use crate::error::Result;
+use super::values::{Bytes, CpuList, FRAME_MAX, PeerList, count, rate, some_duration};
+use crate::error::{Failure, Result};
+use crate::peers::Peer;
 
 #[derive(Args)]
 pub(crate) struct CompareArgs {
     /// Everything in under 90 seconds
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Backends of ringpoll
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "epoll,uring,hybrid")]
-    pub(crate) backends: Vec<Backend>,
+    /// echo: what serving costs; heavy: what becomes of cheap requests and of throughput where
+    /// requests compute
+    #[arg(long, default_value = "echo")]
+    pub(crate) scenario: CompareScenario,
+    /// Backends of ringpoll; without it epoll,uring,hybrid, or uring in the scenario heavy
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    backends: Option<Vec<Backend>>,
     /// Placements of ringpoll; without it inline, and pool too unless --quick or the backend is
-    /// hybrid
+    /// hybrid; auto,inline,pool in the scenario heavy
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) placements: Option<Vec<Placement>>,
-    /// Servers to compare with; `--peers ''` for none
-    #[arg(
-        long,
-        value_name = "LIST",
-        default_value = "tokio,tokio-framed,bare-epoll,bare-ring,bare-ring-64k"
-    )]
-    pub(crate) peers: PeerList,
+    /// Servers to compare with, `--peers ''` for none; without it
+    /// tokio,tokio-framed,bare-epoll,bare-ring,bare-ring-64k, or
+    /// tokio-ws,tokio-per-cpu,monoio,compio in the scenario heavy
+    #[arg(long, value_name = "LIST")]
+    peers: Option<PeerList>,
     /// One more argument of `serve`; ringpoll on io_uring is measured with all of them too,
     /// beside without
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) serve_arg: Vec<String>,
+    /// Scenario heavy: requests per second that each server is offered where a few are heavy;
+    /// without it half of what the slowest one takes
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
     /// Connections of each row; without it 1,10,100,1000, or 1,100,1000 with --quick
     #[arg(long, value_name = "LIST", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -65,6 +72,54 @@ pub(crate) struct CompareArgs {
     /// How long an idle server is watched
     #[arg(long, hide = true, value_parser = some_duration, default_value = "2s")]
     pub(crate) idle_window: Duration,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompareScenario {
+    Echo,
+    Heavy,
+}
+
+impl CompareArgs {
+    /// Refuses what the scenario has no use for.
+    pub(crate) fn check(&self) -> Result<()> {
+        let misplaced = match self.scenario {
+            CompareScenario::Echo => self.rate.map(|_| "--rate"),
+            CompareScenario::Heavy => {
+                let depth = self.depth.map(|_| "--depth");
+                self.connections.as_ref().map(|_| "--connections").or(depth)
+            }
+        };
+        match misplaced {
+            None => Ok(()),
+            Some(flag) => Err(Failure::new(format!("{flag}: not in this scenario"))),
+        }
+    }
+
+    pub(crate) fn backends(&self) -> Vec<Backend> {
+        match (&self.backends, self.scenario) {
+            (Some(backends), _) => backends.clone(),
+            (None, CompareScenario::Echo) => vec![Backend::Epoll, Backend::Uring, Backend::Hybrid],
+            (None, CompareScenario::Heavy) => vec![Backend::Uring],
+        }
+    }
+
+    pub(crate) fn peers(&self) -> &[Peer] {
+        match (&self.peers, self.scenario) {
+            (Some(peers), _) => &peers.0,
+            (None, CompareScenario::Echo) => &[
+                Peer::Tokio,
+                Peer::TokioFramed,
+                Peer::BareEpoll,
+                Peer::BareRing,
+                Peer::BareRing64k,
+            ],
+            (None, CompareScenario::Heavy) => {
+                &[Peer::TokioWs, Peer::TokioPerCpu, Peer::Monoio, Peer::Compio]
+            }
+        }
+    }
 }
 
 /// Who runs where.

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
+pub(crate) use self::compare::{ArticleArgs, CompareArgs, CompareScenario, CpuArgs};
+use self::serve::WorkArgs;
 pub(crate) use self::serve::{Scenario, ServeArgs};
 pub(crate) use self::values::{Bytes, CpuList, resolve};
-use self::values::{FRAME_MAX, duration, rate, some_duration};
+use self::values::{FRAME_MAX, duration, percent, rate, some_duration};
 use crate::peers::Peer;
 
 /// Measures ringpoll: servers, a load generator, and side-by-side comparisons.
@@ -62,6 +63,16 @@ pub(crate) struct LoadArgs {
     /// Open loop: requests per second over all connections, timed from when each was due
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate: Option<f64>,
+    /// The share of requests marked as heavy, which a server of that scenario works for; without it
+    /// all
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) heavy_share: Option<f64>,
+    /// Decides which requests those are
+    #[arg(long, hide = true, value_name = "N", default_value_t = SEED)]
+    pub(crate) seed: u64,
+    /// CPUs whose stolen time spoils the windows it falls into; without it all of them
+    #[arg(long, hide = true, value_name = "LIST")]
+    pub(crate) steal_cpus: Option<CpuList>,
     /// More connections that stay silent
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) idle: u32,
@@ -82,10 +93,18 @@ pub(crate) struct PeerArgs {
     pub(crate) peer: Peer,
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) addr: String,
+    /// What a request asks for: echo, heavy
+    #[arg(long, default_value = "echo")]
+    pub(crate) scenario: Scenario,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
     #[arg(long, value_name = "BYTES", default_value_t = FRAME_MAX)]
     pub(crate) frame_max: Bytes,
     #[arg(long, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+    /// Leave it to the scheduler where the runtimes run that are one for each CPU
+    #[arg(long)]
+    pub(crate) unpinned: bool,
     /// Accept into the ring's own table of descriptors
     #[arg(long)]
     pub(crate) direct_fds: bool,
@@ -99,6 +118,9 @@ pub(crate) struct PeerArgs {
     #[arg(long, value_name = "BYTES")]
     pub(crate) sndbuf: Option<Bytes>,
 }
+
+/// Of the choice of heavy requests, where nobody asks for another one.
+pub(crate) const SEED: u64 = 1;
 
 #[cfg(test)]
 mod tests {

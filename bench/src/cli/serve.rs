@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions};
 
 use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers};
+use crate::work::Work;
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -37,9 +38,8 @@ pub(crate) struct ServeArgs {
     /// Longest payload; a longer one closes its connection
     #[arg(long, value_name = "BYTES", default_value_t = FRAME_MAX)]
     pub(crate) frame_max: Bytes,
-    /// Work per request of the scenario heavy, in microseconds of one CPU
-    #[arg(long, value_name = "US", default_value_t = 50)]
-    pub(crate) work_us: u32,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
     #[command(flatten)]
     pub(crate) sqpoll: SqpollArgs,
     #[command(flatten)]
@@ -56,6 +56,26 @@ pub(crate) struct ServeArgs {
     /// Die with the process that started this one, which is PID
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+}
+
+/// What a request of the scenario heavy costs that the client has marked.
+#[derive(Args)]
+pub(crate) struct WorkArgs {
+    /// Work per marked request of the scenario heavy, in microseconds of one CPU
+    #[arg(long, value_name = "US", default_value_t = 50)]
+    work_us: u32,
+    /// The same, counted: servers that are compared do the same work, not each what it measured
+    #[arg(long, hide = true, value_name = "N")]
+    work_steps: Option<u64>,
+}
+
+impl WorkArgs {
+    pub(crate) fn work(&self) -> Work {
+        match self.work_steps {
+            Some(steps) => Work { steps },
+            None => Work::calibrate(Duration::from_micros(self.work_us.into())),
+        }
+    }
 }
 
 /// Settings of the backends whose kernel threads poll.
@@ -179,7 +199,7 @@ impl RingArgs {
 pub(crate) enum Scenario {
     /// Copy it into the reply
     Echo,
-    /// Compute, then copy it into the reply
+    /// Compute where the client has marked it, then copy it into the reply
     Heavy,
     /// Pass it on by reference
     Proxy,

@@ -144,6 +144,12 @@ pub(super) fn rate(text: &str) -> Result<f64> {
     rate.ok_or_else(|| Failure::new(format!("{text:?} is not a number of requests per second")))
 }
 
+/// A share: `1`, `0.5`, `100`.
+pub(super) fn percent(text: &str) -> Result<f64> {
+    let percent = text.parse::<f64>().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| Failure::new(format!("{text:?} is not a share of 0 to 100 percent")))
+}
+
 /// A number of things: `1000`, `50k`, `50M`.
 pub(super) fn count(text: &str) -> Result<u64> {
     let (digits, scale) = match text.as_bytes().last() {
@@ -203,6 +209,15 @@ mod tests {
         assert_eq!(count("1").unwrap(), 1);
         for wrong in ["", "0", "M", "-1", "1.5k", "99999999999999999999", "9999999999999999M"] {
             assert!(count(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn shares_are_percent() {
+        assert_eq!([percent("0").unwrap(), percent("0.5").unwrap()], [0.0, 0.5]);
+        assert_eq!(percent("100").unwrap(), 100.0);
+        for wrong in ["", "-1", "100.1", "1%", "NaN", "inf", "many"] {
+            assert!(percent(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -5,8 +5,8 @@ use std::fmt;
 use clap::Parser;
 use ringpoll::{Backend, Placement};
 
-use crate::cli::{Cli, Command, CompareArgs};
-use crate::compare::plan::{Cell, Pinned};
+use crate::cli::{Cli, Command, CompareArgs, CompareScenario};
+use crate::compare::plan::{Cell, Pinned, Question};
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
 use crate::probe::{BACKEND_VARIABLE, TIER_VARIABLE};
@@ -74,6 +74,9 @@ impl Candidate {
 
     /// Whether the candidate is worth measuring under this traffic.
     pub(crate) fn suits(&self, cell: &Cell) -> bool {
+        if cell.question != Question::Cost {
+            return !matches!(self, Candidate::Ringpoll { spinning: true, .. });
+        }
         match self {
             // Where kernel threads poll too, system calls are what it shows: none.
             Candidate::Ringpoll { spinning: true, backend: Backend::Sqpoll(_), .. } => {
@@ -190,7 +193,7 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
             all.push(candidate);
         }
     };
-    for backend in &args.backends {
+    for backend in &args.backends() {
         for placement in placements(args, *backend) {
             add(Candidate::ours(*backend, placement));
             let may_spin = *backend == Backend::Uring || is_sqpoll(*backend);
@@ -207,7 +210,7 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
             }
         }
     }
-    args.peers.0.iter().for_each(|peer| add(Candidate::Peer(*peer)));
+    args.peers().iter().for_each(|peer| add(Candidate::Peer(*peer)));
     let has_extra =
         |one: &Candidate| matches!(one, Candidate::Ringpoll { extra, .. } if !extra.is_empty());
     if !args.serve_arg.is_empty() && !all.iter().any(has_extra) {
@@ -220,6 +223,9 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
 fn placements(args: &CompareArgs, backend: Backend) -> Vec<Placement> {
     match &args.placements {
         Some(placements) => placements.clone(),
+        None if args.scenario == CompareScenario::Heavy => {
+            vec![Placement::Auto, Placement::Inline, Placement::Pool { workers: 0 }]
+        }
         None if args.quick || backend == Backend::Hybrid => vec![Placement::Inline],
         None => vec![Placement::Inline, Placement::Pool { workers: 0 }],
     }
@@ -285,6 +291,26 @@ mod tests {
         );
         let quick = names(&["--quick", "--peers", ""]);
         assert!(quick.iter().all(|name| name.contains("inline")), "{quick:?}");
+    }
+
+    #[test]
+    fn what_places_handlers_is_compared_with_what_does_not() {
+        assert_eq!(
+            names(&["--scenario", "heavy"]),
+            [
+                "ringpoll uring auto",
+                "ringpoll uring inline",
+                "ringpoll uring inline spinning",
+                "ringpoll uring pool",
+                "tokio-ws",
+                "tokio-per-cpu",
+                "monoio",
+                "compio",
+            ]
+        );
+        let cell = Cell::heavy(Question::Fairness, 1);
+        assert!(!Candidate::spinning(Backend::Uring).suits(&cell));
+        assert!(Candidate::Peer(Peer::TokioFramed).suits(&cell));
     }
 
     #[test]

@@ -24,11 +24,16 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a candidate on the server's CPUs and waits until it listens.
-    pub(crate) fn start(candidate: &Candidate, settings: &Settings) -> Result<Server> {
+    /// Starts a candidate on the server's CPUs and waits until it listens. `args` is what the
+    /// traffic asks of it.
+    pub(crate) fn start(
+        candidate: &Candidate,
+        args: &[String],
+        settings: &Settings,
+    ) -> Result<Server> {
         let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
         let mut command = Command::new(program);
-        command.args(candidate.args(settings.frame_max, settings.pinned.as_ref()));
+        command.args(candidate.args(settings.frame_max, settings.pinned.as_ref())).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A child inherits the affinity of the thread that starts it.
         if let Some(pinned) = &settings.pinned {

@@ -3,11 +3,16 @@
 use ringpoll::Backend;
 
 use crate::compare::candidate::Candidate;
-use crate::compare::model::{CellReport, Figure, Goal, IdleRow, Spread};
+use crate::compare::model::{CellReport, Figure, Goal, IdleRow, Row, Spread};
+use crate::compare::plan::Question;
 
 /// What the goals of our other backends are held against.
 pub(crate) const OUR_EPOLL: &str = "ringpoll epoll inline";
 const OUR_URING: &str = "ringpoll uring inline";
+/// The placement that chooses.
+const OUR_AUTO: &str = "ringpoll uring auto";
+/// Those that give each CPU a runtime of its own.
+const PER_CPU: [&str; 3] = ["tokio-per-cpu", "monoio", "compio"];
 
 /// The one that chooses among its presets.
 const PLAIN_SQPOLL: &str = "sqpoll";
@@ -16,6 +21,9 @@ const RECEIVED_BY_KERNEL: [&str; 4] = ["uring-2", "uring-4", "sqpoll-config1", "
 
 /// Every goal this run has figures for, and those it has not.
 pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
+    if cells.iter().any(|report| report.cell.question != Question::Cost) {
+        return cells.iter().flat_map(placing).collect();
+    }
     let mut goals = Vec::new();
     for candidate in candidates {
         let Some(backend) = candidate.judged_backend() else { continue };
@@ -35,6 +43,36 @@ pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[Idle
         goals.extend(at_rest(&name, idle));
     }
     goals
+}
+
+/// The placement that chooses, under one kind of traffic of the scenario heavy.
+fn placing(report: &CellReport) -> Vec<Goal> {
+    let judged = Judged { name: OUR_AUTO, report };
+    match report.cell.question {
+        Question::Cost => Vec::new(),
+        Question::FewHeavy => {
+            let figure = Figure::CheapP99;
+            let least = |row: &&Row| row.spread(figure).map_or(f64::MAX, |spread| spread.median);
+            let best = PER_CPU.iter().filter_map(|name| report.row(name));
+            let best = best.min_by(|a, b| least(a).total_cmp(&least(b)));
+            let best = best.map_or(PER_CPU[0], |row| row.candidate.as_str());
+            vec![
+                judged.over(best, figure, AtMost(0.35)),
+                judged.over("tokio-ws", figure, AtMost(1.0)),
+            ]
+        }
+        Question::AllHeavy => {
+            vec![judged.over("tokio-ws", Figure::RequestsPerSecond, AtLeast(1.0))]
+        }
+        Question::AllCheap => {
+            vec![judged.over(OUR_URING, Figure::RequestsPerCpuSecond, AtLeast(0.97))]
+        }
+        Question::Fairness => {
+            let tail = report.row(OUR_AUTO).and_then(|row| row.spread(Figure::Tail));
+            let what = format!("{}: {OUR_AUTO}, {}", report.cell.name, Figure::Tail);
+            vec![AtMost(2.0).goal(what, tail)]
+        }
+    }
 }
 
 /// One of our servers under one kind of traffic.
@@ -336,9 +374,34 @@ mod tests {
     }
 
     #[test]
+    fn the_placement_that_chooses_is_held_against_the_best_of_those_that_do_not() {
+        let cheap = |name: &str, us: f64| {
+            row(name, vec![Round { clean_cheap_p99_us: Some(us), ..round(0, 1.0) }])
+        };
+        let rows = [(OUR_AUTO, 0.4), ("tokio-ws", 0.3), ("monoio", 1.0), ("compio", 1.2)];
+        let few = CellReport {
+            cell: Cell::heavy(Question::FewHeavy, 1),
+            rows: rows.into_iter().map(|(name, us)| cheap(name, us)).collect(),
+        };
+        let all = [(OUR_AUTO, 99.0, 1.0), (OUR_URING, 100.0, 1.0), ("tokio-ws", 98.0, 1.0)];
+        let of = |question| report(Cell::heavy(question, 1), all.to_vec());
+        let questions = [Question::AllHeavy, Question::AllCheap, Question::Fairness];
+        let cells: Vec<_> = [few].into_iter().chain(questions.map(of)).collect();
+        let goals = judge(&[], &cells, &[]);
+        assert_eq!(
+            met(&goals),
+            [Some(false), Some(false), Some(true), Some(true), Some(true)],
+            "{goals:?}"
+        );
+        assert!(goals[0].what.contains("/ monoio"), "{goals:?}");
+        assert_eq!(goals[4].value.map(|tail| tail.median), Some(1.5));
+    }
+
+    #[test]
     fn the_servers_that_others_are_held_against_have_those_names() {
         assert_eq!(ours(Backend::Epoll).to_string(), OUR_EPOLL);
         assert_eq!(ours(Backend::Uring).to_string(), OUR_URING);
+        assert_eq!(Candidate::ours(Backend::Uring, Placement::Auto).to_string(), OUR_AUTO);
         assert_eq!(Candidate::spinning(Backend::Uring).to_string(), SPINNING);
     }
 

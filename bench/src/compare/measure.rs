@@ -14,7 +14,7 @@ use crate::compare::plan::{Cell, Settings};
 use crate::error::{Failure, Result};
 use crate::host::cpu::Ticks;
 use crate::host::process::{CpuUse, resident_bytes};
-use crate::load::{Observer, Outcome, dial, engine};
+use crate::load::{Latency, Observer, Outcome, Plan, dial, engine};
 use crate::wire::Template;
 
 /// A candidate under one kind of traffic, once; and what its server warned of.
@@ -24,17 +24,24 @@ pub(crate) fn round(
     settings: &Settings,
     index: u32,
 ) -> Result<(Round, Vec<String>)> {
-    let server = Server::start(candidate, settings)?;
+    let server = Server::start(candidate, &cell.server_args(), settings)?;
     let mut watch = Watch::new(&server, candidate.is_ours(), settings.cpus_in_use()?);
-    let outcome = match checked(engine::run(&cell.plan(server.addr, settings), &mut watch)) {
+    let outcome = match checked(engine::run(&cell.plan(server.addr, settings)?, &mut watch)) {
         Ok(outcome) => outcome,
         Err(failure) => return Err(server.explain(failure)),
     };
     let seen = watch.seen?;
-    let said = server.stop()?;
+    let mut said = server.stop()?;
+    if cell.rate.is_some_and(|rate| outcome.fell_behind(rate)) {
+        said.warnings.push(FELL_BEHIND.to_owned());
+    }
     let counted = Counted::new(&said, outcome.requests, outcome.requests_ever);
     let elapsed_s = outcome.elapsed.as_secs_f64();
     let latency = outcome.latency_us();
+    let clean = Latency::of(&outcome.clean.latency);
+    let heavy_requests = outcome.heavy_requests();
+    // Where nothing is heavy it would be the same figure twice.
+    let cheap = |histogram| Latency::of(histogram).filter(|_| heavy_requests > 0);
     let round = Round {
         index,
         requests: outcome.requests,
@@ -49,6 +56,13 @@ pub(crate) fn round(
         p999_us: latency.p999,
         p9999_us: (outcome.requests >= P9999_REQUESTS).then_some(latency.p9999),
         max_us: latency.max,
+        clean_p50_us: clean.map(|clean| clean.p50),
+        clean_p99_us: clean.map(|clean| clean.p99),
+        windows: outcome.clean.windows,
+        windows_left_out: outcome.clean.windows_left_out,
+        cheap_p99_us: cheap(&outcome.cheap_latency).map(|cheap| cheap.p99),
+        clean_cheap_p99_us: cheap(&outcome.clean.cheap_latency).map(|cheap| cheap.p99),
+        heavy_requests,
         steal_percent: seen.steal_percent,
         others_percent: seen.others_percent,
         rss_bytes: seen.rss_bytes,
@@ -57,6 +71,18 @@ pub(crate) fn round(
         sqpoll_work_share: counted.over("sqpoll_work_us", "sqpoll_cpu_us"),
     };
     Ok((round, said.warnings))
+}
+
+/// How many requests per second a candidate answers at most under a kind of traffic, measured for
+/// a moment.
+pub(crate) fn capacity(candidate: &Candidate, cell: &Cell, settings: &Settings) -> Result<f64> {
+    let server = Server::start(candidate, &cell.server_args(), settings)?;
+    let closed = Cell { rate: None, ..cell.clone() };
+    let plan = Plan { duration: CAPACITY_TIME, ..closed.plan(server.addr, settings)? };
+    match checked(engine::run(&plan, &mut ())) {
+        Ok(outcome) => server.stop().map(|_| outcome.rps()),
+        Err(failure) => Err(server.explain(failure)),
+    }
 }
 
 /// What a server counted by itself: in the measured window where it told, else in its whole life.
@@ -97,9 +123,9 @@ pub(crate) fn system_calls_by_perf(
     cell: &Cell,
     settings: &Settings,
 ) -> Result<f64> {
-    let server = Server::start(candidate, settings)?;
+    let server = Server::start(candidate, &cell.server_args(), settings)?;
     let perf = Perf::attach(server.pid())?;
-    let outcome = checked(engine::run(&cell.plan(server.addr, settings), &mut ()));
+    let outcome = checked(engine::run(&cell.plan(server.addr, settings)?, &mut ()));
     let calls = perf.detach();
     match outcome {
         Ok(outcome) => Ok(calls? as f64 / outcome.requests_ever as f64),
@@ -134,7 +160,7 @@ fn watch_idle(
     settings: &Settings,
     row: &mut IdleRow,
 ) -> Result<()> {
-    let server = Server::start(candidate, settings)?;
+    let server = Server::start(candidate, &[], settings)?;
     let (pid, timeout) = (server.pid(), settings.timeout());
     let template = Template::new(IDLE_PAYLOAD_BYTES);
     let mut fds = Vec::new();
@@ -288,6 +314,10 @@ impl Perf {
 
 /// Of fewer, the slowest one would be P99.99.
 pub(crate) const P9999_REQUESTS: u64 = 10_000;
+/// Of a server that cannot do what it is offered.
+const FELL_BEHIND: &str =
+    "answered less than it was offered: its latencies are those of a queue that grows";
+const CAPACITY_TIME: Duration = Duration::from_millis(300);
 const IDLE_PAYLOAD_BYTES: u32 = 1024;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 const SETTLE_MAX: Duration = Duration::from_secs(5);

@@ -13,10 +13,10 @@ pub(crate) mod rounds;
 
 use std::time::Duration;
 
-use crate::cli::CompareArgs;
+use crate::cli::{CompareArgs, CompareScenario};
 use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
-use crate::compare::plan::{Cell, Settings};
+use crate::compare::plan::{Cell, Question, Settings};
 use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
@@ -25,6 +25,7 @@ use crate::{load, report};
 /// The subcommand.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     candidate::refuse_switches()?;
+    args.check()?;
     // Before the minutes of measuring, not after them.
     std::fs::create_dir_all(&args.out)
         .map_err(Failure::at(format!("create {}", args.out.display())))?;
@@ -46,7 +47,7 @@ struct Comparison {
 
 impl Comparison {
     fn new(args: &CompareArgs) -> Result<Comparison> {
-        let pinned = plan::pinned(&args.cpus)?;
+        let pinned = plan::pinned(&args.cpus, args.scenario)?;
         let candidates = candidate::candidates(args, pinned.is_some())?;
         let cells = plan::cells(args);
         let rows =
@@ -65,14 +66,55 @@ impl Comparison {
     }
 
     fn run(&mut self, args: &CompareArgs) {
-        if args.idle > 0 {
-            self.watch_idle(args.idle, args.idle_window);
+        self.introduce_peers();
+        match args.scenario {
+            CompareScenario::Echo if args.idle > 0 => self.watch_idle(args.idle, args.idle_window),
+            CompareScenario::Echo => {}
+            CompareScenario::Heavy => self.settle_rate(args.rate),
         }
         self.rounds.run();
         if args.perf {
             self.count_system_calls();
         }
         self.rounds.progress.finish();
+    }
+
+    /// Whom ringpoll is compared with, at which version.
+    fn introduce_peers(&mut self) {
+        for candidate in &self.candidates {
+            if let Candidate::Peer(peer) = candidate {
+                self.rounds.notes.push(format!("{peer}: {}.", peer.about()));
+            }
+        }
+    }
+
+    /// The open loop offers every candidate the same: half of what the slowest one takes, so that
+    /// none of them has a queue that grows.
+    fn settle_rate(&mut self, wanted: Option<f64>) {
+        let Rounds { settings, progress, cells, .. } = &mut self.rounds;
+        let Some(report) = cells.iter_mut().find(|one| one.cell.question == Question::FewHeavy)
+        else {
+            return;
+        };
+        let mut slowest: Option<(f64, String)> = None;
+        for row in report.rows.iter().filter(|_| wanted.is_none()) {
+            progress.show(&format!("how much it takes, {}: {}", report.cell.name, row.server));
+            // One that cannot be measured says so in its row.
+            let Ok(rps) = measure::capacity(&row.server, &report.cell, settings) else { continue };
+            if slowest.as_ref().is_none_or(|(least, _)| rps < *least) {
+                slowest = Some((rps, row.candidate.clone()));
+            }
+        }
+        let (rate, why) = match (wanted, slowest) {
+            (Some(rate), _) => (rate, "as asked for".to_owned()),
+            (None, Some((rps, name))) => {
+                (rounded(rps / 2.0), format!("half of the {rps:.0} that {name} takes"))
+            }
+            (None, None) => return,
+        };
+        report.cell.rate = Some(rate);
+        let note = format!("{}: {rate:.0} requests/s offered to each, {why}.", report.cell.name);
+        self.rounds.note(note);
     }
 
     fn watch_idle(&mut self, wanted: u32, window: Duration) {
@@ -145,6 +187,12 @@ impl Comparison {
             elapsed_s,
         }
     }
+}
+
+/// Two digits: more would promise more than a moment can tell.
+fn rounded(rate: f64) -> f64 {
+    let unit = 10_f64.powf(rate.max(10.0).log10().floor() - 1.0);
+    (rate / unit).floor() * unit
 }
 
 fn set_ratios(rows: &mut [Row]) {

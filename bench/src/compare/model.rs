@@ -84,6 +84,15 @@ pub(crate) struct Round {
     /// `None` of too few requests to have one.
     pub(crate) p9999_us: Option<f64>,
     pub(crate) max_us: f64,
+    /// Of the windows in which no CPU was seen stolen; `None` where there were none.
+    pub(crate) clean_p50_us: Option<f64>,
+    pub(crate) clean_p99_us: Option<f64>,
+    pub(crate) windows: u64,
+    pub(crate) windows_left_out: u64,
+    /// Of the requests that asked for no work, where others did.
+    pub(crate) cheap_p99_us: Option<f64>,
+    pub(crate) clean_cheap_p99_us: Option<f64>,
+    pub(crate) heavy_requests: u64,
     /// Time a hypervisor took from the CPUs in use, in percent.
     pub(crate) steal_percent: f64,
     /// Time of those CPUs that went to other processes, in percent.
@@ -107,6 +116,10 @@ pub(crate) enum Figure {
     P50,
     P99,
     P9999,
+    /// Of cheap requests beside heavy ones, without the windows that are left out.
+    CheapP99,
+    /// P99 over P50 of the same round, without the windows that are left out.
+    Tail,
     SystemCallsPerRequest,
 }
 
@@ -118,6 +131,8 @@ impl Figure {
             Figure::P50 => Some(round.p50_us),
             Figure::P99 => Some(round.p99_us),
             Figure::P9999 => round.p9999_us,
+            Figure::CheapP99 => round.clean_cheap_p99_us,
+            Figure::Tail => Some(round.clean_p99_us? / round.clean_p50_us?),
             Figure::SystemCallsPerRequest => round.system_calls_per_request,
         }
     }
@@ -131,6 +146,8 @@ impl fmt::Display for Figure {
             Figure::P50 => "P50",
             Figure::P99 => "P99",
             Figure::P9999 => "P99.99",
+            Figure::CheapP99 => "P99 of cheap requests",
+            Figure::Tail => "P99 / P50",
             Figure::SystemCallsPerRequest => "system calls per request",
         })
     }
@@ -144,6 +161,12 @@ pub(crate) struct Summary {
     pub(crate) p50_us: Spread,
     pub(crate) p99_us: Spread,
     pub(crate) p9999_us: Option<Spread>,
+    pub(crate) clean_p99_us: Option<Spread>,
+    pub(crate) cheap_p99_us: Option<Spread>,
+    pub(crate) clean_cheap_p99_us: Option<Spread>,
+    /// Of all rounds together.
+    pub(crate) windows: u64,
+    pub(crate) windows_left_out: u64,
     pub(crate) server_cpus_busy: Spread,
     pub(crate) sqpoll_cpus_busy: Spread,
     pub(crate) client_cpus_busy: Spread,
@@ -224,6 +247,11 @@ impl Summary {
             p50_us: spread(|round| round.p50_us)?,
             p99_us: spread(|round| round.p99_us)?,
             p9999_us: some(|round| round.p9999_us),
+            clean_p99_us: some(|round| round.clean_p99_us),
+            cheap_p99_us: some(|round| round.cheap_p99_us),
+            clean_cheap_p99_us: some(|round| round.clean_cheap_p99_us),
+            windows: rounds.iter().map(|round| round.windows).sum(),
+            windows_left_out: rounds.iter().map(|round| round.windows_left_out).sum(),
             server_cpus_busy: spread(|round| round.server_cpus_busy)?,
             sqpoll_cpus_busy: spread(|round| round.sqpoll_cpus_busy)?,
             client_cpus_busy: spread(|round| round.client_cpus_busy)?,
@@ -268,6 +296,11 @@ impl Row {
         }
     }
 
+    /// A figure of all its rounds.
+    pub(crate) fn spread(&self, figure: Figure) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(|round| figure.of(round)))
+    }
+
     /// A figure over another row's, round by round: what slows the host for a while slows both.
     pub(crate) fn over(&self, other: &Row, figure: Figure) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| {
@@ -302,6 +335,13 @@ pub(crate) mod tests {
             p999_us: 3.0,
             p9999_us: Some(3.5),
             max_us: 4.0,
+            clean_p50_us: Some(1.0),
+            clean_p99_us: Some(1.5),
+            windows: 40,
+            windows_left_out: 1,
+            cheap_p99_us: None,
+            clean_cheap_p99_us: None,
+            heavy_requests: 0,
             steal_percent: 0.0,
             others_percent: 0.0,
             rss_bytes: 4096,

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cli::{CompareArgs, CpuArgs, CpuList};
+use crate::cli::{CompareArgs, CompareScenario, CpuArgs, CpuList, SEED};
 use crate::error::{Failure, Result};
 use crate::host::cpu;
-use crate::load::Plan;
+use crate::load::{OPEN_DEPTH_MAX, Plan};
+use crate::work::Work;
 
 /// One kind of traffic.
 #[derive(Clone, Debug, Serialize)]
@@ -18,13 +19,66 @@ pub(crate) struct Cell {
     pub(crate) depth: u32,
     pub(crate) idle: u32,
     pub(crate) payload_bytes: u32,
+    pub(crate) question: Question,
+    /// Open loop: requests per second, the same for every candidate.
+    pub(crate) rate: Option<f64>,
+    /// The share of requests that ask for work, and how much that is.
+    pub(crate) heavy_percent: f64,
+    pub(crate) work_us: u32,
+    /// The same as a count: one for all servers, so that they do the same work.
+    pub(crate) work_steps: Option<u64>,
+}
+
+/// What a kind of traffic is there to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Question {
+    /// What serving costs: the cells of the scenario echo.
+    Cost,
+    /// How long cheap requests wait for a few heavy ones.
+    FewHeavy,
+    /// How much gets done where all of them compute.
+    AllHeavy,
+    /// What a choice of placement costs where there is nothing to choose.
+    AllCheap,
+    /// Whether a thousand connections get their turn.
+    Fairness,
 }
 
 impl Cell {
     pub(crate) fn new(connections: u32, depth: u32, idle: u32, payload_bytes: u32) -> Cell {
         let silent = if idle == 0 { String::new() } else { format!(" + {idle} idle") };
-        let name = format!("{connections} × {depth}{silent}");
-        Cell { name, connections, depth, idle, payload_bytes }
+        Cell {
+            name: format!("{connections} × {depth}{silent}"),
+            connections,
+            depth,
+            idle,
+            payload_bytes,
+            question: Question::Cost,
+            rate: None,
+            heavy_percent: 0.0,
+            work_us: 0,
+            work_steps: None,
+        }
+    }
+
+    /// A kind of traffic of the scenario heavy.
+    pub(crate) fn heavy(question: Question, payload_bytes: u32) -> Cell {
+        let (name, connections, heavy_percent, work_us) = match question {
+            Question::FewHeavy => ("heavy: 1 % of requests burn 1 ms", 100, 1.0, 1000),
+            Question::AllHeavy => ("heavy: all requests burn 20 µs", 100, 100.0, 20),
+            Question::Cost | Question::AllCheap => ("100 × 1, nothing heavy", 100, 0.0, 0),
+            Question::Fairness => ("1000 × 1, nothing heavy", 1000, 0.0, 0),
+        };
+        let work = Duration::from_micros(work_us.into());
+        Cell {
+            name: name.to_owned(),
+            question,
+            heavy_percent,
+            work_us,
+            work_steps: (work_us > 0).then(|| Work::calibrate(work).steps),
+            ..Cell::new(connections, 1, 0, payload_bytes)
+        }
     }
 
     /// One request at a time in all: nothing but latency.
@@ -32,19 +86,31 @@ impl Cell {
         (self.connections, self.depth, self.idle) == (1, 1, 0)
     }
 
-    pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Plan {
-        Plan {
+    /// What the server must be told about this traffic.
+    pub(crate) fn server_args(&self) -> Vec<String> {
+        match self.work_steps {
+            Some(steps) => vec!["--scenario=heavy".to_owned(), format!("--work-steps={steps}")],
+            None => Vec::new(),
+        }
+    }
+
+    pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Result<Plan> {
+        Ok(Plan {
             addrs: vec![addr],
             connections: self.connections,
             idle: self.idle,
             payload_bytes: self.payload_bytes,
-            depth: self.depth,
-            rate: None,
+            // In an open loop a bound: what does not fit waits, and its latency counts.
+            depth: if self.rate.is_some() { OPEN_DEPTH_MAX } else { self.depth },
+            rate: self.rate,
+            heavy_percent: self.heavy_percent,
+            seed: SEED,
+            watched_cpus: settings.cpus_in_use()?,
             warmup: Duration::from_secs_f64(settings.warmup_s),
             duration: Duration::from_secs_f64(settings.duration_s),
             requests_max: settings.requests_max,
             timeout: settings.timeout(),
-        }
+        })
     }
 }
 
@@ -110,8 +176,7 @@ impl Settings {
                 };
                 format!("Servers on CPU {server_cpus:?}{sqpoll}, client on CPU {client_cpus:?}.")
             }
-            None => "One CPU for server and client: nothing is pinned, and both compete for it."
-                .to_owned(),
+            None => "Nothing is pinned: servers and client compete for the same CPUs.".to_owned(),
         }
     }
 
@@ -133,6 +198,11 @@ impl Settings {
 
 pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
     let bytes = args.size.0;
+    if args.scenario == CompareScenario::Heavy {
+        let questions =
+            [Question::FewHeavy, Question::AllHeavy, Question::AllCheap, Question::Fairness];
+        return questions.map(|question| Cell::heavy(question, bytes)).into();
+    }
     let depth = args.depth.unwrap_or(1);
     let usual = if args.quick { QUICK_CONNECTIONS } else { CONNECTIONS };
     let connections = args.connections.as_deref().unwrap_or(usual);
@@ -152,11 +222,15 @@ pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
     cells
 }
 
-/// Server and client on CPUs of their own, where there are two.
-pub(crate) fn pinned(args: &CpuArgs) -> Result<Option<Pinned>> {
+/// Server and client on CPUs of their own, where there are two. In the scenario heavy every server
+/// has all CPUs, unless others are asked for: how it spreads work over them is the question.
+pub(crate) fn pinned(args: &CpuArgs, scenario: CompareScenario) -> Result<Option<Pinned>> {
     let allowed = cpu::allowed()?;
     args.check(&allowed)?;
-    if allowed.len() < 2 {
+    let shared = scenario == CompareScenario::Heavy
+        && args.server_cpus.is_none()
+        && args.client_cpus.is_none();
+    if allowed.len() < 2 || shared {
         return Ok(None);
     }
     let first_but = |taken: &[usize]| -> Vec<usize> {

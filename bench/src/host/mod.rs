@@ -2,6 +2,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod process;
+pub(crate) mod steal;
 
 use std::fs;
 
@@ -31,7 +32,7 @@ impl Host {
         Ok(Host {
             kernel: read_line("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into()),
             cpu_model: cpu_model().unwrap_or_else(|| "unknown".into()),
-            cpus_online: cpu::online(),
+            cpus_online: cpu::online().len(),
             cpus_allowed: cpu::allowed()?,
             cpu_quota: cpu::quota(),
             fds_soft: fds.current,

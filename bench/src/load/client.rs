@@ -10,14 +10,15 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::wire::Template;
+use crate::load::dice::Dice;
+use crate::wire::{Request, Template};
 
 pub(crate) struct Client {
     pub(crate) fd: OwnedFd,
-    /// When each unanswered request was sent, or was due, in nanoseconds of the engine's clock.
-    unanswered: VecDeque<u64>,
-    /// Open loop: when the requests that are not sent yet are due.
-    scheduled: VecDeque<u64>,
+    /// The requests that are sent and not answered.
+    unanswered: VecDeque<Asked>,
+    /// Open loop: the requests that are not sent yet.
+    scheduled: VecDeque<Asked>,
     /// Number of the next request to send.
     next_sent: u64,
     /// Number of the reply that is arriving, and how much of it has arrived.
@@ -28,9 +29,34 @@ pub(crate) struct Client {
     unsent_from: usize,
 }
 
-/// What one chunk of input completed: how many replies, and how old each request was.
+/// A request.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// When it was sent, or was due, in nanoseconds of the engine's clock.
+    since_ns: u64,
+    heavy: bool,
+}
+
+/// A request that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reply {
+    /// When the request was sent, or was due, in nanoseconds of the engine's clock.
+    pub(crate) since_ns: u64,
+    /// When the last byte of the reply was read.
+    pub(crate) now_ns: u64,
+    /// Whether it asked for work.
+    pub(crate) heavy: bool,
+}
+
+impl Reply {
+    pub(crate) fn latency_ns(&self) -> u64 {
+        self.now_ns.saturating_sub(self.since_ns).max(1)
+    }
+}
+
+/// Told of every reply that a chunk of input completed.
 pub(crate) trait OnReply {
-    fn on_reply(&mut self, since_ns: u64);
+    fn on_reply(&mut self, reply: Reply);
 }
 
 impl Client {
@@ -56,7 +82,7 @@ impl Client {
 
     /// When the oldest unanswered request was sent, or was due.
     pub(crate) fn oldest_ns(&self) -> Option<u64> {
-        self.unanswered.front().copied()
+        self.unanswered.front().map(|asked| asked.since_ns)
     }
 
     /// Whether the socket must become writable before more can be sent.
@@ -64,8 +90,8 @@ impl Client {
         !self.unsent.is_empty()
     }
 
-    pub(crate) fn schedule(&mut self, due_ns: u64) {
-        self.scheduled.push_back(due_ns);
+    pub(crate) fn schedule(&mut self, due_ns: u64, heavy: bool) {
+        self.scheduled.push_back(Asked { since_ns: due_ns, heavy });
     }
 
     pub(crate) fn forget_scheduled(&mut self) {
@@ -77,15 +103,13 @@ impl Client {
         &mut self,
         depth: usize,
         now_ns: u64,
+        dice: &mut Dice,
         template: &Template,
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
         self.send_while(template, out, |client| {
             let room = client.unanswered.len() < depth;
-            if room {
-                client.unanswered.push_back(now_ns);
-            }
-            room
+            room.then(|| Asked { since_ns: now_ns, heavy: dice.is_heavy() })
         })
     }
 
@@ -97,10 +121,7 @@ impl Client {
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
         self.send_while(template, out, |client| {
-            let due =
-                if client.unanswered.len() < depth { client.scheduled.pop_front() } else { None };
-            client.unanswered.extend(due);
-            due.is_some()
+            if client.unanswered.len() < depth { client.scheduled.pop_front() } else { None }
         })
     }
 
@@ -121,19 +142,20 @@ impl Client {
         let now_ns = now_ns();
         let mut chunk = &input[..bytes];
         while !chunk.is_empty() {
-            let Some(&sent_ns) = self.unanswered.front() else {
+            let Some(&Asked { since_ns, heavy }) = self.unanswered.front() else {
                 return Err(wrong("bytes that nobody asked for"));
             };
             let wanted = template.frame_bytes() - self.reply_offset;
             let (part, rest) = chunk.split_at(wanted.min(chunk.len()));
-            if !template.matches(self.next_reply, self.reply_offset, part) {
+            let request = Request { sequence: self.next_reply, heavy };
+            if !template.matches(request, self.reply_offset, part) {
                 return Err(wrong("wrong reply"));
             }
             if part.len() == wanted {
                 self.unanswered.pop_front();
                 self.next_reply += 1;
                 self.reply_offset = 0;
-                seen.on_reply(now_ns.saturating_sub(sent_ns));
+                seen.on_reply(Reply { since_ns, now_ns, heavy });
             } else {
                 self.reply_offset += part.len();
             }
@@ -142,20 +164,24 @@ impl Client {
         Ok(true)
     }
 
-    /// Builds requests while `more` says so and the socket takes them.
+    /// Builds requests while `next` has one and the socket takes them.
     fn send_while(
         &mut self,
         template: &Template,
         out: &mut Vec<u8>,
-        mut more: impl FnMut(&mut Client) -> bool,
+        mut next: impl FnMut(&mut Client) -> Option<Asked>,
     ) -> io::Result<()> {
         if !self.send_unsent()? {
             return Ok(());
         }
         loop {
             out.clear();
-            while out.len() < SEND_BYTES && more(self) {
-                template.append(self.next_sent, out);
+            while out.len() < SEND_BYTES
+                && let Some(asked) = next(self)
+            {
+                let request = Request { sequence: self.next_sent, heavy: asked.heavy };
+                template.append(request, out);
+                self.unanswered.push_back(asked);
                 self.next_sent += 1;
             }
             if out.is_empty() {
@@ -212,7 +238,7 @@ mod tests {
     struct Count(usize);
 
     impl OnReply for Count {
-        fn on_reply(&mut self, _since_ns: u64) {
+        fn on_reply(&mut self, _reply: Reply) {
             self.0 += 1;
         }
     }
@@ -228,7 +254,7 @@ mod tests {
         let (mut client, mut server) = pair();
         let (template, mut out, mut input, mut count) =
             (Template::new(20), Vec::new(), [0; 64], Count(0));
-        client.fill(4, 0, &template, &mut out).unwrap();
+        client.fill(4, 0, &mut Dice::new(50.0, 1), &template, &mut out).unwrap();
         let mut requests = vec![0; 4 * template.frame_bytes()];
         server.read_exact(&mut requests).unwrap();
         for byte in requests {
@@ -242,7 +268,7 @@ mod tests {
     fn a_reply_to_another_request_is_wrong() {
         let (mut client, mut server) = pair();
         let (template, mut out, mut input) = (Template::new(20), Vec::new(), [0; 64]);
-        client.fill(2, 0, &template, &mut out).unwrap();
+        client.fill(2, 0, &mut Dice::new(0.0, 1), &template, &mut out).unwrap();
         let mut requests = vec![0; 2 * template.frame_bytes()];
         server.read_exact(&mut requests).unwrap();
         server.write_all(&requests[template.frame_bytes()..]).unwrap();

@@ -14,7 +14,7 @@ use rustix::net::{
 
 use crate::error::{Failure, Result};
 use crate::load::Plan;
-use crate::wire::Template;
+use crate::wire::{Request, Template};
 
 /// The server's address, found by trying each, and connections to it.
 pub(crate) fn open_all(plan: &Plan) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
@@ -60,8 +60,9 @@ pub(crate) fn ping_each(fds: &[OwnedFd], template: &Template, timeout: Duration)
     let mut request = Vec::new();
     let mut reply = vec![0; template.frame_bytes()];
     for (sequence, fd) in fds.iter().enumerate() {
+        let asked = Request::cheap(sequence as u64);
         request.clear();
-        template.append(sequence as u64, &mut request);
+        template.append(asked, &mut request);
         send(fd, &request, SendFlags::NOSIGNAL)
             .map_err(Failure::at("send to an idle connection"))?;
         let deadline = Instant::now() + timeout;
@@ -82,7 +83,7 @@ pub(crate) fn ping_each(fds: &[OwnedFd], template: &Template, timeout: Duration)
                 }
             }
         }
-        if !template.matches(sequence as u64, 0, &reply) {
+        if !template.matches(asked, 0, &reply) {
             return Err(Failure::new(format!("idle connection {sequence}: wrong reply")));
         }
     }

@@ -16,27 +16,30 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use crate::error::{Failure, Result};
-use crate::load::client::{Client, OnReply};
-use crate::load::{Observer, Outcome, Plan, dial};
+use crate::host::steal::StealWatch;
+use crate::load::client::{Client, OnReply, Reply};
+use crate::load::dice::Dice;
+use crate::load::windows::{Clean, Windows};
+use crate::load::{Observer, Outcome, Plan, dial, histogram};
 use crate::wire::Template;
 
 /// Opens the connections, sends, measures, and closes.
 pub(crate) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
     let (active, idle) = dial::open_all(plan)?;
     let mut engine = Engine::new(plan, active)?;
-    engine.start();
-    engine.run_until(plan.warmup)?;
+    let watch = engine.start()?;
+    engine.run_until(plan.warmup, &watch)?;
     observer.on_window_open();
     engine.open_window();
     let opened = engine.started.elapsed();
-    engine.run_until(opened + plan.duration)?;
+    engine.run_until(opened + plan.duration, &watch)?;
     engine.run_until_some_reply()?;
     let elapsed = engine.started.elapsed() - opened;
-    engine.close_window();
+    let windows = engine.close_window()?;
     observer.on_window_close();
     engine.drain()?;
     engine.check_idle(&idle);
-    engine.outcome(elapsed)
+    engine.outcome(elapsed, windows.finish(watch.finish()))
 }
 
 struct Engine<'a> {
@@ -49,6 +52,7 @@ struct Engine<'a> {
     blocked: Vec<bool>,
     started: Instant,
     pace: Option<Pace>,
+    dice: Dice,
     stopping: bool,
     events: Vec<Event>,
     input: Vec<u8>,
@@ -70,15 +74,21 @@ struct Tally {
     measuring: bool,
     replies: u64,
     replies_measured: u64,
-    latency: Histogram<u64>,
+    /// Of the requests that asked for no work, and of those that did.
+    cheap_latency: Histogram<u64>,
+    heavy_latency: Histogram<u64>,
+    windows: Windows,
 }
 
 impl OnReply for Tally {
-    fn on_reply(&mut self, since_ns: u64) {
+    fn on_reply(&mut self, reply: Reply) {
         self.replies += 1;
         if self.measuring {
             self.replies_measured += 1;
-            self.latency.saturating_record(since_ns.max(1));
+            let latency =
+                if reply.heavy { &mut self.heavy_latency } else { &mut self.cheap_latency };
+            latency.saturating_record(reply.latency_ns());
+            self.windows.add(reply);
         }
     }
 }
@@ -92,8 +102,14 @@ impl<'a> Engine<'a> {
         }
         let clients: Vec<_> =
             fds.into_iter().zip(0..).map(|(fd, number)| Some(Client::new(fd, number))).collect();
-        let latency =
-            Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).map_err(Failure::at("histogram"))?;
+        let tally = Tally {
+            measuring: false,
+            replies: 0,
+            replies_measured: 0,
+            cheap_latency: histogram()?,
+            heavy_latency: histogram()?,
+            windows: Windows::new()?,
+        };
         if plan.rate.is_some() {
             // Waits for the next due request shall end when they end, not 50 µs later. Without it
             // they are late.
@@ -108,39 +124,51 @@ impl<'a> Engine<'a> {
             clients,
             started: Instant::now(),
             pace: plan.rate.map(|rate| Pace { interval_ns: 1e9 / rate, scheduled: 0 }),
+            dice: Dice::new(plan.heavy_percent, plan.seed),
             stopping: false,
             events: Vec::with_capacity(EVENTS_MAX),
             input: vec![0; INPUT_BYTES],
             output: Vec::with_capacity(INPUT_BYTES),
-            tally: Tally { measuring: false, replies: 0, replies_measured: 0, latency },
+            tally,
             errors: 0,
             first_error: None,
             last_reply: Instant::now(),
         })
     }
 
-    fn start(&mut self) {
+    /// Sends the first requests. The watch has the engine's clock.
+    fn start(&mut self) -> Result<StealWatch> {
         self.started = Instant::now();
         self.last_reply = self.started;
+        let watch = StealWatch::start(&self.plan.watched_cpus, self.started)?;
         if self.pace.is_none() {
             (0..self.clients.len()).for_each(|index| self.pump(index));
         }
+        Ok(watch)
     }
 
     fn open_window(&mut self) {
         self.tally.measuring = true;
+        self.tally.windows.open(self.started.elapsed().as_nanos() as u64);
     }
 
-    fn close_window(&mut self) {
+    fn close_window(&mut self) -> Result<Windows> {
         self.tally.measuring = false;
         self.stopping = true;
         self.clients.iter_mut().flatten().for_each(Client::forget_scheduled);
+        let mut windows = std::mem::replace(&mut self.tally.windows, Windows::new()?);
+        windows.close(self.started.elapsed().as_nanos() as u64);
+        Ok(windows)
     }
 
     /// Runs until that much time has passed since the start, or the window has all its replies.
-    fn run_until(&mut self, end: Duration) -> Result<()> {
+    fn run_until(&mut self, end: Duration, watch: &StealWatch) -> Result<()> {
         loop {
             let now = self.started.elapsed();
+            let now_ns = now.as_nanos() as u64;
+            if self.tally.windows.is_due(now_ns) {
+                self.tally.windows.turn(now_ns, watch.take());
+            }
             if now >= end || self.has_all_replies() {
                 return Ok(());
             }
@@ -154,10 +182,15 @@ impl<'a> Engine<'a> {
         self.plan.requests_max.is_some_and(|max| self.tally.replies_measured >= max)
     }
 
-    /// A window in which the server got no CPU is no measurement: it stays open until one reply is
-    /// in it. An open loop may have had nothing to ask for.
+    /// A window in which the server or the client got no CPU is no measurement: it stays open until
+    /// one reply is in it. An open loop may have had nothing to ask for.
     fn run_until_some_reply(&mut self) -> Result<()> {
-        while self.pace.is_none() && self.tally.replies_measured == 0 {
+        while self.tally.replies_measured == 0 {
+            self.send_due(self.started.elapsed());
+            let mut open = self.clients.iter().flatten();
+            if self.pace.is_some() && open.all(|client| client.unanswered() == 0) {
+                return Ok(());
+            }
             self.check_alive()?;
             self.turn(WAIT_MAX)?;
         }
@@ -236,7 +269,7 @@ impl<'a> Engine<'a> {
             client.send_scheduled(depth, &self.template, &mut self.output)
         } else {
             let now_ns = self.started.elapsed().as_nanos() as u64;
-            client.fill(depth, now_ns, &self.template, &mut self.output)
+            client.fill(depth, now_ns, &mut self.dice, &self.template, &mut self.output)
         };
         let blocked = client.is_blocked();
         let watched = if blocked == self.blocked[index] {
@@ -259,9 +292,12 @@ impl<'a> Engine<'a> {
         let first = pace.scheduled;
         let mut due_ns = (first as f64 * pace.interval_ns) as u64;
         while due_ns <= now_ns {
+            // Chosen when it is due, and for lost connections too: so every server is asked for the
+            // same at the same time.
+            let heavy = self.dice.is_heavy();
             // A lost connection's requests are not sent: its loss is the error that says so.
             if let Some(client) = &mut self.clients[(pace.scheduled % count as u64) as usize] {
-                client.schedule(due_ns);
+                client.schedule(due_ns, heavy);
             }
             pace.scheduled += 1;
             due_ns = (pace.scheduled as f64 * pace.interval_ns) as u64;
@@ -324,11 +360,13 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn outcome(self, elapsed: Duration) -> Result<Outcome> {
+    fn outcome(self, elapsed: Duration, clean: Clean) -> Result<Outcome> {
         if self.tally.replies == 0 {
             let why = self.first_error.unwrap_or("the window was shorter than one reply".into());
             return Err(Failure::new(format!("not one reply: {why}")));
         }
+        let mut latency = self.tally.heavy_latency;
+        latency.add(&self.tally.cheap_latency).expect("both have the same bounds");
         Ok(Outcome {
             requests: self.tally.replies_measured,
             requests_ever: self.tally.replies,
@@ -336,7 +374,9 @@ impl<'a> Engine<'a> {
             first_error: self.first_error,
             elapsed,
             bytes: self.tally.replies_measured * self.template.frame_bytes() as u64,
-            latency: self.tally.latency,
+            latency,
+            cheap_latency: self.tally.cheap_latency,
+            clean,
         })
     }
 }
@@ -349,8 +389,6 @@ fn failed(operation: &str) -> impl FnOnce(Errno) -> Failure {
 const EVENTS_MAX: usize = 512;
 /// One receive: several frames of pipelined traffic.
 const INPUT_BYTES: usize = 256 << 10;
-/// A minute; anything slower is recorded as that.
-const LATENCY_NS_MAX: u64 = 60_000_000_000;
 /// How often the loop looks at its deadlines when nothing happens.
 const WAIT_MAX: Duration = Duration::from_millis(20);
 /// After the end: how long without any reply, and how long at all.

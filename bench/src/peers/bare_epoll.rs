@@ -16,17 +16,17 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
 use serde_json::Value;
 
+use super::Service;
 use crate::error::{Failure, Result};
-use crate::wire::{append_replies, whole_frames};
 
-pub(super) fn serve(listener: &TcpListener, stop: &UnixStream, frame_max: usize) -> Result<Value> {
+pub(super) fn serve(listener: &TcpListener, stop: &UnixStream, service: Service) -> Result<Value> {
     let mut server = Server {
         epoll: epoll::create(CreateFlags::CLOEXEC).map_err(failed("create an epoll"))?,
         connections: Vec::new(),
         free: Vec::new(),
         input: vec![0; INPUT_BYTES * 2],
         output: Vec::with_capacity(INPUT_BYTES),
-        frame_max,
+        service,
         accepted: 0,
         system_calls: 0,
     };
@@ -44,7 +44,7 @@ struct Server {
     free: Vec<usize>,
     input: Vec<u8>,
     output: Vec<u8>,
-    frame_max: usize,
+    service: Service,
     accepted: u64,
     system_calls: u64,
 }
@@ -145,15 +145,14 @@ impl Server {
         let chunk = &self.input[..front + bytes];
         self.output.clear();
         if connection.partial.len() == front {
-            let whole = whole_frames(chunk, self.frame_max).map_err(io::Error::other)?;
-            append_replies(&chunk[..whole], &mut self.output);
+            let answered = self.service.answer(chunk, &mut self.output);
+            let whole = answered.map_err(io::Error::other)?;
             connection.partial.clear();
             connection.partial.extend_from_slice(&chunk[whole..]);
         } else {
             connection.partial.extend_from_slice(chunk);
-            let whole =
-                whole_frames(&connection.partial, self.frame_max).map_err(io::Error::other)?;
-            append_replies(&connection.partial[..whole], &mut self.output);
+            let answered = self.service.answer(&connection.partial, &mut self.output);
+            let whole = answered.map_err(io::Error::other)?;
             connection.partial.drain(..whole);
         }
         if self.output.is_empty() {

@@ -22,9 +22,10 @@ use std::os::unix::net::UnixStream;
 use rustix::io::Errno;
 use serde_json::Value;
 
+use super::Service;
 use super::ring::{Completion, File, Filled, Ring};
 use crate::error::{Failure, Result};
-use crate::wire::{HEADER_BYTES, TooLong, append_replies, payload_bytes, whole_frames};
+use crate::wire::{HEADER_BYTES, TooLong, payload_bytes};
 
 /// The receive buffers of a ring. Pipelined requests want large ones, single ones want those that
 /// fit the cache together.
@@ -39,7 +40,7 @@ pub(super) struct Shape {
 pub(super) fn serve(
     listener: &TcpListener,
     stop: &UnixStream,
-    frame_max: usize,
+    service: Service,
     shape: Shape,
 ) -> Result<Value> {
     // The ring gives up on a descriptor that does not block, instead of waiting for it.
@@ -51,7 +52,7 @@ pub(super) fn serve(
         free: Vec::new(),
         touched: Vec::new(),
         spare: Vec::new(),
-        frame_max,
+        service,
         accepted: 0,
     };
     server.run(listener, stop).map_err(Failure::at("ring"))?;
@@ -66,7 +67,7 @@ struct Server {
     touched: Vec<usize>,
     /// Buffers for replies. The last one used is the next one taken, while the cache has it.
     spare: Vec<Vec<u8>>,
-    frame_max: usize,
+    service: Service,
     accepted: u64,
 }
 
@@ -150,7 +151,7 @@ impl Server {
                 }
                 // What a broken connection says is not answered.
                 if connection.life != Life::Broken
-                    && connection.answer(self.ring.bytes(&filled), self.frame_max).is_err()
+                    && connection.answer(self.ring.bytes(&filled), self.service).is_err()
                 {
                     connection.life = Life::Broken;
                 }
@@ -257,22 +258,21 @@ impl Connection {
     }
 
     /// Appends the reply to every frame that `chunk` makes whole.
-    fn answer(&mut self, mut chunk: &[u8], frame_max: usize) -> Result<(), TooLong> {
+    fn answer(&mut self, mut chunk: &[u8], service: Service) -> Result<(), TooLong> {
         if !self.partial.is_empty() {
             let wanted = HEADER_BYTES.saturating_sub(self.partial.len());
             chunk = move_bytes(&mut self.partial, chunk, wanted);
             let Some(header) = self.partial.first_chunk() else { return Ok(()) };
-            let frame_bytes = HEADER_BYTES + payload_bytes(*header, frame_max)?;
+            let frame_bytes = HEADER_BYTES + payload_bytes(*header, service.frame_max)?;
             let missing = frame_bytes - self.partial.len();
             chunk = move_bytes(&mut self.partial, chunk, missing);
             if self.partial.len() < frame_bytes {
                 return Ok(());
             }
-            append_replies(&self.partial, &mut self.queued);
+            service.answer_whole(&self.partial, &mut self.queued);
             self.partial.clear();
         }
-        let whole = whole_frames(chunk, frame_max)?;
-        append_replies(&chunk[..whole], &mut self.queued);
+        let whole = service.answer(chunk, &mut self.queued)?;
         self.partial.extend_from_slice(&chunk[whole..]);
         Ok(())
     }
@@ -305,18 +305,18 @@ const SPARE_BYTES_MAX: usize = 256 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Template;
+    use crate::wire::{Request, Template};
 
     #[test]
     fn frames_cut_anywhere_are_answered_whole() {
         let mut frames = Vec::new();
-        Template::new(10).append(1, &mut frames);
-        Template::new(0).append(2, &mut frames);
-        Template::new(300).append(3, &mut frames);
+        Template::new(10).append(Request::cheap(1), &mut frames);
+        Template::new(0).append(Request::cheap(2), &mut frames);
+        Template::new(300).append(Request::cheap(3), &mut frames);
         for piece_bytes in 1..=frames.len() {
             let mut connection = connection();
             for piece in frames.chunks(piece_bytes) {
-                connection.answer(piece, 300).unwrap();
+                connection.answer(piece, echo(300)).unwrap();
             }
             assert!(connection.queued == frames, "pieces of {piece_bytes}");
             assert!(connection.partial.is_empty(), "pieces of {piece_bytes}");
@@ -326,11 +326,15 @@ mod tests {
     #[test]
     fn a_long_frame_is_refused_however_its_header_arrives() {
         let mut frame = Vec::new();
-        Template::new(11).append(0, &mut frame);
-        assert!(connection().answer(&frame, 10).is_err());
+        Template::new(11).append(Request::cheap(0), &mut frame);
+        assert!(connection().answer(&frame, echo(10)).is_err());
         let mut connection = connection();
-        connection.answer(&frame[..3], 10).unwrap();
-        assert!(connection.answer(&frame[3..], 10).is_err());
+        connection.answer(&frame[..3], echo(10)).unwrap();
+        assert!(connection.answer(&frame[3..], echo(10)).is_err());
+    }
+
+    fn echo(frame_max: usize) -> Service {
+        Service { frame_max, work: None }
     }
 
     fn connection() -> Connection {

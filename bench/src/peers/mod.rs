@@ -5,8 +5,16 @@
 mod bare_epoll;
 #[forbid(unsafe_code)]
 mod bare_ring;
+#[forbid(unsafe_code)]
+mod compio;
+#[forbid(unsafe_code)]
+mod hand_out;
+#[forbid(unsafe_code)]
+mod monoio;
 #[allow(unsafe_code)]
 mod ring;
+#[forbid(unsafe_code)]
+mod service;
 #[forbid(unsafe_code)]
 mod tokio;
 
@@ -19,10 +27,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use serde_json::{Value, json};
 
 use self::bare_ring::Shape;
+use self::hand_out::Runtime;
+use self::service::Service;
 use self::tokio::Style;
-use crate::cli::{Bytes, PeerArgs, resolve};
+use crate::cli::{Bytes, PeerArgs, Scenario, resolve};
 use crate::error::{Failure, Result};
-use crate::{host, signals};
+use crate::{host, signals, work};
 
 /// A server that is not ringpoll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +42,13 @@ pub(crate) enum Peer {
     /// tokio on one thread, with its buffered reader and writer.
     TokioFramed,
     /// tokio's work-stealing runtime, one worker per CPU it may use.
-    TokioMt,
+    TokioWs,
+    /// A tokio runtime of one thread for each CPU it may use, which share nothing.
+    TokioPerCpu,
+    /// monoio, likewise.
+    Monoio,
+    /// compio, likewise.
+    Compio,
     /// No library: what epoll and TCP cost by themselves. The limit.
     BareEpoll,
     /// The same with io_uring, and receive buffers for single requests.
@@ -42,20 +58,59 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [(&'static str, Peer); 6] = [
+    const ALL: [(&'static str, Peer); 9] = [
         ("tokio", Peer::Tokio),
         ("tokio-framed", Peer::TokioFramed),
-        ("tokio-mt", Peer::TokioMt),
+        ("tokio-ws", Peer::TokioWs),
+        ("tokio-per-cpu", Peer::TokioPerCpu),
+        ("monoio", Peer::Monoio),
+        ("compio", Peer::Compio),
         ("bare-epoll", Peer::BareEpoll),
         ("bare-ring", Peer::BareRing),
         ("bare-ring-64k", Peer::BareRing64k),
     ];
 
+    /// Version and settings, for a reader of its figures.
+    pub(crate) fn about(self) -> String {
+        let (library, settings) = match self {
+            Peer::Tokio => ("tokio", "one thread, reads and writes batched"),
+            Peer::TokioFramed => ("tokio", "one thread, BufReader and BufWriter"),
+            Peer::TokioWs => ("tokio", "work-stealing, a worker for each CPU"),
+            Peer::TokioPerCpu => (
+                "tokio",
+                "a pinned thread with a runtime of its own for each CPU, connections handed out \
+                 in turn",
+            ),
+            Peer::Monoio => ("monoio", monoio::SETTINGS),
+            Peer::Compio => ("compio", compio::SETTINGS),
+            Peer::BareEpoll => return "no library, one thread on epoll".to_owned(),
+            Peer::BareRing => {
+                return "no library, one thread on io_uring, 256 receive buffers of 4 KiB"
+                    .to_owned();
+            }
+            Peer::BareRing64k => {
+                return "no library, one thread on io_uring, 16 receive buffers of 64 KiB"
+                    .to_owned();
+            }
+        };
+        format!("{library} {}: {settings}", locked_version(library))
+    }
+
     /// How many threads serve.
-    fn thread_count(self) -> usize {
+    fn thread_count(self) -> Result<usize> {
         match self {
-            Peer::TokioMt => std::thread::available_parallelism().map_or(1, usize::from),
-            _ => 1,
+            Peer::TokioWs => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+            Peer::TokioPerCpu | Peer::Monoio | Peer::Compio => Ok(host::cpu::allowed()?.len()),
+            _ => Ok(1),
+        }
+    }
+
+    /// How its handlers come to a thread.
+    fn placement(self) -> &'static str {
+        match self {
+            Peer::TokioWs => "work-stealing",
+            Peer::TokioPerCpu | Peer::Monoio | Peer::Compio => PER_CPU,
+            _ => "one-thread",
         }
     }
 
@@ -75,6 +130,8 @@ impl FromStr for Peer {
 
     fn from_str(name: &str) -> Result<Peer> {
         let known = Peer::ALL.map(|(name, _)| name).join(", ");
+        // Its name in earlier scripts.
+        let name = if name == "tokio-mt" { "tokio-ws" } else { name };
         let found = Peer::ALL.iter().find(|(known, _)| *known == name);
         found
             .map(|(_, peer)| *peer)
@@ -91,28 +148,56 @@ impl fmt::Display for Peer {
 
 /// The subcommand: serves until a signal.
 pub(crate) fn run(args: &PeerArgs) -> Result<()> {
+    refuse_misplaced(args)?;
     let shape = ring_shape(args)?;
+    let service = service(args)?;
     args.die_with.map_or(Ok(()), signals::die_with)?;
     let stop = signals::stop_stream()?;
     let listener = listen_on(args)?;
     listener.set_nonblocking(true).map_err(Failure::at("listener"))?;
     let addr = listener.local_addr().map_err(Failure::at("listener"))?;
-    let threads = args.peer.thread_count();
-    let placement = if args.peer == Peer::TokioMt { "work-stealing" } else { "one-thread" };
+    let (threads, placement) = (args.peer.thread_count()?, args.peer.placement());
     // Connections that arrive from here on wait in the accept queue: the line tells no lie.
     println!("listening on {addr} backend={} placement={placement} pollers={threads}", args.peer);
-    let frame_max = args.frame_max.0 as usize;
+    let per_cpu = |life| {
+        let runtime = Runtime { life, pinned: !args.unpinned };
+        hand_out::serve(&listener, &stop, service, runtime)
+    };
     let counters = match (args.peer, shape) {
-        (_, Some(shape)) => bare_ring::serve(&listener, &stop, frame_max, shape)?,
-        (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, frame_max, Style::Batched)?,
+        (_, Some(shape)) => bare_ring::serve(&listener, &stop, service, shape)?,
+        (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, service, Style::Batched)?,
         (Peer::TokioFramed, _) => {
-            tokio::serve_on_one_thread(listener, stop, frame_max, Style::Framed)?
+            tokio::serve_on_one_thread(listener, stop, service, Style::Framed)?
         }
-        (Peer::TokioMt, _) => tokio::serve_on_many(listener, stop, frame_max, threads)?,
-        _ => bare_epoll::serve(&listener, &stop, frame_max)?,
+        (Peer::TokioWs, _) => tokio::serve_on_many(listener, stop, service, threads)?,
+        (Peer::TokioPerCpu, _) => per_cpu(tokio::live)?,
+        (Peer::Monoio, _) => per_cpu(monoio::live)?,
+        (Peer::Compio, _) => per_cpu(compio::live)?,
+        _ => bare_epoll::serve(&listener, &stop, service)?,
     };
     println!("{counters}");
     Ok(())
+}
+
+/// Flags of some peers, given to one that has no use for them.
+fn refuse_misplaced(args: &PeerArgs) -> Result<()> {
+    if args.unpinned && args.peer.placement() != PER_CPU {
+        let message = format!("--unpinned: peer {} has no thread for each CPU", args.peer);
+        return Err(Failure::new(message));
+    }
+    Ok(())
+}
+
+/// What it does with a request.
+fn service(args: &PeerArgs) -> Result<Service> {
+    let work = match args.scenario {
+        Scenario::Echo => None,
+        Scenario::Heavy => Some(args.work.work()),
+        Scenario::Proxy | Scenario::Mux => {
+            return Err(Failure::new("--scenario: a peer has echo and heavy"));
+        }
+    };
+    Ok(Service { frame_max: args.frame_max.0 as usize, work })
 }
 
 /// The ring of the peer, with the descriptors that were asked for.
@@ -167,9 +252,43 @@ fn set_options(fd: &OwnedFd, args: &PeerArgs) -> Result<()> {
 
 /// What a server tells at its end; `None` where it does not count.
 fn counters(accepted: u64, system_calls: Option<u64>) -> Value {
-    json!({ "accepted": accepted, "system_calls": system_calls })
+    json!({ "accepted": accepted, "system_calls": system_calls, "work_runs": work::runs() })
 }
 
+/// The version of a library this program was built with.
+fn locked_version(library: &str) -> &'static str {
+    let (_, entry) = LOCK_FILE
+        .split_once(&format!("\nname = \"{library}\"\nversion = \""))
+        .expect("it is a dependency of this program");
+    entry.split('"').next().unwrap_or_default()
+}
+
+/// The placement of those that have a runtime for each CPU.
+const PER_CPU: &str = "per-cpu";
+/// Written by the build that this program comes from.
+const LOCK_FILE: &str = include_str!("../../../Cargo.lock");
+/// What a connection offers the kernel per read at first: that of tokio's own framed reader.
+const READ_BYTES: usize = 8 << 10;
+/// What the other servers offer.
+const READ_BYTES_MAX: usize = 64 << 10;
 const BACKLOG: i32 = 4096;
 /// Entries of a ring's own table of descriptors.
 const DIRECT_FILES_MAX: u64 = 32 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peer_has_its_name_and_says_what_it_is() {
+        for (name, peer) in Peer::ALL {
+            assert_eq!(name.parse::<Peer>().unwrap(), peer);
+            assert_eq!(peer.to_string(), name);
+            assert!(!peer.about().is_empty());
+        }
+        assert_eq!("tokio-mt".parse::<Peer>().unwrap(), Peer::TokioWs);
+        let version = locked_version("monoio");
+        assert!(version.split('.').all(|part| part.parse::<u32>().is_ok()), "{version}");
+        assert!(Peer::Monoio.about().starts_with(&format!("monoio {version}: ")));
+    }
+}

@@ -1,9 +1,12 @@
-//! The tokio peers: a task per connection, in two styles.
+//! The tokio peers: a task per connection, in two styles, on three kinds of runtime.
 //!
 //! `Batched` reads into a buffer of its own, answers every whole frame in it, and writes all
 //! answers at once: the best way to serve both single and pipelined requests with tokio. `Framed`
 //! is how such servers are usually written: `BufReader`, `read_exact`, `BufWriter`, and a flush
 //! when nothing more is buffered.
+//!
+//! The runtime is one thread, or workers that steal from each other, or a thread for each CPU that
+//! shares nothing with the others (see `hand_out.rs`).
 
 use std::io;
 use std::net::TcpListener;
@@ -17,8 +20,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 
+use super::hand_out::Inbox;
+use super::{READ_BYTES, READ_BYTES_MAX, Service};
 use crate::error::{Failure, Result};
-use crate::wire::{HEADER_BYTES, append_replies, payload_bytes, whole_frames};
+use crate::wire::{HEADER_BYTES, payload_bytes};
 
 /// How a connection is served.
 #[derive(Clone, Copy)]
@@ -30,28 +35,55 @@ pub(super) enum Style {
 pub(super) fn serve_on_one_thread(
     listener: TcpListener,
     stop: UnixStream,
-    frame_max: usize,
+    service: Service,
     style: Style,
 ) -> Result<Value> {
     let runtime = Builder::new_current_thread().enable_io().build();
-    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, frame_max, style)
+    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, service, style)
 }
 
 pub(super) fn serve_on_many(
     listener: TcpListener,
     stop: UnixStream,
-    frame_max: usize,
+    service: Service,
     threads: usize,
 ) -> Result<Value> {
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_io().build();
-    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, frame_max, Style::Batched)
+    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, service, Style::Batched)
+}
+
+/// The life of one runtime of those that share nothing.
+pub(super) fn live(inbox: Inbox, service: Service) -> Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(Failure::at("start tokio"))?;
+    runtime.block_on(take_in(inbox, service)).map_err(Failure::at("tokio"))
+}
+
+async fn take_in(inbox: Inbox, service: Service) -> io::Result<()> {
+    inbox.door.set_nonblocking(true)?;
+    let mut door = tokio::net::UnixStream::from_std(inbox.door)?;
+    // Whoever started this runtime may have given up already.
+    let _ = inbox.ready.send(Ok(()));
+    let mut bytes = [0; DOOR_BYTES];
+    loop {
+        let count = door.read(&mut bytes).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        for stream in inbox.streams.try_iter().take(count) {
+            stream.set_nonblocking(true)?;
+            let stream = TcpStream::from_std(stream)?;
+            // A failed connection is the client's to report.
+            tokio::spawn(async move { drop(echo(stream, service).await) });
+        }
+    }
 }
 
 fn serve(
     runtime: &Runtime,
     listener: TcpListener,
     stop: UnixStream,
-    frame_max: usize,
+    service: Service,
     style: Style,
 ) -> Result<Value> {
     let accepted = Arc::new(AtomicU64::new(0));
@@ -63,7 +95,7 @@ fn serve(
         let listener =
             tokio::net::TcpListener::from_std(listener).map_err(Failure::at("listener"))?;
         // Accepting is a task like the others, so that work-stealing workers share it too.
-        tokio::spawn(accept(listener, count, frame_max, style));
+        tokio::spawn(accept(listener, count, service, style));
         let mut byte = [0];
         // However the read ends, somebody wants this server to stop.
         let _ = stop.read(&mut byte).await;
@@ -75,7 +107,7 @@ fn serve(
 async fn accept(
     listener: tokio::net::TcpListener,
     accepted: Arc<AtomicU64>,
-    frame_max: usize,
+    service: Service,
     style: Style,
 ) {
     loop {
@@ -85,10 +117,10 @@ async fn accept(
                 // A failed connection is the client's to report.
                 match style {
                     Style::Batched => {
-                        tokio::spawn(async move { drop(echo(stream, frame_max).await) })
+                        tokio::spawn(async move { drop(echo(stream, service).await) })
                     }
                     Style::Framed => {
-                        tokio::spawn(async move { drop(echo_framed(stream, frame_max).await) })
+                        tokio::spawn(async move { drop(echo_framed(stream, service).await) })
                     }
                 };
             }
@@ -99,7 +131,7 @@ async fn accept(
     }
 }
 
-async fn echo(mut stream: TcpStream, frame_max: usize) -> io::Result<()> {
+async fn echo(mut stream: TcpStream, service: Service) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut input = BytesMut::new();
     let mut output = Vec::new();
@@ -117,15 +149,14 @@ async fn echo(mut stream: TcpStream, frame_max: usize) -> io::Result<()> {
         if bytes == room {
             read_bytes = (read_bytes * 2).min(READ_BYTES_MAX);
         }
-        let whole = whole_frames(&input, frame_max).map_err(io::Error::other)?;
-        append_replies(&input[..whole], &mut output);
+        let whole = service.answer(&input, &mut output).map_err(io::Error::other)?;
         input.advance(whole);
         stream.write_all(&output).await?;
         output.clear();
     }
 }
 
-async fn echo_framed(mut stream: TcpStream, frame_max: usize) -> io::Result<()> {
+async fn echo_framed(mut stream: TcpStream, service: Service) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.split();
     let (mut reader, mut writer) = (BufReader::new(reader), BufWriter::new(writer));
@@ -136,8 +167,9 @@ async fn echo_framed(mut stream: TcpStream, frame_max: usize) -> io::Result<()> 
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             done => done?,
         };
-        payload.resize(payload_bytes(header, frame_max).map_err(io::Error::other)?, 0);
+        payload.resize(payload_bytes(header, service.frame_max).map_err(io::Error::other)?, 0);
         reader.read_exact(&mut payload).await?;
+        service.work_for(&payload);
         writer.write_all(&header).await?;
         writer.write_all(&payload).await?;
         if reader.buffer().is_empty() {
@@ -146,7 +178,5 @@ async fn echo_framed(mut stream: TcpStream, frame_max: usize) -> io::Result<()> 
     }
 }
 
-/// What a connection offers the kernel per read at first: that of tokio's own framed reader.
-const READ_BYTES: usize = 8 << 10;
-/// What the other servers offer.
-const READ_BYTES_MAX: usize = 64 << 10;
+/// Connections that come at once.
+const DOOR_BYTES: usize = 64;

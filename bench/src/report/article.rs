@@ -134,9 +134,9 @@ fn grid(experiment: &Experiment) -> (Vec<String>, Vec<Vec<String>>) {
 fn name(figure: Figure) -> String {
     match figure {
         Figure::RequestsPerCpuSecond => "per 1 % CPU".to_owned(),
-        Figure::P50 | Figure::P99 | Figure::P9999 => format!("{figure} µs"),
+        Figure::P50 | Figure::P99 | Figure::P9999 | Figure::CheapP99 => format!("{figure} µs"),
         Figure::SystemCallsPerRequest => "calls/request".to_owned(),
-        Figure::RequestsPerSecond => figure.to_string(),
+        Figure::RequestsPerSecond | Figure::Tail => figure.to_string(),
     }
 }
 
@@ -153,6 +153,7 @@ fn figure_columns(
         Figure::P50 => Some(text::short(summary.p50_us.median)),
         Figure::P99 => Some(text::short(summary.p99_us.median)),
         Figure::P9999 => summary.p9999_us.map(|us| text::short(us.median)),
+        Figure::CheapP99 | Figure::Tail => row.spread(figure).map(|one| text::few(one.median)),
         Figure::SystemCallsPerRequest => {
             summary.system_calls_per_request.map(|calls| text::few(calls.median))
         }

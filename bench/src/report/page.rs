@@ -7,6 +7,7 @@ use crate::compare::model::{CellReport, Report};
 use crate::compare::plan::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::load::WINDOW;
 
 #[derive(Template)]
 #[template(path = "report.html")]
@@ -19,6 +20,7 @@ struct Page<'a> {
     idle: Vec<Vec<String>>,
     idle_plot: String,
     goals: Vec<GoalView>,
+    window_ms: u128,
     met_count: usize,
     judged_count: usize,
     host: Vec<(&'static str, String)>,
@@ -56,6 +58,7 @@ pub(super) fn render(report: &Report) -> Result<String> {
             .iter()
             .map(|goal| GoalView { columns: text::goal(goal), verdict: text::verdict(goal) })
             .collect(),
+        window_ms: WINDOW.as_millis(),
         met_count: judged.clone().filter(|met| *met).count(),
         judged_count: judged.count(),
         host: host(&report.host, &report.settings, report.elapsed_s),
@@ -72,11 +75,15 @@ fn view<'a>(report: &Report, cell: &'a CellReport) -> CellView<'a> {
     } else {
         format!(", {} silent ones beside them", traffic.idle)
     };
+    let pace = match traffic.rate {
+        None => format!("{} in flight on each", traffic.depth),
+        Some(rate) => format!("{rate:.0} requests/s offered to each server"),
+    };
     CellView {
         name: &traffic.name,
         what: format!(
-            "{} connections, {} in flight on each{idle}; {} bytes each way",
-            traffic.connections, traffic.depth, traffic.payload_bytes
+            "{} connections, {pace}{idle}; {} bytes each way",
+            traffic.connections, traffic.payload_bytes
         ),
         rates: plot::rates(report, cell),
         latencies: plot::latencies(report, cell),

@@ -8,6 +8,7 @@ use plotters::prelude::*;
 
 use super::text::short;
 use crate::compare::model::{CellReport, IdleRow, Report, Row, Spread, Summary};
+use crate::compare::plan::{Cell, Question};
 
 /// A drawing failed; the page says so instead of showing it.
 type Drawn = Result<(), Box<dyn std::error::Error>>;
@@ -65,8 +66,9 @@ pub(super) fn over_connections(
     cells: &[CellReport],
     figure: fn(&Summary) -> Spread,
 ) -> Option<String> {
-    let cells: Vec<_> =
-        cells.iter().filter(|cell| cell.cell.idle == 0 && cell.cell.depth == 1).collect();
+    // Others of the same number of connections are another kind of traffic.
+    let is_point = |cell: &Cell| (cell.idle, cell.depth, cell.question) == (0, 1, Question::Cost);
+    let cells: Vec<_> = cells.iter().filter(|report| is_point(&report.cell)).collect();
     let lines: Vec<(usize, Vec<(f64, f64)>)> = (candidates.iter().enumerate())
         .map(|(index, candidate)| {
             let point = |cell: &&CellReport| {

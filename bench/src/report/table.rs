@@ -7,13 +7,17 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::text;
 use crate::compare::model::Report;
+use crate::compare::plan::Question;
+use crate::load::WINDOW;
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
 pub(crate) fn print(report: &Report) {
     let mut text = String::new();
     for cell in &report.cells {
         let (head, rows) = text::grid(cell);
-        text += &format!("{} (connections × depth)\n", cell.cell.name);
+        let unit =
+            if cell.cell.question == Question::Cost { " (connections × depth)" } else { "" };
+        text += &format!("{}{unit}\n", cell.cell.name);
         text += &format!("{}\n\n", table(&head, rows.into_iter()));
     }
     if !report.idle.is_empty() {
@@ -27,8 +31,11 @@ pub(crate) fn print(report: &Report) {
     }
     text += &format!(
         "{} rounds of {:.2} s; median (least–greatest); steal and others: the worst round's; \
-         {:.0} s in all\n",
-        report.settings.rounds, report.settings.duration_s, report.elapsed_s
+         clean: without the windows of {} ms in which a CPU was seen stolen; {:.0} s in all\n",
+        report.settings.rounds,
+        report.settings.duration_s,
+        WINDOW.as_millis(),
+        report.elapsed_s
     );
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -2,12 +2,16 @@
 
 use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread};
 
-pub(super) const ROW_HEAD: [&str; 16] = [
+pub(super) const ROW_HEAD: [&str; 20] = [
     "candidate",
     "requests/s",
     "per CPU-second",
     "P50 µs",
     "P99 µs",
+    "clean P99 µs",
+    "cheap P99 µs",
+    "clean cheap P99 µs",
+    "windows left out",
     "steal %",
     "others %",
     "calls/request",
@@ -51,7 +55,11 @@ fn row(row: &Row) -> Vec<String> {
             short(summary.rps.median),
             spread(summary.per_cpu_s, short),
             format!("{:.0}", summary.p50_us.median),
-            spread(summary.p99_us, |us| format!("{us:.0}")),
+            spread(summary.p99_us, whole),
+            optional(summary.clean_p99_us),
+            optional(summary.cheap_p99_us),
+            optional(summary.clean_cheap_p99_us),
+            format!("{} of {}", summary.windows_left_out, summary.windows),
             // The worst round: a median would hide the one that was disturbed.
             format!("{:.1}", summary.steal_percent.max),
             format!("{:.0}", summary.others_percent.max),
@@ -154,6 +162,14 @@ pub(super) fn short(value: f64) -> String {
         1e3.. => format!("{:.1}k", value / 1e3),
         _ => format!("{value:.0}"),
     }
+}
+
+fn whole(value: f64) -> String {
+    format!("{value:.0}")
+}
+
+fn optional(value: Option<Spread>) -> String {
+    value.map_or(NOTHING.to_owned(), |value| spread(value, whole))
 }
 
 fn figure(value: f64) -> String {
