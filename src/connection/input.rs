@@ -115,6 +115,8 @@ impl Input {
         let mut filed = Filed::default();
         match &self.wait {
             Some(wait) if buffered < wait.bytes => {
+                // A handler may give up the wait, having seen none of them.
+                self.runs.on_news();
                 filed.over_share = share_bytes.is_some_and(|share| buffered > share);
                 return filed;
             }

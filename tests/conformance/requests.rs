@@ -1,6 +1,6 @@
 //! Requests: the handler runs whenever there is input, one run at a time, and none is forgotten.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,6 +22,7 @@ macro_rules! cases {
             bytes_that_arrive_as_the_handler_returns_are_handled
             a_handler_that_consumes_nothing_runs_once_per_arrival
             a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_connection
+            bytes_that_arrive_during_a_wait_that_is_given_up_are_handled
             a_connection_may_move_to_a_spawned_task
             the_next_run_waits_for_both_halves
             the_next_run_waits_for_the_future_although_the_connection_is_back
@@ -292,6 +293,46 @@ pub(crate) fn a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_con
     drop(peer);
     eventually("the connection closes", || server.stats().open == 0);
     assert!(server.stats().handler_runs <= 3, "{:?}", server.stats());
+    Ok(())
+}
+
+/// Too few for the read that waits, they wake nobody; they must not be forgotten all the same.
+pub(crate) fn bytes_that_arrive_during_a_wait_that_is_given_up_are_handled(t: &Fixture) -> Check {
+    let gives_up = Arc::new(Semaphore::new(0));
+    let (permits, runs) = (Arc::clone(&gives_up), Arc::new(AtomicUsize::new(0)));
+    let counts = Arc::clone(&runs);
+    let received = Arc::new(AtomicUsize::new(0));
+    let hears = Arc::clone(&received);
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        let (permits, hears) = (Arc::clone(&permits), Arc::clone(&hears));
+        let run = counts.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if run > 0 {
+                let all = conn.next(11).await?;
+                conn.write(all)?;
+                return conn.flush().await;
+            }
+            let handle = conn.handle();
+            std::thread::spawn(move || {
+                while hears.load(Ordering::SeqCst) < 11 && handle.is_active() {
+                    hears.store(handle.stats().received_bytes as usize, Ordering::SeqCst);
+                    std::thread::yield_now();
+                }
+            });
+            tokio::select! {
+                read = conn.next(100) => drop(read?),
+                _ = permits.acquire() => {}
+            }
+            Ok(())
+        }
+    }));
+    let mut peer = dial(&server)?;
+    peer.write_all(&[7])?;
+    eventually("a run waits", || runs.load(Ordering::SeqCst) == 1);
+    peer.write_all(&[7; 10])?;
+    eventually("all is received", || received.load(Ordering::SeqCst) == 11);
+    gives_up.add_permits(1);
+    peer.read_exact(&mut [0; 11])?;
     Ok(())
 }
 
