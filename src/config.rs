@@ -218,6 +218,10 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 /// How often an idle worker looks for work again before it parks.
 pub(crate) const WORKER_SPINS_MAX: usize = 32;
 
+/// Runs of a worker between two looks elsewhere, which are for the shared queue and for a
+/// neighbour's in turn: what its own queue holds, or the shared one, must not keep out the rest.
+pub(crate) const RUNS_PER_LOOK: u32 = 32;
+
 /// Over how long run times are gathered before it is decided where handlers run.
 pub(crate) const PLACEMENT_WINDOW: Duration = Duration::from_millis(20);
 

@@ -3,6 +3,7 @@
 //! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command
 //! queue, or the workers' queue.
 
+mod parking;
 pub(crate) mod placement;
 mod policy;
 pub(crate) mod queue;
@@ -38,4 +39,10 @@ where
 pub(crate) fn run(runnable: Runnable) {
     // The future is dropped by the unwinding; nothing else is shared with it.
     let _ = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+}
+
+/// Drops the task unfinished. A panic of what it held goes no further.
+fn give_up(runnable: Runnable) {
+    // As above.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(runnable)));
 }
