@@ -259,6 +259,19 @@ pub(crate) const WAKE_NS_GUESS: u64 = 5_000;
 /// Wake-ups measured at the start: less than a millisecond's worth.
 pub(crate) const WAKE_TRIALS: usize = 50;
 
+/// Threads for synchronous code, in the whole process. Most of them wait, for a disk or a lock, so
+/// there may be many more than CPUs.
+pub(crate) const UNBLOCK_THREADS_MAX: usize = 256;
+const _: () = assert!(UNBLOCK_THREADS_MAX <= THREADS_MAX);
+
+/// Calls of synchronous code that wait for one of those threads; further callers wait to get so
+/// far. A few for each thread keep all of them busy.
+pub(crate) const UNBLOCK_QUEUE_MAX: usize = 4 * UNBLOCK_THREADS_MAX;
+
+/// How long such a thread waits for its next call before it ends: long beside what it costs to
+/// start another.
+pub(crate) const UNBLOCK_IDLE: Duration = Duration::from_secs(1);
+
 /// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
 pub(crate) const CPUS_PER_POLLER: usize = 20;
 

@@ -8,6 +8,7 @@ pub(crate) mod placement;
 mod policy;
 pub(crate) mod queue;
 mod trial;
+mod unblock;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +20,7 @@ pub(crate) use placement::{Executor, RuntimeContext, Seat};
 pub use policy::PlacementStats;
 pub(crate) use policy::Timed;
 pub(crate) use trial::{Tried, mark_trial, try_poll};
+pub use unblock::unblock;
 
 /// What is left of a handler's run.
 pub(crate) type Run = Pin<Box<dyn Future<Output = ()> + Send>>;

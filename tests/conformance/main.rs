@@ -34,6 +34,7 @@ mod sqpoll_idle;
 mod sqpoll_presets;
 mod sqpoll_sends;
 mod timeouts;
+mod unblock;
 mod writing;
 
 macro_rules! mount {
@@ -41,12 +42,15 @@ macro_rules! mount {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
-                shutdown races listeners dial backpressure hostile blocking runtime placement);
+                shutdown races listeners dial backpressure hostile blocking runtime placement
+                unblock);
+            at!(inline: $backend, Placement::Inline, Side::Server =>
+                failures runtime unblock);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
-                runtime);
+                runtime unblock);
             at!(tokio: $backend, Placement::Tokio, Side::Server =>
-                data_path flushing requests events shutdown races runtime);
+                data_path flushing requests events failures shutdown races runtime unblock);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
                 data_path writing flushing timeouts close races);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
