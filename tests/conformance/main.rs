@@ -9,6 +9,7 @@ mod adapters;
 mod backpressure;
 mod blocking;
 mod buffer;
+mod clients;
 mod close;
 mod data_path;
 mod dial;
@@ -43,14 +44,15 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                unblock);
+                clients unblock);
             at!(inline: $backend, Placement::Inline, Side::Server =>
-                failures runtime unblock);
+                failures runtime clients unblock);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
-                runtime unblock);
+                runtime clients unblock);
             at!(tokio: $backend, Placement::Tokio, Side::Server =>
-                data_path flushing requests events failures shutdown races runtime unblock);
+                data_path flushing requests events failures shutdown races runtime clients unblock
+);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
                 data_path writing flushing timeouts close races);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
