@@ -1,0 +1,178 @@
+//! Fairness: no connection waits while others run again and again.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+
+use ringpoll::{Connection, Result, ServerHandle};
+
+use crate::harness::*;
+
+macro_rules! cases {
+    ($tests:ident, $mount:ident) => {
+        $tests! { $mount, fairness:
+            connections_that_always_have_input_take_turns
+        }
+    };
+}
+pub(crate) use cases;
+
+/// Connections that always have input.
+const CROWD: usize = 64;
+/// Runs of each, which consume a byte.
+const RUNS: usize = 40;
+/// The first byte of a connection of the crowd is this, and its number.
+const FIRST: u8 = 128;
+
+/// The runs, in order.
+type Diary = Vec<Entry>;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    number: usize,
+    /// As opposed to a worker.
+    on_poller: bool,
+}
+
+/// Serves the crowd, and connections that halt at the latch that their byte is the number of.
+async fn serve(
+    mut conn: Connection,
+    latches: Arc<[Arc<Latch>; 3]>,
+    diary: Arc<Mutex<Diary>>,
+) -> Result<()> {
+    let byte = conn.next(1).await?[0];
+    match byte.checked_sub(FIRST) {
+        None => latches[usize::from(byte)].pass(),
+        Some(number) => {
+            let thread = std::thread::current();
+            let on_poller = thread.name().is_some_and(|name| !name.starts_with("ringpoll-w"));
+            let entry = Entry { number: usize::from(number), on_poller };
+            diary.lock().expect("nobody panics here").push(entry);
+        }
+    }
+    Ok(())
+}
+
+struct Crowd {
+    server: ServerHandle,
+    latches: Arc<[Arc<Latch>; 3]>,
+    diary: Arc<Mutex<Diary>>,
+    peers: Vec<TcpStream>,
+}
+
+impl Crowd {
+    fn new(t: &Fixture, placement: Placement) -> Check<Crowd> {
+        let latches = Arc::new([Latch::new(), Latch::new(), Latch::new()]);
+        let diary = Arc::<Mutex<Diary>>::default();
+        let (halts, entries) = (Arc::clone(&latches), Arc::clone(&diary));
+        let builder = t.server().pollers(1).placement(placement);
+        let server = t.spawn(
+            builder.on_request(move |conn| serve(conn, Arc::clone(&halts), Arc::clone(&entries))),
+        );
+        let peers = (0..CROWD).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+        eventually("all are accepted", || server.stats().open == CROWD as u64);
+        Ok(Crowd { server, latches, diary, peers })
+    }
+
+    /// Blocks a thread that runs handlers at latch `index`, once it gets so far.
+    fn halt(&self, index: u8) -> Check<TcpStream> {
+        let mut peer = dial(&self.server)?;
+        peer.write_all(&[index])?;
+        Ok(peer)
+    }
+
+    fn await_halted(&self, index: usize) {
+        eventually("a thread is blocked", || self.latches[index].count() == 1);
+    }
+
+    /// All input of the crowd at once: from its first run on, each has some left.
+    fn send(&mut self) -> Check {
+        for (peer, number) in self.peers.iter_mut().zip(FIRST..) {
+            peer.write_all(&[number; RUNS])?;
+        }
+        Ok(())
+    }
+
+    fn await_runs(&self, count: usize) {
+        eventually("the runs began", || self.server.stats().handler_runs == count as u64);
+    }
+
+    fn finished_diary(&self) -> Diary {
+        let count = || self.diary.lock().expect("nobody panics here").len();
+        eventually("all input is consumed", || count() == CROWD * RUNS);
+        self.diary.lock().expect("nobody panics here").clone()
+    }
+}
+
+pub(crate) fn connections_that_always_have_input_take_turns(t: &Fixture) -> Check {
+    match t.mount().placement {
+        Placement::Pool { .. } => take_turns_although_a_worker_is_blocked(t),
+        placement => take_turns_on_their_poller(t, placement),
+    }
+}
+
+/// What was run between two runs of `one`, those included.
+fn waits(diary: &Diary, one: usize) -> impl Iterator<Item = &[Entry]> {
+    let own: Vec<_> = (0..diary.len()).filter(|place| diary[*place].number == one).collect();
+    assert_eq!(own.len(), RUNS);
+    own.windows(2).map(|ends| &diary[ends[0]..=ends[1]]).collect::<Vec<_>>().into_iter()
+}
+
+/// A poller gives each connection one run in each of its rounds: so between two runs of one, each
+/// other one has two at most, the one of that round and the one of the next.
+fn take_turns_on_their_poller(t: &Fixture, placement: Placement) -> Check {
+    let mut crowd = Crowd::new(t, placement)?;
+    let _halts = crowd.halt(0)?;
+    crowd.await_halted(0);
+    crowd.send()?;
+    crowd.latches[0].open();
+    let diary = crowd.finished_diary();
+    let mut checked = 0;
+    for one in 0..CROWD {
+        for wait in waits(&diary, one) {
+            // `Auto` may have moved the handlers meanwhile.
+            if !(wait[0].on_poller && wait[wait.len() - 1].on_poller) {
+                continue;
+            }
+            checked += 1;
+            let mut runs = [0; CROWD];
+            for entry in wait.iter().filter(|entry| entry.on_poller && entry.number != one) {
+                runs[entry.number] += 1;
+            }
+            assert!(runs.iter().all(|runs| *runs <= 2), "while {one} waited: {runs:?}");
+        }
+    }
+    assert!(checked == CROWD * (RUNS - 1) || placement == Placement::Auto, "{checked} checked");
+    Ok(())
+}
+
+/// Of two workers one is blocked, with tasks in its queue, and the other always finds some in the
+/// shared one. It looks at its neighbour every 64 runs, and takes half of the 33 tasks at most that
+/// are there: within six looks all of them. Before and after, the queues hold one run of each other
+/// connection.
+fn take_turns_although_a_worker_is_blocked(t: &Fixture) -> Check {
+    const OTHERS_MAX: usize = 6 * 64 + 2 * CROWD;
+    const _: () = assert!(OTHERS_MAX < (CROWD / 2) * (RUNS - 1), "what a bound would not show");
+    let mut crowd = Crowd::new(t, Placement::Pool { workers: 2 })?;
+    // Both workers stand at a latch, so that the next tasks queue up in this order.
+    let mut halts = vec![crowd.halt(0)?, crowd.halt(1)?];
+    crowd.await_halted(0);
+    crowd.await_halted(1);
+    halts.push(crowd.halt(2)?);
+    crowd.await_runs(3);
+    crowd.send()?;
+    crowd.await_runs(3 + CROWD);
+    // One takes the run that halts, and a batch of the others behind it.
+    crowd.latches[0].open();
+    crowd.await_halted(2);
+    crowd.latches[1].open();
+    let diary = crowd.finished_diary();
+    crowd.latches[2].open();
+    for one in 0..CROWD {
+        let first = diary.iter().position(|entry| entry.number == one).expect("it ran");
+        let longest = waits(&diary, one).map(|wait| wait.len() - 2).max().expect("it waited");
+        let others = first.max(longest);
+        assert!(others <= OTHERS_MAX, "{one} waited for {others} runs of others");
+    }
+    Ok(())
+}
