@@ -47,7 +47,7 @@ pub enum Placement {
     Auto,
     /// On the poller that received the bytes, between two waits. Best for handlers that finish
     /// within microseconds: caches, proxies, routers. A handler that blocks holds up every
-    /// connection of its poller.
+    /// connection of its poller; [`unblock`](crate::unblock) is for what has to.
     Inline,
     /// On work-stealing worker threads; pollers only move bytes. Best for handlers that compute or
     /// block.
