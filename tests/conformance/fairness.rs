@@ -3,7 +3,9 @@
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ringpoll::{Connection, Result, ServerHandle};
 
@@ -35,44 +37,65 @@ struct Entry {
     on_poller: bool,
 }
 
-/// Serves the crowd, and connections that halt at the latch that their byte is the number of.
-async fn serve(
-    mut conn: Connection,
-    latches: Arc<[Arc<Latch>; 3]>,
-    diary: Arc<Mutex<Diary>>,
-) -> Result<()> {
-    let byte = conn.next(1).await?[0];
-    match byte.checked_sub(FIRST) {
-        None => latches[usize::from(byte)].pass(),
-        Some(number) => {
-            let thread = std::thread::current();
-            let on_poller = thread.name().is_some_and(|name| !name.starts_with("ringpoll-w"));
-            let entry = Entry { number: usize::from(number), on_poller };
-            diary.lock().expect("nobody panics here").push(entry);
+/// What the handlers share with the test.
+#[derive(Default)]
+struct Scene {
+    latches: [Latch; 3],
+    diary: Mutex<Diary>,
+    /// Runs that were handed to whoever is to run them.
+    begun: AtomicUsize,
+}
+
+impl Scene {
+    /// Serves the crowd, and connections that halt at the latch that their byte is the number of.
+    async fn serve(self: Arc<Scene>, mut conn: Connection) -> Result<()> {
+        let byte = conn.next(1).await?[0];
+        let Some(number) = byte.checked_sub(FIRST) else {
+            self.latches[usize::from(byte)].pass();
+            return Ok(());
+        };
+        let thread = std::thread::current();
+        let on_poller = thread.name().is_some_and(|name| !name.starts_with("ringpoll-w"));
+        let count = {
+            let mut diary = self.diary.lock().expect("nobody panics here");
+            diary.push(Entry { number: usize::from(number), on_poller });
+            diary.len()
+        };
+        if !on_poller {
+            self.let_others_queue_up(count);
+        }
+        Ok(())
+    }
+
+    /// Gives the poller time, though not for long, to hand over more runs than may wait behind a
+    /// blocked worker: so that the shared queue has some while there is input.
+    fn let_others_queue_up(&self, count: usize) {
+        let until = Instant::now() + Duration::from_millis(1);
+        let queued = || self.begun.load(Ordering::Relaxed).saturating_sub(count);
+        while queued() < CROWD / 2 + 8 && Instant::now() < until {
+            std::thread::yield_now();
         }
     }
-    Ok(())
 }
 
 struct Crowd {
     server: ServerHandle,
-    latches: Arc<[Arc<Latch>; 3]>,
-    diary: Arc<Mutex<Diary>>,
+    scene: Arc<Scene>,
     peers: Vec<TcpStream>,
 }
 
 impl Crowd {
     fn new(t: &Fixture, placement: Placement) -> Check<Crowd> {
-        let latches = Arc::new([Latch::new(), Latch::new(), Latch::new()]);
-        let diary = Arc::<Mutex<Diary>>::default();
-        let (halts, entries) = (Arc::clone(&latches), Arc::clone(&diary));
+        let scene = Arc::<Scene>::default();
+        let handlers = Arc::clone(&scene);
         let builder = t.server().pollers(1).placement(placement);
-        let server = t.spawn(
-            builder.on_request(move |conn| serve(conn, Arc::clone(&halts), Arc::clone(&entries))),
-        );
+        let server = t.spawn(builder.on_request(move |conn| {
+            handlers.begun.fetch_add(1, Ordering::Relaxed);
+            Arc::clone(&handlers).serve(conn)
+        }));
         let peers = (0..CROWD).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
         eventually("all are accepted", || server.stats().open == CROWD as u64);
-        Ok(Crowd { server, latches, diary, peers })
+        Ok(Crowd { server, scene, peers })
     }
 
     /// Blocks a thread that runs handlers at latch `index`, once it gets so far.
@@ -83,7 +106,7 @@ impl Crowd {
     }
 
     fn await_halted(&self, index: usize) {
-        eventually("a thread is blocked", || self.latches[index].count() == 1);
+        eventually("a thread is blocked", || self.scene.latches[index].count() == 1);
     }
 
     /// All input of the crowd at once: from its first run on, each has some left.
@@ -99,9 +122,9 @@ impl Crowd {
     }
 
     fn finished_diary(&self) -> Diary {
-        let count = || self.diary.lock().expect("nobody panics here").len();
+        let count = || self.scene.diary.lock().expect("nobody panics here").len();
         eventually("all input is consumed", || count() == CROWD * RUNS);
-        self.diary.lock().expect("nobody panics here").clone()
+        self.scene.diary.lock().expect("nobody panics here").clone()
     }
 }
 
@@ -130,7 +153,7 @@ fn take_turns_on_their_poller(t: &Fixture, placement: Placement) -> Check {
     let _halts = crowd.halt(0)?;
     crowd.await_halted(0);
     crowd.send()?;
-    crowd.latches[0].open();
+    crowd.scene.latches[0].open();
     let diary = crowd.finished_diary();
     // `Auto` may have moved the handlers meanwhile: what ran elsewhere does not count.
     let longest = |wait: &[Entry]| {
@@ -172,11 +195,11 @@ fn take_turns_although_a_worker_is_blocked(t: &Fixture) -> Check {
     crowd.send()?;
     crowd.await_runs(3 + CROWD);
     // One takes the run that halts, and a batch of the others behind it.
-    crowd.latches[0].open();
+    crowd.scene.latches[0].open();
     crowd.await_halted(2);
-    crowd.latches[1].open();
+    crowd.scene.latches[1].open();
     let diary = crowd.finished_diary();
-    crowd.latches[2].open();
+    crowd.scene.latches[2].open();
     for one in 0..CROWD {
         let places = places(&diary, one);
         let between = places.windows(2).map(|ends| ends[1] - ends[0] - 1);
