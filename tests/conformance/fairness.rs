@@ -165,7 +165,9 @@ fn take_turns_on_their_poller(t: &Fixture, placement: Placement) -> Check {
     for one in 0..CROWD {
         let places = places(&diary, one);
         let before = longest(&diary[..places[0]]);
-        assert!(before <= BEFORE_MAX, "another had {before} runs before the first of {one}");
+        // Where a kernel thread receives, when it does so is its own affair.
+        let is_late = before > BEFORE_MAX && !t.mount().receives_behind_pollers();
+        assert!(!is_late, "another had {before} runs before the first of {one}");
         for ends in places.windows(2) {
             if ends.iter().all(|end| diary[*end].on_poller) {
                 let between = longest(&diary[ends[0] + 1..ends[1]]);
