@@ -47,7 +47,7 @@ pub enum Placement {
     Auto,
     /// On the poller that received the bytes, between two waits. Best for handlers that finish
     /// within microseconds: caches, proxies, routers. A handler that blocks holds up every
-    /// connection of its poller.
+    /// connection of its poller; [`unblock`](crate::unblock) is for what has to.
     Inline,
     /// On work-stealing worker threads; pollers only move bytes. Best for handlers that compute or
     /// block.
@@ -218,6 +218,10 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 /// How often an idle worker looks for work again before it parks.
 pub(crate) const WORKER_SPINS_MAX: usize = 32;
 
+/// Runs of a worker between two looks elsewhere, which are for the shared queue and for a
+/// neighbour's in turn: what its own queue holds, or the shared one, must not keep out the rest.
+pub(crate) const RUNS_PER_LOOK: u32 = 32;
+
 /// Over how long run times are gathered before it is decided where handlers run.
 pub(crate) const PLACEMENT_WINDOW: Duration = Duration::from_millis(20);
 
@@ -267,6 +271,19 @@ pub(crate) const WAKE_NS_GUESS: u64 = 5_000;
 
 /// Wake-ups measured at the start: less than a millisecond's worth.
 pub(crate) const WAKE_TRIALS: usize = 50;
+
+/// Threads for synchronous code, in the whole process. Most of them wait, for a disk or a lock, so
+/// there may be many more than CPUs.
+pub(crate) const UNBLOCK_THREADS_MAX: usize = 256;
+const _: () = assert!(UNBLOCK_THREADS_MAX <= THREADS_MAX);
+
+/// Calls of synchronous code that wait for one of those threads; further callers wait to get so
+/// far. A few for each thread keep all of them busy.
+pub(crate) const UNBLOCK_QUEUE_MAX: usize = 4 * UNBLOCK_THREADS_MAX;
+
+/// How long such a thread waits for its next call before it ends: long beside what it costs to
+/// start another.
+pub(crate) const UNBLOCK_IDLE: Duration = Duration::from_secs(1);
 
 /// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
 pub(crate) const CPUS_PER_POLLER: usize = 20;

@@ -83,4 +83,4 @@ pub use dial::{Dialer, adopt, connect};
 pub use error::{Error, Result};
 pub use pollers::{Pollers, PollersBuilder, capabilities};
 pub use server::{Server, ServerBuilder, ServerHandle, ServerStats};
-pub use task::PlacementStats;
+pub use task::{PlacementStats, unblock};

@@ -67,6 +67,15 @@ pub(crate) fn spawn(
     }
 }
 
+/// Lets this thread run where the first thread of the process may, wherever the thread runs that
+/// started it.
+pub(crate) fn unpin() {
+    if let Ok(allowed) = sched_getaffinity(Some(rustix::process::getpid())) {
+        // Where the host refuses, it runs where its starter does.
+        let _ = sched_setaffinity(None, &allowed);
+    }
+}
+
 fn pin(cpus: &[usize]) -> std::io::Result<()> {
     if cpus.is_empty() {
         return Ok(());

@@ -65,6 +65,18 @@ mount! {
     sqpoll_config2: CONFIG2;
 }
 
+mod unblock {
+    use super::*;
+
+    const POOL: Mount = Mount {
+        backend: Backend::Auto,
+        placement: Placement::Pool { workers: 2 },
+        side: Side::Server,
+    };
+
+    cases! { POOL: threads_for_synchronous_code_end_when_they_idle }
+}
+
 /// What a request's first byte asks the handler to do.
 const REQUESTS: &[u8] = b"ecpftkdshx";
 
@@ -233,5 +245,30 @@ fn repeated_cycles_of_servers_leave_no_thread_and_no_fd(t: &Fixture) -> Check {
     eventually("the threads are gone", || thread_count() <= threads + 1);
     eventually("the fds are closed", || fds().len() == open);
     assert!(grown < 8 << 20, "{grown} bytes more after 40 servers");
+    Ok(())
+}
+
+fn threads_for_synchronous_code_end_when_they_idle(t: &Fixture) -> Check {
+    const CALLS: usize = 20;
+    let latch = Latch::new();
+    let blocks = std::sync::Arc::clone(&latch);
+    let server = t.spawn(t.server().on_request(move |conn| {
+        let latch = std::sync::Arc::clone(&blocks);
+        async move {
+            ringpoll::unblock(move || latch.pass()).await?;
+            echo(conn).await
+        }
+    }));
+    let peers = (0..CALLS).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+    for mut peer in &peers {
+        peer.write_all(b"?")?;
+    }
+    eventually("all calls run", || latch.count() == CALLS);
+    assert_eq!(unblock_thread_count(), CALLS);
+    latch.open();
+    for peer in &peers {
+        assert_eq!(read_exactly(peer, 1)?, b"?");
+    }
+    eventually("no thread is left", || unblock_thread_count() == 0);
     Ok(())
 }

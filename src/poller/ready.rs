@@ -23,14 +23,21 @@ pub(crate) enum Job<E> {
 }
 
 impl<E: Endpoint> Job<E> {
-    /// Has workers run it; gives it back if none may.
-    fn hand_over(self) -> Option<Job<E>> {
+    /// Whether workers may run it.
+    fn is_movable(&self) -> bool {
         match self {
-            Job::Act(endpoint, Action::Run) if endpoint.is_movable() => endpoint.run_elsewhere(),
-            Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
-            other => return Some(other),
+            Job::Act(endpoint, action) => *action == Action::Run && endpoint.is_movable(),
+            Job::Poll(_, workers) => workers.is_some(),
         }
-        None
+    }
+
+    /// Has workers run it.
+    fn hand_over(self) {
+        match self {
+            Job::Act(endpoint, _) => endpoint.run_elsewhere(),
+            Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
+            Job::Poll(_, None) => {}
+        }
     }
 }
 
@@ -90,15 +97,12 @@ impl<E: Endpoint> Ready<E> {
         }
     }
 
-    /// Has workers run what they may. What stays is in order, and was never out of sight.
-    fn hand_over(&self) -> u64 {
+    /// Takes what workers may run; the rest stays in order.
+    fn take_movable(&self) -> Vec<Job<E>> {
         let mut jobs = lock(&self.jobs);
-        let before = jobs.len();
-        for _ in 0..before {
-            let stays = jobs.pop_front().and_then(Job::hand_over);
-            jobs.extend(stays);
-        }
-        (before - jobs.len()) as u64
+        let (movable, rest): (Vec<_>, Vec<_>) = jobs.drain(..).partition(Job::is_movable);
+        jobs.extend(rest);
+        movable
     }
 }
 
@@ -129,10 +133,23 @@ impl<E: Endpoint> Watched for Remote<E> {
         for (endpoint, bytes) in flushed {
             endpoint.send_here(bytes);
         }
-        let moved = self.ready.hand_over() + self.hand_over_commands();
-        if moved > 0 {
-            self.counters.add(|counters| &counters.moved_runs, moved);
+        let mut movable = self.ready.take_movable();
+        let commands = self.inbox().take_if(config::RELIEF_COMMANDS_MAX, |command| match command {
+            Command::Again(endpoint) => endpoint.is_movable(),
+            Command::Run(_, workers) => workers.is_some(),
+            Command::Send(_) => true,
+            _ => false,
+        });
+        for command in commands {
+            match command {
+                Command::Again(endpoint) => movable.push(Job::Act(endpoint, Action::Run)),
+                Command::Run(runnable, workers) => movable.push(Job::Poll(runnable, workers)),
+                Command::Send(endpoint) => endpoint.send_here(Chain::new()),
+                _ => {}
+            }
         }
+        self.counters.add(|counters| &counters.moved_runs, movable.len() as u64);
+        movable.into_iter().for_each(Job::hand_over);
     }
 }
 
@@ -152,30 +169,5 @@ impl<E: Endpoint> Remote<E> {
     #[inline]
     pub(crate) fn is_held_up(&self) -> bool {
         self.ready.held_up.load(Ordering::Relaxed)
-    }
-
-    /// Takes commands that the poller does not come to: runs go to workers, and what flushers left
-    /// to it is sent from here. Returns how many runs.
-    fn hand_over_commands(&self) -> u64 {
-        let mut moved = 0;
-        let taken = self.inbox().take_if(config::RELIEF_COMMANDS_MAX, |command| match command {
-            Command::Again(endpoint) => endpoint.is_movable(),
-            Command::Run(_, workers) => workers.is_some(),
-            Command::Send(_) => true,
-            _ => false,
-        });
-        for command in taken {
-            match command {
-                Command::Again(endpoint) => endpoint.run_elsewhere(),
-                Command::Run(runnable, Some(workers)) => workers.schedule(runnable),
-                Command::Send(endpoint) => {
-                    endpoint.send_here(Chain::new());
-                    continue;
-                }
-                _ => continue,
-            }
-            moved += 1;
-        }
-        moved
     }
 }

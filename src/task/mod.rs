@@ -3,11 +3,13 @@
 //! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command
 //! queue, or the workers' queue.
 
+mod parking;
 pub(crate) mod placement;
 mod policy;
 pub(crate) mod queue;
 mod stall;
 mod trial;
+mod unblock;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +22,7 @@ pub use policy::PlacementStats;
 pub(crate) use queue::Workers;
 pub(crate) use stall::Watched;
 pub(crate) use trial::{Tried, mark_trial, try_poll};
+pub use unblock::unblock;
 
 /// What is left of a handler's run.
 pub(crate) type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -40,4 +43,10 @@ where
 pub(crate) fn run(runnable: Runnable) {
     // The future is dropped by the unwinding; nothing else is shared with it.
     let _ = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+}
+
+/// Drops the task unfinished. A panic of what it held goes no further.
+fn give_up(runnable: Runnable) {
+    // As above.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(runnable)));
 }

@@ -176,6 +176,11 @@ impl RuntimeContext {
         })
     }
 
+    /// That of the runtime that the caller is in, if it is in one.
+    pub(super) fn current() -> RuntimeContext {
+        RuntimeContext { runtime: tokio::runtime::Handle::try_current().ok() }
+    }
+
     /// Runs `code` inside.
     #[inline]
     pub(crate) fn run<T>(&self, code: impl FnOnce() -> T) -> T {
@@ -197,6 +202,10 @@ impl RuntimeContext {
 impl RuntimeContext {
     fn or_current(self) -> Result<RuntimeContext> {
         Err(Error::unsupported("placement tokio: ringpoll was built without the feature `tokio`"))
+    }
+
+    pub(super) fn current() -> RuntimeContext {
+        RuntimeContext::default()
     }
 
     #[inline]

@@ -1,22 +1,22 @@
 //! Work-stealing worker threads.
 //!
 //! Tasks woken on a worker go to that worker's own queue, all others to a shared one; a worker
-//! without work takes from the shared queue, then from its neighbours. At most one worker is woken
-//! ahead of need: the one that finds work wakes the next, so a burst neither waits nor wakes a
-//! herd.
+//! without work takes from the shared queue, then from its neighbours. Who sleeps and who is woken
+//! is up to [`Parking`].
 //!
-//! No lost wake-up: a producer pushes, then looks for sleepers; a worker announces its sleep, then
-//! looks for work. Both put a `SeqCst` fence between the two steps, so at least one of them sees
-//! the other.
+//! Nobody waits for ever: all queues are first in, first out, and every [`config::RUNS_PER_LOOK`]
+//! runs a worker looks elsewhere first, at the shared queue and at a neighbour in turn. So tasks
+//! that wake themselves shut out nobody, and what waits behind a handler that blocks its worker is
+//! taken over, half of it at a time, however much there is in the shared queue.
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle};
 
-use crossbeam_deque::{Injector, Stealer, Worker};
+use crossbeam_deque::{Injector, Steal, Stealer, Worker};
 
 use super::Runnable;
+use super::parking::{Parking, Woken};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, lock};
@@ -29,11 +29,7 @@ pub(crate) struct Workers(Arc<Shared>);
 struct Shared {
     injector: Injector<Runnable>,
     stealers: Vec<Stealer<Runnable>>,
-    sleepers: Mutex<Vec<Thread>>,
-    sleeper_count: AtomicUsize,
-    /// Workers looking for work; while there is one, nobody else needs waking.
-    searching: AtomicUsize,
-    stopping: AtomicBool,
+    parking: Parking,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -56,10 +52,7 @@ impl Workers {
         let shared = Arc::new(Shared {
             injector: Injector::new(),
             stealers: queues.iter().map(Worker::stealer).collect(),
-            sleepers: Mutex::new(Vec::with_capacity(count)),
-            sleeper_count: AtomicUsize::new(0),
-            searching: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
+            parking: Parking::new(count),
             threads: Mutex::new(Vec::with_capacity(count)),
         });
         let workers = Workers(Arc::clone(&shared));
@@ -89,7 +82,8 @@ impl Workers {
         self.schedule(super::spawn(future, move |task| again.schedule(task)));
     }
 
-    /// Queues a task, and wakes a worker if none is looking for work.
+    /// Queues a task, and wakes a worker if none is looking for work. Where all have ended it is
+    /// dropped: its guards report it as ended.
     pub(crate) fn schedule(&self, runnable: Runnable) {
         let rest = LOCAL.with(|local| match &*local.borrow() {
             Some((shared, queue)) if Arc::ptr_eq(shared, &self.0) => {
@@ -101,16 +95,16 @@ impl Workers {
         if let Some(runnable) = rest {
             self.0.injector.push(runnable);
         }
-        self.0.wake_one();
+        if !self.0.parking.notify() {
+            self.0.drop_shared();
+        }
     }
 
     /// Ends the threads when they have run out of tasks; joins them, if `join`, but for the one
-    /// this is called on.
+    /// this is called on. What they have not begun by then, or, unless they are joined, by now, is
+    /// dropped.
     pub(crate) fn stop(&self, join: bool) {
-        self.0.stopping.store(true, Ordering::SeqCst);
-        for sleeper in lock(&self.0.sleepers).iter() {
-            sleeper.unpark();
-        }
+        self.0.parking.stop();
         let threads = std::mem::take(&mut *lock(&self.0.threads));
         for thread in threads {
             if join && thread.thread().id() != thread::current().id() {
@@ -118,36 +112,14 @@ impl Workers {
                 let _ = thread.join();
             }
         }
-        // What was queued meanwhile is dropped: its guards report it as ended.
-        while let crossbeam_deque::Steal::Success(_) | crossbeam_deque::Steal::Retry =
-            self.0.injector.steal()
-        {}
+        self.0.drop_shared();
+        for stealer in &self.0.stealers {
+            drop_all(|| stealer.steal());
+        }
     }
 }
 
 impl Shared {
-    fn wake_one(&self) {
-        fence(Ordering::SeqCst);
-        if self.searching.load(Ordering::SeqCst) > 0
-            || self.sleeper_count.load(Ordering::SeqCst) == 0
-        {
-            return;
-        }
-        let sleeper = {
-            let mut sleepers = lock(&self.sleepers);
-            let sleeper = sleepers.pop();
-            self.sleeper_count.store(sleepers.len(), Ordering::SeqCst);
-            if sleeper.is_some() {
-                // On the sleeper's behalf, so that the next producer does not wake another.
-                self.searching.fetch_add(1, Ordering::SeqCst);
-            }
-            sleeper
-        };
-        if let Some(sleeper) = sleeper {
-            sleeper.unpark();
-        }
-    }
-
     fn find(&self, queue: &Worker<Runnable>, index: usize) -> Option<Runnable> {
         loop {
             let mut steal = self.injector.steal_batch_and_pop(queue);
@@ -155,7 +127,7 @@ impl Shared {
                 if steal.is_success() {
                     break;
                 }
-                let victim = &self.stealers[(index + offset) % self.stealers.len()];
+                let victim = self.neighbour(index, offset);
                 steal = steal.or_else(|| victim.steal_batch_and_pop(queue));
             }
             if !steal.is_retry() {
@@ -164,53 +136,55 @@ impl Shared {
         }
     }
 
+    fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Runnable> {
+        &self.stealers[(index + offset) % self.stealers.len()]
+    }
+
     fn has_work(&self) -> bool {
         !self.injector.is_empty() || self.stealers.iter().any(|stealer| !stealer.is_empty())
     }
 
-    /// Sleeps until woken; whoever wakes a worker counts it as searching.
-    fn sleep(&self) {
-        let me = thread::current();
-        {
-            let mut sleepers = lock(&self.sleepers);
-            sleepers.push(me.clone());
-            self.sleeper_count.store(sleepers.len(), Ordering::SeqCst);
+    fn drop_shared(&self) {
+        drop_all(|| self.injector.steal());
+    }
+
+    /// The `look`-th look elsewhere of worker `index`.
+    fn look_elsewhere(&self, index: usize, look: usize) -> Option<Runnable> {
+        match (look % 2, self.stealers.len() - 1) {
+            (0, _) | (_, 0) => self.injector.steal().success(),
+            (_, others) => {
+                let victim = self.neighbour(index, 1 + look / 2 % others);
+                with_queue(|queue| victim.steal_batch_and_pop(queue).success())
+            }
         }
-        self.searching.fetch_sub(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        loop {
-            if self.has_work() || self.stopping.load(Ordering::SeqCst) {
-                let mut sleepers = lock(&self.sleepers);
-                if let Some(index) = sleepers.iter().position(|sleeper| sleeper.id() == me.id()) {
-                    sleepers.swap_remove(index);
-                    self.sleeper_count.store(sleepers.len(), Ordering::SeqCst);
-                    self.searching.fetch_add(1, Ordering::SeqCst);
-                }
-                return;
-            }
-            if !lock(&self.sleepers).iter().any(|sleeper| sleeper.id() == me.id()) {
-                return;
-            }
-            thread::park();
+    }
+}
+
+fn drop_all(steal: impl Fn() -> Steal<Runnable>) {
+    loop {
+        match steal() {
+            Steal::Success(task) => super::give_up(task),
+            Steal::Retry => {}
+            Steal::Empty => return,
         }
     }
 }
 
 fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
     LOCAL.with(|local| *local.borrow_mut() = Some((Arc::clone(shared), queue)));
+    let mut runs = 0_u32;
     loop {
-        // Every few tasks from the shared queue first: a task that always wakes itself must not
-        // shut out the others.
-        let mut fair = 0_u32;
-        while let Some(task) = take_local(shared, &mut fair) {
-            super::run(task);
-        }
-        shared.searching.fetch_add(1, Ordering::SeqCst);
-        let Some(task) = search(shared, index) else { break };
-        let last = shared.searching.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last && shared.has_work() {
-            shared.wake_one();
-        }
+        runs = runs.wrapping_add(1);
+        let is_due = runs.is_multiple_of(config::RUNS_PER_LOOK);
+        let look = (runs / config::RUNS_PER_LOOK) as usize;
+        let elsewhere = is_due.then(|| shared.look_elsewhere(index, look)).flatten();
+        let task = match elsewhere.or_else(|| with_queue(Worker::pop)) {
+            Some(task) => task,
+            None => match search(shared, index) {
+                Some(task) => task,
+                None => break,
+            },
+        };
         super::run(task);
     }
     // Dropped outside the borrow: the tasks left in the queue may wake others.
@@ -218,31 +192,21 @@ fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
     drop(left);
 }
 
-fn take_local(shared: &Shared, fair: &mut u32) -> Option<Runnable> {
-    *fair = fair.wrapping_add(1);
-    if fair.is_multiple_of(61)
-        && let crossbeam_deque::Steal::Success(task) = shared.injector.steal()
-    {
-        return Some(task);
-    }
-    with_queue(Worker::pop)
-}
-
-/// Looks for work, sleeping in between. Entered and left as one that counts as searching, but for
-/// `None`: stopping.
+/// Looks for work, sleeping in between. `None`: the set was stopped.
 fn search(shared: &Shared, index: usize) -> Option<Runnable> {
+    shared.parking.begin_search();
     loop {
         for _ in 0..config::WORKER_SPINS_MAX {
             if let Some(task) = with_queue(|queue| shared.find(queue, index)) {
+                shared.parking.found(|| shared.has_work());
                 return Some(task);
             }
             std::hint::spin_loop();
         }
-        if shared.stopping.load(Ordering::SeqCst) {
-            shared.searching.fetch_sub(1, Ordering::SeqCst);
-            return None;
+        match shared.parking.sleep(index, || shared.has_work()) {
+            Woken::Search => {}
+            Woken::End => return None,
         }
-        shared.sleep();
     }
 }
 
@@ -253,7 +217,7 @@ fn with_queue<T>(f: impl FnOnce(&Worker<Runnable>) -> Option<T>) -> Option<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::time::Duration;
 

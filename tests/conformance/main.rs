@@ -6,14 +6,17 @@
 //! only a ring can get wrong has groups of its own, mounted for the backends that have one.
 
 mod adapters;
+mod backlog;
 mod backpressure;
 mod blocking;
 mod buffer;
+mod clients;
 mod close;
 mod data_path;
 mod dial;
 mod events;
 mod failures;
+mod fairness;
 mod flushing;
 mod harness;
 mod hostile;
@@ -35,6 +38,8 @@ mod sqpoll_idle;
 mod sqpoll_presets;
 mod sqpoll_sends;
 mod timeouts;
+mod turns;
+mod unblock;
 mod writing;
 
 macro_rules! mount {
@@ -43,12 +48,15 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                polls);
+                clients unblock turns fairness polls);
+            at!(inline: $backend, Placement::Inline, Side::Server =>
+                failures runtime clients unblock turns fairness);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
-                runtime polls);
+                runtime clients unblock turns fairness backlog polls);
             at!(tokio: $backend, Placement::Tokio, Side::Server =>
-                data_path flushing requests events shutdown races runtime);
+                data_path flushing requests events failures shutdown races runtime clients unblock
+                turns);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
                 data_path writing flushing timeouts close races polls);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
@@ -84,6 +92,14 @@ macro_rules! tests {
 mount!(epoll: Backend::Epoll);
 mount!(uring: Backend::Uring; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
 mount!(hybrid: Backend::Hybrid; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
+
+/// A backlog is given up the same way whatever talks to the kernel, and takes its time: apart from
+/// the one on a pool there is one for each placement.
+mod backlogs {
+    at!(auto: Backend::Auto, Placement::Auto, Side::Server => backlog);
+    at!(inline: Backend::Auto, Placement::Inline, Side::Server => backlog);
+    at!(tokio: Backend::Auto, Placement::Tokio, Side::Server => backlog);
+}
 
 /// Backends whose kernel threads poll.
 ///

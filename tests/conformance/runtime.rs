@@ -21,14 +21,17 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-fn inside(t: &Fixture) -> ringpoll::ServerBuilder {
+const ROUNDS: usize = 20;
+
+/// A server whose handlers may use tokio.
+pub(crate) fn inside(t: &Fixture) -> ringpoll::ServerBuilder {
     t.server().tokio(runtime().handle().clone())
 }
 
-/// Sends `b"ping"` and expects `b"pong"`, a few times on each of some connections.
-fn plays(server: &ringpoll::ServerHandle) -> Check {
+/// Sends `b"ping"` and expects `b"pong"`, so many times on each of some connections.
+pub(crate) fn plays(server: &ringpoll::ServerHandle, rounds: usize) -> Check {
     let mut peers = (0..8).map(|_| dial(server)).collect::<Check<Vec<_>>>()?;
-    for _ in 0..20 {
+    for _ in 0..rounds {
         for peer in &mut peers {
             peer.write_all(b"ping")?;
         }
@@ -41,14 +44,14 @@ fn plays(server: &ringpoll::ServerHandle) -> Check {
     Ok(())
 }
 
-async fn pong(mut conn: Connection) -> ringpoll::Result<()> {
+pub(crate) async fn pong(mut conn: Connection) -> ringpoll::Result<()> {
     assert_eq!(conn.next(4).await?[..], *b"ping");
     conn.write_copy(b"pong")?;
     conn.flush().await
 }
 
 pub(crate) fn timers_and_tasks_work_in_handlers(t: &Fixture) -> Check {
-    plays(&t.spawn(inside(t).on_request(|conn| async move {
+    let server = t.spawn(inside(t).on_request(|conn| async move {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let slept = tokio::spawn(async {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -56,37 +59,40 @@ pub(crate) fn timers_and_tasks_work_in_handlers(t: &Fixture) -> Check {
         });
         assert_eq!(slept.await.map_err(Error::other)?, 42);
         pong(conn).await
-    })))
+    }));
+    plays(&server, ROUNDS)
 }
 
 pub(crate) fn files_work_in_handlers(t: &Fixture) -> Check {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("file");
     std::fs::write(&path, b"content")?;
-    plays(&t.spawn(inside(t).on_request(move |conn| {
+    let server = t.spawn(inside(t).on_request(move |conn| {
         let path = path.clone();
         async move {
             assert_eq!(tokio::fs::read(&path).await.map_err(Error::other)?, b"content");
             pong(conn).await
         }
-    })))
+    }));
+    plays(&server, ROUNDS)
 }
 
 pub(crate) fn a_client_on_tokio_works_in_a_handler(t: &Fixture) -> Check {
     let behind = t.echo_server();
     let addr = addr_of(&behind);
-    plays(&t.spawn(inside(t).on_request(move |conn| async move {
+    let server = t.spawn(inside(t).on_request(move |conn| async move {
         let mut client = tokio::net::TcpStream::connect(addr).await.map_err(Error::other)?;
         client.write_all(b"through").await.map_err(Error::other)?;
         let mut answer = [0; 7];
         client.read_exact(&mut answer).await.map_err(Error::other)?;
         assert_eq!(answer, *b"through");
         pong(conn).await
-    })))
+    }));
+    plays(&server, ROUNDS)
 }
 
 pub(crate) fn on_connect_is_inside_the_runtime_as_well(t: &Fixture) -> Check {
-    plays(&t.spawn(inside(t).on_connect(|mut conn| async move {
+    let server = t.spawn(inside(t).on_connect(|mut conn| async move {
         while conn.peek(1).await.is_ok() {
             tokio::time::sleep(Duration::from_micros(100)).await;
             assert_eq!(conn.next(4).await?[..], *b"ping");
@@ -94,7 +100,8 @@ pub(crate) fn on_connect_is_inside_the_runtime_as_well(t: &Fixture) -> Check {
             conn.flush().await?;
         }
         Ok(())
-    })))
+    }));
+    plays(&server, ROUNDS)
 }
 
 /// What ran there is given up; the server goes on, and ends in time.
@@ -110,10 +117,10 @@ pub(crate) fn a_runtime_that_ends_ends_its_handlers_alone(t: &Fixture) -> Check 
         conn.write_copy(b"pong")?;
         conn.flush().await
     }));
-    plays(&server)?;
+    plays(&server, ROUNDS)?;
     let mut waits = dial(&server)?;
     waits.write_all(b"wait")?;
-    eventually("it runs", || server.stats().pollers.received_bytes >= 8 * 20 * 4 + 4);
+    eventually("it runs", || server.stats().pollers.received_bytes >= (8 * ROUNDS * 4 + 4) as u64);
     other.shutdown_timeout(DEADLINE);
     drop(waits);
     let error = Server::builder().placement(Placement::Tokio).on_request(echo).bind("127.0.0.1:0");

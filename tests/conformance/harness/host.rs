@@ -23,11 +23,21 @@ pub(crate) fn fds() -> BTreeMap<i32, String> {
     fds
 }
 
-/// How many threads this process has, without those of the kernel, which end when it suits them.
+/// How many threads this process has, without those that end when it suits them: the kernel's, and
+/// idle ones for synchronous code.
 pub(crate) fn thread_count() -> usize {
+    let is_ours = |name: &String| !name.starts_with("iou-") && !name.starts_with("ringpoll-b");
+    thread_names().filter(is_ours).count()
+}
+
+/// How many threads there are for synchronous code.
+pub(crate) fn unblock_thread_count() -> usize {
+    thread_names().filter(|name| name.starts_with("ringpoll-b")).count()
+}
+
+fn thread_names() -> impl Iterator<Item = String> {
     let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
-    let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
-    names.filter(|name| !name.starts_with("iou-")).count()
+    tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default())
 }
 
 /// One line per thread: id, name, and where it waits in the kernel.

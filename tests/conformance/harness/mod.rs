@@ -28,7 +28,9 @@ use ringpoll::{
     SqpollOptions, SqpollPreset,
 };
 
-pub(crate) use host::{cpu_ticks, fds, rss_bytes, say, thread_count, threads};
+pub(crate) use host::{
+    cpu_ticks, fds, rss_bytes, say, thread_count, threads, unblock_thread_count,
+};
 pub(crate) use kernel::*;
 pub(crate) use load::*;
 pub(crate) use peer::*;

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::pin;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -147,6 +147,40 @@ pub(crate) fn on_thread<T: Send + 'static>(
     let (report, outcome) = outcome();
     thread::spawn(move || tell(report, body()));
     outcome
+}
+
+/// Blocks the threads that come to it until it is opened.
+#[derive(Default)]
+pub(crate) struct Latch {
+    /// How many have come, and whether it is open.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Latch {
+    pub(crate) fn new() -> Arc<Latch> {
+        Arc::default()
+    }
+
+    /// Blocks this thread.
+    pub(crate) fn pass(&self) {
+        let mut state = self.state.lock().expect("nobody panics here");
+        state.0 += 1;
+        // A test that fails meanwhile never opens it.
+        let waited = self.changed.wait_timeout_while(state, WATCHDOG / 2, |(_, open)| !*open);
+        drop(waited.expect("nobody panics here"));
+    }
+
+    /// How many threads have come.
+    pub(crate) fn count(&self) -> usize {
+        self.state.lock().expect("nobody panics here").0
+    }
+
+    /// Lets everybody pass from now on.
+    pub(crate) fn open(&self) {
+        self.state.lock().expect("nobody panics here").1 = true;
+        self.changed.notify_all();
+    }
 }
 
 static RUNNING: Mutex<Option<(String, Instant)>> = Mutex::new(None);

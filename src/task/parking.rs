@@ -1,0 +1,350 @@
+//! Which workers sleep, and who is woken when there is work.
+//!
+//! A worker without work *searches*, then sleeps. Searchers and sleepers are counted in one word,
+//! so that all agree on the order of its changes; sleepers stand in a list as well, and both change
+//! under its lock.
+//!
+//! ```text
+//!            begin_search              sleep
+//!   working ─────────────► searching ─────────► asleep
+//!      ▲         found         │ ▲                │
+//!      └───────────────────────┘ └────────────────┘
+//!                                 notify: on its behalf
+//! ```
+//!
+//! No wake-up is lost:
+//!
+//! 1. A producer pushes, then looks at the word. It wakes a sleeper, unless somebody searches: then
+//!    it leaves the rest to them.
+//! 2. Whoever ceases to search looks at the queues after that, if it was the last one or if it goes
+//!    to sleep; what it finds it sees to. A `SeqCst` fence between the two steps of either side
+//!    makes sure that one of them sees the other.
+//!
+//! No herd: a worker that is woken counts as searching from that moment, so a burst of pushes wakes
+//! one. It wakes the next when it has found work and there is more.
+
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::{Condvar, Mutex, lock, wait};
+
+/// The workers of a set, by their numbers.
+pub(super) struct Parking {
+    /// Searchers, in units of [`SEARCHER`]; sleepers, in units of [`SLEEPER`]; and [`STOPPED`].
+    word: AtomicUsize,
+    /// The last one is woken first: what it works on is still cached.
+    sleepers: Mutex<Vec<usize>>,
+    /// One for each worker: it has been taken off the list.
+    woken: Box<[Condvar]>,
+}
+
+/// What a worker is to do after a sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// Search: it counts as a searcher.
+    Search,
+    /// End: the set was stopped, and there is no work.
+    End,
+}
+
+const STOPPED: usize = 1;
+const SLEEPER: usize = 2;
+const SEARCHER: usize = 1 << 16;
+const _: () = assert!(crate::config::THREADS_MAX * SLEEPER < SEARCHER, "sleepers have 15 bits");
+
+impl Parking {
+    /// For `count` workers, none of which sleeps or searches.
+    pub(super) fn new(count: usize) -> Parking {
+        Parking {
+            word: AtomicUsize::new(0),
+            sleepers: Mutex::new(Vec::with_capacity(count)),
+            woken: (0..count).map(|_| Condvar::new()).collect(),
+        }
+    }
+
+    /// Work was pushed: wakes a worker, unless one searches already. `false`: the set was stopped,
+    /// and it may be that nobody will take the work.
+    #[inline]
+    pub(super) fn notify(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let word = self.word.load(Ordering::Relaxed);
+        if is_in_need(word) {
+            self.wake_one();
+        }
+        word & STOPPED == 0
+    }
+
+    #[cold]
+    fn wake_one(&self) {
+        let mut sleepers = lock(&self.sleepers);
+        if !is_in_need(self.word.load(Ordering::Relaxed)) {
+            return;
+        }
+        let index = sleepers.pop().expect("the word and the list change together");
+        // Now, so that the next producer does not wake another.
+        self.word.fetch_add(SEARCHER - SLEEPER, Ordering::Relaxed);
+        drop(sleepers);
+        self.woken[index].notify_one();
+    }
+
+    /// This worker has nothing to do, and looks for something.
+    pub(super) fn begin_search(&self) {
+        self.word.fetch_add(SEARCHER, Ordering::Relaxed);
+    }
+
+    /// This worker has found work. If it was the last one to search, it wakes another for what
+    /// there is left.
+    pub(super) fn found(&self, has_work: impl Fn() -> bool) {
+        let before = self.word.fetch_sub(SEARCHER, Ordering::Relaxed);
+        if searchers(before) == 1 && sleepers(before) > 0 {
+            // Producers that saw us search have left their work to us.
+            fence(Ordering::SeqCst);
+            if has_work() {
+                self.notify();
+            }
+        }
+    }
+
+    /// Worker `index` has searched in vain: sleeps until there is work, or the set is stopped.
+    pub(super) fn sleep(&self, index: usize, has_work: impl Fn() -> bool) -> Woken {
+        let mut sleepers = lock(&self.sleepers);
+        sleepers.push(index);
+        self.word.fetch_sub(SEARCHER - SLEEPER, Ordering::Relaxed);
+        // Producers that saw us search have left their work to us.
+        fence(Ordering::SeqCst);
+        let stopped = self.is_stopped();
+        let found = has_work();
+        if found || stopped {
+            let own = sleepers.pop();
+            assert_eq!(own, Some(index), "the lock was held");
+            self.word.fetch_add(SEARCHER - SLEEPER, Ordering::Relaxed);
+            return if found { Woken::Search } else { Woken::End };
+        }
+        while sleepers.contains(&index) {
+            sleepers = wait(&self.woken[index], sleepers);
+        }
+        Woken::Search
+    }
+
+    /// From now on nobody sleeps: workers end where they would.
+    pub(super) fn stop(&self) {
+        let mut sleepers = lock(&self.sleepers);
+        let woken = std::mem::take(&mut *sleepers);
+        self.word.fetch_or(STOPPED, Ordering::Relaxed);
+        self.word.fetch_add(woken.len() * (SEARCHER - SLEEPER), Ordering::Relaxed);
+        drop(sleepers);
+        for index in woken {
+            self.woken[index].notify_one();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & STOPPED != 0
+    }
+}
+
+fn searchers(word: usize) -> usize {
+    word / SEARCHER
+}
+
+fn sleepers(word: usize) -> usize {
+    word % SEARCHER / SLEEPER
+}
+
+/// Somebody sleeps, and nobody searches.
+fn is_in_need(word: usize) -> bool {
+    searchers(word) == 0 && sleepers(word) > 0
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use super::*;
+    use crate::sync::Arc;
+    use loom::thread::{self, JoinHandle};
+
+    /// Workers without a queue of their own: the work is a number, as weakly ordered as a queue may
+    /// be.
+    struct Set {
+        parking: Parking,
+        work: AtomicUsize,
+        done: Mutex<usize>,
+        changed: Condvar,
+    }
+
+    impl Set {
+        fn start(workers: usize) -> (Arc<Set>, Vec<JoinHandle<()>>) {
+            let set = Arc::new(Set {
+                parking: Parking::new(workers.max(1)),
+                work: AtomicUsize::new(0),
+                done: Mutex::new(0),
+                changed: Condvar::new(),
+            });
+            let start = |index| {
+                let set = Arc::clone(&set);
+                thread::spawn(move || set.serve(index))
+            };
+            let workers = (0..workers).map(start).collect();
+            (set, workers)
+        }
+
+        fn push(&self) -> bool {
+            self.work.fetch_add(1, Ordering::Release);
+            self.parking.notify()
+        }
+
+        fn has_work(&self) -> bool {
+            self.work.load(Ordering::Relaxed) > 0
+        }
+
+        fn take(&self) -> bool {
+            let mut left = self.work.load(Ordering::Relaxed);
+            while left > 0 {
+                let (taken, not) = (Ordering::Acquire, Ordering::Relaxed);
+                match self.work.compare_exchange(left, left - 1, taken, not) {
+                    Ok(_) => return true,
+                    Err(now) => left = now,
+                }
+            }
+            false
+        }
+
+        fn serve(&self, index: usize) {
+            loop {
+                self.parking.begin_search();
+                while !self.take() {
+                    match self.parking.sleep(index, || self.has_work()) {
+                        Woken::Search => {}
+                        Woken::End => return,
+                    }
+                }
+                self.parking.found(|| self.has_work());
+                *lock(&self.done) += 1;
+                self.changed.notify_one();
+            }
+        }
+
+        /// Sleeps until so much is done: for ever, if a worker does.
+        fn await_done(&self, count: usize) {
+            let mut done = lock(&self.done);
+            while *done < count {
+                done = wait(&self.changed, done);
+            }
+        }
+    }
+
+    /// Checks what so many preemptions can do; all of them, among three threads, would take hours.
+    fn model(run: impl Fn() + Send + Sync + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = model.preemption_bound.or(Some(2));
+        model.check(run);
+    }
+
+    /// Each producer pushes once, and all of it is done before anybody is told to end.
+    fn nobody_sleeps_on(producers: usize, workers: usize) {
+        model(move || {
+            let (set, working) = Set::start(workers);
+            let others: Vec<_> = (1..producers)
+                .map(|_| {
+                    let set = Arc::clone(&set);
+                    // Its work may be done, and the set stopped, before it looks for sleepers.
+                    thread::spawn(move || {
+                        set.push();
+                    })
+                })
+                .collect();
+            set.push();
+            set.await_done(producers);
+            set.parking.stop();
+            for thread in others.into_iter().chain(working) {
+                thread.join().expect("does not panic");
+            }
+        });
+    }
+
+    #[test]
+    fn loom_a_worker_that_falls_asleep_misses_no_push() {
+        nobody_sleeps_on(1, 1);
+    }
+
+    #[test]
+    fn loom_two_producers_and_a_worker_miss_nothing() {
+        nobody_sleeps_on(2, 1);
+    }
+
+    #[test]
+    fn loom_two_workers_do_not_leave_a_push_to_each_other() {
+        nobody_sleeps_on(1, 2);
+    }
+
+    /// One worker searches and will be held up by what it finds; the other sleeps. Whether the
+    /// producer sees the searcher or not, one of them wakes the sleeper.
+    #[test]
+    fn loom_who_is_held_up_by_what_it_found_has_woken_another_for_the_rest() {
+        loom::model(|| {
+            let (set, _) = Set::start(0);
+            lock(&set.parking.sleepers).push(0);
+            set.parking.word.fetch_add(SLEEPER + SEARCHER, Ordering::Relaxed);
+            set.work.store(1, Ordering::Relaxed);
+            let pushes = {
+                let set = Arc::clone(&set);
+                thread::spawn(move || {
+                    set.push();
+                })
+            };
+            assert!(set.take());
+            set.parking.found(|| set.has_work());
+            pushes.join().expect("does not panic");
+            assert!(set.has_work() && lock(&set.parking.sleepers).is_empty(), "sleeps on");
+        });
+    }
+
+    #[test]
+    fn loom_a_stop_ends_workers_asleep_or_about_to_be() {
+        model(|| {
+            let (set, working) = Set::start(2);
+            set.parking.stop();
+            for thread in working {
+                thread.join().expect("does not panic");
+            }
+        });
+    }
+
+    #[test]
+    fn loom_what_is_pushed_while_the_set_stops_is_done_or_known_to_be_left() {
+        model(|| {
+            let (set, working) = Set::start(1);
+            let stops = {
+                let set = Arc::clone(&set);
+                thread::spawn(move || set.parking.stop())
+            };
+            let is_taken_on = set.push();
+            for thread in working.into_iter().chain([stops]) {
+                thread.join().expect("does not panic");
+            }
+            assert!(*lock(&set.done) == 1 || !is_taken_on, "left behind");
+        });
+    }
+
+    /// Two producers with a burst each, and two workers asleep.
+    #[test]
+    fn loom_a_burst_wakes_one_and_that_one_the_next() {
+        model(|| {
+            let parking = Arc::new(Parking::new(2));
+            lock(&parking.sleepers).extend([0, 1]);
+            parking.word.fetch_add(2 * SLEEPER, Ordering::Relaxed);
+            let burst = |parking: &Parking| assert!(parking.notify() && parking.notify());
+            let other = thread::spawn({
+                let parking = Arc::clone(&parking);
+                move || burst(&parking)
+            });
+            burst(&parking);
+            other.join().expect("does not panic");
+            assert_eq!(*lock(&parking.sleepers), [0]);
+            assert_eq!(parking.word.load(Ordering::Relaxed), SEARCHER + SLEEPER);
+            parking.found(|| false);
+            assert_eq!(parking.word.load(Ordering::Relaxed), SLEEPER);
+            parking.begin_search();
+            parking.found(|| true);
+            assert_eq!(parking.word.load(Ordering::Relaxed), SEARCHER);
+            assert!(lock(&parking.sleepers).is_empty());
+        });
+    }
+}

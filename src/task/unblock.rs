@@ -1,0 +1,591 @@
+//! Synchronous code for handlers: calls that block run on threads of their own.
+//!
+//! One set of threads for the process, started as calls come and ended when none have come for a
+//! while. A caller first waits for a place in the queue, then for its answer; both are futures that
+//! own nothing but their place in line, so dropping them withdraws the call, unless it has begun.
+//!
+//! ```text
+//! caller:  place ──► push ──► Queued ──────► Running ──────► Done ──► answer
+//! thread:                       │    take       │    finish
+//! dropped:  (withdrawn)       Gone (withdrawn)  Gone (its result is dropped)
+//! ```
+//!
+//! Locks are taken one at a time, never over user code or a wake-up.
+
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+// Not `sync`'s, of which there can be no static.
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+use super::RuntimeContext;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::threads;
+
+/// Runs `work` on a thread where it may block, and waits for what it returns.
+///
+/// For synchronous code in a handler: a database driver, a compressor, a file. A handler that
+/// blocks its own thread holds up every connection of its poller, or one of a few workers; this
+/// holds up its own connection alone. Works on every [`Placement`](crate::Placement) and on any
+/// executor, with or without a server. Inside a tokio runtime's context, `work` runs in it as well.
+///
+/// ```
+/// # fn main() -> ringpoll::Result<()> {
+/// use ringpoll::{Connection, Server};
+///
+/// let server = Server::builder().on_request(|mut conn: Connection| async move {
+///     let name = conn.until(b'\n').await?;
+///     let path = String::from_utf8_lossy(name[..name.len() - 1].as_ref()).into_owned();
+///     let content = ringpoll::unblock(move || std::fs::read(path)).await??;
+///     conn.write(content)?;
+///     conn.flush().await
+/// });
+/// # let _ = server.bind("127.0.0.1:0")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Bounds
+/// At most 256 threads in the process, started as they are needed, named `ringpoll-b`; one that has
+/// had nothing to do for a second ends. Up to 1024 calls wait for a thread, in the order in which
+/// they came; further callers wait, without blocking, for their turn to join them. So calls that
+/// wait for each other may wait for ever, where there are more of them than threads.
+///
+/// # Cancelling
+/// Nothing happens before the future is polled. Dropped before `work` has begun, it takes `work`
+/// back, which then never runs. After that `work` runs to its end, and what it returns is dropped.
+///
+/// # Errors
+/// Panicked, if `work` panics; the kernel's, if there is no thread and none can be started.
+pub async fn unblock<F, T>(work: F) -> Result<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    static THREADS: Threads = Threads::new(Bounds {
+        threads_max: config::UNBLOCK_THREADS_MAX,
+        queue_max: config::UNBLOCK_QUEUE_MAX,
+        idle: config::UNBLOCK_IDLE,
+    });
+    THREADS.call(work).await
+}
+
+struct Bounds {
+    threads_max: usize,
+    queue_max: usize,
+    idle: Duration,
+}
+
+/// The threads, and what waits for them.
+struct Threads {
+    bounds: Bounds,
+    state: Mutex<State>,
+    pushed: Condvar,
+}
+
+struct State {
+    queue: VecDeque<Arc<dyn Job>>,
+    /// Places in the queue that are promised to callers on their way to it.
+    reserved: usize,
+    /// Callers that wait for a place, by their tickets. One that is promised a place is taken out;
+    /// and while there is one here, there is no free place.
+    waiting: BTreeMap<u64, Waker>,
+    next_ticket: u64,
+    threads: usize,
+    /// Of these, how many wait for work.
+    idle: usize,
+}
+
+trait Job: Send + Sync {
+    fn run(&self);
+}
+
+impl Threads {
+    const fn new(bounds: Bounds) -> Threads {
+        let state = State {
+            queue: VecDeque::new(),
+            reserved: 0,
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
+            threads: 0,
+            idle: 0,
+        };
+        Threads { bounds, state: Mutex::new(state), pushed: Condvar::new() }
+    }
+
+    async fn call<F, T>(&'static self, work: F) -> Result<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let place = WaitPlace { threads: self, ticket: None }.await;
+        let call = Arc::new(Call {
+            context: RuntimeContext::current(),
+            stage: Mutex::new(Stage::Queued(work, None)),
+        });
+        place.push(Arc::clone(&call) as Arc<dyn Job>)?;
+        Answer { threads: self, call }.await
+    }
+
+    fn start_thread(&'static self) -> std::io::Result<()> {
+        let named = thread::Builder::new().name("ringpoll-b".to_owned());
+        named.spawn(|| self.serve()).map(drop)
+    }
+
+    /// What a thread does: calls, one after the other, until none has come for a while.
+    fn serve(&'static self) {
+        threads::unpin();
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                let next = self.promise(&mut state);
+                drop(state);
+                quietly(|| {
+                    wake(next);
+                    job.run();
+                    drop(job);
+                });
+                state = lock(&self.state);
+                continue;
+            }
+            state.idle += 1;
+            let is_empty = |state: &mut State| state.queue.is_empty();
+            let waited = self.pushed.wait_timeout_while(state, self.bounds.idle, is_empty);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+            if state.queue.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        state.queue.len() + state.reserved < self.bounds.queue_max
+    }
+
+    /// Promises a place that has become free to the caller that has waited longest: to be woken.
+    fn promise(&self, state: &mut State) -> Option<Waker> {
+        if !self.has_room(state) {
+            return None;
+        }
+        let (_, waker) = state.waiting.pop_first()?;
+        state.reserved += 1;
+        Some(waker)
+    }
+
+    /// Gives up a place that was promised.
+    fn give_back(&self) {
+        let next = {
+            let mut state = lock(&self.state);
+            state.reserved -= 1;
+            self.promise(&mut state)
+        };
+        wake(next);
+    }
+
+    /// Takes a job back that may not have begun.
+    fn withdraw(&self, job: &Arc<dyn Job>) {
+        let (next, taken) = {
+            let mut state = lock(&self.state);
+            let index = state.queue.iter().position(|other| Arc::ptr_eq(other, job));
+            let taken = index.and_then(|index| state.queue.remove(index));
+            (self.promise(&mut state), taken)
+        };
+        drop(taken);
+        wake(next);
+    }
+}
+
+/// Waits for a place in the queue.
+struct WaitPlace {
+    threads: &'static Threads,
+    ticket: Option<u64>,
+}
+
+impl Future for WaitPlace {
+    type Output = Place;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Place> {
+        let threads = self.threads;
+        let mut state = lock(&threads.state);
+        match self.ticket {
+            Some(ticket) => {
+                if let Some(waker) = state.waiting.get_mut(&ticket) {
+                    waker.clone_from(cx.waker());
+                    return Poll::Pending;
+                }
+                // The place that was promised.
+                self.ticket = None;
+            }
+            None if threads.has_room(&state) => state.reserved += 1,
+            None => {
+                let ticket = state.next_ticket;
+                state.next_ticket += 1;
+                state.waiting.insert(ticket, cx.waker().clone());
+                self.ticket = Some(ticket);
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Place { threads, is_taken: false })
+    }
+}
+
+impl Drop for WaitPlace {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let waker = lock(&self.threads.state).waiting.remove(&ticket);
+        if waker.is_none() {
+            self.threads.give_back();
+        }
+    }
+}
+
+/// A place in the queue that is promised to its owner.
+struct Place {
+    threads: &'static Threads,
+    is_taken: bool,
+}
+
+impl Place {
+    /// Queues `job`, and sees to it that there is a thread for it, or will be.
+    fn push(mut self, job: Arc<dyn Job>) -> Result<()> {
+        let threads = self.threads;
+        let mut state = lock(&threads.state);
+        if state.idle <= state.queue.len() && state.threads < threads.bounds.threads_max {
+            // Under the lock: a thread that is counted is there.
+            match threads.start_thread() {
+                Ok(()) => state.threads += 1,
+                Err(error) if state.threads == 0 => {
+                    drop(state);
+                    return Err(Error::io("start thread ringpoll-b", error));
+                }
+                Err(error) => tracing::debug!(%error, "start thread ringpoll-b"),
+            }
+        }
+        self.is_taken = true;
+        state.reserved -= 1;
+        state.queue.push_back(job);
+        drop(state);
+        threads.pushed.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.threads.give_back();
+        }
+    }
+}
+
+/// One call, shared by its caller and its thread.
+struct Call<F, T> {
+    context: RuntimeContext,
+    stage: Mutex<Stage<F, T>>,
+}
+
+enum Stage<F, T> {
+    Queued(F, Option<Waker>),
+    Running(Option<Waker>),
+    Done(Result<T>),
+    /// Nobody waits any more, or the answer was taken.
+    Gone,
+}
+
+impl<F, T> Job for Call<F, T>
+where
+    F: FnOnce() -> T + Send,
+    T: Send,
+{
+    fn run(&self) {
+        let work = {
+            let mut stage = lock(&self.stage);
+            match std::mem::replace(&mut *stage, Stage::Gone) {
+                Stage::Queued(work, waker) => {
+                    *stage = Stage::Running(waker);
+                    work
+                }
+                _ => return,
+            }
+        };
+        let done = catch_unwind(AssertUnwindSafe(|| self.context.run(work)));
+        let done = done.map_err(|panic| {
+            let error = Error::panicked(format!("unblock: {}", message_of(&*panic)));
+            quietly(|| drop(panic));
+            error
+        });
+        let mut stage = lock(&self.stage);
+        // Nobody waits any more: what it returned is dropped outside the lock.
+        let Stage::Running(waker) = &mut *stage else { return drop((stage, done)) };
+        let waker = waker.take();
+        *stage = Stage::Done(done);
+        drop(stage);
+        wake(waker);
+    }
+}
+
+/// Waits for what a call returns.
+struct Answer<F, T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    threads: &'static Threads,
+    call: Arc<Call<F, T>>,
+}
+
+impl<F, T> Future for Answer<F, T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        let mut stage = lock(&self.call.stage);
+        if let Stage::Queued(_, waker) | Stage::Running(waker) = &mut *stage {
+            waker.get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut *stage, Stage::Gone) {
+            Stage::Done(done) => Poll::Ready(done),
+            _ => unreachable!("polled after its end"),
+        }
+    }
+}
+
+impl<F, T> Drop for Answer<F, T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    fn drop(&mut self) {
+        let left = std::mem::replace(&mut *lock(&self.call.stage), Stage::Gone);
+        if let Stage::Queued(..) = left {
+            let job: Arc<dyn Job> = Arc::clone(&self.call) as Arc<dyn Job>;
+            self.threads.withdraw(&job);
+        }
+        drop(left);
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// Runs code of others, of whose panics a thread must not end.
+fn quietly(code: impl FnOnce()) {
+    // The panic hook has reported it.
+    let _ = catch_unwind(AssertUnwindSafe(code));
+}
+
+/// What a panic said: a literal message is a `&str`, a formatted one a `String`.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panicked")
+}
+
+/// No code of ours panics while it holds one of these.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::task::Wake;
+    use std::time::Instant;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+    /// Of a test that does not look at idling.
+    const LONG: Duration = Duration::from_secs(100);
+
+    fn threads(threads_max: usize, queue_max: usize, idle: Duration) -> &'static Threads {
+        Box::leak(Box::new(Threads::new(Bounds { threads_max, queue_max, idle })))
+    }
+
+    type Boxed<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+
+    fn call<T: Send + 'static>(
+        threads: &'static Threads,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Boxed<T> {
+        Box::pin(threads.call(work))
+    }
+
+    fn poll<T>(call: &mut Boxed<T>) -> Poll<Result<T>> {
+        call.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Waits for the answer.
+    fn finish<T>(mut call: Boxed<T>) -> Result<T> {
+        struct Told(Sender<()>);
+
+        impl Wake for Told {
+            fn wake(self: Arc<Self>) {
+                // The test may be over.
+                let _ = self.0.send(());
+            }
+        }
+
+        let (tell, told) = channel();
+        let waker = Waker::from(Arc::new(Told(tell)));
+        loop {
+            match call.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(done) => return done,
+                Poll::Pending => told.recv_timeout(DEADLINE).expect("it is woken"),
+            }
+        }
+    }
+
+    fn eventually(what: &str, condition: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+            thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
+    /// A call that has begun, and ends when its sender is used or dropped.
+    fn blocked(threads: &'static Threads) -> (Boxed<()>, Sender<()>) {
+        let (open, gate): (_, Receiver<()>) = channel();
+        let (tell, begun) = channel();
+        let mut call = call(threads, move || {
+            tell.send(()).expect("the test waits");
+            let _ = gate.recv();
+        });
+        assert!(poll(&mut call).is_pending());
+        begun.recv_timeout(DEADLINE).expect("it begins");
+        (call, open)
+    }
+
+    /// Calls that tell their numbers, polled once each.
+    fn numbered(
+        threads: &'static Threads,
+        count: usize,
+    ) -> (Vec<Option<Boxed<usize>>>, Receiver<usize>) {
+        let (tell, told) = channel();
+        let call = |number| {
+            let tell = tell.clone();
+            let mut call = call(threads, move || {
+                tell.send(number).expect("the test listens");
+                number
+            });
+            assert!(poll(&mut call).is_pending());
+            Some(call)
+        };
+        ((0..count).map(call).collect(), told)
+    }
+
+    #[test]
+    fn beyond_the_bounds_calls_wait_and_all_are_run_in_order() {
+        let threads = threads(1, 2, LONG);
+        let (first, open) = blocked(threads);
+        let (calls, told) = numbered(threads, 10);
+        {
+            let state = lock(&threads.state);
+            assert_eq!((state.threads, state.queue.len(), state.waiting.len()), (1, 2, 8));
+        }
+        drop(open);
+        finish(first).unwrap();
+        for (number, call) in calls.into_iter().enumerate() {
+            assert_eq!(finish(call.expect("not dropped")).unwrap(), number);
+        }
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(lock(&threads.state).reserved, 0);
+    }
+
+    #[test]
+    fn there_are_as_many_threads_as_calls_up_to_the_bound() {
+        let threads = threads(3, 100, LONG);
+        let blocked: Vec<_> = (0..3).map(|_| blocked(threads)).collect();
+        let (calls, told) = numbered(threads, 5);
+        assert_eq!(lock(&threads.state).threads, 3);
+        assert!(told.try_recv().is_err(), "more threads than there may be");
+        drop(blocked);
+        for call in calls.into_iter().flatten() {
+            finish(call).unwrap();
+        }
+        eventually("all idle", || lock(&threads.state).idle == 3);
+        // An idle thread takes it, and no other is started.
+        assert_eq!(finish(call(threads, || 7)).unwrap(), 7);
+        assert_eq!(lock(&threads.state).threads, 3);
+    }
+
+    #[test]
+    fn a_call_that_is_dropped_before_it_began_never_runs() {
+        let threads = threads(1, 2, LONG);
+        let (first, open) = blocked(threads);
+        let (mut calls, told) = numbered(threads, 6);
+        // One in the queue, whose place goes to the first that waits; and one that waits.
+        calls[1] = None;
+        calls[4] = None;
+        {
+            let state = lock(&threads.state);
+            assert_eq!((state.queue.len(), state.reserved, state.waiting.len()), (1, 1, 2));
+        }
+        // One that was promised that place, and never came.
+        calls[2] = None;
+        assert_eq!(lock(&threads.state).waiting.len(), 1);
+        drop(open);
+        finish(first).unwrap();
+        for call in calls.into_iter().flatten() {
+            finish(call).unwrap();
+        }
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [0, 3, 5]);
+        let state = lock(&threads.state);
+        assert_eq!((state.queue.len(), state.reserved, state.waiting.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_call_that_is_dropped_while_it_runs_runs_to_its_end() {
+        let threads = threads(1, 2, LONG);
+        let (tell, told) = channel();
+        let (open, gate): (Sender<()>, _) = channel();
+        let result = Arc::new(());
+        let kept = Arc::clone(&result);
+        let mut call = call(threads, move || {
+            tell.send("begun").expect("the test waits");
+            let _ = gate.recv();
+            tell.send("done").expect("the test waits");
+            kept
+        });
+        assert!(poll(&mut call).is_pending());
+        assert_eq!(told.recv_timeout(DEADLINE), Ok("begun"));
+        drop(call);
+        drop(open);
+        assert_eq!(told.recv_timeout(DEADLINE), Ok("done"));
+        eventually("its result is dropped", || Arc::strong_count(&result) == 1);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_with_its_message_and_the_thread_goes_on() {
+        let threads = threads(1, 2, LONG);
+        let own = || thread::current().id();
+        let id = finish(call(threads, own)).unwrap();
+        let error = finish(call(threads, || panic!("on purpose, {}", 42))).unwrap_err();
+        assert!(error.is_panicked(), "{error:?}");
+        assert_eq!(error.to_string(), "unblock: on purpose, 42");
+        assert_eq!(finish(call(threads, own)).unwrap(), id);
+    }
+
+    #[test]
+    fn threads_end_when_they_idle_and_others_are_started_later() {
+        let threads = threads(2, 2, Duration::from_millis(1));
+        for _ in 0..3 {
+            assert_eq!(finish(call(threads, || 1)).unwrap(), 1);
+            eventually("no thread is left", || lock(&threads.state).threads == 0);
+        }
+    }
+}
