@@ -256,14 +256,13 @@ pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
 
-/// A run that is told at once, and whose time is checked against the CPU clock.
-pub(crate) const LONG_RUN_NS: u64 = 10_000;
+/// A run that is told at once, and whose time is checked against what its thread waited for the CPU.
+/// Shorter ones are not worth the system call, even where they were interrupted.
+pub(crate) const LONG_RUN_NS: u64 = 50_000;
 
-/// Runs after a long one that are timed by the CPU clock, which costs system calls.
-pub(crate) const EXACT_RUNS: u32 = 64;
-
-/// How often that number doubles while no long run is among them: one in two thousand is found.
-pub(crate) const EXACT_DOUBLINGS_MAX: u32 = 5;
+/// How old the figure may be that a long run's waiting is counted from: what its thread waited
+/// between then and the run is taken off as well.
+pub(crate) const STARVED_REFRESH: Duration = Duration::from_millis(1);
 
 /// What a wake-up costs where it cannot be measured; what is measured is believed within a factor
 /// of five.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ringpoll::{
-    Backend, Connection, Error, PollerStats, Server, ServerBuilder, ServerHandle, ServerStats,
-    Slice,
+    Backend, Connection, Error, PlacementStats, PollerStats, Server, ServerBuilder, ServerHandle,
+    ServerStats, Slice,
 };
 use serde_json::{Value, json};
 use tracing_subscriber::filter::LevelFilter;
@@ -212,7 +212,20 @@ fn counters(stats: &ServerStats, cut: usize) -> Value {
     });
     let Some(all) = counters.as_object_mut() else { return counters };
     all.extend(poller_counters(&stats.pollers));
+    if let Some(auto) = &stats.auto {
+        all.insert("auto".to_owned(), auto_counters(auto));
+    }
     counters
+}
+
+/// Where handlers run, and why.
+fn auto_counters(auto: &PlacementStats) -> Value {
+    json!({
+        "is_inline": auto.is_inline,
+        "delay_ns": auto.delay_ns,
+        "wake_ns": auto.wake_ns,
+        "flips": auto.flips,
+    })
 }
 
 /// What the pollers counted: system calls apart and in all, bytes, memory, and what the ring did.
@@ -225,6 +238,7 @@ fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
         ("timers", stats.timers),
         ("blocks", stats.blocks),
         ("block_bytes", stats.block_bytes),
+        ("moved_runs", stats.moved_runs),
         ("accepts", stats.accepts),
         ("received_bytes", stats.received_bytes),
         ("sent_bytes", stats.sent_bytes),

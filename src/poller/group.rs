@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     /// 0 is one for every [`cpus_per_poller`](Self::cpus_per_poller).
     pub(crate) count: usize,
     pub(crate) cpus_per_poller: usize,
+    /// Threads beside the pollers that handlers run on.
+    pub(crate) workers: usize,
     pub(crate) balance: Balance,
     pub(crate) poll_mode: PollMode,
     pub(crate) cpus: Vec<usize>,
@@ -71,6 +73,7 @@ impl Default for Plan {
             backend: Choice::Auto,
             count: 0,
             cpus_per_poller: 1,
+            workers: 0,
             balance: Balance::RoundRobin,
             poll_mode: PollMode::Adaptive,
             cpus: Vec::new(),
@@ -179,9 +182,9 @@ impl<E: Endpoint> Group<E> {
             turn: AtomicUsize::new(0),
             threads: Mutex::new(Vec::with_capacity(count)),
         };
-        // Spinning takes a CPU that nobody else needs: one more than there are pollers, and kernel
-        // threads that poll for them.
-        let affordable = threads::cpu_count(&plan.cpus) > count + kernel_threads;
+        // Spinning takes a CPU that nobody else needs: one more than there are pollers, kernel
+        // threads that poll for them, and workers.
+        let affordable = threads::cpu_count(&plan.cpus) > count + kernel_threads + plan.workers;
         for index in 0..count {
             let wake = Wake::new().map_err(|error| Error::io("eventfd", error))?;
             let counters = Arc::default();

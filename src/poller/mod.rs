@@ -109,6 +109,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     pub(crate) fn run(mut self) {
         E::enter_poller(&self.core.remote);
         self.core.remote.counters.own();
+        self.core.remote.ready.own();
         // Blocks that come and go on this thread, the usual case, do so without an atomic
         // operation.
         let _attached = self.core.remote.pool.clone().attach();

@@ -5,13 +5,16 @@
 //! handler that holds it up holds up nobody else for long.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::thread::Thread;
+use std::time::Duration;
 
 use super::{Action, Command, Endpoint, Remote};
 use crate::buffer::Chain;
 use crate::config;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
+use crate::sys::usage::ThreadId;
 use crate::task::{Runnable, Watched, Workers};
 
 /// Something to run.
@@ -54,6 +57,8 @@ pub(super) struct Ready<E> {
     turns: AtomicU64,
     /// Somebody has found the poller held up in its present turn.
     held_up: AtomicBool,
+    /// The poller's thread, once it runs.
+    thread: OnceLock<ThreadId>,
 }
 
 impl<E: Endpoint> Ready<E> {
@@ -64,7 +69,13 @@ impl<E: Endpoint> Ready<E> {
             watchers: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
             held_up: AtomicBool::new(false),
+            thread: OnceLock::new(),
         }
+    }
+
+    /// The calling thread is the poller.
+    pub(super) fn own(&self) {
+        self.thread.get_or_init(ThreadId::current);
     }
 
     #[inline]
@@ -124,6 +135,10 @@ impl<E: Endpoint> Watched for Remote<E> {
 
     fn call_when_awake(&self, watcher: &Thread) -> bool {
         self.inbox().call_when_awake(watcher)
+    }
+
+    fn starved(&self) -> Duration {
+        self.ready.thread.get().and_then(|thread| thread.starved()).unwrap_or_default()
     }
 
     fn relieve(&self) {

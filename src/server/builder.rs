@@ -318,8 +318,9 @@ impl ServerBuilder {
         };
         let context = std::mem::take(&mut self.context);
         let watched = pollers.remotes().iter().map(|remote| Arc::clone(remote) as _).collect();
-        let waits = usage::waits_of_this_thread;
-        let executor = Executor::start(self.placement, &self.worker_cpus, watched, waits, context)?;
+        let starved = usage::starved_of_this_thread;
+        let executor =
+            Executor::start(self.placement, &self.worker_cpus, watched, starved, context)?;
         let hooks = Arc::new(Hooks {
             handlers: self.handlers,
             executor,
@@ -345,6 +346,13 @@ impl ServerBuilder {
         plan.cpus_per_poller = match self.placement {
             Placement::Pool { .. } | Placement::Tokio => config::CPUS_PER_POLLER,
             Placement::Auto | Placement::Inline => 1,
+        };
+        plan.workers = match self.placement {
+            Placement::Inline => 0,
+            Placement::Pool { workers } if workers > 0 => workers,
+            Placement::Pool { .. } | Placement::Auto => threads::cpu_count(&self.worker_cpus),
+            // How many a runtime has is its own affair.
+            Placement::Tokio => threads::cpu_count(&[]),
         };
         Pollers::start(&plan)
     }

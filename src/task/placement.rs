@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::Placement;
 use crate::error::{Error, Result};
@@ -33,8 +34,8 @@ pub(crate) enum Seat {
 
 impl Executor {
     /// Starts the threads that `placement` calls for beside these pollers, pinned to
-    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `waits` tells
-    /// how often the calling thread has given up its CPU by itself.
+    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `starved`
+    /// tells for how long the calling thread was ready to run, in all, and others had the CPU.
     ///
     /// # Errors
     /// Invalid: workers that cannot be; a tokio runtime is called for, and none is there.
@@ -42,14 +43,14 @@ impl Executor {
         placement: Placement,
         worker_cpus: &[usize],
         pollers: Vec<Arc<dyn Watched>>,
-        waits: fn() -> u64,
+        starved: fn() -> Duration,
         context: RuntimeContext,
     ) -> Result<Executor> {
         let mut context = context;
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
-                let policy = Arc::new(Policy::new(pollers.len(), waits));
+                let policy = Arc::new(Policy::new(pollers.len(), starved));
                 let workers = Workers::start(0, worker_cpus)?;
                 match Watch::start(pollers, &policy) {
                     Ok(watch) => Seat::Auto(workers, policy, Arc::new(watch)),

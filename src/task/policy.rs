@@ -5,13 +5,11 @@
 //! the time in which they ran. Crossing to a worker costs a wake-up. So while the first is below
 //! the second, handlers run on the poller.
 //!
-//! Short runs are timed by the clock on the wall. A longer one may have been interrupted, by other
-//! threads or by the host, which says nothing about the handler; so after a long run the next ones
-//! are timed by the thread's CPU clock as well, which costs system calls, and long runs count for
-//! what that shows; but for those that gave up the CPU by themselves, because the handler blocks:
-//! they hold up the others for as long as they last. The longer long runs keep out of sight that
-//! way, the more runs are watched so. What a host takes from a virtual machine may escape even
-//! that: a few of the longest runs of each second are left out.
+//! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
+//! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
+//! waited for anything else is not: a handler that blocks holds up the others for as long. What a
+//! host takes from a virtual machine nobody tells: a few of the longest runs of each second are
+//! left out.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -30,8 +28,8 @@ pub(crate) struct Policy {
     is_inline: AtomicBool,
     pollers: u64,
     wake_ns: u64,
-    /// How often the calling thread has waited.
-    waits: fn() -> u64,
+    /// For how long the calling thread was ready to run, in all, and others had the CPU.
+    starved: fn() -> Duration,
     window: Mutex<Window>,
     /// As of the last window.
     delay_ns: AtomicU64,
@@ -74,36 +72,22 @@ struct Tally {
 thread_local! {
     /// What this thread has not told yet, and the address of the policy that it is for.
     static OWN: Cell<(usize, Tally)> = Cell::new((0, Tally::default()));
-    static EXACT: Cell<Exact> = const { Cell::new(Exact { left: 0, misses: 0 }) };
+    static STARVED: Cell<Option<Starved>> = const { Cell::new(None) };
 }
 
-/// The runs of this thread that are timed by the CPU clock.
+/// For how long a thread had waited for its CPU by then.
 #[derive(Clone, Copy)]
-struct Exact {
-    /// Still to be timed so.
-    left: u32,
-    /// Long runs in a row that came when none was left: they may have been anybody's fault.
-    misses: u32,
-}
-
-impl Exact {
-    /// After a long run: of the handler's doing, or not, or `None`: unknown.
-    fn after_long(self, is_own: Option<bool>) -> Exact {
-        let misses = match is_own {
-            Some(true) => self.misses,
-            Some(false) => 0,
-            None => (self.misses + 1).min(config::EXACT_DOUBLINGS_MAX),
-        };
-        Exact { left: config::EXACT_RUNS << misses, misses }
-    }
+struct Starved {
+    by: Instant,
+    total: Duration,
 }
 
 impl Policy {
-    /// For handlers on so many pollers; `waits` tells how often the calling thread has given up
-    /// its CPU by itself.
-    pub(crate) fn new(pollers: usize, waits: fn() -> u64) -> Policy {
+    /// For handlers on so many pollers; `starved` tells for how long the calling thread was ready
+    /// to run, in all, and others had the CPU.
+    pub(crate) fn new(pollers: usize, starved: fn() -> Duration) -> Policy {
         Policy {
-            waits,
+            starved,
             is_inline: AtomicBool::new(true),
             pollers: pollers.max(1) as u64,
             wake_ns: wake_cost_ns(),
@@ -126,25 +110,25 @@ impl Policy {
     /// Runs `code`, which is a poll of a handler, and takes its time.
     #[inline]
     pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
-        let exact = EXACT.get();
-        let before = (exact.left > 0).then(|| Usage::now(self.waits));
         let began = Instant::now();
         let done = code();
         let ended = Instant::now();
-        let wall_ns = ended.duration_since(began).as_nanos() as u64;
-        let took_ns = match wall_ns < config::LONG_RUN_NS {
-            true => {
-                EXACT.set(Exact { left: exact.left.saturating_sub(1), ..exact });
-                wall_ns
-            }
-            false => {
-                let own_ns = before.map(|before| before.time_since(self.waits, wall_ns));
-                let is_own = own_ns.map(|own_ns| own_ns >= config::LONG_RUN_NS);
-                EXACT.set(exact.after_long(is_own));
-                own_ns.unwrap_or(0)
-            }
+        let wall = ended.duration_since(began);
+        let is_long = wall.as_nanos() as u64 >= config::LONG_RUN_NS;
+        let before = STARVED.get();
+        let is_old = |starved: Starved| {
+            ended.saturating_duration_since(starved.by) >= config::STARVED_REFRESH
         };
-        self.record(took_ns, ended);
+        let mut took = wall;
+        if is_long || before.is_none_or(is_old) {
+            let total = (self.starved)();
+            STARVED.set(Some(Starved { by: ended, total }));
+            if is_long {
+                let starved = before.map_or(Duration::ZERO, |before| total - before.total);
+                took = wall.saturating_sub(starved);
+            }
+        }
+        self.record(took.as_nanos() as u64, ended);
         done
     }
 
@@ -276,29 +260,6 @@ impl Future for Timed {
     }
 }
 
-/// What this thread has used.
-struct Usage {
-    cpu_ns: u64,
-    waits: u64,
-}
-
-impl Usage {
-    fn now(waits: fn() -> u64) -> Usage {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        Usage { cpu_ns: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, waits: waits() }
-    }
-
-    /// For how long a run of `wall_ns` since then is to be held against its handler.
-    #[cold]
-    fn time_since(&self, waits: fn() -> u64, wall_ns: u64) -> u64 {
-        let now = Usage::now(waits);
-        match now.waits > self.waits {
-            true => wall_ns,
-            false => wall_ns.min(now.cpu_ns - self.cpu_ns),
-        }
-    }
-}
-
 /// What it takes to wake a thread that sleeps, measured once: there and back, halved.
 fn wake_cost_ns() -> u64 {
     static COST: OnceLock<u64> = OnceLock::new();
@@ -343,7 +304,7 @@ mod tests {
     }
 
     fn policy(pollers: usize) -> Policy {
-        Policy { wake_ns: 5_000, ..Policy::new(pollers, || 0) }
+        Policy { wake_ns: 5_000, ..Policy::new(pollers, || Duration::ZERO) }
     }
 
     #[test]
@@ -395,16 +356,6 @@ mod tests {
     }
 
     #[test]
-    fn long_runs_that_are_rare_are_found_after_a_while() {
-        let first = Exact { left: 0, misses: 0 }.after_long(None);
-        assert_eq!(first.left, 2 * config::EXACT_RUNS);
-        let many = (0..20).fold(first, |exact, _| exact.after_long(None));
-        assert_eq!(many.left, config::EXACT_RUNS << config::EXACT_DOUBLINGS_MAX);
-        assert_eq!(many.after_long(Some(true)).left, many.left);
-        assert_eq!(many.after_long(Some(false)).left, config::EXACT_RUNS);
-    }
-
-    #[test]
     fn they_come_back_when_they_have_become_cheap_and_not_before() {
         let policy = policy(1);
         pass(&policy, 1, 100, Duration::from_millis(1));
@@ -428,13 +379,18 @@ mod tests {
 
     #[test]
     fn time_that_others_took_from_a_run_is_not_held_against_it() {
-        // A sleep stands for it: to this policy nobody tells that the thread waited.
-        let policy = policy(1);
-        assert!(
-            !moves(&policy, || thread::sleep(Duration::from_millis(1))),
-            "{:?}",
-            policy.stats()
-        );
+        thread_local! {
+            static STOOD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        }
+        // A sleep stands for it.
+        let starves = || {
+            let from = Instant::now();
+            thread::sleep(Duration::from_millis(1));
+            STOOD.set(STOOD.get() + from.elapsed());
+        };
+        let policy = Policy { starved: || STOOD.get(), ..policy(1) };
+        policy.time(|| {});
+        assert!(!moves(&policy, starves), "{:?}", policy.stats());
     }
 
     #[test]
@@ -444,15 +400,7 @@ mod tests {
             while from.elapsed() < Duration::from_millis(1) {}
         };
         assert!(moves(&policy(1), computes));
-        thread_local! {
-            static SLEPT: Cell<u64> = const { Cell::new(0) };
-        }
-        let blocking = Policy { waits: || SLEPT.get(), ..policy(1) };
-        let blocks = || {
-            SLEPT.set(SLEPT.get() + 1);
-            thread::sleep(Duration::from_millis(1));
-        };
-        assert!(moves(&blocking, blocks));
+        assert!(moves(&policy(1), || thread::sleep(Duration::from_millis(1))));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! A handler that was taken for cheap, and is not, keeps its poller from everything else. A thread
 //! of its own looks every millisecond whether each poller has done something since, and relieves
-//! one that has not of the runs it has not come to: workers do those. While all pollers sleep this
-//! thread sleeps as well, until one of them calls it; so it costs an idle server nothing, and the
-//! pollers no system call but that.
+//! one that has not, although it did not wait for its CPU, of the runs it has not come to: workers
+//! do those. While all pollers sleep this thread sleeps as well, until one of them calls it; so it
+//! costs an idle server nothing, and the pollers no system call but that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
 use super::policy::Policy;
 use crate::config;
@@ -26,6 +27,8 @@ pub(crate) trait Watched: Send + Sync {
     fn is_asleep(&self) -> bool;
     /// `true`: it is asleep, and will unpark `watcher` when it is not any more.
     fn call_when_awake(&self, watcher: &Thread) -> bool;
+    /// For how long it was ready to run, in all, and others had the CPU.
+    fn starved(&self) -> Duration;
     /// Has workers do what it has not come to.
     fn relieve(&self);
 }
@@ -74,10 +77,10 @@ impl Drop for Watch {
 }
 
 fn look(pollers: &[Arc<dyn Watched>], policy: &Policy, stopping: &AtomicBool) {
-    // Of each that was awake: how far it was.
-    let mut seen: Vec<Option<u64>> = vec![None; pollers.len()];
+    let mut seen: Vec<Seen> = pollers.iter().map(|_| Seen::Asleep).collect();
     let mut idle_ticks = 0;
     while !stopping.load(Ordering::SeqCst) {
+        let mut began = Instant::now();
         if idle_ticks < config::STALL_TICKS_IDLE {
             let is_inline = policy.is_inline();
             let tick = if is_inline { config::STALL_TICK } else { config::STALL_TICK_OF_POOL };
@@ -86,18 +89,47 @@ fn look(pollers: &[Arc<dyn Watched>], policy: &Policy, stopping: &AtomicBool) {
             idle_ticks = 0;
             if pollers.iter().all(|poller| poller.call_when_awake(&thread::current())) {
                 thread::park();
+                began = Instant::now();
             }
         }
         idle_ticks += 1;
         for (poller, seen) in pollers.iter().zip(&mut seen) {
-            let now = (!poller.is_asleep()).then(|| poller.turns());
-            if now.is_some() {
+            *seen = seen.look_again(&**poller, began.elapsed());
+            if *seen != Seen::Asleep {
                 idle_ticks = 0;
-                if now == *seen {
+            }
+        }
+    }
+}
+
+/// What was seen of a poller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    Asleep,
+    /// Awake, at that turn.
+    At(u64),
+    /// Still at that turn, starved for so long in all.
+    Still(u64, Duration),
+}
+
+impl Seen {
+    /// Looks after another `tick`, and relieves a poller that has stood still for two of them. Not
+    /// one that only waits for its CPU: workers would have to wait for one as well.
+    fn look_again(self, poller: &dyn Watched, tick: Duration) -> Seen {
+        if poller.is_asleep() {
+            return Seen::Asleep;
+        }
+        let turns = poller.turns();
+        match self {
+            Seen::At(before) if before == turns => Seen::Still(turns, poller.starved()),
+            Seen::Still(before, starved_before) if before == turns => {
+                let starved = poller.starved();
+                if starved.saturating_sub(starved_before) < tick / 2 {
                     poller.relieve();
                 }
+                Seen::Still(turns, starved)
             }
-            *seen = now;
+            _ => Seen::At(turns),
         }
     }
 }
