@@ -215,6 +215,18 @@ pub(crate) const DIAL_RETRY_PAUSE: Duration = Duration::from_millis(2);
 /// The longest an adaptive poller spins without finding work.
 pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 
+/// How long the scheduler is to let a poller or a worker run at a time, where others want the CPU
+/// too. A handler that computes for longer then gives way to those that just woke: on two CPUs,
+/// with 8,000 requests a second of which 1 % take a millisecond, four workers, the P99 of the others
+/// was 0.72 ms instead of 0.97; throughput did not change.
+pub(crate) const TURN: Duration = Duration::from_micros(100);
+
+/// Workers for each CPU with [`Placement::Auto`](crate::Placement): the second one runs where
+/// handlers compute on all the first ones, and the scheduler shares the CPUs out. On two CPUs, with
+/// 16,000 requests a second of which 1 % take a millisecond, the P99 of the others was 1.0 to 1.3 ms
+/// with four workers, 1.2 to 1.5 with two, and not less with six.
+pub(crate) const AUTO_WORKERS_PER_CPU: usize = 2;
+
 /// How often an idle worker looks for work again before it parks.
 pub(crate) const WORKER_SPINS_MAX: usize = 32;
 

@@ -38,7 +38,16 @@ const IMPORTS: ImportTable = ImportTable {
         ("pollers", &["connection", "poller"]),
         (
             "server",
-            &["pollers", "connection", "poller", "task", "buffer", "sys::socket", "sys::usage"],
+            &[
+                "pollers",
+                "connection",
+                "poller",
+                "task",
+                "buffer",
+                "sys::socket",
+                "sys::turns",
+                "sys::usage",
+            ],
         ),
         ("dial", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),
         ("mux", &["pollers", "connection", "poller", "task", "buffer", "sys::socket"]),

@@ -25,7 +25,7 @@ use crate::buffer::Chain;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::sys::{Backend, Completion, Sink};
+use crate::sys::{Backend, Completion, Sink, turns};
 use crate::task::{self, Run};
 
 pub(crate) use crate::sys::socket::{Side, Socket};
@@ -107,6 +107,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
 
     /// Runs until told to stop and everything is closed.
     pub(crate) fn run(mut self) {
+        turns::ask_for_turns(config::TURN);
         E::enter_poller(&self.core.remote);
         self.core.remote.counters.own();
         self.core.remote.ready.own();

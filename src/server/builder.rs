@@ -20,8 +20,8 @@ use crate::poller::group::Plan;
 use crate::pollers::Pollers;
 use crate::sync::Mutex;
 use crate::sys::socket::Socket;
-use crate::sys::usage;
-use crate::task::{Executor, RuntimeContext};
+use crate::sys::{turns, usage};
+use crate::task::{Executor, Host, RuntimeContext};
 use crate::threads;
 
 /// Says what a server is to be; made by [`Server::builder`].
@@ -318,9 +318,11 @@ impl ServerBuilder {
         };
         let context = std::mem::take(&mut self.context);
         let watched = pollers.remotes().iter().map(|remote| Arc::clone(remote) as _).collect();
-        let starved = usage::starved_of_this_thread;
-        let executor =
-            Executor::start(self.placement, &self.worker_cpus, watched, starved, context)?;
+        let host = Host {
+            begin: || turns::ask_for_turns(config::TURN),
+            starved: usage::starved_of_this_thread,
+        };
+        let executor = Executor::start(self.placement, &self.worker_cpus, watched, host, context)?;
         let hooks = Arc::new(Hooks {
             handlers: self.handlers,
             executor,
@@ -350,7 +352,8 @@ impl ServerBuilder {
         plan.workers = match self.placement {
             Placement::Inline => 0,
             Placement::Pool { workers } if workers > 0 => workers,
-            Placement::Pool { .. } | Placement::Auto => threads::cpu_count(&self.worker_cpus),
+            Placement::Pool { .. } => threads::cpu_count(&self.worker_cpus),
+            Placement::Auto => config::AUTO_WORKERS_PER_CPU * threads::cpu_count(&self.worker_cpus),
             // How many a runtime has is its own affair.
             Placement::Tokio => threads::cpu_count(&[]),
         };

@@ -15,6 +15,7 @@
 
 pub(crate) mod epoll;
 pub(crate) mod socket;
+pub(crate) mod turns;
 pub(crate) mod uring;
 pub(crate) mod usage;
 pub(crate) mod wake;

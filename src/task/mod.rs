@@ -17,7 +17,7 @@ use std::pin::Pin;
 
 pub(crate) use async_task::Runnable;
 
-pub(crate) use placement::{Executor, RuntimeContext, Seat};
+pub(crate) use placement::{Executor, Host, RuntimeContext, Seat};
 pub use policy::PlacementStats;
 pub(crate) use queue::Workers;
 pub(crate) use stall::Watched;

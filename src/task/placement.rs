@@ -4,8 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Placement;
+use crate::config::{self, Placement};
 use crate::error::{Error, Result};
+use crate::threads;
 
 use super::policy::{PlacementStats, Policy, Timed};
 use super::queue::Workers;
@@ -17,6 +18,15 @@ use super::{Run, Runnable};
 pub(crate) struct Executor {
     seat: Seat,
     context: RuntimeContext,
+}
+
+/// What the operating system does for threads that run handlers.
+#[derive(Clone, Copy)]
+pub(crate) struct Host {
+    /// Called by each worker at its start.
+    pub(crate) begin: fn(),
+    /// For how long the calling thread was ready to run, in all, and others had the CPU.
+    pub(crate) starved: fn() -> Duration,
 }
 
 /// Where a run begins.
@@ -34,8 +44,8 @@ pub(crate) enum Seat {
 
 impl Executor {
     /// Starts the threads that `placement` calls for beside these pollers, pinned to
-    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `starved`
-    /// tells for how long the calling thread was ready to run, in all, and others had the CPU.
+    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `host`
+    /// is what the operating system does for their threads.
     ///
     /// # Errors
     /// Invalid: workers that cannot be; a tokio runtime is called for, and none is there.
@@ -43,15 +53,16 @@ impl Executor {
         placement: Placement,
         worker_cpus: &[usize],
         pollers: Vec<Arc<dyn Watched>>,
-        starved: fn() -> Duration,
+        host: Host,
         context: RuntimeContext,
     ) -> Result<Executor> {
         let mut context = context;
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
-                let policy = Arc::new(Policy::new(pollers.len(), starved));
-                let workers = Workers::start(0, worker_cpus)?;
+                let policy = Arc::new(Policy::new(pollers.len(), host.starved));
+                let count = config::AUTO_WORKERS_PER_CPU * threads::cpu_count(worker_cpus);
+                let workers = Workers::start(count, worker_cpus, host.begin)?;
                 match Watch::start(pollers, &policy) {
                     Ok(watch) => Seat::Auto(workers, policy, Arc::new(watch)),
                     Err(error) => {
@@ -60,7 +71,9 @@ impl Executor {
                     }
                 }
             }
-            Placement::Pool { workers } => Seat::Pool(Workers::start(workers, worker_cpus)?),
+            Placement::Pool { workers } => {
+                Seat::Pool(Workers::start(workers, worker_cpus, host.begin)?)
+            }
             Placement::Tokio => {
                 context = context.or_current()?;
                 Seat::Tokio

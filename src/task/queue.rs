@@ -39,8 +39,8 @@ thread_local! {
 }
 
 impl Workers {
-    /// Starts `count` threads, or one per CPU for 0.
-    pub(crate) fn start(count: usize, cpus: &[usize]) -> Result<Workers> {
+    /// Starts `count` threads, or one per CPU for 0; each calls `begin` first.
+    pub(crate) fn start(count: usize, cpus: &[usize], begin: fn()) -> Result<Workers> {
         let count = if count == 0 { threads::cpu_count(cpus) } else { count };
         if count > config::THREADS_MAX {
             return Err(Error::invalid(format!(
@@ -59,6 +59,7 @@ impl Workers {
         for (index, queue) in queues.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
             let started = threads::spawn(&format!("ringpoll-w{index}"), cpus.to_vec(), move || {
+                begin();
                 work(&shared, queue, index);
             });
             match started {
@@ -223,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_although_workers_sleep_in_between() {
-        let workers = Workers::start(3, &[]).unwrap();
+        let workers = Workers::start(3, &[], || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         for round in 0..2000_usize {
             let sender = sender.clone();
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_panicking_task_leaves_its_worker_alive() {
-        let workers = Workers::start(1, &[]).unwrap();
+        let workers = Workers::start(1, &[], || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         workers.spawn(async { panic!("on purpose") });
         workers.spawn(async move { sender.send(()).unwrap() });
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_task_that_wakes_itself_for_ever_shuts_nobody_out() {
-        let workers = Workers::start(1, &[]).unwrap();
+        let workers = Workers::start(1, &[], || {}).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicUsize::new(0));
         let (until, count) = (Arc::clone(&stop), Arc::clone(&turns));
