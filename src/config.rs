@@ -41,7 +41,7 @@ pub enum Backend {
 #[non_exhaustive]
 pub enum Placement {
     /// [`Inline`](Self::Inline) while that is cheaper for everybody else, otherwise on a pool of
-    /// workers, one per CPU this process may use. Decided for each server from how long its
+    /// workers, two for each CPU this process may use. Decided for each server from how long its
     /// handlers run, and again every 20 ms; see [`PlacementStats`](crate::PlacementStats).
     #[default]
     Auto,
@@ -217,14 +217,14 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 
 /// How long the scheduler is to let a poller or a worker run at a time, where others want the CPU
 /// too. A handler that computes for longer then gives way to those that just woke: on two CPUs,
-/// with 8,000 requests a second of which 1 % take a millisecond, four workers, the P99 of the others
-/// was 0.72 ms instead of 0.97; throughput did not change.
+/// with four workers and 8,000 requests a second of which 1 % take a millisecond, the P99 of the
+/// others was 0.72 ms instead of 0.97; throughput did not change.
 pub(crate) const TURN: Duration = Duration::from_micros(100);
 
 /// Workers for each CPU with [`Placement::Auto`](crate::Placement): the second one runs where
 /// handlers compute on all the first ones, and the scheduler shares the CPUs out. On two CPUs, with
-/// 16,000 requests a second of which 1 % take a millisecond, the P99 of the others was 1.0 to 1.3 ms
-/// with four workers, 1.2 to 1.5 with two, and not less with six.
+/// 16,000 requests a second of which 1 % take a millisecond, the P99 of the others was 1.0 to 1.3
+/// ms with four workers, 1.2 to 1.5 with two, and not less with six.
 pub(crate) const AUTO_WORKERS_PER_CPU: usize = 2;
 
 /// How often an idle worker looks for work again before it parks.
@@ -268,7 +268,7 @@ pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
 
-/// A run that is told at once, and whose time is checked against what its thread waited for the CPU.
+/// A run that is told at once, and whose time is checked against what its thread waited for a CPU.
 /// Shorter ones are not worth the system call, even where they were interrupted.
 pub(crate) const LONG_RUN_NS: u64 = 50_000;
 

@@ -46,8 +46,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// Has workers do a run that this poller does not come to. From any thread; only where it is
     /// [movable](Self::is_movable).
     fn run_elsewhere(self: Arc<Self>);
-    /// Sends `first`, then what else a flusher has left to a poller that does not come to it: so the
-    /// caller has `first`, or the [`Command::Send`](super::Command::Send), and the poller has
+    /// Sends `first`, then what else a flusher has left to a poller that does not come to it: so
+    /// the caller has `first`, or the [`Command::Send`](super::Command::Send), and the poller has
     /// neither. From any thread.
     fn send_here(self: &Arc<Self>, first: Chain);
     /// Asks for the removal of the endpoint.

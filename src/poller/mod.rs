@@ -6,12 +6,13 @@
 //!
 //! ```text
 //! commands → wait: completions → endpoints → batch
-//!          → timers → batch: handlers, wake-ups → commands → …
+//!          → timers → batch: wake-ups, handlers → commands → …
 //! ```
 
 pub(crate) mod commands;
 mod endpoint;
 pub(crate) mod group;
+mod inner;
 mod ready;
 mod slots;
 mod spin;
@@ -25,28 +26,17 @@ use crate::buffer::Chain;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::sys::{Backend, Completion, Sink, turns};
-use crate::task::{self, Run};
+use crate::sys::{Backend, turns};
 
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Token};
 pub(crate) use commands::{Command, Remote};
 pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Received};
+use inner::{Core, Held, Slot};
 use ready::{Flushed, Job};
 use slots::Slots;
 use spin::Spin;
 use timers::{NEVER, Timers, Whom, now_ns};
-
-enum Slot<E> {
-    Endpoint(Held<E>),
-    Listener(Arc<dyn Accept>),
-}
-
-/// An endpoint, and its run that waits for a flush.
-struct Held<E> {
-    endpoint: Arc<E>,
-    kept: Option<Run>,
-}
 
 /// One poller thread's own data.
 pub(crate) struct Poller<B, E> {
@@ -59,19 +49,6 @@ pub(crate) struct Poller<B, E> {
     /// The same, where others could have taken it.
     taken_over: Flushed<E>,
     stopping: bool,
-}
-
-/// All but the backend, so that the backend can report into it.
-struct Core<E> {
-    remote: Arc<Remote<E>>,
-    slots: Slots<Slot<E>>,
-    /// Kept runs of endpoints that have lost their slot.
-    leaving: HashMap<Token, Run>,
-    timers: Timers,
-    batch: Batch<E>,
-    /// Backlog of connections whose send just ended.
-    resend: Vec<Token>,
-    completions: usize,
 }
 
 impl<B: Backend, E: Endpoint> Poller<B, E> {
@@ -336,185 +313,5 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 Slot::Listener(_) => self.backend.remove(token),
             }
         }
-    }
-}
-
-impl<E: Endpoint> Core<E> {
-    /// Runs what was collected: first the wake-ups of other threads' tasks, so that these run
-    /// beside our handlers, then those.
-    fn run_batch(&mut self) {
-        for waker in self.batch.wakers.drain(..) {
-            waker.wake();
-        }
-        if self.batch.jobs.len() > 1 && self.remote.ready.is_watched() {
-            self.remote.ready.publish(&mut self.batch.jobs);
-            while let Some(job) = self.remote.ready.take() {
-                self.run(job);
-            }
-            return;
-        }
-        let mut jobs = std::mem::take(&mut self.batch.jobs);
-        for job in jobs.drain(..) {
-            self.run(job);
-        }
-        self.batch.jobs = jobs;
-    }
-
-    fn run(&mut self, job: Job<E>) {
-        self.remote.ready.turn();
-        let (endpoint, action) = match job {
-            Job::Act(endpoint, action) => (endpoint, action),
-            Job::Poll(runnable, _) => return task::run(runnable),
-        };
-        let token = endpoint.token();
-        let kept = match action {
-            Action::Continue => self.kept(token).and_then(|run| endpoint.go_on(run)),
-            _ => endpoint.act(action),
-        };
-        if let Some(run) = kept {
-            match self.slots.get_mut(token) {
-                Some(Slot::Endpoint(held)) => held.kept = Some(run),
-                _ => {
-                    self.leaving.insert(token, run);
-                }
-            }
-        }
-    }
-
-    /// The run that waits for its flush.
-    fn kept(&mut self, token: Token) -> Option<Run> {
-        match self.slots.get_mut(token) {
-            Some(Slot::Endpoint(held)) => held.kept.take(),
-            _ => self.leaving.remove(&token),
-        }
-    }
-
-    fn fire_timers<B: Backend>(&mut self, backend: &mut B) {
-        let now_ns = self.batch.now_ns;
-        if self.timers.count() == 0 {
-            return;
-        }
-        while let Some(entry) = self.timers.pop_due(now_ns) {
-            let token = match entry.whom {
-                Whom::Waker(waker) => {
-                    self.batch.wakers.push(waker);
-                    continue;
-                }
-                Whom::Slot(token) => token,
-            };
-            match self.slots.get(token) {
-                Some(Slot::Endpoint(held)) => {
-                    if let Some(at_ns) = held.endpoint.on_timer(entry.at_ns, &mut self.batch) {
-                        self.timers.arm(at_ns, Whom::Slot(token));
-                    }
-                }
-                Some(Slot::Listener(_)) => backend.resume(token),
-                None => {}
-            }
-        }
-        self.count_timers();
-    }
-
-    /// Drops the timers of connections that are gone, so that a long idle timeout on short
-    /// connections does not pile them up.
-    fn sweep_timers(&mut self) {
-        if self.timers.count() < 2 * self.slots.count() + config::STALE_TIMERS_MAX {
-            return;
-        }
-        let slots = &self.slots;
-        self.timers.sweep(|token, at_ns| match slots.get(token) {
-            Some(Slot::Endpoint(held)) => held.endpoint.is_armed(at_ns),
-            Some(Slot::Listener(_)) => true,
-            None => false,
-        });
-    }
-
-    /// How long a wait may take at most.
-    fn due_in(&self) -> Option<Duration> {
-        match self.timers.count() {
-            0 => None,
-            _ => self.timers.next_in(now_ns()),
-        }
-    }
-
-    /// Sets the round's clock, if anybody will look at it.
-    fn read_clock(&mut self) {
-        if self.timers.count() > 0 {
-            self.batch.now_ns = now_ns();
-        }
-    }
-
-    fn count_timers(&self) {
-        self.remote.timers.store(self.timers.count(), Ordering::Relaxed);
-    }
-
-    /// Decides what each connection may hold, and lets go of memory that nobody will use soon.
-    fn tidy_memory(&mut self) {
-        let pool = &self.remote.pool;
-        let over = pool.memory_bytes() > config::POLLER_BLOCK_BYTES_MAX;
-        self.batch.share_bytes = over.then(|| {
-            let share = config::POLLER_BLOCK_BYTES_MAX / self.slots.count().max(1);
-            share.max(config::SHARE_BYTES_MIN)
-        });
-        if self.slots.count() == 0 {
-            pool.trim();
-        }
-    }
-
-    fn removed(&mut self, token: Token) {
-        match self.slots.remove(token) {
-            Some(Slot::Endpoint(held)) => {
-                held.endpoint.on_removed();
-                if let Some(run) = held.kept {
-                    self.leaving.insert(token, run);
-                }
-            }
-            Some(Slot::Listener(listener)) => {
-                self.remote.listeners.fetch_sub(1, Ordering::Relaxed);
-                listener.on_removed();
-            }
-            None => {}
-        }
-    }
-}
-
-impl<E: Endpoint> Sink for Core<E> {
-    fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow {
-        self.completions += 1;
-        if matches!(completion, Completion::Removed) {
-            self.removed(token);
-            return Flow::Continue;
-        }
-        let batch = &mut self.batch;
-        match (self.slots.get(token), completion) {
-            (Some(Slot::Endpoint(Held { endpoint, .. })), completion) => match completion {
-                Completion::Copied(bytes) => {
-                    return endpoint.on_received(Received::Copied(bytes), batch);
-                }
-                Completion::Lent(slice) => {
-                    return endpoint.on_received(Received::Lent(slice), batch);
-                }
-                Completion::Connected(result) => endpoint.on_connected(result, batch),
-                Completion::HungUp => endpoint.on_hung_up(batch),
-                Completion::Ended(result) => endpoint.on_ended(result, batch),
-                Completion::Sent(result) => {
-                    if endpoint.on_sent(result, batch) {
-                        self.resend.push(token);
-                    }
-                }
-                Completion::Accepted(..) | Completion::AcceptFailed(_) | Completion::Removed => {}
-            },
-            (Some(Slot::Listener(listener)), Completion::Accepted(socket, peer)) => {
-                listener.on_accepted(socket, peer);
-            }
-            (Some(Slot::Listener(listener)), Completion::AcceptFailed(error))
-                if listener.on_failed(&error) =>
-            {
-                let at_ns = timers::ns_after(config::ACCEPT_RETRY);
-                self.timers.arm(at_ns, Whom::Slot(token));
-            }
-            _ => {}
-        }
-        Flow::Continue
     }
 }

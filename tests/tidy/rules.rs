@@ -25,7 +25,7 @@ pub(crate) fn imports(project: &Project, table: &ImportTable) -> Vec<String> {
                 .is_some_and(|first| first == owner || (!is_leaf(owner) && is_leaf(first)));
             let path = path.join("::");
             if !is_free && !allowed.iter().any(|prefix| is_within(&path, prefix)) {
-                let message = format_args!("`{owner}` imports `{path}`; it may import {allowed:?}");
+                let message = format!("`{owner}` imports `{path}`; it may import {allowed:?}");
                 findings.push(module.source.finding(offset, message));
             }
         }
@@ -236,7 +236,7 @@ pub(crate) fn example_commands(project: &Project) -> Vec<String> {
         let line = source.text.lines().next().unwrap_or("");
         let mut parts = line.split_whitespace().skip_while(|part| *part != "--example").skip(1);
         if !line.starts_with("// cargo run ") || parts.next() != Some(name) {
-            let message = format_args!("does not begin with `// cargo run … --example {name}`");
+            let message = format!("does not begin with `// cargo run … --example {name}`");
             findings.push(source.finding(0, message));
         }
     }
