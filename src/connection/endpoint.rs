@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::handle::Handle;
 use super::input::End;
+use super::output::Output;
 use super::shared::{self, POLLER, Remote, Shared, guard};
 use super::state::Kind;
 use super::take_on;
@@ -123,15 +124,10 @@ impl Endpoint for Shared {
         }
         self.sent.store(output.sent(), Ordering::Release);
         let has_more = output.has_queue();
-        let settled = output.is_settled();
-        let close = settled && output.close_when_sent;
+        let end = self.after_sending(&output);
         drop(output);
-        let draining = || self.service.as_ref().is_some_and(|service| service.is_draining());
-        if close {
-            batch.act(self, Action::Close);
-        } else if settled && draining() {
-            // A shutdown left it open for this output alone.
-            batch.act(self, Action::CloseIfIdle);
+        if let Some(end) = end {
+            batch.act(self, end);
         }
         has_more
     }
@@ -220,14 +216,19 @@ impl Endpoint for Shared {
     }
 
     fn send_here(self: &Arc<Self>, first: Chain) {
-        let (flusher, ask) = {
+        let (flusher, ask, end) = {
             let mut output = lock(&self.output);
-            let sent = output.send_queue(first, &self.remote.counters);
+            let (flusher, ask) = output.send_queue(first, &self.remote.counters);
             self.sent.store(output.sent(), Ordering::Release);
-            sent
+            (flusher, ask, self.after_sending(&output))
         };
         if let Some(flusher) = flusher {
             flusher.wake(self);
+        }
+        match end {
+            Some(Action::Close) => self.close(),
+            Some(_) => self.close_if_idle(),
+            None => {}
         }
         if ask {
             self.remote.send(Command::Send(Arc::clone(self)));
@@ -244,6 +245,17 @@ impl Endpoint for Shared {
 }
 
 impl Shared {
+    /// What is to happen once these bytes are sent, if that is all.
+    fn after_sending(&self, output: &Output) -> Option<Action> {
+        if !output.is_settled() {
+            return None;
+        }
+        let draining = || self.service.as_ref().is_some_and(|service| service.is_draining());
+        // A shutdown left it open for this output alone.
+        let may_be_idle = || draining().then_some(Action::CloseIfIdle);
+        if output.close_when_sent { Some(Action::Close) } else { may_be_idle() }
+    }
+
     /// What a run works with.
     fn begin_run(self: Arc<Self>) -> (Kind, Connection, RunEnd) {
         self.remote.counters.add(|counters| &counters.handler_runs, 1);

@@ -181,11 +181,10 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             for (token, gather) in self.flushed.drain(..) {
                 self.backend.send(token, gather);
             }
-            if self.core.remote.ready.is_watched() {
-                self.core.remote.ready.take_flushed(&mut self.taken_over);
-                for (endpoint, gather) in self.taken_over.drain(..) {
-                    self.backend.send(endpoint.token(), gather);
-                }
+            // Also where nobody watches any more: somebody may have when they were flushed.
+            self.core.remote.ready.take_flushed(&mut self.taken_over);
+            for (endpoint, gather) in self.taken_over.drain(..) {
+                self.backend.send(endpoint.token(), gather);
             }
         }
     }
