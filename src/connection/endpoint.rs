@@ -1,6 +1,8 @@
 //! What the poller calls: completions, timers, and what it runs for the connection.
 //!
-//! All on the poller's thread. Only `act` runs user code.
+//! On the poller's thread, but for what a poller that is held up is relieved of: `run_elsewhere`
+//! and `send_here`. User code runs in `on_attached`, `act` and `go_on`, and in what `send_here`
+//! wakes.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -216,6 +218,9 @@ impl Endpoint for Shared {
     }
 
     fn send_here(self: &Arc<Self>, first: Chain) {
+        if self.timeouts.watches_idle() {
+            self.timeouts.touch(now_ns());
+        }
         let (flusher, ask, end) = {
             let mut output = lock(&self.output);
             let (flusher, ask) = output.send_queue(first, &self.remote.counters);
@@ -227,7 +232,8 @@ impl Endpoint for Shared {
         }
         match end {
             Some(Action::Close) => self.close(),
-            Some(_) => self.close_if_idle(),
+            // Only the thread that files bytes can tell that there are none.
+            Some(_) => self.remote.send(Command::CloseIfIdle(Arc::clone(self))),
             None => {}
         }
         if ask {

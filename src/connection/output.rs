@@ -3,7 +3,8 @@
 //! One sender at a time, so bytes never reorder. While nothing is queued ([`Sending::Idle`]) a
 //! flush sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says;
 //! what the socket does not take is left to the poller in any case. From then on the poller sends
-//! ([`Sending::Handed`]), and later flushes only queue. Guarded by the output lock, which is held
+//! ([`Sending::Handed`]), or whoever has taken from it what it was left and has not come to; later
+//! flushes only queue. Guarded by the output lock, which is held
 //! over the non-blocking send: that and closing are all it serialises.
 
 use std::io;

@@ -33,6 +33,8 @@ pub(crate) enum Command<E> {
     Again(Arc<E>),
     /// Go on with the run that waits for its flush.
     Continue(Arc<E>),
+    /// Close it if there is nothing to do.
+    CloseIfIdle(Arc<E>),
     /// Send what the flusher could not.
     Send(Arc<E>),
     /// Receive again after a pause.
@@ -66,6 +68,7 @@ impl<E: Endpoint> Command<E> {
             Command::Run(..)
             | Command::Again(_)
             | Command::Continue(_)
+            | Command::CloseIfIdle(_)
             | Command::Send(_)
             | Command::Resume(_)
             | Command::Timer(..)
@@ -209,19 +212,21 @@ impl<T> Inbox<T> {
             .collect()
     }
 
+    /// The receiver sleeps, or has ended.
     pub(super) fn is_asleep(&self) -> bool {
-        lock(&self.0).sleeping
+        let queue = lock(&self.0);
+        queue.sleeping || queue.closed
     }
 
-    /// `true`: the receiver sleeps, and will unpark `watcher` when it has woken. `false`: it is
-    /// awake.
+    /// `true`: the receiver sleeps, and will unpark `watcher` when it has woken; or it has ended.
+    /// `false`: it is awake.
     pub(super) fn call_when_awake(&self, watcher: &Thread) -> bool {
         let mut queue = lock(&self.0);
         let is_known = queue.watchers.iter().any(|known| known.id() == watcher.id());
         if queue.sleeping && !is_known {
             queue.watchers.push(watcher.clone());
         }
-        queue.sleeping
+        queue.sleeping || queue.closed
     }
 
     /// Announces a sleep, unless there is work: then swaps it into `into`, and returns `false`.
@@ -242,6 +247,30 @@ impl<T> Inbox<T> {
         let mut queue = lock(&self.0);
         queue.closed = true;
         std::mem::take(&mut queue.items)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod inbox_tests {
+    use super::*;
+
+    #[test]
+    fn one_that_has_ended_is_as_good_as_asleep_and_calls_nobody() {
+        let inbox = Inbox::<()>::new();
+        assert!(!inbox.is_asleep() && !inbox.call_when_awake(&std::thread::current()));
+        inbox.close();
+        assert!(inbox.is_asleep() && inbox.call_when_awake(&std::thread::current()));
+        assert!(lock(&inbox.0).watchers.is_empty());
+    }
+
+    #[test]
+    fn what_is_taken_out_of_turn_leaves_the_rest_in_order() {
+        let inbox = Inbox::new();
+        (0..10).for_each(|item| assert_eq!(inbox.push(item), Ok(false)));
+        assert_eq!(inbox.take_if(3, |item| item % 2 == 0), [0, 2, 4]);
+        let mut rest = Vec::new();
+        inbox.take(&mut rest);
+        assert_eq!(rest, [1, 3, 5, 6, 7, 8, 9]);
     }
 }
 

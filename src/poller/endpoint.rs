@@ -10,8 +10,8 @@ use crate::buffer::{Chain, Slice};
 use crate::sync::Arc;
 use crate::task::Run;
 
-/// What a slot holds for a connection: the calls upward. All of them come from the poller's thread,
-/// none may block.
+/// What a slot holds for a connection: the calls upward. They come from the poller's thread, unless
+/// they say otherwise; none may block.
 pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// This thread is `remote`'s poller from now on.
     fn enter_poller(remote: &Arc<Remote<Self>>);
@@ -41,7 +41,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn act(self: Arc<Self>, action: Action) -> Option<Run>;
     /// Goes on with a run that was kept.
     fn go_on(self: &Arc<Self>, run: Run) -> Option<Run>;
-    /// Whether workers may do its runs.
+    /// Whether workers may do its runs. From any thread, with locks held: it only looks.
     fn is_movable(&self) -> bool;
     /// Has workers do a run that this poller does not come to. From any thread; only where it is
     /// [movable](Self::is_movable).
@@ -76,7 +76,8 @@ pub(crate) enum Received<'a> {
 pub(crate) enum Action {
     /// A run of the connection's handler.
     Run,
-    /// More of the run that waits for its flush.
+    /// More of the run that waits for its flush. It stays with its poller, however long that is
+    /// held up.
     Continue,
     /// Tell the user that the peer has gone.
     Disconnected,

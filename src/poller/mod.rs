@@ -205,6 +205,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             Command::Continue(endpoint) => {
                 core.batch.jobs.push(Job::Act(endpoint, Action::Continue));
             }
+            Command::CloseIfIdle(endpoint) => {
+                core.batch.jobs.push(Job::Act(endpoint, Action::CloseIfIdle));
+            }
             Command::Attach(endpoint, socket) => {
                 let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint)

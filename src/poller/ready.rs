@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::thread::Thread;
-use std::time::Duration;
 
 use super::{Action, Command, Endpoint, Remote};
 use crate::buffer::Chain;
@@ -15,7 +14,7 @@ use crate::config;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::usage::ThreadId;
-use crate::task::{Runnable, Watched, Workers};
+use crate::task::{Runnable, Used, Watched, Workers};
 
 /// Something to run.
 pub(crate) enum Job<E> {
@@ -37,9 +36,10 @@ impl<E: Endpoint> Job<E> {
     /// Has workers run it.
     fn hand_over(self) {
         match self {
-            Job::Act(endpoint, _) => endpoint.run_elsewhere(),
+            Job::Act(endpoint, Action::Run) => endpoint.run_elsewhere(),
+            Job::Act(_, action) => unreachable!("{action:?} is the poller's"),
             Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
-            Job::Poll(_, None) => {}
+            Job::Poll(_, None) => unreachable!("no workers may run it"),
         }
     }
 }
@@ -137,8 +137,12 @@ impl<E: Endpoint> Watched for Remote<E> {
         self.inbox().call_when_awake(watcher)
     }
 
-    fn starved(&self) -> Duration {
-        self.ready.thread.get().and_then(|thread| thread.starved()).unwrap_or_default()
+    fn used(&self) -> Used {
+        let thread = self.ready.thread.get();
+        Used {
+            cpu: thread.and_then(|thread| thread.cpu_time()).unwrap_or_default(),
+            is_runnable: thread.is_some_and(|thread| thread.is_runnable()),
+        }
     }
 
     fn relieve(&self) {
@@ -160,7 +164,7 @@ impl<E: Endpoint> Watched for Remote<E> {
                 Command::Again(endpoint) => movable.push(Job::Act(endpoint, Action::Run)),
                 Command::Run(runnable, workers) => movable.push(Job::Poll(runnable, workers)),
                 Command::Send(endpoint) => endpoint.send_here(Chain::new()),
-                _ => {}
+                _ => unreachable!("the others were left"),
             }
         }
         self.counters.add(|counters| &counters.moved_runs, movable.len() as u64);

@@ -96,8 +96,8 @@ pub(crate) enum Flow {
 pub(crate) enum Outlet {
     /// The flusher sends; what the socket does not take is left to the backend.
     Flusher,
-    /// The backend sends, together with the poller's next wait; while the poller sleeps, the
-    /// flusher.
+    /// The backend sends, together with the poller's next wait; while the poller sleeps or is held
+    /// up, and where there is much to send, the flusher.
     Poller,
     /// The flusher puts it where a kernel thread finds it.
     Rings(Arc<SendRings>),

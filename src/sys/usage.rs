@@ -14,13 +14,30 @@ impl ThreadId {
         ThreadId(rustix::thread::gettid().as_raw_nonzero().get())
     }
 
-    /// For how long it has been ready to run, in all, and others had the CPU. `None` where the
-    /// kernel does not tell.
-    pub(crate) fn starved(self) -> Option<Duration> {
-        let path = format!("/proc/self/task/{}/schedstat", self.0);
-        starved(&std::fs::read_to_string(path).ok()?)
+    /// The CPU time it has used, up to now. `None` where the kernel does not tell.
+    pub(crate) fn cpu_time(self) -> Option<Duration> {
+        // As `pthread_getcpuclockid` makes it: the thread's number, inverted, and a kind of clock.
+        let clock = (!self.0 << 3) | CLOCK_OF_THREAD;
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is a `timespec` to write to, and it is not kept.
+        match unsafe { libc::clock_gettime(clock, &raw mut time) } {
+            0 => Some(Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?)),
+            _ => None,
+        }
+    }
+
+    /// It runs, or waits for a CPU, and for nothing else.
+    pub(crate) fn is_runnable(self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.0));
+        // Behind the name, which may hold anything.
+        stat.is_ok_and(|stat| {
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('R'))
+        })
     }
 }
+
+/// Per thread, and by the scheduler's count.
+const CLOCK_OF_THREAD: libc::clockid_t = 4 | 2;
 
 /// For how long this thread has been ready to run, in all, and others had the CPU; zero where the
 /// kernel does not tell. A system call; the file stays open for as long as the thread lives.
@@ -43,28 +60,45 @@ fn starved(told: &str) -> Option<Duration> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn a_thread_that_shares_its_cpu_is_counted_as_starved() {
+        let limit = Instant::now() + Duration::from_secs(10);
+        let spin = move || {
+            let before = starved_of_this_thread();
+            while starved_of_this_thread() == before && Instant::now() < limit {
+                std::hint::spin_loop();
+            }
+            assert!(starved_of_this_thread() > before);
+        };
+        let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..threads).map(|_| std::thread::spawn(spin)).collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("starves"));
+    }
+
+    #[test]
+    fn a_thread_that_computes_is_told_from_one_that_waits() {
         let id = ThreadId::current();
-        let before = id.starved().expect("the kernel tells");
-        assert!(starved_of_this_thread() >= before);
-        let others: Vec<_> = (0..2 * std::thread::available_parallelism().map_or(1, usize::from))
-            .map(|_| {
-                std::thread::spawn(move || {
-                    let begun = std::time::Instant::now();
-                    while id.starved() == Some(before) && begun.elapsed() < Duration::from_secs(10)
-                    {
-                        std::hint::spin_loop();
-                    }
-                })
-            })
-            .collect();
-        let begun = std::time::Instant::now();
-        while id.starved() == Some(before) && begun.elapsed() < Duration::from_secs(10) {
+        let before = id.cpu_time().expect("the kernel tells");
+        assert!(id.is_runnable());
+        while id.cpu_time() == Some(before) {
             std::hint::spin_loop();
         }
-        others.into_iter().for_each(|other| other.join().expect("only spins"));
-        assert!(id.starved() > Some(before));
+        let (say, hear) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let waits = std::thread::spawn(move || {
+            say.send(ThreadId::current()).expect("is heard");
+            // An error is the end as well.
+            let _ = wait.recv();
+        });
+        let other = hear.recv().expect("is said");
+        let limit = Instant::now() + Duration::from_secs(10);
+        while other.is_runnable() && Instant::now() < limit {
+            std::thread::yield_now();
+        }
+        assert!(!other.is_runnable());
+        drop(go);
+        waits.join().expect("only waits");
     }
 }

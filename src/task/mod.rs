@@ -20,7 +20,7 @@ pub(crate) use async_task::Runnable;
 pub(crate) use placement::{Executor, Host, RuntimeContext, Seat};
 pub use policy::PlacementStats;
 pub(crate) use queue::Workers;
-pub(crate) use stall::Watched;
+pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, mark_trial, try_poll};
 pub use unblock::unblock;
 

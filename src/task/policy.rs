@@ -70,9 +70,19 @@ struct Tally {
 }
 
 thread_local! {
-    /// What this thread has not told yet, and the address of the policy that it is for.
-    static OWN: Cell<(usize, Tally)> = Cell::new((0, Tally::default()));
+    /// What this thread has not told yet.
+    static OWN: Cell<Own> = Cell::new(Own::default());
     static STARVED: Cell<Option<Starved>> = const { Cell::new(None) };
+}
+
+/// Runs that a thread has not told yet.
+#[derive(Clone, Copy, Default)]
+struct Own {
+    /// The address of the policy that they are for; 0 is none.
+    whose: usize,
+    tally: Tally,
+    /// Runs for other policies since: those are told at once.
+    strangers: u32,
 }
 
 /// For how long a thread had waited for its CPU by then.
@@ -134,18 +144,31 @@ impl Policy {
 
     fn record(&self, took_ns: u64, now: Instant) {
         let here = std::ptr::from_ref(self).addr();
-        let (whose, mut tally) = OWN.get();
-        if whose != here {
-            tally = Tally::default();
+        let mut own = OWN.get();
+        if own.whose != here {
+            own.strangers += 1;
+            if own.whose != 0 && own.strangers < config::RUNS_PER_TALLY {
+                OWN.set(own);
+                let mut tally = Tally::default();
+                tally.add(took_ns);
+                return self.tell(&tally, now);
+            }
+            // Its policy has not been heard of for a while.
+            own = Own { whose: here, ..Own::default() };
         }
-        tally.add(took_ns);
-        if tally.runs < config::RUNS_PER_TALLY && took_ns < config::LONG_RUN_NS {
-            OWN.set((here, tally));
+        own.strangers = 0;
+        own.tally.add(took_ns);
+        if own.tally.runs < config::RUNS_PER_TALLY && took_ns < config::LONG_RUN_NS {
+            OWN.set(own);
             return;
         }
-        OWN.set((here, Tally::default()));
+        OWN.set(Own { tally: Tally::default(), ..own });
+        self.tell(&own.tally, now);
+    }
+
+    fn tell(&self, tally: &Tally, now: Instant) {
         let mut window = lock(&self.window);
-        window.tally.merge(&tally);
+        window.tally.merge(tally);
         let lasted = now.saturating_duration_since(window.began);
         if lasted >= config::PLACEMENT_WINDOW {
             self.decide(&mut window, lasted);
@@ -375,6 +398,20 @@ mod tests {
             policy.time(&run);
         }
         !policy.is_inline()
+    }
+
+    #[test]
+    fn two_policies_on_one_thread_hear_of_their_runs() {
+        let (one, other) = (policy(1), policy(1));
+        for _ in 0..200 {
+            for policy in [&one, &other] {
+                let now = lock(&policy.window).began;
+                policy.record(40_000, now);
+            }
+        }
+        for policy in [&one, &other] {
+            assert!(lock(&policy.window).tally.runs >= 100, "{:?}", policy.stats());
+        }
     }
 
     #[test]

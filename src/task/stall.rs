@@ -6,6 +6,7 @@
 //! do those. While all pollers sleep this thread sleeps as well, until one of them calls it; so it
 //! costs an idle server nothing, and the pollers no system call but that.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, Thread};
@@ -27,10 +28,18 @@ pub(crate) trait Watched: Send + Sync {
     fn is_asleep(&self) -> bool;
     /// `true`: it is asleep, and will unpark `watcher` when it is not any more.
     fn call_when_awake(&self, watcher: &Thread) -> bool;
-    /// For how long it was ready to run, in all, and others had the CPU.
-    fn starved(&self) -> Duration;
+    /// What its thread has used.
+    fn used(&self) -> Used;
     /// Has workers do what it has not come to.
     fn relieve(&self);
+}
+
+/// What a thread has used of the CPU, and whether it could use more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub(crate) cpu: Duration,
+    /// It waits for nothing but a CPU, if that.
+    pub(crate) is_runnable: bool,
 }
 
 /// Watches pollers until it is stopped.
@@ -57,14 +66,15 @@ impl Watch {
         Ok(Watch { pollers, stopping, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Ends the thread, and joins it, if `join`.
+    /// Ends the thread, and joins it, if `join`, unless this is called on it.
     pub(crate) fn stop(&self, join: bool) {
         let Some(thread) = lock(&self.thread).take() else { return };
         self.stopping.store(true, Ordering::SeqCst);
         self.pollers.iter().for_each(|poller| poller.watch(false));
         thread.thread().unpark();
-        if join {
-            // It runs no code of the user's, and none of ours that panics.
+        // To relieve a poller may be to wake a task or to end a run: that may be anybody's code.
+        if join && thread.thread().id() != thread::current().id() {
+            // What panicked there was reported when it did.
             let _ = thread.join();
         }
     }
@@ -84,7 +94,10 @@ fn look(pollers: &[Arc<dyn Watched>], policy: &Policy, stopping: &AtomicBool) {
         if idle_ticks < config::STALL_TICKS_IDLE {
             let is_inline = policy.is_inline();
             let tick = if is_inline { config::STALL_TICK } else { config::STALL_TICK_OF_POOL };
-            thread::park_timeout(tick);
+            // A poller that has just woken may call although this does not sleep any more.
+            while began.elapsed() < tick && !stopping.load(Ordering::SeqCst) {
+                thread::park_timeout(tick.saturating_sub(began.elapsed()));
+            }
         } else {
             idle_ticks = 0;
             if pollers.iter().all(|poller| poller.call_when_awake(&thread::current())) {
@@ -108,7 +121,7 @@ enum Seen {
     Asleep,
     /// Awake, at that turn.
     At(u64),
-    /// Still at that turn, starved for so long in all.
+    /// Still at that turn, for which its thread had used so much CPU time by then.
     Still(u64, Duration),
 }
 
@@ -121,13 +134,18 @@ impl Seen {
         }
         let turns = poller.turns();
         match self {
-            Seen::At(before) if before == turns => Seen::Still(turns, poller.starved()),
-            Seen::Still(before, starved_before) if before == turns => {
-                let starved = poller.starved();
-                if starved.saturating_sub(starved_before) < tick / 2 {
-                    poller.relieve();
+            Seen::At(before) if before == turns => Seen::Still(turns, poller.used().cpu),
+            Seen::Still(before, cpu_before) if before == turns => {
+                let used = poller.used();
+                let computes = used.cpu.saturating_sub(cpu_before) >= tick / 2;
+                if computes || !used.is_runnable {
+                    // A task that is woken may run here and then, and panic.
+                    let relieved = catch_unwind(AssertUnwindSafe(|| poller.relieve()));
+                    if relieved.is_err() {
+                        tracing::error!("relieving a poller panicked");
+                    }
                 }
-                Seen::Still(turns, starved)
+                Seen::Still(turns, used.cpu)
             }
             _ => Seen::At(turns),
         }
