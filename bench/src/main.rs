@@ -58,7 +58,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("ringpoll-bench: {failure}");
-            ExitCode::from(EXIT_REFUSED)
+            ExitCode::from(if signals::is_interrupted() {
+                signals::EXIT_INTERRUPTED
+            } else {
+                EXIT_REFUSED
+            })
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::article::Experiment;
 use crate::cli::ArticleArgs;
 use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Row};
-use crate::compare::plan::{Cell, Pinned, Settings, warmup_s};
+use crate::compare::plan::{Cell, Cpus, Pinned, Settings, warmup_s};
 use crate::error::Result;
 use crate::wire;
 
@@ -58,11 +58,7 @@ pub(crate) fn plan(args: &ArticleArgs) -> Vec<Experiment> {
 }
 
 /// How they are measured, in `measurements` of each round.
-pub(crate) fn settings(
-    args: &ArticleArgs,
-    pinned: Option<Pinned>,
-    measurements: usize,
-) -> Settings {
+pub(crate) fn settings(args: &ArticleArgs, cpus: Cpus, measurements: usize) -> Settings {
     let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
     // A number of requests is no bound: threads that share a CPU may do a few hundred in a second.
     let duration = args.duration.unwrap_or(match (args.requests, args.quick) {
@@ -80,7 +76,8 @@ pub(crate) fn settings(
         warmup_s: warmup_s(duration),
         requests_max: args.requests,
         time_max_s: args.quick.then_some(QUICK_MAX_S),
-        pinned,
+        pinned: cpus.pinned,
+        cpus_allowed: cpus.allowed,
         frame_max: wire::FRAME_BYTES_MAX,
         program_version: env!("CARGO_PKG_VERSION"),
     }
@@ -203,7 +200,10 @@ mod tests {
 
     #[test]
     fn every_measurement_is_bounded_in_time() {
-        let of = |extra: &[&str]| settings(&parse(extra), None, 25);
+        let of = |extra: &[&str]| {
+            let cpus = Cpus { allowed: vec![0], pinned: None };
+            settings(&parse(extra), cpus, 25)
+        };
         assert_eq!((of(&[]).duration_s, of(&[]).time_max_s), (2.0, None));
         let counted = of(&["--requests", "50M"]);
         assert_eq!((counted.requests_max, counted.duration_s), (Some(50_000_000), 60.0));

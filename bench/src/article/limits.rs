@@ -80,7 +80,7 @@ fn disturbed(rows: &[&Row]) -> Option<String> {
     let worst =
         |of: fn(&Round) -> f64| rows.iter().flat_map(|row| &row.rounds).map(of).fold(0.0, f64::max);
     let stolen = worst(|round| round.steal_percent);
-    let others = worst(|round| round.others_percent);
+    let others = worst(|round| round.others_percent.unwrap_or(0.0));
     let taken = [
         (stolen, format!("a hypervisor up to {stolen:.1} %")),
         (others, format!("other processes up to {others:.0} %")),
@@ -178,6 +178,7 @@ mod tests {
             requests_max: None,
             time_max_s: None,
             pinned: None,
+            cpus_allowed: vec![0],
             frame_max: 1,
             program_version: "",
         }

@@ -14,11 +14,11 @@ pub(crate) use self::claims::Claim;
 use crate::cli::ArticleArgs;
 use crate::compare::candidate;
 use crate::compare::model::CellReport;
-use crate::compare::plan::Settings;
+use crate::compare::plan::{Cpus, Settings};
 use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
 use crate::host::{Host, cpu};
-use crate::report;
+use crate::{load, report, signals};
 
 /// Everything, in the shape of its JSON file.
 #[derive(Debug, Serialize)]
@@ -53,17 +53,20 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
     report::print_article(&found);
     let written = report::write_article(&found, &args.out)?;
     written.iter().for_each(|path| println!("wrote {}", path.display()));
-    Ok(())
+    signals::check()
 }
 
 fn measure(args: &ArticleArgs) -> Result<Report> {
     let host = Host::read()?;
-    let pinned = experiments::pinned(args, &cpu::allowed()?)?;
+    let allowed = cpu::allowed()?;
+    let cpus = Cpus { pinned: experiments::pinned(args, &allowed)?, allowed };
     let mut experiments = experiments::plan(args);
     let cell_counts: Vec<_> = experiments.iter().map(|one| one.cells.len()).collect();
     let cells: Vec<_> = experiments.iter_mut().flat_map(|one| one.cells.drain(..)).collect();
     let measurements = cells.iter().map(|report| report.rows.len()).sum();
-    let mut rounds = Rounds::new(experiments::settings(args, pinned, measurements), cells, 0);
+    cells.iter().try_for_each(|report| load::reserve_fds(report.cell.connections, 0))?;
+    signals::keep_going()?;
+    let mut rounds = Rounds::new(experiments::settings(args, cpus, measurements), cells, 0);
     rounds.run();
     rounds.progress.finish();
     let elapsed_s = rounds.elapsed().as_secs_f64();

@@ -3,34 +3,38 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ringpoll::{Backend, Placement, PollMode};
 
-use super::values::{Bytes, CpuList, FRAME_MAX, PeerList, count, rate, some_duration};
+use super::scenario::{CompareScenario, ScenarioList};
+use super::values::{Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, count, rate, some_duration};
 use crate::error::{Failure, Result};
-use crate::peers::Peer;
 
 #[derive(Args)]
 pub(crate) struct CompareArgs {
     /// Everything in under 90 seconds
     #[arg(long)]
     pub(crate) quick: bool,
-    /// echo: what serving costs; heavy: what becomes of cheap requests and of throughput where
-    /// requests compute
-    #[arg(long, default_value = "echo")]
-    pub(crate) scenario: CompareScenario,
-    /// Backends of ringpoll; without it epoll,uring,hybrid, or uring in the scenario heavy
+    /// What is compared, in this order: echo, sizes, stream, idle, rates, heavy; or all of them,
+    /// as all
+    #[arg(long, value_name = "LIST", default_value = "echo,idle")]
+    pub(crate) scenario: ScenarioList,
+    /// Backends of ringpoll; without it those that the scenario is about
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    backends: Option<Vec<Backend>>,
-    /// Placements of ringpoll; without it inline, and pool too unless --quick or the backend is
-    /// hybrid; auto,inline,pool in the scenario heavy
+    pub(crate) backends: Option<Vec<Backend>>,
+    /// Placements of ringpoll; without it those that the scenario is about
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) placements: Option<Vec<Placement>>,
-    /// Servers to compare with, `--peers ''` for none; without it
-    /// tokio,tokio-framed,bare-epoll,bare-ring,bare-ring-64k, or
-    /// tokio-ws,tokio-per-cpu,monoio,compio in the scenario heavy
+    /// Servers to compare with, `--peers ''` for none; without it those that the scenario is about
     #[arg(long, value_name = "LIST")]
-    peers: Option<PeerList>,
+    pub(crate) peers: Option<PeerList>,
+    /// One more server to compare with, started by somebody else: it answers the frames of `load`.
+    /// May be given several times
+    #[arg(long, value_name = "NAME=HOST:PORT")]
+    pub(crate) peer: Vec<PeerAddr>,
+    /// Its process on this host, for what it uses; the first belongs to the first --peer
+    #[arg(long, value_name = "PID")]
+    pub(crate) peer_pid: Vec<u32>,
     /// One more argument of `serve`; ringpoll on io_uring is measured with all of them too,
     /// beside without
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
@@ -39,14 +43,16 @@ pub(crate) struct CompareArgs {
     /// without it half of what the slowest one takes
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate: Option<f64>,
-    /// Connections of each row; without it 1,10,100,1000, or 1,100,1000 with --quick
+    /// Connections of each row of the scenario echo; without it 1,10,100,1000, or 1,100,1000 with
+    /// --quick
     #[arg(long, value_name = "LIST", value_delimiter = ',',
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) connections: Option<Vec<u32>>,
-    /// Payload of a request
+    /// Payload of a request, but in the scenarios sizes and stream
     #[arg(long, value_name = "BYTES", default_value_t = Bytes(1024))]
     pub(crate) size: Bytes,
-    /// Requests in flight per connection in those rows; leaves out the row of 4 connections x 64
+    /// Requests in flight per connection in the rows of the scenario echo; leaves out the row of 4
+    /// connections x 64
     #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) depth: Option<u32>,
     /// Rounds; each round measures every candidate once
@@ -74,49 +80,24 @@ pub(crate) struct CompareArgs {
     pub(crate) idle_window: Duration,
 }
 
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CompareScenario {
-    Echo,
-    Heavy,
-}
-
 impl CompareArgs {
-    /// Refuses what the scenario has no use for.
+    /// Whether memory and rest with silent connections are measured.
+    pub(crate) fn has_idle_rows(&self) -> bool {
+        self.idle > 0 && self.scenario.0.contains(&CompareScenario::Idle)
+    }
+
+    /// Refuses what the scenarios have no use for.
     pub(crate) fn check(&self) -> Result<()> {
-        let misplaced = match self.scenario {
-            CompareScenario::Echo => self.rate.map(|_| "--rate"),
-            CompareScenario::Heavy => {
-                let depth = self.depth.map(|_| "--depth");
-                self.connections.as_ref().map(|_| "--connections").or(depth)
-            }
-        };
-        match misplaced {
+        let has = |scenario| self.scenario.0.contains(&scenario);
+        let misplaced = [
+            ("--rate", self.rate.is_some(), CompareScenario::Heavy),
+            ("--connections", self.connections.is_some(), CompareScenario::Echo),
+            ("--depth", self.depth.is_some(), CompareScenario::Echo),
+        ];
+        match misplaced.into_iter().find(|(_, given, scenario)| *given && !has(*scenario)) {
             None => Ok(()),
-            Some(flag) => Err(Failure::new(format!("{flag}: not in this scenario"))),
-        }
-    }
-
-    pub(crate) fn backends(&self) -> Vec<Backend> {
-        match (&self.backends, self.scenario) {
-            (Some(backends), _) => backends.clone(),
-            (None, CompareScenario::Echo) => vec![Backend::Epoll, Backend::Uring, Backend::Hybrid],
-            (None, CompareScenario::Heavy) => vec![Backend::Uring],
-        }
-    }
-
-    pub(crate) fn peers(&self) -> &[Peer] {
-        match (&self.peers, self.scenario) {
-            (Some(peers), _) => &peers.0,
-            (None, CompareScenario::Echo) => &[
-                Peer::Tokio,
-                Peer::TokioFramed,
-                Peer::BareEpoll,
-                Peer::BareRing,
-                Peer::BareRing64k,
-            ],
-            (None, CompareScenario::Heavy) => {
-                &[Peer::TokioWs, Peer::TokioPerCpu, Peer::Monoio, Peer::Compio]
+            Some((flag, _, scenario)) => {
+                Err(Failure::new(format!("{flag}: only the scenario {scenario} has a use for it")))
             }
         }
     }

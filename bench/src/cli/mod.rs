@@ -4,6 +4,7 @@
 //! flag.
 
 mod compare;
+mod scenario;
 mod serve;
 mod values;
 
@@ -11,10 +12,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use self::compare::{ArticleArgs, CompareArgs, CompareScenario, CpuArgs};
+pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
+pub(crate) use self::scenario::CompareScenario;
 use self::serve::WorkArgs;
 pub(crate) use self::serve::{Scenario, ServeArgs};
-pub(crate) use self::values::{Bytes, CpuList, resolve};
+pub(crate) use self::values::{Bytes, CpuList, PeerAddr, resolve};
 use self::values::{FRAME_MAX, duration, percent, rate, some_duration};
 use crate::peers::Peer;
 

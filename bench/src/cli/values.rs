@@ -78,6 +78,31 @@ impl FromStr for PeerList {
     }
 }
 
+/// A server by name and address: `netpoll=127.0.0.1:8972`.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerAddr {
+    pub(crate) name: String,
+    pub(crate) addrs: Vec<SocketAddr>,
+}
+
+impl FromStr for PeerAddr {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<PeerAddr> {
+        let malformed = || Failure::new(format!("{text:?} is not a server as in NAME=HOST:PORT"));
+        let (name, addr) = text.split_once('=').ok_or_else(malformed)?;
+        let is_word = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || !name.chars().all(is_word) {
+            return Err(malformed());
+        }
+        // Two rows of one name could not be told apart.
+        if name == "ringpoll" || name.parse::<Peer>().is_ok() {
+            return Err(Failure::new(format!("{name:?} is the name of a server of this program")));
+        }
+        Ok(PeerAddr { name: name.to_owned(), addrs: resolve(addr)? })
+    }
+}
+
 /// A number of bytes: `1024`, `1k`, `16M`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u32);
@@ -185,6 +210,17 @@ mod tests {
         assert_eq!("256,16".parse::<RingBuffers>().unwrap(), RingBuffers { small: 256, large: 16 });
         for wrong in ["", "256", "256,", "256,x", "1,2,3", "70000,1"] {
             assert!(wrong.parse::<RingBuffers>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_by_address_has_a_name_of_its_own() {
+        let peer: PeerAddr = "netpoll=127.0.0.1:80".parse().unwrap();
+        assert_eq!(peer.name, "netpoll");
+        assert_eq!(peer.addrs, [SocketAddr::from(([127, 0, 0, 1], 80))]);
+        for wrong in ["127.0.0.1:80", "=127.0.0.1:80", "a b=127.0.0.1:80", "a=80", "tokio=[::1]:1"]
+        {
+            assert!(wrong.parse::<PeerAddr>().is_err(), "{wrong:?}");
         }
     }
 

@@ -6,7 +6,9 @@ use clap::Parser;
 use ringpoll::{Backend, Placement};
 
 use crate::cli::{Cli, Command, CompareArgs, CompareScenario};
-use crate::compare::plan::{Cell, Pinned, Question};
+use crate::compare::external::External;
+use crate::compare::plan::{Cell, Pinned};
+use crate::compare::scenario::{self, Usual};
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
 use crate::probe::{BACKEND_VARIABLE, TIER_VARIABLE};
@@ -24,6 +26,7 @@ pub(crate) enum Candidate {
         extra: Vec<String>,
     },
     Peer(Peer),
+    External(External),
 }
 
 impl Candidate {
@@ -44,7 +47,7 @@ impl Candidate {
     pub(crate) fn backend(&self) -> Option<Backend> {
         match self {
             Candidate::Ringpoll { backend, .. } => Some(*backend),
-            Candidate::Peer(_) => None,
+            Candidate::Peer(_) | Candidate::External(_) => None,
         }
     }
 
@@ -54,7 +57,7 @@ impl Candidate {
             Candidate::Ringpoll { spinning, extra, .. } => {
                 *spinning || extra.iter().any(|arg| arg == "--poll=always")
             }
-            Candidate::Peer(_) => false,
+            Candidate::Peer(_) | Candidate::External(_) => false,
         }
     }
 
@@ -74,21 +77,19 @@ impl Candidate {
 
     /// Whether the candidate is worth measuring under this traffic.
     pub(crate) fn suits(&self, cell: &Cell) -> bool {
-        if cell.question != Question::Cost {
-            return !matches!(self, Candidate::Ringpoll { spinning: true, .. });
-        }
         match self {
+            Candidate::Ringpoll { spinning: true, .. }
+                if cell.scenario != CompareScenario::Echo =>
+            {
+                false
+            }
             // Where kernel threads poll too, system calls are what it shows: none.
             Candidate::Ringpoll { spinning: true, backend: Backend::Sqpoll(_), .. } => {
                 (cell.connections, cell.depth, cell.idle) == (100, 1, 0)
             }
             Candidate::Ringpoll { spinning, .. } => !spinning || cell.is_ping_pong(),
-            // They only say something about pipelined requests. One at a time, the first is the
-            // other tokio server with one system call more, the second has too few buffers.
-            Candidate::Peer(Peer::TokioFramed | Peer::BareRing64k) => cell.depth > 1,
-            // Small buffers are a handicap, and no limit, where requests are pipelined.
-            Candidate::Peer(Peer::BareRing) => cell.depth == 1,
-            Candidate::Peer(_) => true,
+            Candidate::Peer(peer) => scenario::suits_peer(*peer, cell),
+            Candidate::External(_) => true,
         }
     }
 
@@ -97,6 +98,7 @@ impl Candidate {
         match self {
             Candidate::Ringpoll { spinning, .. } => !spinning,
             Candidate::Peer(peer) => !matches!(peer, Peer::TokioFramed | Peer::BareRing64k),
+            Candidate::External(external) => external.pid.is_some(),
         }
     }
 
@@ -123,6 +125,7 @@ impl Candidate {
                 vec!["serve".to_owned(), format!("--backend={backend}")]
             }
             Candidate::Peer(peer) => vec!["peer".to_owned(), peer.to_string()],
+            Candidate::External(_) => return Vec::new(),
         };
         args.extend([
             "--addr=127.0.0.1:0".to_owned(),
@@ -180,37 +183,23 @@ impl fmt::Display for Candidate {
                 extra.iter().try_for_each(|arg| write!(f, " {arg}"))
             }
             Candidate::Peer(peer) => peer.fmt(f),
+            Candidate::External(external) => f.write_str(&external.name),
         }
     }
 }
 
-/// Ours first, then the peers, in the order they were named. Without CPUs of its own, a server that
-/// never sleeps would only stand in the client's way.
-pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candidate>> {
+/// The candidates of every scenario, each once: ours first, then the peers in the order they were
+/// named, then the servers of others.
+pub(crate) fn candidates(
+    args: &CompareArgs,
+    pinned: bool,
+    external: &[External],
+) -> Result<Vec<Candidate>> {
     let mut all: Vec<Candidate> = Vec::new();
-    let mut add = |candidate: Candidate| {
-        if !all.contains(&candidate) {
-            all.push(candidate);
-        }
-    };
-    for backend in &args.backends() {
-        for placement in placements(args, *backend) {
-            add(Candidate::ours(*backend, placement));
-            let may_spin = *backend == Backend::Uring || is_sqpoll(*backend);
-            if may_spin && placement == Placement::Inline && pinned {
-                add(Candidate::spinning(*backend));
-            }
-            if takes(*backend, &args.serve_arg)? && *backend != Backend::Epoll {
-                add(Candidate::Ringpoll {
-                    backend: *backend,
-                    placement,
-                    spinning: false,
-                    extra: args.serve_arg.clone(),
-                });
-            }
-        }
+    for scenario in &args.scenario.0 {
+        let more = of_scenario(args, *scenario, pinned, external)?;
+        all.extend(more.into_iter().filter(|one| !all.contains(one)).collect::<Vec<_>>());
     }
-    args.peers().iter().for_each(|peer| add(Candidate::Peer(*peer)));
     let has_extra =
         |one: &Candidate| matches!(one, Candidate::Ringpoll { extra, .. } if !extra.is_empty());
     if !args.serve_arg.is_empty() && !all.iter().any(has_extra) {
@@ -220,15 +209,43 @@ pub(crate) fn candidates(args: &CompareArgs, pinned: bool) -> Result<Vec<Candida
     Ok(all)
 }
 
-fn placements(args: &CompareArgs, backend: Backend) -> Vec<Placement> {
-    match &args.placements {
-        Some(placements) => placements.clone(),
-        None if args.scenario == CompareScenario::Heavy => {
-            vec![Placement::Auto, Placement::Inline, Placement::Pool { workers: 0 }]
+/// Those that a scenario compares. Without CPUs of its own, a server that never sleeps would only
+/// stand in the client's way.
+pub(crate) fn of_scenario(
+    args: &CompareArgs,
+    scenario: CompareScenario,
+    pinned: bool,
+    external: &[External],
+) -> Result<Vec<Candidate>> {
+    let mut all: Vec<Candidate> = Vec::new();
+    let mut add = |candidate: Candidate| {
+        if !all.contains(&candidate) {
+            all.push(candidate);
         }
-        None if args.quick || backend == Backend::Hybrid => vec![Placement::Inline],
-        None => vec![Placement::Inline, Placement::Pool { workers: 0 }],
+    };
+    let usual = Usual::of(scenario);
+    for backend in args.backends.as_deref().unwrap_or(usual.backends) {
+        let placements = scenario::placements(scenario, *backend, args.quick);
+        for placement in args.placements.as_deref().unwrap_or(placements) {
+            add(Candidate::ours(*backend, *placement));
+            let may_spin = *backend == Backend::Uring || is_sqpoll(*backend);
+            if may_spin && *placement == Placement::Inline && pinned {
+                add(Candidate::spinning(*backend));
+            }
+            if takes(*backend, &args.serve_arg)? && *backend != Backend::Epoll {
+                add(Candidate::Ringpoll {
+                    backend: *backend,
+                    placement: *placement,
+                    spinning: false,
+                    extra: args.serve_arg.clone(),
+                });
+            }
+        }
     }
+    let peers = args.peers.as_ref().map_or(usual.peers, |peers| &peers.0);
+    peers.iter().for_each(|peer| add(Candidate::Peer(*peer)));
+    external.iter().for_each(|server| add(Candidate::External(server.clone())));
+    Ok(all)
 }
 
 /// With such a switch set, rows of different names would be of one backend.
@@ -270,6 +287,7 @@ fn list(cpus: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::plan::Question;
 
     #[test]
     fn all_backends_are_compared_inline_and_two_of_them_with_workers() {
@@ -322,10 +340,11 @@ mod tests {
         );
         for wrong in ["--bundle", "--ring-buffers=1", "--send-rings=2"] {
             let args = [&args[..4], &["--serve-arg", wrong]].concat();
-            assert!(candidates(&parse(&args), true).is_err(), "{wrong}");
+            assert!(candidates(&parse(&args), true, &[]).is_err(), "{wrong}");
         }
         let args = [&args[..4], &["--backends", "uring,sqpoll-config2", "--serve-arg"]].concat();
-        let all = candidates(&parse(&[&args[..], &["--send-rings=2"]].concat()), false).unwrap();
+        let all =
+            candidates(&parse(&[&args[..], &["--send-rings=2"]].concat()), false, &[]).unwrap();
         assert_eq!(
             all.iter().map(Candidate::to_string).collect::<Vec<_>>(),
             [
@@ -338,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_measured_where_it_is_one() {
-        let all = candidates(&parse(&[]), true).unwrap();
+        let all = candidates(&parse(&[]), true, &[]).unwrap();
         let suiting = |connections, depth| -> Vec<String> {
             let cell = Cell::new(connections, depth, 0, 1024);
             all.iter().filter(|one| one.suits(&cell)).map(Candidate::to_string).collect()
@@ -388,7 +407,7 @@ mod tests {
     }
 
     fn names(extra: &[&str]) -> Vec<String> {
-        candidates(&parse(extra), true).unwrap().iter().map(Candidate::to_string).collect()
+        candidates(&parse(extra), true, &[]).unwrap().iter().map(Candidate::to_string).collect()
     }
 
     fn parse(extra: &[&str]) -> CompareArgs {

@@ -1,7 +1,8 @@
-//! A candidate as a process of its own.
+//! A candidate that can be loaded: a process of its own, or a server that somebody else started.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -11,38 +12,100 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::compare::candidate::Candidate;
-use crate::compare::plan::Settings;
+use crate::compare::external::External;
+use crate::compare::plan::{Pinned, Settings};
 use crate::error::{Failure, Result};
 use crate::host::cpu;
 
-/// A server that listens. Dropping it kills the process.
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) addr: SocketAddr,
-    lines: Receiver<String>,
-    stderr: Option<JoinHandle<String>>,
+/// A server that listens.
+pub(crate) enum Server {
+    Started(Started),
+    /// Not ours to start or to stop.
+    External(External),
 }
 
 impl Server {
-    /// Starts a candidate on the server's CPUs and waits until it listens. `args` is what the
-    /// traffic asks of it.
+    /// Starts a candidate on the server's CPUs and waits until it listens; one that is external
+    /// does already. `args` is what the traffic asks of it.
     pub(crate) fn start(
         candidate: &Candidate,
         args: &[String],
         settings: &Settings,
+        pinned: Option<&Pinned>,
     ) -> Result<Server> {
+        if let Candidate::External(external) = candidate {
+            return Ok(Server::External(external.clone()));
+        }
+        Started::new(candidate, args, settings, pinned).map(Server::Started)
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        match self {
+            Server::Started(started) => started.addr,
+            Server::External(external) => external.addr,
+        }
+    }
+
+    /// `None` of a server whose process is not known, or not on this host.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self {
+            Server::Started(started) => Some(started.child.id()),
+            Server::External(external) => external.pid,
+        }
+    }
+
+    /// Has it print its counters. They are in what [`stop`](Server::stop) returns: to wait for them
+    /// now would be time without requests.
+    pub(crate) fn ask_report(&self) {
+        if let Server::Started(started) = self {
+            // A server that is gone is noticed by whoever loads it.
+            let _ = kill_process(Pid::from_child(&started.child), Signal::USR1);
+        }
+    }
+
+    /// Stops what was started, as an operator would.
+    pub(crate) fn stop(self) -> Result<Said> {
+        match self {
+            Server::Started(started) => started.stop(),
+            Server::External(_) => Ok(Said::default()),
+        }
+    }
+
+    /// What a failed run really died of: the server's own end, if it has ended.
+    pub(crate) fn explain(self, failure: Failure) -> Failure {
+        match self {
+            Server::Started(started) => started.explain(failure),
+            Server::External(_) => failure,
+        }
+    }
+}
+
+/// A process of this program. Dropping it kills the process.
+pub(crate) struct Started {
+    child: Child,
+    addr: SocketAddr,
+    lines: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Started {
+    fn new(
+        candidate: &Candidate,
+        args: &[String],
+        settings: &Settings,
+        pinned: Option<&Pinned>,
+    ) -> Result<Started> {
         let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
         let mut command = Command::new(program);
-        command.args(candidate.args(settings.frame_max, settings.pinned.as_ref())).args(args);
+        command.args(candidate.args(settings.frame_max, pinned)).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // An interrupt from the keyboard goes to a process group, and is for this process alone.
+        command.process_group(0);
         // A child inherits the affinity of the thread that starts it.
-        if let Some(pinned) = &settings.pinned {
-            cpu::pin(&candidate.cpus(pinned))?;
-        }
+        let all = &settings.cpus_allowed;
+        cpu::pin(&pinned.map_or_else(|| all.clone(), |pinned| candidate.cpus(pinned)))?;
         let spawned = command.spawn();
-        if let Some(pinned) = &settings.pinned {
-            cpu::pin(&pinned.client_cpus)?;
-        }
+        cpu::pin(pinned.map_or(all, |pinned| &pinned.client_cpus))?;
         let mut child = spawned.map_err(Failure::at(format!("start {candidate}")))?;
         let (sender, lines) = channel();
         if let Some(stdout) = child.stdout.take() {
@@ -55,24 +118,12 @@ impl Server {
         let stderr =
             child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut server = Server { child, addr: unspecified, lines, stderr };
+        let mut server = Started { child, addr: unspecified, lines, stderr };
         server.addr = server.wait_until_ready(settings.timeout())?;
         Ok(server)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Has it print its counters. They are in what [`stop`](Server::stop) returns: to wait for them
-    /// now would be time without requests.
-    pub(crate) fn ask_report(&self) {
-        // A server that is gone is noticed by whoever loads it.
-        let _ = kill_process(Pid::from_child(&self.child), Signal::USR1);
-    }
-
-    /// Stops it as an operator would.
-    pub(crate) fn stop(mut self) -> Result<Said> {
+    fn stop(mut self) -> Result<Said> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).map_err(Failure::at("stop the server"))?;
         let Some(status) = self.wait_for_exit(STOP_PATIENCE) else {
@@ -90,8 +141,7 @@ impl Server {
         Ok(Said { reports: counters, last, warnings })
     }
 
-    /// What a failed run really died of: the server's own end, if it has ended.
-    pub(crate) fn explain(mut self, failure: Failure) -> Failure {
+    fn explain(mut self, failure: Failure) -> Failure {
         match self.wait_for_exit(EXPLAIN_PATIENCE) {
             Some(status) => self.death(status),
             None => failure,
@@ -134,7 +184,8 @@ impl Server {
     }
 }
 
-/// What a server printed between its start and its end.
+/// What a server printed between its start and its end; nothing of one that is external.
+#[derive(Default)]
 pub(crate) struct Said {
     /// Its counters, each time it was asked for them.
     pub(crate) reports: Vec<Value>,
@@ -144,7 +195,7 @@ pub(crate) struct Said {
     pub(crate) warnings: Vec<String>,
 }
 
-impl Drop for Server {
+impl Drop for Started {
     fn drop(&mut self) {
         // Both fail only for a process that has ended already.
         let _ = self.child.kill();

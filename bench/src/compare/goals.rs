@@ -2,9 +2,10 @@
 
 use ringpoll::Backend;
 
+use crate::cli::CompareScenario;
 use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Figure, Goal, IdleRow, Row, Spread};
-use crate::compare::plan::Question;
+use crate::compare::plan::{Cell, Question};
 
 /// What the goals of our other backends are held against.
 pub(crate) const OUR_EPOLL: &str = "ringpoll epoll inline";
@@ -21,14 +22,14 @@ const RECEIVED_BY_KERNEL: [&str; 4] = ["uring-2", "uring-4", "sqpoll-config1", "
 
 /// Every goal this run has figures for, and those it has not.
 pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[IdleRow]) -> Vec<Goal> {
-    if cells.iter().any(|report| report.cell.question != Question::Cost) {
-        return cells.iter().flat_map(placing).collect();
-    }
     let mut goals = Vec::new();
+    // What serving costs is judged where nothing else is the question.
+    let is_judged =
+        |cell: &Cell| matches!(cell.scenario, CompareScenario::Echo | CompareScenario::Idle);
     for candidate in candidates {
         let Some(backend) = candidate.judged_backend() else { continue };
         let name = candidate.to_string();
-        for report in cells.iter().filter(|report| report.cell.idle == 0) {
+        for report in cells.iter().filter(|one| is_judged(&one.cell) && one.cell.idle == 0) {
             let judged = Judged { name: &name, report };
             match backend {
                 Backend::Epoll => goals.extend(judged.on_epoll()),
@@ -42,6 +43,7 @@ pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[Idle
         goals.extend(beside_idle(&name, cells));
         goals.extend(at_rest(&name, idle));
     }
+    goals.extend(cells.iter().flat_map(placing));
     goals
 }
 

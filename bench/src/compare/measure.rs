@@ -24,9 +24,9 @@ pub(crate) fn round(
     settings: &Settings,
     index: u32,
 ) -> Result<(Round, Vec<String>)> {
-    let server = Server::start(candidate, &cell.server_args(), settings)?;
-    let mut watch = Watch::new(&server, candidate.is_ours(), settings.cpus_in_use()?);
-    let outcome = match checked(engine::run(&cell.plan(server.addr, settings)?, &mut watch)) {
+    let server = start(candidate, cell, settings)?;
+    let mut watch = Watch::new(&server, candidate.is_ours(), settings.cpus_in_use(cell));
+    let outcome = match checked(engine::run(&cell.plan(server.addr(), settings), &mut watch)) {
         Ok(outcome) => outcome,
         Err(failure) => return Err(server.explain(failure)),
     };
@@ -35,6 +35,7 @@ pub(crate) fn round(
     if cell.rate.is_some_and(|rate| outcome.fell_behind(rate)) {
         said.warnings.push(FELL_BEHIND.to_owned());
     }
+    let server = seen.server;
     let counted = Counted::new(&said, outcome.requests, outcome.requests_ever);
     let elapsed_s = outcome.elapsed.as_secs_f64();
     let latency = outcome.latency_us();
@@ -47,9 +48,9 @@ pub(crate) fn round(
         requests: outcome.requests,
         elapsed_s,
         rps: outcome.rps(),
-        per_cpu_s: outcome.requests as f64 * 1e9 / seen.server_ns.max(1) as f64,
-        server_cpus_busy: seen.server_ns as f64 / 1e9 / elapsed_s,
-        sqpoll_cpus_busy: seen.sqpoll_ns as f64 / 1e9 / elapsed_s,
+        per_cpu_s: server.map(|server| outcome.requests as f64 * 1e9 / server.ns.max(1) as f64),
+        server_cpus_busy: server.map(|server| server.ns as f64 / 1e9 / elapsed_s),
+        sqpoll_cpus_busy: server.map(|server| server.sqpoll_ns as f64 / 1e9 / elapsed_s),
         client_cpus_busy: seen.client_ns as f64 / 1e9 / elapsed_s,
         p50_us: latency.p50,
         p99_us: latency.p99,
@@ -65,7 +66,7 @@ pub(crate) fn round(
         heavy_requests,
         steal_percent: seen.steal_percent,
         others_percent: seen.others_percent,
-        rss_bytes: seen.rss_bytes,
+        rss_bytes: server.map(|server| server.rss_bytes),
         system_calls_per_request: counted.per_request("system_calls"),
         completions_per_wait: counted.over("ring_completions", "wait_calls"),
         sqpoll_work_share: counted.over("sqpoll_work_us", "sqpoll_cpu_us"),
@@ -73,12 +74,16 @@ pub(crate) fn round(
     Ok((round, said.warnings))
 }
 
+fn start(candidate: &Candidate, cell: &Cell, settings: &Settings) -> Result<Server> {
+    Server::start(candidate, &cell.server_args(), settings, settings.pinned_for(cell))
+}
+
 /// How many requests per second a candidate answers at most under a kind of traffic, measured for
 /// a moment.
 pub(crate) fn capacity(candidate: &Candidate, cell: &Cell, settings: &Settings) -> Result<f64> {
-    let server = Server::start(candidate, &cell.server_args(), settings)?;
+    let server = start(candidate, cell, settings)?;
     let closed = Cell { rate: None, ..cell.clone() };
-    let plan = Plan { duration: CAPACITY_TIME, ..closed.plan(server.addr, settings)? };
+    let plan = Plan { duration: CAPACITY_TIME, ..closed.plan(server.addr(), settings) };
     match checked(engine::run(&plan, &mut ())) {
         Ok(outcome) => server.stop().map(|_| outcome.rps()),
         Err(failure) => Err(server.explain(failure)),
@@ -123,9 +128,10 @@ pub(crate) fn system_calls_by_perf(
     cell: &Cell,
     settings: &Settings,
 ) -> Result<f64> {
-    let server = Server::start(candidate, &cell.server_args(), settings)?;
-    let perf = Perf::attach(server.pid())?;
-    let outcome = checked(engine::run(&cell.plan(server.addr, settings)?, &mut ()));
+    let server = start(candidate, cell, settings)?;
+    let pid = server.pid().ok_or_else(|| Failure::new("its process is not known"))?;
+    let perf = Perf::attach(pid)?;
+    let outcome = checked(engine::run(&cell.plan(server.addr(), settings), &mut ()));
     let calls = perf.detach();
     match outcome {
         Ok(outcome) => Ok(calls? as f64 / outcome.requests_ever as f64),
@@ -160,17 +166,18 @@ fn watch_idle(
     settings: &Settings,
     row: &mut IdleRow,
 ) -> Result<()> {
-    let server = Server::start(candidate, &[], settings)?;
-    let (pid, timeout) = (server.pid(), settings.timeout());
+    let server = Server::start(candidate, &[], settings, settings.pinned.as_ref())?;
+    let pid = server.pid().ok_or_else(|| Failure::new("its process is not known"))?;
+    let timeout = settings.timeout();
     let template = Template::new(IDLE_PAYLOAD_BYTES);
     let mut fds = Vec::new();
     let mut watched = || -> Result<()> {
         // One connection first: what a server sets up once is not the price of a connection.
-        dial::open(server.addr, 1, timeout, &mut fds)?;
+        dial::open(server.addr(), 1, timeout, &mut fds)?;
         dial::ping_each(&fds, &template, timeout)?;
         let before = settled_bytes(pid)?;
         let count = row.connections as usize;
-        dial::open(server.addr, count, timeout, &mut fds)?;
+        dial::open(server.addr(), count, timeout, &mut fds)?;
         let per_connection = |bytes: u64| bytes.saturating_sub(before) as f64 / count as f64;
         row.silent_bytes = Some(per_connection(settled_bytes(pid)?));
         dial::ping_each(&fds, &template, timeout)?;
@@ -223,16 +230,29 @@ struct Watch<'a> {
     /// Whether it tells its counters when asked.
     reports: bool,
     cpus: Vec<usize>,
-    opened: Option<(CpuUse, Ticks, u64)>,
+    opened: Option<Opened>,
     seen: Result<Seen>,
 }
 
+/// The clocks when the window opened.
+struct Opened {
+    /// `None` of a server whose process is not known.
+    server: Option<CpuUse>,
+    ticks: Ticks,
+    client_ns: u64,
+}
+
 struct Seen {
-    server_ns: u64,
-    sqpoll_ns: u64,
+    server: Option<SeenServer>,
     client_ns: u64,
     steal_percent: f64,
-    others_percent: f64,
+    others_percent: Option<f64>,
+}
+
+#[derive(Clone, Copy)]
+struct SeenServer {
+    ns: u64,
+    sqpoll_ns: u64,
     rss_bytes: u64,
 }
 
@@ -249,20 +269,27 @@ impl<'a> Watch<'a> {
     }
 
     fn look(&self) -> Result<Seen> {
-        let pid = self.server.pid();
-        let server = CpuUse::read(pid)?;
-        let (server_before, ticks_before, client_before) =
-            self.opened.ok_or_else(|| Failure::new("the window never opened"))?;
-        let server_ns = server.ns_since(server_before);
-        let client_ns = own_cpu_ns().saturating_sub(client_before);
+        let before = self.opened.as_ref().ok_or_else(|| Failure::new("the window never opened"))?;
+        let server = match (self.server.pid(), before.server) {
+            (Some(pid), Some(earlier)) => {
+                let used = CpuUse::read(pid)?;
+                Some(SeenServer {
+                    ns: used.ns_since(earlier),
+                    sqpoll_ns: used.sqpoll_ns_since(earlier),
+                    rss_bytes: resident_bytes(pid)?,
+                })
+            }
+            _ => None,
+        };
+        let client_ns = own_cpu_ns().saturating_sub(before.client_ns);
         let ticks = Ticks::read(&self.cpus);
+        let others =
+            |server: SeenServer| ticks.others_percent_since(before.ticks, server.ns + client_ns);
         Ok(Seen {
-            server_ns,
-            sqpoll_ns: server.sqpoll_ns_since(server_before),
+            server,
             client_ns,
-            steal_percent: ticks.stolen_percent_since(ticks_before),
-            others_percent: ticks.others_percent_since(ticks_before, server_ns + client_ns),
-            rss_bytes: resident_bytes(pid)?,
+            steal_percent: ticks.stolen_percent_since(before.ticks),
+            others_percent: server.map(others),
         })
     }
 }
@@ -270,8 +297,13 @@ impl<'a> Watch<'a> {
 impl Observer for Watch<'_> {
     fn on_window_open(&mut self) {
         self.ask_report();
-        let used = CpuUse::read(self.server.pid());
-        self.opened = used.ok().map(|used| (used, Ticks::read(&self.cpus), own_cpu_ns()));
+        let server = self.server.pid().map(CpuUse::read).transpose();
+        // A server that is gone is noticed by whoever loads it.
+        self.opened = server.ok().map(|server| Opened {
+            server,
+            ticks: Ticks::read(&self.cpus),
+            client_ns: own_cpu_ns(),
+        });
     }
 
     fn on_window_close(&mut self) {

@@ -4,23 +4,27 @@
 
 pub(crate) mod candidate;
 mod child;
+mod external;
 mod goals;
 pub(crate) mod measure;
 pub(crate) mod model;
 pub(crate) mod plan;
 mod progress;
 pub(crate) mod rounds;
+mod scenario;
 
 use std::time::Duration;
 
 use crate::cli::{CompareArgs, CompareScenario};
 use crate::compare::candidate::Candidate;
+use crate::compare::external::External;
 use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
-use crate::compare::plan::{Cell, Question, Settings};
+use crate::compare::plan::{Cpus, Question, Settings};
+use crate::compare::progress::Progress;
 use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
-use crate::{load, report};
+use crate::{load, report, signals};
 
 /// The subcommand.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
@@ -30,12 +34,13 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out)
         .map_err(Failure::at(format!("create {}", args.out.display())))?;
     let mut comparison = Comparison::new(args)?;
+    signals::keep_going()?;
     comparison.run(args);
     let found = comparison.report();
     report::print(&found);
     let written = report::write(&found, &args.out)?;
     written.iter().for_each(|path| println!("wrote {}", path.display()));
-    Ok(())
+    signals::check()
 }
 
 struct Comparison {
@@ -47,31 +52,36 @@ struct Comparison {
 
 impl Comparison {
     fn new(args: &CompareArgs) -> Result<Comparison> {
-        let pinned = plan::pinned(&args.cpus, args.scenario)?;
-        let candidates = candidate::candidates(args, pinned.is_some())?;
-        let cells = plan::cells(args);
-        let rows =
-            |cell: &Cell| candidates.iter().filter(|one| one.suits(cell)).map(Row::new).collect();
-        let cells: Vec<_> =
-            cells.into_iter().map(|cell| CellReport { rows: rows(&cell), cell }).collect();
+        let cpus = Cpus::new(&args.cpus)?;
+        let external = external::find(&args.peer, &args.peer_pid)?;
+        let pinned = cpus.pinned.is_some();
+        let candidates = candidate::candidates(args, pinned, &external)?;
+        let mut cells = Vec::new();
+        for cell in scenario::cells(args) {
+            load::reserve_fds(cell.connections, cell.idle)?;
+            let those = candidate::of_scenario(args, cell.scenario, pinned, &external)?;
+            let rows = those.iter().filter(|one| one.suits(&cell)).map(Row::new).collect();
+            cells.push(CellReport { rows, cell });
+        }
         let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
-        let settings = Settings::new(args, pinned, measurements);
+        let settings = Settings::new(args, cpus, measurements);
         let by_perf = if args.perf { measurements } else { 0 };
-        Ok(Comparison {
+        let idle_steps = if args.has_idle_rows() { candidates.len() } else { 0 };
+        let mut comparison = Comparison {
             host: Host::read()?,
-            rounds: Rounds::new(settings, cells, candidates.len() + by_perf),
+            rounds: Rounds::new(settings, cells, idle_steps + by_perf),
             candidates,
             idle: Vec::new(),
-        })
+        };
+        comparison.introduce();
+        Ok(comparison)
     }
 
     fn run(&mut self, args: &CompareArgs) {
-        self.introduce_peers();
-        match args.scenario {
-            CompareScenario::Echo if args.idle > 0 => self.watch_idle(args.idle, args.idle_window),
-            CompareScenario::Echo => {}
-            CompareScenario::Heavy => self.settle_rate(args.rate),
+        if args.has_idle_rows() {
+            self.watch_idle(args.idle, args.idle_window);
         }
+        self.settle_rates(args.rate);
         self.rounds.run();
         if args.perf {
             self.count_system_calls();
@@ -79,42 +89,58 @@ impl Comparison {
         self.rounds.progress.finish();
     }
 
-    /// Whom ringpoll is compared with, at which version.
-    fn introduce_peers(&mut self) {
-        for candidate in &self.candidates {
-            if let Candidate::Peer(peer) = candidate {
-                self.rounds.notes.push(format!("{peer}: {}.", peer.about()));
+    /// Who is compared, at which version, on which CPUs.
+    fn introduce(&mut self) {
+        let notes = self.candidates.iter().filter_map(|candidate| match candidate {
+            Candidate::Ringpoll { .. } => None,
+            Candidate::Peer(peer) => Some(format!("{peer}: {}.", peer.about())),
+            Candidate::External(External { name, addr, pid }) => {
+                let process = match pid {
+                    Some(pid) => format!("process {pid}"),
+                    None => "its process is not known, nor what it uses".to_owned(),
+                };
+                Some(format!(
+                    "{name}: started by others, at {addr}, on CPUs of their choice; {process}."
+                ))
             }
+        });
+        let sharing = self.rounds.cells.iter().filter(|report| report.cell.shares_cpus);
+        let sharing: Vec<_> = sharing.map(|report| report.cell.name.as_str()).collect();
+        let mut notes: Vec<_> = notes.collect();
+        if !sharing.is_empty() && self.rounds.settings.pinned.is_some() {
+            let cpus = &self.rounds.settings.cpus_allowed;
+            notes.push(format!("Servers and client share CPU {cpus:?}: {}.", sharing.join("; ")));
         }
+        self.rounds.notes.extend(notes);
     }
 
-    /// The open loop offers every candidate the same: half of what the slowest one takes, so that
-    /// none of them has a queue that grows.
-    fn settle_rate(&mut self, wanted: Option<f64>) {
+    /// An open loop offers every candidate the same: a share of what the slowest one takes, so that
+    /// none of them has a queue that grows. `few_heavy` is for where somebody has said how much.
+    fn settle_rates(&mut self, few_heavy: Option<f64>) {
+        let mut notes = Vec::new();
+        // Kinds of traffic that differ only in what is offered have the same slowest candidate.
+        let mut known: Option<(CompareScenario, Option<(f64, String)>)> = None;
         let Rounds { settings, progress, cells, .. } = &mut self.rounds;
-        let Some(report) = cells.iter_mut().find(|one| one.cell.question == Question::FewHeavy)
-        else {
-            return;
-        };
-        let mut slowest: Option<(f64, String)> = None;
-        for row in report.rows.iter().filter(|_| wanted.is_none()) {
-            progress.show(&format!("how much it takes, {}: {}", report.cell.name, row.server));
-            // One that cannot be measured says so in its row.
-            let Ok(rps) = measure::capacity(&row.server, &report.cell, settings) else { continue };
-            if slowest.as_ref().is_none_or(|(least, _)| rps < *least) {
-                slowest = Some((rps, row.candidate.clone()));
+        for report in cells {
+            let Some(percent) = report.cell.load_percent else { continue };
+            let (scenario, name) = (report.cell.scenario, report.cell.name.clone());
+            let asked = few_heavy.filter(|_| report.cell.question == Question::FewHeavy);
+            if asked.is_none() && known.as_ref().is_none_or(|(of, _)| *of != scenario) {
+                known = Some((scenario, slowest(report, settings, progress)));
             }
+            let (rate, why) =
+                match (asked, known.as_ref().and_then(|(_, slowest)| slowest.as_ref())) {
+                    (Some(rate), _) => (rate, "as asked for".to_owned()),
+                    (None, Some((rps, slowest))) => (
+                        rounded(rps * f64::from(percent) / 100.0),
+                        format!("{percent} % of the {rps:.0} that {slowest} takes"),
+                    ),
+                    (None, None) => continue,
+                };
+            report.cell.rate = Some(rate);
+            notes.push(format!("{name}: {rate:.0} requests/s offered to each, {why}."));
         }
-        let (rate, why) = match (wanted, slowest) {
-            (Some(rate), _) => (rate, "as asked for".to_owned()),
-            (None, Some((rps, name))) => {
-                (rounded(rps / 2.0), format!("half of the {rps:.0} that {name} takes"))
-            }
-            (None, None) => return,
-        };
-        report.cell.rate = Some(rate);
-        let note = format!("{}: {rate:.0} requests/s offered to each, {why}.", report.cell.name);
-        self.rounds.note(note);
+        notes.into_iter().for_each(|note| self.rounds.note(note));
     }
 
     fn watch_idle(&mut self, wanted: u32, window: Duration) {
@@ -128,7 +154,7 @@ impl Comparison {
         }
         let Rounds { settings, progress, .. } = &self.rounds;
         for candidate in &self.candidates {
-            if !candidate.suits_idle() {
+            if !candidate.suits_idle() || signals::is_interrupted() {
                 progress.step();
                 continue;
             }
@@ -136,6 +162,9 @@ impl Comparison {
             // In a hurry only our own servers are watched doing nothing.
             let watched = candidate.is_ours() || !settings.quick;
             let row = measure::idle(candidate, connections, watched.then_some(window), settings);
+            if signals::is_interrupted() {
+                continue;
+            }
             if let Some(failure) = &row.failure {
                 progress.say(&format!("idle connections, {candidate}: {failure}"));
             }
@@ -187,6 +216,17 @@ impl Comparison {
             elapsed_s,
         }
     }
+}
+
+/// Who answers the fewest requests per second, and how many. One that cannot be measured says so in
+/// its row.
+fn slowest(report: &CellReport, settings: &Settings, progress: &Progress) -> Option<(f64, String)> {
+    let capacity = |row: &Row| {
+        progress.show(&format!("how much it takes, {}: {}", report.cell.name, row.server));
+        let rps = measure::capacity(&row.server, &report.cell, settings).ok()?;
+        Some((rps, row.candidate.clone()))
+    };
+    report.rows.iter().filter_map(capacity).min_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 /// Two digits: more would promise more than a moment can tell.

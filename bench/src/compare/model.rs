@@ -71,12 +71,13 @@ pub(crate) struct Round {
     pub(crate) requests: u64,
     pub(crate) elapsed_s: f64,
     pub(crate) rps: f64,
-    /// Requests per second of the server's CPU time, all its threads.
-    pub(crate) per_cpu_s: f64,
+    /// Requests per second of the server's CPU time, all its threads. What a server uses is only
+    /// known of a process on this host, here and below.
+    pub(crate) per_cpu_s: Option<f64>,
     /// CPUs the server and the client kept busy.
-    pub(crate) server_cpus_busy: f64,
+    pub(crate) server_cpus_busy: Option<f64>,
     /// Of the server's, those on which the kernel polled its rings.
-    pub(crate) sqpoll_cpus_busy: f64,
+    pub(crate) sqpoll_cpus_busy: Option<f64>,
     pub(crate) client_cpus_busy: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -96,8 +97,8 @@ pub(crate) struct Round {
     /// Time a hypervisor took from the CPUs in use, in percent.
     pub(crate) steal_percent: f64,
     /// Time of those CPUs that went to other processes, in percent.
-    pub(crate) others_percent: f64,
-    pub(crate) rss_bytes: u64,
+    pub(crate) others_percent: Option<f64>,
+    pub(crate) rss_bytes: Option<u64>,
     /// By the server's own count: ours in the measured window, a peer over its whole life.
     pub(crate) system_calls_per_request: Option<f64>,
     /// What one visit to the kernel brought back; `None` without a ring.
@@ -127,7 +128,7 @@ impl Figure {
     pub(crate) fn of(self, round: &Round) -> Option<f64> {
         match self {
             Figure::RequestsPerSecond => Some(round.rps),
-            Figure::RequestsPerCpuSecond => Some(round.per_cpu_s),
+            Figure::RequestsPerCpuSecond => round.per_cpu_s,
             Figure::P50 => Some(round.p50_us),
             Figure::P99 => Some(round.p99_us),
             Figure::P9999 => round.p9999_us,
@@ -157,7 +158,7 @@ impl fmt::Display for Figure {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Summary {
     pub(crate) rps: Spread,
-    pub(crate) per_cpu_s: Spread,
+    pub(crate) per_cpu_s: Option<Spread>,
     pub(crate) p50_us: Spread,
     pub(crate) p99_us: Spread,
     pub(crate) p9999_us: Option<Spread>,
@@ -167,12 +168,12 @@ pub(crate) struct Summary {
     /// Of all rounds together.
     pub(crate) windows: u64,
     pub(crate) windows_left_out: u64,
-    pub(crate) server_cpus_busy: Spread,
-    pub(crate) sqpoll_cpus_busy: Spread,
+    pub(crate) server_cpus_busy: Option<Spread>,
+    pub(crate) sqpoll_cpus_busy: Option<Spread>,
     pub(crate) client_cpus_busy: Spread,
     pub(crate) steal_percent: Spread,
-    pub(crate) others_percent: Spread,
-    pub(crate) rss_bytes: Spread,
+    pub(crate) others_percent: Option<Spread>,
+    pub(crate) rss_bytes: Option<Spread>,
     pub(crate) system_calls_per_request: Option<Spread>,
     /// Of the server's CPU time, what the kernel's threads took that poll its rings; `None` where
     /// there are none.
@@ -243,7 +244,7 @@ impl Summary {
         let some = |value: fn(&Round) -> Option<f64>| Spread::of(rounds.iter().filter_map(value));
         Some(Summary {
             rps: spread(|round| round.rps)?,
-            per_cpu_s: spread(|round| round.per_cpu_s)?,
+            per_cpu_s: some(|round| round.per_cpu_s),
             p50_us: spread(|round| round.p50_us)?,
             p99_us: spread(|round| round.p99_us)?,
             p9999_us: some(|round| round.p9999_us),
@@ -252,16 +253,16 @@ impl Summary {
             clean_cheap_p99_us: some(|round| round.clean_cheap_p99_us),
             windows: rounds.iter().map(|round| round.windows).sum(),
             windows_left_out: rounds.iter().map(|round| round.windows_left_out).sum(),
-            server_cpus_busy: spread(|round| round.server_cpus_busy)?,
-            sqpoll_cpus_busy: spread(|round| round.sqpoll_cpus_busy)?,
+            server_cpus_busy: some(|round| round.server_cpus_busy),
+            sqpoll_cpus_busy: some(|round| round.sqpoll_cpus_busy),
             client_cpus_busy: spread(|round| round.client_cpus_busy)?,
             steal_percent: spread(|round| round.steal_percent)?,
-            others_percent: spread(|round| round.others_percent)?,
-            rss_bytes: spread(|round| round.rss_bytes as f64)?,
+            others_percent: some(|round| round.others_percent),
+            rss_bytes: some(|round| round.rss_bytes.map(|bytes| bytes as f64)),
             system_calls_per_request: some(|round| round.system_calls_per_request),
             sqpoll_percent: some(|round| {
-                let share = round.sqpoll_cpus_busy / round.server_cpus_busy;
-                (round.sqpoll_cpus_busy > 0.0).then_some(share * 100.0)
+                let polling = round.sqpoll_cpus_busy.filter(|cpus| *cpus > 0.0)?;
+                Some(polling / round.server_cpus_busy? * 100.0)
             }),
             sqpoll_work_percent: some(|round| round.sqpoll_work_share.map(|share| share * 100.0)),
         })
@@ -326,9 +327,9 @@ pub(crate) mod tests {
             requests: 1,
             elapsed_s: 1.0,
             rps: per_cpu_s,
-            per_cpu_s,
-            server_cpus_busy: 1.0,
-            sqpoll_cpus_busy: 0.0,
+            per_cpu_s: Some(per_cpu_s),
+            server_cpus_busy: Some(1.0),
+            sqpoll_cpus_busy: Some(0.0),
             client_cpus_busy: 1.0,
             p50_us: 1.0,
             p99_us: 2.0,
@@ -343,8 +344,8 @@ pub(crate) mod tests {
             clean_cheap_p99_us: None,
             heavy_requests: 0,
             steal_percent: 0.0,
-            others_percent: 0.0,
-            rss_bytes: 4096,
+            others_percent: Some(0.0),
+            rss_bytes: Some(4096),
             system_calls_per_request: None,
             completions_per_wait: None,
             sqpoll_work_share: None,
@@ -379,7 +380,7 @@ pub(crate) mod tests {
     #[test]
     fn threads_that_poll_have_a_share_of_the_servers_time_where_there_are_any() {
         let polled =
-            Round { sqpoll_cpus_busy: 0.25, sqpoll_work_share: Some(0.5), ..round(0, 1.0) };
+            Round { sqpoll_cpus_busy: Some(0.25), sqpoll_work_share: Some(0.5), ..round(0, 1.0) };
         let summary = Summary::of(&[polled]).unwrap();
         assert_eq!(summary.sqpoll_percent.map(|percent| percent.median), Some(25.0));
         assert_eq!(summary.sqpoll_work_percent.map(|percent| percent.median), Some(50.0));

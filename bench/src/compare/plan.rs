@@ -15,13 +15,19 @@ use crate::work::Work;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cell {
     pub(crate) name: String,
+    pub(crate) scenario: CompareScenario,
     pub(crate) connections: u32,
     pub(crate) depth: u32,
     pub(crate) idle: u32,
     pub(crate) payload_bytes: u32,
     pub(crate) question: Question,
+    /// Servers and client compete for all CPUs: how a server spreads work over them is the
+    /// question.
+    pub(crate) shares_cpus: bool,
     /// Open loop: requests per second, the same for every candidate.
     pub(crate) rate: Option<f64>,
+    /// Of what the slowest candidate takes in a closed loop; it becomes the rate.
+    pub(crate) load_percent: Option<u32>,
     /// The share of requests that ask for work, and how much that is.
     pub(crate) heavy_percent: f64,
     pub(crate) work_us: u32,
@@ -33,7 +39,7 @@ pub(crate) struct Cell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Question {
-    /// What serving costs: the cells of the scenario echo.
+    /// What serving costs.
     Cost,
     /// How long cheap requests wait for a few heavy ones.
     FewHeavy,
@@ -50,12 +56,15 @@ impl Cell {
         let silent = if idle == 0 { String::new() } else { format!(" + {idle} idle") };
         Cell {
             name: format!("{connections} × {depth}{silent}"),
+            scenario: CompareScenario::Echo,
             connections,
             depth,
             idle,
             payload_bytes,
             question: Question::Cost,
+            shares_cpus: false,
             rate: None,
+            load_percent: None,
             heavy_percent: 0.0,
             work_us: 0,
             work_steps: None,
@@ -73,7 +82,10 @@ impl Cell {
         let work = Duration::from_micros(work_us.into());
         Cell {
             name: name.to_owned(),
+            scenario: CompareScenario::Heavy,
             question,
+            shares_cpus: true,
+            load_percent: (question == Question::FewHeavy).then_some(50),
             heavy_percent,
             work_us,
             work_steps: (work_us > 0).then(|| Work::calibrate(work).steps),
@@ -94,8 +106,8 @@ impl Cell {
         }
     }
 
-    pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Result<Plan> {
-        Ok(Plan {
+    pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Plan {
+        Plan {
             addrs: vec![addr],
             connections: self.connections,
             idle: self.idle,
@@ -105,12 +117,12 @@ impl Cell {
             rate: self.rate,
             heavy_percent: self.heavy_percent,
             seed: SEED,
-            watched_cpus: settings.cpus_in_use()?,
+            watched_cpus: settings.cpus_in_use(self),
             warmup: Duration::from_secs_f64(settings.warmup_s),
             duration: Duration::from_secs_f64(settings.duration_s),
             requests_max: settings.requests_max,
             timeout: settings.timeout(),
-        })
+        }
     }
 }
 
@@ -127,6 +139,8 @@ pub(crate) struct Settings {
     pub(crate) time_max_s: Option<f64>,
     /// `None`: nothing is pinned.
     pub(crate) pinned: Option<Pinned>,
+    /// All that this process may use.
+    pub(crate) cpus_allowed: Vec<usize>,
     pub(crate) frame_max: u32,
     pub(crate) program_version: &'static str,
 }
@@ -140,11 +154,7 @@ pub(crate) struct Pinned {
 }
 
 impl Settings {
-    pub(crate) fn new(
-        args: &CompareArgs,
-        pinned: Option<Pinned>,
-        measurements_per_round: usize,
-    ) -> Settings {
+    pub(crate) fn new(args: &CompareArgs, cpus: Cpus, measurements_per_round: usize) -> Settings {
         let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
         let duration = args.duration.unwrap_or_else(|| {
             if !args.quick {
@@ -160,7 +170,8 @@ impl Settings {
             warmup_s: warmup_s(duration),
             requests_max: None,
             time_max_s: args.quick.then_some(QUICK_MAX_S),
-            pinned,
+            pinned: cpus.pinned,
+            cpus_allowed: cpus.allowed,
             frame_max: args.frame_max.0,
             program_version: env!("CARGO_PKG_VERSION"),
         }
@@ -184,64 +195,48 @@ impl Settings {
         if self.quick { Duration::from_secs(3) } else { Duration::from_secs(10) }
     }
 
+    /// Who runs where under a kind of traffic.
+    pub(crate) fn pinned_for(&self, cell: &Cell) -> Option<&Pinned> {
+        self.pinned.as_ref().filter(|_| !cell.shares_cpus)
+    }
+
     /// The CPUs whose stolen time matters.
-    pub(crate) fn cpus_in_use(&self) -> Result<Vec<usize>> {
-        match &self.pinned {
+    pub(crate) fn cpus_in_use(&self, cell: &Cell) -> Vec<usize> {
+        match self.pinned_for(cell) {
             Some(pinned) => {
                 let Pinned { server_cpus, sqpoll_cpus, client_cpus } = pinned;
-                Ok([&server_cpus[..], sqpoll_cpus, client_cpus].concat())
+                [&server_cpus[..], sqpoll_cpus, client_cpus].concat()
             }
-            None => cpu::allowed(),
+            None => self.cpus_allowed.clone(),
         }
     }
 }
 
-pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
-    let bytes = args.size.0;
-    if args.scenario == CompareScenario::Heavy {
-        let questions =
-            [Question::FewHeavy, Question::AllHeavy, Question::AllCheap, Question::Fairness];
-        return questions.map(|question| Cell::heavy(question, bytes)).into();
-    }
-    let depth = args.depth.unwrap_or(1);
-    let usual = if args.quick { QUICK_CONNECTIONS } else { CONNECTIONS };
-    let connections = args.connections.as_deref().unwrap_or(usual);
-    let mut cells: Vec<Cell> =
-        connections.iter().map(|connections| Cell::new(*connections, depth, 0, bytes)).collect();
-    if args.depth.is_none() {
-        cells.push(Cell::new(4, 64, 0, bytes));
-    }
-    if args.idle > 0 {
-        // Most connections of a real server are idle: four fifths here. Beside the same traffic
-        // without them.
-        if !cells.iter().any(|cell| (cell.connections, cell.depth) == (ACTIVE_BESIDE_IDLE, 1)) {
-            cells.push(Cell::new(ACTIVE_BESIDE_IDLE, 1, 0, bytes));
-        }
-        cells.push(Cell::new(ACTIVE_BESIDE_IDLE, 1, ACTIVE_BESIDE_IDLE * 4, bytes));
-    }
-    cells
+/// Where this process, and what it starts, may run.
+pub(crate) struct Cpus {
+    pub(crate) allowed: Vec<usize>,
+    pub(crate) pinned: Option<Pinned>,
 }
 
-/// Server and client on CPUs of their own, where there are two. In the scenario heavy every server
-/// has all CPUs, unless others are asked for: how it spreads work over them is the question.
-pub(crate) fn pinned(args: &CpuArgs, scenario: CompareScenario) -> Result<Option<Pinned>> {
-    let allowed = cpu::allowed()?;
-    args.check(&allowed)?;
-    let shared = scenario == CompareScenario::Heavy
-        && args.server_cpus.is_none()
-        && args.client_cpus.is_none();
-    if allowed.len() < 2 || shared {
-        return Ok(None);
+impl Cpus {
+    /// Server and client on CPUs of their own, where there are two.
+    pub(crate) fn new(args: &CpuArgs) -> Result<Cpus> {
+        let allowed = cpu::allowed()?;
+        args.check(&allowed)?;
+        if allowed.len() < 2 {
+            return Ok(Cpus { allowed, pinned: None });
+        }
+        let first_but = |taken: &[usize]| -> Vec<usize> {
+            allowed.iter().copied().find(|cpu| !taken.contains(cpu)).into_iter().collect()
+        };
+        let list = |list: &Option<CpuList>| list.as_ref().map(|list| list.0.clone());
+        let client_cpus = list(&args.client_cpus);
+        let server_cpus = list(&args.server_cpus)
+            .unwrap_or_else(|| first_but(client_cpus.as_deref().unwrap_or_default()));
+        let client_cpus = client_cpus.unwrap_or_else(|| first_but(&server_cpus));
+        let pinned = Pinned { server_cpus, sqpoll_cpus: Vec::new(), client_cpus }.checked()?;
+        Ok(Cpus { allowed, pinned: Some(pinned) })
     }
-    let first_but = |taken: &[usize]| -> Vec<usize> {
-        allowed.iter().copied().find(|cpu| !taken.contains(cpu)).into_iter().collect()
-    };
-    let list = |list: &Option<CpuList>| list.as_ref().map(|list| list.0.clone());
-    let client_cpus = list(&args.client_cpus);
-    let server_cpus = list(&args.server_cpus)
-        .unwrap_or_else(|| first_but(client_cpus.as_deref().unwrap_or_default()));
-    let client_cpus = client_cpus.unwrap_or_else(|| first_but(&server_cpus));
-    Pinned { server_cpus, sqpoll_cpus: Vec::new(), client_cpus }.checked().map(Some)
 }
 
 impl Pinned {
@@ -268,6 +263,3 @@ const QUICK_MAX_S: f64 = 72.0;
 const QUICK_ROUNDS_S: f64 = 48.0;
 /// Starting, connecting, warming up, draining and stopping, per measurement.
 const QUICK_OVERHEAD_S: f64 = 0.3;
-const ACTIVE_BESIDE_IDLE: u32 = 100;
-const CONNECTIONS: &[u32] = &[1, 10, 100, 1000];
-const QUICK_CONNECTIONS: &[u32] = &[1, 100, 1000];

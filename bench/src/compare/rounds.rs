@@ -10,6 +10,7 @@ use crate::compare::measure;
 use crate::compare::model::{CellReport, Summary};
 use crate::compare::plan::Settings;
 use crate::compare::progress::Progress;
+use crate::signals;
 
 pub(crate) struct Rounds {
     started: Instant,
@@ -41,7 +42,8 @@ impl Rounds {
         let count = self.settings.rounds;
         if let Some(stopped) = (0..count).find(|index| !self.round(*index)) {
             let round = stopped + 1;
-            self.notes.push(format!("Stopped in round {round} of {count}: the time was up."));
+            let why = if signals::is_interrupted() { "interrupted" } else { "the time was up" };
+            self.note(format!("Stopped in round {round} of {count}: {why}."));
         }
         for row in self.cells.iter_mut().flat_map(|report| &mut report.rows) {
             row.summary = Summary::of(&row.rounds);
@@ -62,7 +64,8 @@ impl Rounds {
 
     /// Whether no measurement may start any more.
     pub(crate) fn time_is_up(&self) -> bool {
-        self.settings.time_max_s.is_some_and(|max| self.elapsed().as_secs_f64() >= max)
+        signals::is_interrupted()
+            || self.settings.time_max_s.is_some_and(|max| self.elapsed().as_secs_f64() >= max)
     }
 
     /// Measures every candidate in every cell once. `false`: the time is up.
@@ -100,6 +103,8 @@ impl Rounds {
         self.progress.show(&format!("round {}, {}: {candidate}", index + 1, cell.name));
         match measure::round(candidate, cell, &self.settings, index) {
             Ok((round, warnings)) => row.add(round, warnings),
+            // What was cut short says nothing of the candidate.
+            Err(_) if signals::is_interrupted() => {}
             Err(failure) => {
                 self.progress.say(&format!("{}, {candidate}: {failure}", cell.name));
                 row.failure = Some(failure.to_string());

@@ -90,6 +90,12 @@ pub(crate) fn ping_each(fds: &[OwnedFd], template: &Template, timeout: Duration)
     Ok(())
 }
 
+/// The first of some addresses at which somebody listens.
+pub(crate) fn reachable(addrs: &[SocketAddr]) -> Result<SocketAddr> {
+    let deadline = Instant::now() + REACH_PATIENCE;
+    open_first(addrs, deadline, REACH_PATIENCE).map(|(_, addr)| addr)
+}
+
 fn open_first(
     addrs: &[SocketAddr],
     deadline: Instant,
@@ -145,3 +151,5 @@ fn wait(fd: &OwnedFd, flags: PollFlags, deadline: Instant) -> Result<bool> {
 }
 
 const BATCH: usize = 64;
+/// How long a server that is said to run may take to accept a connection.
+const REACH_PATIENCE: Duration = Duration::from_secs(3);

@@ -21,6 +21,7 @@ use crate::load::client::{Client, OnReply, Reply};
 use crate::load::dice::Dice;
 use crate::load::windows::{Clean, Windows};
 use crate::load::{Observer, Outcome, Plan, dial, histogram};
+use crate::signals;
 use crate::wire::Template;
 
 /// Opens the connections, sends, measures, and closes.
@@ -308,6 +309,7 @@ impl<'a> Engine<'a> {
     }
 
     fn check_alive(&self) -> Result<()> {
+        signals::check()?;
         if self.open_count == 0 {
             let why = self.first_error.as_deref().unwrap_or("unknown");
             return Err(Failure::new(format!(

@@ -7,7 +7,7 @@ use askama::Template;
 use super::text::{self, NOTHING};
 use super::{page, plot, table};
 use crate::article::{Claim, Experiment, Report, claims};
-use crate::compare::model::{CellReport, Figure, Row, Summary};
+use crate::compare::model::{CellReport, Figure, Row, Spread, Summary};
 use crate::error::{Failure, Result};
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
@@ -78,8 +78,8 @@ fn view(experiment: &Experiment) -> View {
     let plot =
         |name, figure| Some((name, plot::over_connections(&legend, &experiment.cells, figure)?));
     let plots = [
-        plot("Requests/s over connections", |summary| summary.rps),
-        plot("P99 over connections, µs", |summary| summary.p99_us),
+        plot("Requests/s over connections", |summary| Some(summary.rps)),
+        plot("P99 over connections, µs", |summary| Some(summary.p99_us)),
     ];
     let (head, rows) = grid(experiment);
     View {
@@ -149,7 +149,9 @@ fn figure_columns(
 ) -> Vec<String> {
     let value = match figure {
         Figure::RequestsPerSecond => Some(text::short(summary.rps.median)),
-        Figure::RequestsPerCpuSecond => Some(text::short(summary.per_cpu_s.median / 100.0)),
+        Figure::RequestsPerCpuSecond => {
+            summary.per_cpu_s.map(|rate| text::short(rate.median / 100.0))
+        }
         Figure::P50 => Some(text::short(summary.p50_us.median)),
         Figure::P99 => Some(text::short(summary.p99_us.median)),
         Figure::P9999 => summary.p9999_us.map(|us| text::short(us.median)),
@@ -179,9 +181,11 @@ fn beside(claim: &Claim) -> String {
 }
 
 fn cpu_columns(summary: &Summary) -> [String; 3] {
-    let busy = |cpus: f64| if cpus > 0.0 { format!("{cpus:.2}") } else { NOTHING.to_owned() };
-    [summary.server_cpus_busy, summary.sqpoll_cpus_busy, summary.client_cpus_busy]
-        .map(|cpus| busy(cpus.median))
+    let busy = |cpus: Option<Spread>| match cpus.map(|cpus| cpus.median) {
+        Some(cpus) if cpus > 0.0 => format!("{cpus:.2}"),
+        _ => NOTHING.to_owned(),
+    };
+    [summary.server_cpus_busy, summary.sqpoll_cpus_busy, Some(summary.client_cpus_busy)].map(busy)
 }
 
 fn remarks(report: &Report) -> Vec<String> {

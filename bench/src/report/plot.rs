@@ -7,8 +7,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::text::short;
+use crate::cli::CompareScenario;
 use crate::compare::model::{CellReport, IdleRow, Report, Row, Spread, Summary};
-use crate::compare::plan::{Cell, Question};
+use crate::compare::plan::Cell;
 
 /// A drawing failed; the page says so instead of showing it.
 type Drawn = Result<(), Box<dyn std::error::Error>>;
@@ -17,9 +18,9 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Requests per CPU-second: a bar per candidate, a line from the least to the greatest round.
 pub(super) fn rates(report: &Report, cell: &CellReport) -> String {
     let bar = |(row, summary): (&'_ Row, &'_ Summary)| {
-        (report.series(&row.candidate), row.candidate.clone(), summary.per_cpu_s)
+        Some((report.series(&row.candidate), row.candidate.clone(), summary.per_cpu_s?))
     };
-    let rows: Vec<_> = with_summary(&cell.rows).map(bar).collect();
+    let rows: Vec<_> = with_summary(&cell.rows).filter_map(bar).collect();
     bars(&rows, short)
 }
 
@@ -64,16 +65,17 @@ pub(super) fn latencies(report: &Report, cell: &CellReport) -> String {
 pub(super) fn over_connections(
     candidates: &[String],
     cells: &[CellReport],
-    figure: fn(&Summary) -> Spread,
+    figure: fn(&Summary) -> Option<Spread>,
 ) -> Option<String> {
     // Others of the same number of connections are another kind of traffic.
-    let is_point = |cell: &Cell| (cell.idle, cell.depth, cell.question) == (0, 1, Question::Cost);
+    let is_point =
+        |cell: &Cell| (cell.idle, cell.depth, cell.scenario) == (0, 1, CompareScenario::Echo);
     let cells: Vec<_> = cells.iter().filter(|report| is_point(&report.cell)).collect();
     let lines: Vec<(usize, Vec<(f64, f64)>)> = (candidates.iter().enumerate())
         .map(|(index, candidate)| {
             let point = |cell: &&CellReport| {
                 let summary = cell.row(candidate)?.summary.as_ref()?;
-                Some((f64::from(cell.cell.connections), figure(summary).median))
+                Some((f64::from(cell.cell.connections), figure(summary)?.median))
             };
             let mut points: Vec<_> = cells.iter().filter_map(point).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));

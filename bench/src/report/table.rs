@@ -7,7 +7,6 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::text;
 use crate::compare::model::Report;
-use crate::compare::plan::Question;
 use crate::load::WINDOW;
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
@@ -15,9 +14,7 @@ pub(crate) fn print(report: &Report) {
     let mut text = String::new();
     for cell in &report.cells {
         let (head, rows) = text::grid(cell);
-        let unit =
-            if cell.cell.question == Question::Cost { " (connections × depth)" } else { "" };
-        text += &format!("{}{unit}\n", cell.cell.name);
+        text += &format!("{}{}\n", cell.cell.name, text::unit(&cell.cell));
         text += &format!("{}\n\n", table(&head, rows.into_iter()));
     }
     if !report.idle.is_empty() {

@@ -1,6 +1,8 @@
 //! Figures as people read them; shared by the terminal's table and the page.
 
+use crate::cli::CompareScenario;
 use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread};
+use crate::compare::plan::Cell;
 
 pub(super) const ROW_HEAD: [&str; 20] = [
     "candidate",
@@ -39,6 +41,14 @@ pub(super) const GOAL_HEAD: [&str; 4] = ["goal", "wanted", "found", ""];
 /// A table: what its columns are called, and its rows.
 pub(super) type Grid = (Vec<&'static str>, Vec<Vec<String>>);
 
+/// What the numbers in the name of a kind of traffic are.
+pub(super) fn unit(cell: &Cell) -> &'static str {
+    match cell.scenario {
+        CompareScenario::Heavy | CompareScenario::Rates => "",
+        _ => " (connections × depth)",
+    }
+}
+
 /// The rows of one kind of traffic, without the columns that are empty for all of them.
 pub(super) fn grid(report: &CellReport) -> Grid {
     let rows: Vec<_> = report.rows.iter().map(row).collect();
@@ -53,7 +63,7 @@ fn row(row: &Row) -> Vec<String> {
     if let Some(summary) = &row.summary {
         columns.extend([
             short(summary.rps.median),
-            spread(summary.per_cpu_s, short),
+            summary.per_cpu_s.map_or(NOTHING.to_owned(), |rate| spread(rate, short)),
             format!("{:.0}", summary.p50_us.median),
             spread(summary.p99_us, whole),
             optional(summary.clean_p99_us),
@@ -62,11 +72,15 @@ fn row(row: &Row) -> Vec<String> {
             format!("{} of {}", summary.windows_left_out, summary.windows),
             // The worst round: a median would hide the one that was disturbed.
             format!("{:.1}", summary.steal_percent.max),
-            format!("{:.0}", summary.others_percent.max),
+            summary
+                .others_percent
+                .map_or(NOTHING.to_owned(), |others| format!("{:.0}", others.max)),
             calls(row),
             percent(summary.sqpoll_percent),
             percent(summary.sqpoll_work_percent),
-            format!("{:.1}", summary.rss_bytes.median / f64::from(1 << 20)),
+            summary.rss_bytes.map_or(NOTHING.to_owned(), |bytes| {
+                format!("{:.1}", bytes.median / f64::from(1 << 20))
+            }),
             ratio(row.over_tokio),
             ratio(row.over_framed),
             ratio(row.over_bare),
@@ -206,7 +220,6 @@ pub(super) const NOTHING: &str = "–";
 mod tests {
     use super::*;
     use crate::compare::model::tests::{round, row as model_row};
-    use crate::compare::plan::Cell;
 
     #[test]
     fn columns_that_are_empty_for_all_are_left_out() {

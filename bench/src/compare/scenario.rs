@@ -1,0 +1,158 @@
+//! What each scenario measures: its kinds of traffic, and the servers it is about unless others are
+//! named.
+
+use ringpoll::{Backend, Placement};
+
+use crate::cli::{CompareArgs, CompareScenario};
+use crate::compare::plan::{Cell, Question};
+use crate::peers::Peer;
+
+/// The kinds of traffic of all scenarios that were asked for.
+pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = Vec::new();
+    for scenario in &args.scenario.0 {
+        for cell in of_scenario(args, *scenario) {
+            // Two scenarios may have one in common.
+            if !cells.iter().any(|one| one.name == cell.name) {
+                cells.push(cell);
+            }
+        }
+    }
+    cells
+}
+
+fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
+    let bytes = args.size.0;
+    match scenario {
+        CompareScenario::Echo => echo(args),
+        CompareScenario::Sizes => {
+            let cell = |bytes: &u32| sized(scenario, SIZES_CONNECTIONS, 1, *bytes);
+            SIZES.iter().map(cell).collect()
+        }
+        CompareScenario::Stream => {
+            let cell = |bytes: &u32| sized(scenario, STREAMS, STREAM_DEPTH, *bytes);
+            STREAM_SIZES.iter().map(cell).collect()
+        }
+        // Most connections of a real server are silent: four fifths here. Beside the same traffic
+        // without them.
+        CompareScenario::Idle if args.idle > 0 => {
+            let idle = |count| Cell { scenario, ..Cell::new(BESIDE_IDLE, 1, count, bytes) };
+            vec![idle(0), idle(BESIDE_IDLE * 4)]
+        }
+        CompareScenario::Idle => Vec::new(),
+        CompareScenario::Rates => {
+            let cell = |percent: &u32| Cell {
+                name: format!("rates: {percent} % of what the slowest takes"),
+                scenario,
+                load_percent: Some(*percent),
+                ..Cell::new(RATES_CONNECTIONS, 1, 0, bytes)
+            };
+            RATES.iter().map(cell).collect()
+        }
+        CompareScenario::Heavy => {
+            let questions =
+                [Question::FewHeavy, Question::AllHeavy, Question::AllCheap, Question::Fairness];
+            let apart = args.cpus.server_cpus.is_some() || args.cpus.client_cpus.is_some();
+            let cell = |question| Cell { shares_cpus: !apart, ..Cell::heavy(question, bytes) };
+            questions.map(cell).into()
+        }
+    }
+}
+
+fn echo(args: &CompareArgs) -> Vec<Cell> {
+    let bytes = args.size.0;
+    let depth = args.depth.unwrap_or(1);
+    let usual = if args.quick { QUICK_CONNECTIONS } else { CONNECTIONS };
+    let connections = args.connections.as_deref().unwrap_or(usual);
+    let mut cells: Vec<Cell> =
+        connections.iter().map(|connections| Cell::new(*connections, depth, 0, bytes)).collect();
+    if args.depth.is_none() {
+        cells.push(Cell::new(4, 64, 0, bytes));
+    }
+    cells
+}
+
+fn sized(scenario: CompareScenario, connections: u32, depth: u32, bytes: u32) -> Cell {
+    let size = if bytes < 1 << 10 { format!("{bytes} B") } else { format!("{} KiB", bytes >> 10) };
+    let cell = Cell::new(connections, depth, 0, bytes);
+    Cell { name: format!("{scenario}: {size}, {}", cell.name), scenario, ..cell }
+}
+
+/// The servers a scenario is about.
+pub(crate) struct Usual {
+    pub(crate) backends: &'static [Backend],
+    pub(crate) peers: &'static [Peer],
+}
+
+impl Usual {
+    pub(crate) fn of(scenario: CompareScenario) -> Usual {
+        match scenario {
+            CompareScenario::Echo | CompareScenario::Idle => Usual {
+                backends: &[Backend::Epoll, Backend::Uring, Backend::Hybrid],
+                peers: &[
+                    Peer::Tokio,
+                    Peer::TokioFramed,
+                    Peer::BareEpoll,
+                    Peer::BareRing,
+                    Peer::BareRing64k,
+                ],
+            },
+            CompareScenario::Sizes | CompareScenario::Stream => Usual {
+                backends: &[Backend::Epoll, Backend::Uring],
+                peers: &[Peer::Tokio, Peer::BareEpoll, Peer::BareRing64k],
+            },
+            CompareScenario::Rates => Usual {
+                backends: &[Backend::Epoll, Backend::Uring],
+                peers: &[Peer::Tokio, Peer::BareEpoll, Peer::BareRing],
+            },
+            CompareScenario::Heavy => Usual {
+                backends: &[Backend::Uring],
+                peers: &[Peer::TokioWs, Peer::TokioPerCpu, Peer::Monoio, Peer::Compio],
+            },
+        }
+    }
+}
+
+/// Where handlers run in our own servers, unless it was said.
+pub(crate) fn placements(
+    scenario: CompareScenario,
+    backend: Backend,
+    quick: bool,
+) -> &'static [Placement] {
+    const POOL: Placement = Placement::Pool { workers: 0 };
+    match scenario {
+        CompareScenario::Heavy => &[Placement::Auto, Placement::Inline, POOL],
+        CompareScenario::Echo | CompareScenario::Idle if !quick && backend != Backend::Hybrid => {
+            &[Placement::Inline, POOL]
+        }
+        _ => &[Placement::Inline],
+    }
+}
+
+/// Whether a peer's figures say something there.
+pub(crate) fn suits_peer(peer: Peer, cell: &Cell) -> bool {
+    match (cell.scenario, peer) {
+        (CompareScenario::Heavy, _) => true,
+        // They only say something about pipelined requests. One at a time, the first is the other
+        // tokio server with one system call more, the second has too few buffers.
+        (_, Peer::TokioFramed) => cell.depth > 1,
+        (CompareScenario::Echo | CompareScenario::Idle, Peer::BareRing64k) => cell.depth > 1,
+        // Small buffers are a handicap, and no limit, where requests are pipelined or large.
+        (_, Peer::BareRing) => cell.depth == 1 && cell.payload_bytes < SMALL_BUFFER,
+        _ => true,
+    }
+}
+
+const CONNECTIONS: &[u32] = &[1, 10, 100, 1000];
+const QUICK_CONNECTIONS: &[u32] = &[1, 100, 1000];
+const SIZES: &[u32] = &[64, 1 << 10, 4 << 10, 16 << 10, 64 << 10];
+const SIZES_CONNECTIONS: u32 = 100;
+const STREAM_SIZES: &[u32] = &[64 << 10, 256 << 10, 1 << 20];
+const STREAMS: u32 = 4;
+const STREAM_DEPTH: u32 = 2;
+const BESIDE_IDLE: u32 = 100;
+/// Percent of what the slowest server takes.
+const RATES: &[u32] = &[25, 50, 75, 90];
+const RATES_CONNECTIONS: u32 = 100;
+/// Of the ring that is there for single requests.
+const SMALL_BUFFER: u32 = 4 << 10;
