@@ -115,7 +115,7 @@ fn experiment(
         // Experiments have the same traffic.
         let name = format!("experiment {number}, {}", cell.name);
         let rows = candidates.as_ref().iter().map(Row::new).collect();
-        CellReport { cell: Cell { name, ..cell }, rows }
+        CellReport::new(Cell { name, ..cell }, rows)
     };
     let cells = connections.iter().map(cell).collect();
     Experiment { number, title, cells, claims: Vec::new() }

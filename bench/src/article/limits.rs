@@ -152,7 +152,7 @@ mod tests {
         let quiet = || round(0, 1.0);
         let said = |round: Round, requests_max| {
             let rows = [row("a", vec![quiet(), round]), row("b", vec![quiet()])];
-            let cell = CellReport { cell: Cell::new(1, 1, 0, 1), rows: rows.into() };
+            let cell = CellReport::new(Cell::new(1, 1, 0, 1), rows.into());
             let experiment = Experiment { number: 1, title: "", cells: vec![cell], claims: vec![] };
             let settings = Settings { requests_max, ..settings() };
             limits(&Host::read().unwrap(), &settings, &[experiment]).join("\n")

@@ -75,6 +75,11 @@ impl Candidate {
         }
     }
 
+    /// Whether it is ours, and chooses where handlers run.
+    pub(crate) fn is_auto(&self) -> bool {
+        matches!(self, Candidate::Ringpoll { placement: Placement::Auto, .. })
+    }
+
     /// Whether the candidate is worth measuring under this traffic.
     pub(crate) fn suits(&self, cell: &Cell) -> bool {
         match self {

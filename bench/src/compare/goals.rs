@@ -381,10 +381,8 @@ mod tests {
             row(name, vec![Round { clean_cheap_p99_us: Some(us), ..round(0, 1.0) }])
         };
         let rows = [(OUR_AUTO, 0.4), ("tokio-ws", 0.3), ("monoio", 1.0), ("compio", 1.2)];
-        let few = CellReport {
-            cell: Cell::heavy(Question::FewHeavy, 1),
-            rows: rows.into_iter().map(|(name, us)| cheap(name, us)).collect(),
-        };
+        let few = rows.into_iter().map(|(name, us)| cheap(name, us)).collect();
+        let few = CellReport::new(Cell::heavy(Question::FewHeavy, 1), few);
         let all = [(OUR_AUTO, 99.0, 1.0), (OUR_URING, 100.0, 1.0), ("tokio-ws", 98.0, 1.0)];
         let of = |question| report(Cell::heavy(question, 1), all.to_vec());
         let questions = [Question::AllHeavy, Question::AllCheap, Question::Fairness];
@@ -420,7 +418,7 @@ mod tests {
         let rows = rows.into_iter().map(|(name, per_cpu_s, p50_us)| {
             row(name, vec![Round { p50_us, ..round(0, per_cpu_s) }])
         });
-        CellReport { cell, rows: rows.collect() }
+        CellReport::new(cell, rows.collect())
     }
 
     fn set_calls(report: &mut CellReport, name: &str, calls: f64) {

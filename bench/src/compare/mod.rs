@@ -10,6 +10,7 @@ pub(crate) mod measure;
 pub(crate) mod model;
 pub(crate) mod plan;
 mod progress;
+pub(crate) mod ranking;
 pub(crate) mod rounds;
 mod scenario;
 
@@ -61,7 +62,7 @@ impl Comparison {
             load::reserve_fds(cell.connections, cell.idle)?;
             let those = candidate::of_scenario(args, cell.scenario, pinned, &external)?;
             let rows = those.iter().filter(|one| one.suits(&cell)).map(Row::new).collect();
-            cells.push(CellReport { rows, cell });
+            cells.push(CellReport::new(cell, rows));
         }
         let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
         let settings = Settings::new(args, cpus, measurements);
@@ -178,7 +179,7 @@ impl Comparison {
         for cell_index in 0..self.rounds.cells.len() {
             let late = self.rounds.time_is_up();
             let Rounds { settings, progress, cells, .. } = &mut self.rounds;
-            let CellReport { cell, rows } = &mut cells[cell_index];
+            let CellReport { cell, rows, .. } = &mut cells[cell_index];
             if late {
                 notes.push(format!("perf, {}: not counted, the time was up.", cell.name));
                 continue;
@@ -205,7 +206,9 @@ impl Comparison {
         let elapsed_s = self.rounds.elapsed().as_secs_f64();
         let Rounds { settings, mut cells, notes, .. } = self.rounds;
         cells.iter_mut().for_each(|report| set_ratios(&mut report.rows));
+        let pairs = pairs(&self.candidates);
         Report {
+            findings: ranking::findings(&cells, &pairs),
             goals: goals::judge(&self.candidates, &cells, &self.idle),
             candidates: self.candidates.iter().map(Candidate::to_string).collect(),
             host: self.host,
@@ -216,6 +219,18 @@ impl Comparison {
             elapsed_s,
         }
     }
+}
+
+/// Whose places are told in words: ours with handlers where they are cheapest, against each of the
+/// others.
+fn pairs(candidates: &[Candidate]) -> Vec<(String, String)> {
+    let is_told = |one: &&Candidate| one.judged_backend().is_some() || one.is_auto();
+    let others = || candidates.iter().filter(|one| !one.is_ours());
+    let pairs = candidates
+        .iter()
+        .filter(is_told)
+        .flat_map(|ours| others().map(move |other| (ours.to_string(), other.to_string())));
+    pairs.collect()
 }
 
 /// Who answers the fewest requests per second, and how many. One that cannot be measured says so in

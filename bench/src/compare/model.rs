@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::compare::candidate::Candidate;
 use crate::compare::plan::{Cell, Settings};
+use crate::compare::ranking::Ranking;
 use crate::host::Host;
 
 /// Everything.
@@ -18,6 +19,8 @@ pub(crate) struct Report {
     pub(crate) cells: Vec<CellReport>,
     pub(crate) idle: Vec<IdleRow>,
     pub(crate) goals: Vec<Goal>,
+    /// Who is faster than whom, and where nobody can say: a sentence each.
+    pub(crate) findings: Vec<String>,
     /// What a reader must know to read the figures right.
     pub(crate) notes: Vec<String>,
     pub(crate) elapsed_s: f64,
@@ -35,6 +38,8 @@ impl Report {
 pub(crate) struct CellReport {
     pub(crate) cell: Cell,
     pub(crate) rows: Vec<Row>,
+    /// One for each figure that candidates are ranked by, once they are measured.
+    pub(crate) rankings: Vec<Ranking>,
 }
 
 /// One candidate under one kind of traffic.
@@ -117,6 +122,8 @@ pub(crate) enum Figure {
     P50,
     P99,
     P9999,
+    /// Without the windows that are left out.
+    CleanP99,
     /// Of cheap requests beside heavy ones, without the windows that are left out.
     CheapP99,
     /// P99 over P50 of the same round, without the windows that are left out.
@@ -132,10 +139,17 @@ impl Figure {
             Figure::P50 => Some(round.p50_us),
             Figure::P99 => Some(round.p99_us),
             Figure::P9999 => round.p9999_us,
+            Figure::CleanP99 => round.clean_p99_us,
             Figure::CheapP99 => round.clean_cheap_p99_us,
             Figure::Tail => Some(round.clean_p99_us? / round.clean_p50_us?),
             Figure::SystemCallsPerRequest => round.system_calls_per_request,
         }
+    }
+}
+
+impl Figure {
+    pub(crate) fn more_is_better(self) -> bool {
+        matches!(self, Figure::RequestsPerSecond | Figure::RequestsPerCpuSecond)
     }
 }
 
@@ -147,6 +161,7 @@ impl fmt::Display for Figure {
             Figure::P50 => "P50",
             Figure::P99 => "P99",
             Figure::P9999 => "P99.99",
+            Figure::CleanP99 => "clean P99",
             Figure::CheapP99 => "P99 of cheap requests",
             Figure::Tail => "P99 / P50",
             Figure::SystemCallsPerRequest => "system calls per request",
@@ -312,6 +327,11 @@ impl Row {
 }
 
 impl CellReport {
+    /// Not measured yet.
+    pub(crate) fn new(cell: Cell, rows: Vec<Row>) -> CellReport {
+        CellReport { cell, rows, rankings: Vec::new() }
+    }
+
     pub(crate) fn row(&self, candidate: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.candidate == candidate)
     }

@@ -10,6 +10,7 @@ use crate::compare::measure;
 use crate::compare::model::{CellReport, Summary};
 use crate::compare::plan::Settings;
 use crate::compare::progress::Progress;
+use crate::compare::ranking::{FIGURES, Ranking};
 use crate::signals;
 
 pub(crate) struct Rounds {
@@ -47,6 +48,10 @@ impl Rounds {
         }
         for row in self.cells.iter_mut().flat_map(|report| &mut report.rows) {
             row.summary = Summary::of(&row.rounds);
+        }
+        for report in &mut self.cells {
+            let rankings = FIGURES.iter().filter_map(|figure| Ranking::of(report, *figure));
+            report.rankings = rankings.collect();
         }
         if self.cells.iter().all(|report| report.rows.iter().all(|row| row.rounds.is_empty())) {
             self.notes.push("No candidate could be measured.".into());
@@ -94,7 +99,7 @@ impl Rounds {
     }
 
     fn measure(&mut self, cell_index: usize, which: usize, index: u32) {
-        let CellReport { cell, rows } = &mut self.cells[cell_index];
+        let CellReport { cell, rows, .. } = &mut self.cells[cell_index];
         let row = &mut rows[which];
         let candidate = &row.server;
         if row.failure.is_some() {

@@ -42,7 +42,7 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
         CompareScenario::Idle => Vec::new(),
         CompareScenario::Rates => {
             let cell = |percent: &u32| Cell {
-                name: format!("rates: {percent} % of what the slowest takes"),
+                name: format!("rates: {percent} %"),
                 scenario,
                 load_percent: Some(*percent),
                 ..Cell::new(RATES_CONNECTIONS, 1, 0, bytes)

@@ -134,7 +134,9 @@ fn grid(experiment: &Experiment) -> (Vec<String>, Vec<Vec<String>>) {
 fn name(figure: Figure) -> String {
     match figure {
         Figure::RequestsPerCpuSecond => "per 1 % CPU".to_owned(),
-        Figure::P50 | Figure::P99 | Figure::P9999 | Figure::CheapP99 => format!("{figure} µs"),
+        Figure::P50 | Figure::P99 | Figure::P9999 | Figure::CleanP99 | Figure::CheapP99 => {
+            format!("{figure} µs")
+        }
         Figure::SystemCallsPerRequest => "calls/request".to_owned(),
         Figure::RequestsPerSecond | Figure::Tail => figure.to_string(),
     }
@@ -155,7 +157,9 @@ fn figure_columns(
         Figure::P50 => Some(text::short(summary.p50_us.median)),
         Figure::P99 => Some(text::short(summary.p99_us.median)),
         Figure::P9999 => summary.p9999_us.map(|us| text::short(us.median)),
-        Figure::CheapP99 | Figure::Tail => row.spread(figure).map(|one| text::few(one.median)),
+        Figure::CleanP99 | Figure::CheapP99 | Figure::Tail => {
+            row.spread(figure).map(|one| text::few(one.median))
+        }
         Figure::SystemCallsPerRequest => {
             summary.system_calls_per_request.map(|calls| text::few(calls.median))
         }
@@ -230,7 +234,7 @@ mod tests {
             seen: Some(false),
         };
         let failed = Row { failure: Some("died".into()), ..model_row("failed", vec![]) };
-        let cells = vec![CellReport { cell, rows: vec![epoll, uring, failed] }];
+        let cells = vec![CellReport::new(cell, vec![epoll, uring, failed])];
         let experiment = Experiment { number: 1, title: "", cells, claims: vec![claim] };
         let (head, rows) = grid(&experiment);
         assert!(rows.iter().all(|row| row.len() == head.len()), "{head:?} {rows:?}");

@@ -23,6 +23,8 @@ pub(crate) fn print(report: &Report) {
     if !report.goals.is_empty() {
         text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal)));
     }
+    report.findings.iter().for_each(|line| text += &format!("{line}\n"));
+    text += "\n";
     for line in report.notes.iter().chain(&text::remarks(report.cells.iter(), &report.idle)) {
         text += &format!("{line}\n");
     }

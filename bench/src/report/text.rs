@@ -44,7 +44,8 @@ pub(super) type Grid = (Vec<&'static str>, Vec<Vec<String>>);
 /// What the numbers in the name of a kind of traffic are.
 pub(super) fn unit(cell: &Cell) -> &'static str {
     match cell.scenario {
-        CompareScenario::Heavy | CompareScenario::Rates => "",
+        CompareScenario::Heavy => "",
+        CompareScenario::Rates => " of what the slowest takes, open loop, 100 connections",
         _ => " (connections × depth)",
     }
 }
@@ -105,7 +106,8 @@ pub(super) fn remarks<'a>(
     cells: impl Iterator<Item = &'a CellReport> + Clone,
     idle: &'a [IdleRow],
 ) -> Vec<String> {
-    let rows = cells.flat_map(|CellReport { cell, rows }| rows.iter().map(move |row| (cell, row)));
+    let rows =
+        cells.flat_map(|CellReport { cell, rows, .. }| rows.iter().map(move |row| (cell, row)));
     let failed = rows.clone().filter_map(|(cell, row)| {
         let count = row.rounds.len();
         let what = format!("failed after {count} rounds: {}", row.failure.as_ref()?);
@@ -226,7 +228,7 @@ mod tests {
         let mut second = model_row("b", vec![round(0, 2.0)]);
         second.over_tokio = Spread::of([1.5]);
         let rows = vec![model_row("a", vec![]), second];
-        let (head, rows) = grid(&CellReport { cell: Cell::new(1, 1, 0, 1), rows });
+        let (head, rows) = grid(&CellReport::new(Cell::new(1, 1, 0, 1), rows));
         assert!(head.contains(&"/ tokio") && !head.contains(&"/ bare-ring"), "{head:?}");
         assert!(rows.iter().all(|row| row.len() == head.len()), "{rows:?}");
         assert_eq!(rows[0][1], "not measured");
