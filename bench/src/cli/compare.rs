@@ -39,6 +39,10 @@ pub(crate) struct CompareArgs {
     /// beside without
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) serve_arg: Vec<String>,
+    /// One more server of ringpoll, as the arguments of `serve`: 'sqpoll-config2 --send-rings=1';
+    /// the backend first. May be given several times
+    #[arg(long, value_name = "BACKEND ARGS")]
+    pub(crate) also: Vec<String>,
     /// Scenario heavy: requests per second that each server is offered where a few are heavy;
     /// without it half of what the slowest one takes
     #[arg(long, value_name = "R", value_parser = rate)]

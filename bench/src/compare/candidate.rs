@@ -5,7 +5,7 @@ use std::fmt;
 use clap::Parser;
 use ringpoll::{Backend, Placement};
 
-use crate::cli::{Cli, Command, CompareArgs, CompareScenario};
+use crate::cli::{Cli, Command, CompareArgs, CompareScenario, ServeArgs};
 use crate::compare::external::External;
 use crate::compare::plan::{Cell, Pinned};
 use crate::compare::scenario::{self, Usual};
@@ -233,7 +233,8 @@ pub(crate) fn of_scenario(
         let placements = scenario::placements(scenario, *backend, args.quick);
         for placement in args.placements.as_deref().unwrap_or(placements) {
             add(Candidate::ours(*backend, *placement));
-            let may_spin = *backend == Backend::Uring || is_sqpoll(*backend);
+            let may_spin = scenario == CompareScenario::Echo
+                && (*backend == Backend::Uring || is_sqpoll(*backend));
             if may_spin && *placement == Placement::Inline && pinned {
                 add(Candidate::spinning(*backend));
             }
@@ -247,10 +248,37 @@ pub(crate) fn of_scenario(
             }
         }
     }
+    args.also.iter().map(|line| also(line)).try_for_each(|one| one.map(&mut add))?;
     let peers = args.peers.as_ref().map_or(usual.peers, |peers| &peers.0);
     peers.iter().for_each(|peer| add(Candidate::Peer(*peer)));
     external.iter().for_each(|server| add(Candidate::External(server.clone())));
     Ok(all)
+}
+
+/// A server of ours by its arguments. Refused before the minutes of measuring, not after them.
+fn also(line: &str) -> Result<Candidate> {
+    let wrong = |why: String| Failure::new(format!("--also {line:?}: {why}"));
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let backend = words.next().ok_or_else(|| wrong("no backend".to_owned()))?;
+    let mut extra: Vec<_> = words.collect();
+    let args = serve_args(&backend, &extra).map_err(|why| wrong(why.to_string()))?;
+    serve::refuse_missing(&args).map_err(|why| wrong(why.to_string()))?;
+    // It is part of the name already.
+    extra.retain(|arg| !arg.starts_with("--placement"));
+    let is_chosen = line.contains("--placement");
+    let placement = if is_chosen { args.placement } else { Placement::Inline };
+    Ok(Candidate::Ringpoll { backend: args.backend, placement, spinning: false, extra })
+}
+
+fn serve_args(backend: &str, extra: &[String]) -> Result<ServeArgs> {
+    let fixed = ["ringpoll-bench", "serve", "--addr=127.0.0.1:0"].map(str::to_owned);
+    let line = fixed.into_iter().chain([format!("--backend={backend}")]);
+    let cli = Cli::try_parse_from(line.chain(extra.iter().cloned()))
+        .map_err(|error| Failure::new(crate::first_paragraph(&error)))?;
+    match cli.command {
+        Command::Serve(args) => Ok(args),
+        _ => Err(Failure::new("not an argument of serve")),
+    }
 }
 
 /// With such a switch set, rows of different names would be of one backend.
@@ -269,14 +297,8 @@ pub(crate) fn refuse_switches() -> Result<()> {
 /// Whether there are more arguments for `serve`, and it takes them with this backend. Found out
 /// before the minutes of measuring, not after them.
 fn takes(backend: Backend, extra: &[String]) -> Result<bool> {
-    let fixed = ["ringpoll-bench", "serve", "--addr=127.0.0.1:0"].map(str::to_owned);
-    let line = fixed.into_iter().chain([format!("--backend={backend}")]);
-    let cli = Cli::try_parse_from(line.chain(extra.iter().cloned())).map_err(|error| {
-        Failure::new(format!("--serve-arg: {}", crate::first_paragraph(&error)))
-    })?;
-    let Command::Serve(args) = cli.command else {
-        return Err(Failure::new("--serve-arg: not an argument of serve"));
-    };
+    let args = serve_args(&backend.to_string(), extra)
+        .map_err(|why| Failure::new(format!("--serve-arg: {why}")))?;
     Ok(!extra.is_empty() && serve::refuse_missing(&args).is_ok())
 }
 
@@ -323,7 +345,6 @@ mod tests {
             [
                 "ringpoll uring auto",
                 "ringpoll uring inline",
-                "ringpoll uring inline spinning",
                 "ringpoll uring pool",
                 "tokio-ws",
                 "tokio-per-cpu",
@@ -358,6 +379,27 @@ mod tests {
                 "ringpoll sqpoll-config2 inline --send-rings=2"
             ]
         );
+    }
+
+    #[test]
+    fn one_more_server_is_named_by_its_arguments() {
+        let base = ["--backends", "uring", "--placements", "inline", "--peers", "", "--idle", "0"];
+        let also = |lines: &[&str]| {
+            let lines = lines.iter().flat_map(|line| ["--also", *line]);
+            names(&base.iter().copied().chain(lines).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            also(&["sqpoll-config2 --send-rings=1", "uring --placement=pool:2", "epoll"])[2..],
+            [
+                "ringpoll sqpoll-config2 inline --send-rings=1",
+                "ringpoll uring pool:2",
+                "ringpoll epoll inline"
+            ]
+        );
+        for wrong in ["", "kqueue", "uring --send-rings=1", "epoll --nonsense"] {
+            let args = [&base[..], &["--also", wrong]].concat();
+            assert!(candidates(&parse(&args), true, &[]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

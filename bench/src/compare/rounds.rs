@@ -87,13 +87,8 @@ impl Rounds {
                 self.progress.step();
             }
             let name = &self.cells[cell_index].cell.name;
-            if !self.progress.is_bar() {
-                self.progress.say(&format!(
-                    "round {} of {}: {name}",
-                    index + 1,
-                    self.settings.rounds
-                ));
-            }
+            let count = self.settings.rounds;
+            self.progress.say_done(&format!("round {} of {count}: {name}", index + 1));
         }
         true
     }
