@@ -70,6 +70,9 @@ pub(crate) struct CompareArgs {
     /// Count the system calls of every candidate with perf, in a round of its own
     #[arg(long)]
     pub(crate) perf: bool,
+    /// An earlier report, as JSON: says whether this run agrees with it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) against: Option<PathBuf>,
     /// Where the JSON and the HTML page go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub(crate) out: PathBuf,

@@ -2,6 +2,7 @@
 //!
 //! `rounds` is the machinery, which `article` shares; the rest says what is compared with what.
 
+mod against;
 pub(crate) mod candidate;
 mod child;
 mod external;
@@ -17,6 +18,7 @@ mod scenario;
 use std::time::Duration;
 
 use crate::cli::{CompareArgs, CompareScenario};
+use crate::compare::against::Earlier;
 use crate::compare::candidate::Candidate;
 use crate::compare::external::External;
 use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
@@ -31,13 +33,18 @@ use crate::{load, report, signals};
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     candidate::refuse_switches()?;
     args.check()?;
+    let earlier = args.against.as_deref().map(|path| Earlier::read(path).map(|read| (read, path)));
+    let earlier = earlier.transpose()?;
     // Before the minutes of measuring, not after them.
     std::fs::create_dir_all(&args.out)
         .map_err(Failure::at(format!("create {}", args.out.display())))?;
     let mut comparison = Comparison::new(args)?;
     signals::keep_going()?;
     comparison.run(args);
-    let found = comparison.report();
+    let mut found = comparison.report();
+    if let Some((earlier, path)) = earlier {
+        found.findings.extend(earlier.findings(&found.cells, path));
+    }
     report::print(&found);
     let written = report::write(&found, &args.out)?;
     written.iter().for_each(|path| println!("wrote {}", path.display()));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compare::candidate::Candidate;
 use crate::compare::plan::{Cell, Settings};
@@ -114,7 +114,7 @@ pub(crate) struct Round {
 }
 
 /// What two rows are compared by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Figure {
     RequestsPerSecond,
@@ -198,7 +198,7 @@ pub(crate) struct Summary {
 }
 
 /// Median, least and greatest.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,

@@ -14,7 +14,7 @@ use crate::compare::model::{CellReport, Figure, Row, Spread};
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Ranking {
     pub(crate) figure: Figure,
-    /// Why there are none, where there are no places.
+    /// Why nobody has a place, where that is so.
     pub(crate) refused: Option<String>,
     /// The best first.
     pub(crate) places: Vec<Place>,
@@ -24,7 +24,7 @@ pub(crate) struct Ranking {
 pub(crate) struct Place {
     pub(crate) candidate: String,
     /// Those of the same place, or with intervals that overlap, cannot be told apart.
-    pub(crate) place: usize,
+    pub(crate) place: Option<usize>,
     /// Over the median candidate of each round.
     pub(crate) relative: Spread,
 }
@@ -59,24 +59,23 @@ impl Ranking {
             return None;
         }
         let refused = too_few(&all).or_else(|| too_noisy(report)).or_else(|| too_wide(&all));
-        if let Some(why) = refused {
-            return Some(Ranking { figure, refused: Some(why), places: Vec::new() });
-        }
         all.sort_by(|(_, _, a), (_, _, b)| {
             let order = a.median.total_cmp(&b.median);
             if figure.more_is_better() { order.reverse() } else { order }
         });
         let place = |(candidate, _, relative): &(String, usize, Spread)| {
             let better = all.iter().filter(|(_, _, other)| is_faster(figure, *other, *relative));
-            let place = better.count() + 1;
+            let place = refused.is_none().then(|| better.count() + 1);
             Place { candidate: candidate.clone(), place, relative: *relative }
         };
-        Some(Ranking { figure, refused: None, places: all.iter().map(place).collect() })
+        let places = all.iter().map(place).collect();
+        Some(Ranking { figure, refused, places })
     }
 
-    /// `None` where there are no places, or one of the two has none.
+    /// `None` where one of the two has no place.
     pub(crate) fn against(&self, candidate: &str, other: &str) -> Option<Against> {
-        let of = |name: &str| self.places.iter().find(|place| place.candidate == name);
+        let placed = |one: &&Place| one.place.is_some();
+        let of = |name: &str| self.places.iter().filter(placed).find(|one| one.candidate == name);
         let (ours, theirs) = (of(candidate)?.relative, of(other)?.relative);
         Some(if is_faster(self.figure, ours, theirs) {
             Against::Faster
@@ -233,7 +232,7 @@ mod tests {
         ]);
         let places: Vec<_> =
             ranking.places.iter().map(|one| (one.candidate.as_str(), one.place)).collect();
-        assert_eq!(places, [("b", 1), ("c", 2), ("a", 3)]);
+        assert_eq!(places, [("b", Some(1)), ("c", Some(2)), ("a", Some(3))]);
         assert_eq!(ranking.against("b", "a"), Some(Against::Faster));
         assert_eq!(ranking.against("a", "c"), Some(Against::Slower));
         assert_eq!(ranking.against("a", "nobody"), None);
@@ -246,7 +245,7 @@ mod tests {
         assert_eq!(ranking.against("b", "a"), Some(Against::Faster));
         let level = ranked(&[("a", &[100.0, 52.0, 99.0]), ("b", &[101.0, 51.0, 100.0])]);
         assert_eq!(level.against("b", "a"), Some(Against::NotTold));
-        assert!(level.places.iter().all(|one| one.place == 1), "{level:?}");
+        assert!(level.places.iter().all(|one| one.place == Some(1)), "{level:?}");
     }
 
     #[test]

@@ -246,6 +246,8 @@ fn a_server_by_address_that_is_not_there_is_refused() {
         (vec!["--peer", &named, "--peer", &named], "twice"),
         (vec!["--peer-pid", &pid], "1 for 0"),
         (vec!["--peer", &named, "--peer-pid", "4194305"], "4194305"),
+        (vec!["--against", "/dev/null"], "/dev/null"),
+        (vec!["--against", "nowhere.json"], "nowhere.json"),
         (vec!["--scenario", "echoes"], "echoes"),
         (vec!["--rate", "5"], "heavy"),
         (vec!["--scenario", "heavy", "--connections", "5"], "echo"),
@@ -306,6 +308,21 @@ fn sizes_and_streams_are_rows() {
         assert!(row["failure"].is_null(), "{row}");
     }
     assert_eq!(found["idle"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_second_run_is_held_against_the_first() {
+    let out = fresh_dir("against");
+    let dir = out.to_str().unwrap();
+    let args = ["compare", "--scenario", "echo", "--connections", "2", "--depth", "1"];
+    let more = ["--rounds", "3", "--duration", "20ms", "--backends", "epoll", "--peers", "tokio"];
+    let first = [&args[..], &more, &["--out", dir]].concat();
+    assert!(run(&first).status.success());
+    let earlier = out.join("compare.json");
+    let output = run(&[&first[..], &["--against", earlier.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let findings = report(&out)["findings"].to_string();
+    assert!(findings.contains(" of 3 rows overlap"), "{findings}");
 }
 
 fn report(dir: &Path) -> Value {
