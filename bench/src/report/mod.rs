@@ -1,6 +1,7 @@
 //! What was measured, for people (tables on the terminal, one HTML page) and for programs (JSON).
 
 mod article;
+mod markdown;
 mod page;
 mod plot;
 mod table;
@@ -17,9 +18,13 @@ use crate::article::Report as Article;
 use crate::compare::model::Report;
 use crate::error::{Failure, Result};
 
-/// Writes `compare.json` and `compare.html` into a directory; returns their paths.
-pub(crate) fn write(report: &Report, dir: &Path) -> Result<[PathBuf; 2]> {
-    write_as("compare", report, page::render(report)?, dir)
+/// Writes `compare.json`, `compare.html` and `compare.md` into a directory; returns their paths.
+pub(crate) fn write(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
+    let [json, html] = write_as("compare", report, page::render(report)?, dir)?;
+    let path = dir.join("compare.md");
+    fs::write(&path, markdown::render(report))
+        .map_err(Failure::at(format!("write {}", path.display())))?;
+    Ok(vec![json, html, path])
 }
 
 /// Writes `article.json` and `article.html` into a directory; returns their paths.
