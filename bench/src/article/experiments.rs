@@ -62,7 +62,10 @@ pub(crate) fn settings(args: &ArticleArgs, cpus: Cpus, measurements: usize) -> S
     let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
     // A number of requests is no bound: threads that share a CPU may do a few hundred in a second.
     let duration = args.duration.unwrap_or(match (args.requests, args.quick) {
-        (Some(_), _) => Duration::from_secs(60),
+        (Some(requests), _) => {
+            let seconds = requests as f64 / SLOW_SERVER_RPS;
+            Duration::from_secs_f64(seconds.clamp(COUNTED_MIN_S, COUNTED_MAX_S))
+        }
         (None, false) => Duration::from_secs(2),
         (None, true) => {
             let share = QUICK_ROUNDS_S / (measurements.max(1) as f64 * f64::from(rounds));
@@ -142,6 +145,12 @@ const LIBRARY: &[u32] = &[10, 50, 100, 200, 300, 400, 500, 1000];
 const LIBRARY_QUICK: &[u32] = &[10, 100, 500];
 /// What the article reserves for them.
 const SQPOLL_CPUS: usize = 3;
+/// A number of requests is waited for as long as a server takes that answers so many per second:
+/// slower than any with CPUs of its own.
+const SLOW_SERVER_RPS: f64 = 50_000.0;
+/// But not less than what the article's client ran for, and not all day.
+const COUNTED_MIN_S: f64 = 60.0;
+const COUNTED_MAX_S: f64 = 3600.0;
 /// Of the 3 minutes of `--quick`, those for the rounds; the rest is for servers that are slow to
 /// answer what is in flight, and for the report.
 const QUICK_ROUNDS_S: f64 = 120.0;
@@ -205,8 +214,12 @@ mod tests {
             settings(&parse(extra), cpus, 25)
         };
         assert_eq!((of(&[]).duration_s, of(&[]).time_max_s), (2.0, None));
-        let counted = of(&["--requests", "50M"]);
-        assert_eq!((counted.requests_max, counted.duration_s), (Some(50_000_000), 60.0));
+        for full in ["50M", "50000000"] {
+            let counted = of(&["--requests", full]);
+            assert_eq!((counted.requests_max, counted.duration_s), (Some(50_000_000), 1000.0));
+        }
+        assert_eq!(of(&["--requests", "1000"]).duration_s, 60.0);
+        assert_eq!(of(&["--requests", "18446744073709551615"]).duration_s, 3600.0);
         assert_eq!(of(&["--requests", "5", "--duration", "1s"]).duration_s, 1.0);
         let quick = of(&["--quick"]);
         let each = quick.duration_s + quick.warmup_s + QUICK_OVERHEAD_S;
@@ -235,7 +248,14 @@ mod tests {
         assert_eq!(shared, Some((vec![0], vec![0], vec![1])));
         assert!(of(2, &["--server-cpus", "0-1"]).is_err());
         assert!(of(2, &["--sqpoll-cpus", "0-1"]).is_err());
-        assert!(of(2, &["--sqpoll-cpus", "2"]).is_err());
+        for flag in ["--server-cpus", "--sqpoll-cpus", "--client-cpus"] {
+            let said = of(2, &[flag, "1-2"]).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("{flag}: cpu 2: ")), "{said}");
+        }
+        for flag in ["--server-cpus", "--sqpoll-cpus"] {
+            let said = of(4, &[flag, "0,2", "--client-cpus", "2-3"]).unwrap_err().to_string();
+            assert!(said.contains(flag) && said.contains("cpu 2 is in both"), "{said}");
+        }
     }
 
     fn connections(experiment: &Experiment) -> Vec<u32> {

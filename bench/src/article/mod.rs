@@ -63,10 +63,17 @@ fn measure(args: &ArticleArgs) -> Result<Report> {
     let mut experiments = experiments::plan(args);
     let cell_counts: Vec<_> = experiments.iter().map(|one| one.cells.len()).collect();
     let cells: Vec<_> = experiments.iter_mut().flat_map(|one| one.cells.drain(..)).collect();
-    let measurements = cells.iter().map(|report| report.rows.len()).sum();
+    let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
     cells.iter().try_for_each(|report| load::reserve_fds(report.cell.connections, 0))?;
     signals::keep_going()?;
     let mut rounds = Rounds::new(experiments::settings(args, cpus, measurements), cells, 0);
+    if let Some(requests) = args.requests {
+        let Settings { rounds: count, duration_s, .. } = rounds.settings;
+        let all = measurements * count as usize;
+        rounds.note(format!(
+            "{all} measurements, each over after {requests} requests or {duration_s} s."
+        ));
+    }
     rounds.run();
     rounds.progress.finish();
     let elapsed_s = rounds.elapsed().as_secs_f64();
