@@ -8,6 +8,7 @@ use crate::article::Experiment;
 use crate::cli::ArticleArgs;
 use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Row};
+use crate::compare::network::Network;
 use crate::compare::plan::{Cell, Cpus, Pinned, Settings, warmup_s};
 use crate::error::Result;
 use crate::wire;
@@ -58,7 +59,12 @@ pub(crate) fn plan(args: &ArticleArgs) -> Vec<Experiment> {
 }
 
 /// How they are measured, in `measurements` of each round.
-pub(crate) fn settings(args: &ArticleArgs, cpus: Cpus, measurements: usize) -> Settings {
+pub(crate) fn settings(
+    args: &ArticleArgs,
+    cpus: Cpus,
+    network: Network,
+    measurements: usize,
+) -> Settings {
     let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
     // A number of requests is no bound: threads that share a CPU may do a few hundred in a second.
     let duration = args.duration.unwrap_or(match (args.requests, args.quick) {
@@ -81,6 +87,7 @@ pub(crate) fn settings(args: &ArticleArgs, cpus: Cpus, measurements: usize) -> S
         time_max_s: args.quick.then_some(QUICK_MAX_S),
         pinned: cpus.pinned,
         cpus_allowed: cpus.allowed,
+        network,
         frame_max: wire::FRAME_BYTES_MAX,
         program_version: env!("CARGO_PKG_VERSION"),
     }
@@ -211,7 +218,7 @@ mod tests {
     fn every_measurement_is_bounded_in_time() {
         let of = |extra: &[&str]| {
             let cpus = Cpus { allowed: vec![0], pinned: None };
-            settings(&parse(extra), cpus, 25)
+            settings(&parse(extra), cpus, Network::Loopback, 25)
         };
         assert_eq!((of(&[]).duration_s, of(&[]).time_max_s), (2.0, None));
         for full in ["50M", "50000000"] {

@@ -14,9 +14,11 @@ pub(crate) use self::claims::Claim;
 use crate::cli::ArticleArgs;
 use crate::compare::candidate;
 use crate::compare::model::CellReport;
+use crate::compare::network::Network;
 use crate::compare::plan::{Cpus, Settings};
 use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
+use crate::host::namespaces::Namespaces;
 use crate::host::{Host, cpu};
 use crate::{load, report, signals};
 
@@ -57,16 +59,23 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
 }
 
 fn measure(args: &ArticleArgs) -> Result<Report> {
-    let host = Host::read()?;
     let allowed = cpu::allowed()?;
     let cpus = Cpus { pinned: experiments::pinned(args, &allowed)?, allowed };
+    // Before there is anything to clean up.
+    signals::keep_going()?;
+    let network = match args.namespaces {
+        true => Network::Veth(Namespaces::enter()?.into()),
+        false => Network::Loopback,
+    };
+    // After it: some of what a host says is a namespace's own.
+    let host = Host::read()?;
     let mut experiments = experiments::plan(args);
     let cell_counts: Vec<_> = experiments.iter().map(|one| one.cells.len()).collect();
     let cells: Vec<_> = experiments.iter_mut().flat_map(|one| one.cells.drain(..)).collect();
     let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
     cells.iter().try_for_each(|report| load::reserve_fds(report.cell.connections, 0))?;
-    signals::keep_going()?;
-    let mut rounds = Rounds::new(experiments::settings(args, cpus, measurements), cells, 0);
+    let settings = experiments::settings(args, cpus, network, measurements);
+    let mut rounds = Rounds::new(settings, cells, 0);
     if let Some(requests) = args.requests {
         let Settings { rounds: count, duration_s, .. } = rounds.settings;
         let all = measurements * count as usize;

@@ -162,6 +162,10 @@ pub(crate) struct ArticleArgs {
     /// CPUs of the kernel threads that poll; without it beside the server, unless there are many
     #[arg(long, value_name = "LIST")]
     pub(crate) sqpoll_cpus: Option<CpuList>,
+    /// Servers and client in network namespaces of their own, joined by a veth pair, instead of
+    /// over loopback; for root, with the command ip
+    #[arg(long)]
+    pub(crate) namespaces: bool,
     /// Where the JSON and the HTML page go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub(crate) out: PathBuf,

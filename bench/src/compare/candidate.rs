@@ -123,7 +123,7 @@ impl Candidate {
         }
     }
 
-    /// The command line that starts it on a port of the kernel's choice.
+    /// The command line that starts it, without where it listens.
     pub(crate) fn args(&self, frame_max: u32, pinned: Option<&Pinned>) -> Vec<String> {
         let mut args = match self {
             Candidate::Ringpoll { backend, .. } => {
@@ -133,7 +133,6 @@ impl Candidate {
             Candidate::External(_) => return Vec::new(),
         };
         args.extend([
-            "--addr=127.0.0.1:0".to_owned(),
             format!("--die-with={}", std::process::id()),
             format!("--frame-max={frame_max}"),
         ]);

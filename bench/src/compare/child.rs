@@ -98,15 +98,17 @@ impl Started {
         let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
         let mut command = Command::new(program);
         command.args(candidate.args(settings.frame_max, pinned)).args(args);
+        // On a port of the kernel's choice.
+        command.arg(format!("--addr={}:0", settings.network.server_ip()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // An interrupt from the keyboard goes to a process group, and is for this process alone.
         command.process_group(0);
         // A child inherits the affinity of the thread that starts it.
         let all = &settings.cpus_allowed;
         cpu::pin(&pinned.map_or_else(|| all.clone(), |pinned| candidate.cpus(pinned)))?;
-        let spawned = command.spawn();
+        let spawned = settings.network.among_servers(|| command.spawn());
         cpu::pin(pinned.map_or(all, |pinned| &pinned.client_cpus))?;
-        let mut child = spawned.map_err(Failure::at(format!("start {candidate}")))?;
+        let mut child = spawned?.map_err(Failure::at(format!("start {candidate}")))?;
         let (sender, lines) = channel();
         if let Some(stdout) = child.stdout.take() {
             std::thread::spawn(move || {

@@ -9,6 +9,7 @@ mod external;
 mod goals;
 pub(crate) mod measure;
 pub(crate) mod model;
+pub(crate) mod network;
 pub(crate) mod plan;
 mod progress;
 pub(crate) mod ranking;
