@@ -15,9 +15,10 @@ pub(crate) fn limits(host: &Host, settings: &Settings, experiments: &[Experiment
         .flat_map(|report| &report.rows)
         .filter(|row| !row.rounds.is_empty())
         .collect();
+    let is_elsewhere = matches!(settings.network, Network::Elsewhere);
     let all = [
-        Some(cpus(settings.pinned.as_ref())),
-        host.cpu_quota.map(|cpus| {
+        (!is_elsewhere).then(|| cpus(settings.pinned.as_ref())),
+        host.cpu_quota.filter(|_| !is_elsewhere).map(|cpus| {
             format!(
                 "The control group grants {cpus:.2} CPUs of time, and threads that poll in vain \
                  use it up."
@@ -64,6 +65,14 @@ fn network(network: &Network) -> String {
         Network::Veth(_) => {
             "Client and server are on one host, in two network namespaces joined by a veth pair: \
              measured over virtual cards"
+        }
+        Network::Elsewhere => {
+            return format!(
+                "The servers were not started for each measurement: one that was measured before \
+                 may have grown, and those that wait take CPUs if they never sleep. How many CPUs \
+                 they have, and what lies between the hosts, is for whoever started them to know. \
+                 {ARTICLE_CPUS} {ONE_THREAD}"
+            );
         }
     };
     format!(

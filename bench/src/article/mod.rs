@@ -5,6 +5,7 @@
 //! article reports, `limits` what this host cannot show.
 
 pub(crate) mod claims;
+mod elsewhere;
 mod experiments;
 mod limits;
 
@@ -60,22 +61,30 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
 
 fn measure(args: &ArticleArgs) -> Result<Report> {
     let allowed = cpu::allowed()?;
-    let cpus = Cpus { pinned: experiments::pinned(args, &allowed)?, allowed };
+    let pinned = experiments::pinned(args, &allowed)?;
+    let mut experiments = experiments::plan(args);
+    let mut servers = Vec::new();
     // Before there is anything to clean up.
     signals::keep_going()?;
-    let network = match args.namespaces {
-        true => Network::Veth(Namespaces::enter()?.into()),
-        false => Network::Loopback,
+    let (network, cpus) = if !args.addr.is_empty() {
+        servers = elsewhere::take(args, &mut experiments)?;
+        let own = args.cpus.client_cpus.as_ref().map_or(allowed, |own| own.0.clone());
+        cpu::pin(&own)?;
+        (Network::Elsewhere, Cpus { allowed: own, pinned: None })
+    } else if args.namespaces {
+        (Network::Veth(Namespaces::enter()?.into()), Cpus { allowed, pinned })
+    } else {
+        (Network::Loopback, Cpus { allowed, pinned })
     };
     // After it: some of what a host says is a namespace's own.
     let host = Host::read()?;
-    let mut experiments = experiments::plan(args);
     let cell_counts: Vec<_> = experiments.iter().map(|one| one.cells.len()).collect();
     let cells: Vec<_> = experiments.iter_mut().flat_map(|one| one.cells.drain(..)).collect();
     let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
     cells.iter().try_for_each(|report| load::reserve_fds(report.cell.connections, 0))?;
     let settings = experiments::settings(args, cpus, network, measurements);
     let mut rounds = Rounds::new(settings, cells, 0);
+    servers.into_iter().for_each(|note| rounds.note(note));
     if let Some(requests) = args.requests {
         let Settings { rounds: count, duration_s, .. } = rounds.settings;
         let all = measurements * count as usize;

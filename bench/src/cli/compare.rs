@@ -7,7 +7,9 @@ use clap::Args;
 use ringpoll::{Backend, Placement, PollMode};
 
 use super::scenario::{CompareScenario, ScenarioList};
-use super::values::{Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, count, rate, some_duration};
+use super::values::{
+    Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, ServerAddr, count, rate, some_duration,
+};
 use crate::error::{Failure, Result};
 
 #[derive(Args)]
@@ -166,6 +168,12 @@ pub(crate) struct ArticleArgs {
     /// over loopback; for root, with the command ip
     #[arg(long)]
     pub(crate) namespaces: bool,
+    /// A server on another host instead of those started here: where its `serve --stats` tells of
+    /// it, or a server that does not tell, as in epoll=HOST:PORT or epoll/inline=HOST:PORT. May be
+    /// given several times; experiments without any server are left out
+    #[arg(long, value_name = "[NAME=]HOST:PORT", conflicts_with_all =
+          ["namespaces", "poll", "server_cpus", "sqpoll_cpus"])]
+    pub(crate) addr: Vec<ServerAddr>,
     /// Where the JSON and the HTML page go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub(crate) out: PathBuf,

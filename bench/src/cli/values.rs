@@ -4,6 +4,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ringpoll::{Backend, Placement};
+
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
 use crate::wire;
@@ -100,6 +102,39 @@ impl FromStr for PeerAddr {
             return Err(Failure::new(format!("{name:?} is the name of a server of this program")));
         }
         Ok(PeerAddr { name: name.to_owned(), addrs: resolve(addr)? })
+    }
+}
+
+/// A server of this program on another host: `HOST:PORT` where it tells what it is, else
+/// `BACKEND=HOST:PORT` or `BACKEND/PLACEMENT=HOST:PORT`.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerAddr {
+    text: String,
+    /// What it is said to be.
+    pub(crate) named: Option<(Backend, Option<Placement>)>,
+    pub(crate) addrs: Vec<SocketAddr>,
+}
+
+impl FromStr for ServerAddr {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<ServerAddr> {
+        let (name, addr) =
+            text.split_once('=').map_or((None, text), |(name, addr)| (Some(name), addr));
+        let named = name.map(|name| {
+            let (backend, placement) =
+                name.split_once('/').map_or((name, None), |(name, rest)| (name, Some(rest)));
+            let placement = placement.map(str::parse).transpose().map_err(Failure::at(text))?;
+            Ok((backend.parse().map_err(Failure::at(text))?, placement))
+        });
+        let named = named.transpose()?;
+        Ok(ServerAddr { text: text.to_owned(), named, addrs: resolve(addr)? })
+    }
+}
+
+impl std::fmt::Display for ServerAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -221,6 +256,19 @@ mod tests {
         for wrong in ["127.0.0.1:80", "=127.0.0.1:80", "a b=127.0.0.1:80", "a=80", "tokio=[::1]:1"]
         {
             assert!(wrong.parse::<PeerAddr>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_has_a_name_or_tells_it() {
+        let read = |text: &str| text.parse::<ServerAddr>().unwrap();
+        assert_eq!(read("127.0.0.1:80").named, None);
+        assert_eq!(read("epoll=127.0.0.1:80").named, Some((Backend::Epoll, None)));
+        let inline = read("hybrid/inline=[::1]:80");
+        assert_eq!(inline.named, Some((Backend::Hybrid, Some(Placement::Inline))));
+        assert_eq!(inline.to_string(), "hybrid/inline=[::1]:80");
+        for wrong in ["80", "=127.0.0.1:80", "kqueue=127.0.0.1:80", "epoll/=127.0.0.1:80"] {
+            assert!(wrong.parse::<ServerAddr>().is_err(), "{wrong:?}");
         }
     }
 

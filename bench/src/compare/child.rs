@@ -14,14 +14,18 @@ use serde_json::Value;
 use crate::compare::candidate::Candidate;
 use crate::compare::external::External;
 use crate::compare::plan::{Pinned, Settings};
+use crate::compare::remote::Remote;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
+use crate::stats::Stats;
 
 /// A server that listens.
 pub(crate) enum Server {
     Started(Started),
     /// Not ours to start or to stop.
     External(External),
+    /// Nor is that one, but it may tell of itself.
+    Remote(Remote),
 }
 
 impl Server {
@@ -33,16 +37,18 @@ impl Server {
         settings: &Settings,
         pinned: Option<&Pinned>,
     ) -> Result<Server> {
-        if let Candidate::External(external) = candidate {
-            return Ok(Server::External(external.clone()));
+        match candidate {
+            Candidate::External(external) => Ok(Server::External(external.clone())),
+            Candidate::Remote(remote) => Ok(Server::Remote(remote.clone())),
+            _ => Started::new(candidate, args, settings, pinned).map(Server::Started),
         }
-        Started::new(candidate, args, settings, pinned).map(Server::Started)
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         match self {
             Server::Started(started) => started.addr,
             Server::External(external) => external.addr,
+            Server::Remote(remote) => remote.addr,
         }
     }
 
@@ -51,6 +57,15 @@ impl Server {
         match self {
             Server::Started(started) => Some(started.child.id()),
             Server::External(external) => external.pid,
+            Server::Remote(_) => None,
+        }
+    }
+
+    /// What a server on another host tells of itself now; `None` of all others.
+    pub(crate) fn told(&self) -> Result<Option<Stats>> {
+        match self {
+            Server::Remote(remote) => remote.told(),
+            Server::Started(_) | Server::External(_) => Ok(None),
         }
     }
 
@@ -67,7 +82,7 @@ impl Server {
     pub(crate) fn stop(self) -> Result<Said> {
         match self {
             Server::Started(started) => started.stop(),
-            Server::External(_) => Ok(Said::default()),
+            Server::External(_) | Server::Remote(_) => Ok(Said::default()),
         }
     }
 
@@ -75,7 +90,7 @@ impl Server {
     pub(crate) fn explain(self, failure: Failure) -> Failure {
         match self {
             Server::Started(started) => started.explain(failure),
-            Server::External(_) => failure,
+            Server::External(_) | Server::Remote(_) => failure,
         }
     }
 }

@@ -15,13 +15,15 @@ pub(crate) enum Network {
     Loopback,
     /// Both are on this host, each with a network stack of its own.
     Veth(Arc<Namespaces>),
+    /// The servers were started by somebody, on another host.
+    Elsewhere,
 }
 
 impl Network {
     /// Where a server listens that is started for a measurement.
     pub(crate) fn server_ip(&self) -> IpAddr {
         match self {
-            Network::Loopback => Ipv4Addr::LOCALHOST.into(),
+            Network::Loopback | Network::Elsewhere => Ipv4Addr::LOCALHOST.into(),
             Network::Veth(_) => SERVER_IP,
         }
     }
@@ -29,7 +31,7 @@ impl Network {
     /// Does something where such a server runs: starts it.
     pub(crate) fn among_servers<T>(&self, act: impl FnOnce() -> T) -> Result<T> {
         match self {
-            Network::Loopback => Ok(act()),
+            Network::Loopback | Network::Elsewhere => Ok(act()),
             Network::Veth(namespaces) => namespaces.among_servers(act),
         }
     }
@@ -38,6 +40,7 @@ impl Network {
         match self {
             Network::Loopback => "loopback",
             Network::Veth(_) => "veth",
+            Network::Elsewhere => "elsewhere",
         }
     }
 }

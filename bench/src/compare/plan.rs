@@ -182,6 +182,10 @@ impl Settings {
 
     /// Who runs where.
     pub(crate) fn cpus(&self) -> String {
+        if let Network::Elsewhere = self.network {
+            let own = &self.cpus_allowed;
+            return format!("Client on CPU {own:?}, servers where somebody has started them.");
+        }
         match &self.pinned {
             Some(Pinned { server_cpus, sqpoll_cpus, client_cpus }) => {
                 let sqpoll = match &sqpoll_cpus[..] {

@@ -6,6 +6,7 @@
 mod article;
 mod compare;
 mod harness;
+mod hosts;
 mod namespaces;
 
 use std::io::{BufRead, BufReader, Read, Write};
