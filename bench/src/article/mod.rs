@@ -5,6 +5,7 @@
 //! article reports, `limits` what this host cannot show.
 
 pub(crate) mod claims;
+mod commands;
 mod elsewhere;
 mod experiments;
 mod limits;
@@ -48,6 +49,10 @@ pub(crate) struct Experiment {
 
 /// The subcommand.
 pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
+    if let Some(host) = &args.commands {
+        commands::print(host, &experiments::plan(args));
+        return Ok(());
+    }
     candidate::refuse_switches()?;
     // Before the minutes of measuring, not after them.
     std::fs::create_dir_all(&args.out)

@@ -8,7 +8,7 @@ use ringpoll::{Backend, Placement, PollMode};
 
 use super::scenario::{CompareScenario, ScenarioList};
 use super::values::{
-    Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, ServerAddr, count, rate, some_duration,
+    Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, ServerAddr, count, host, rate, some_duration,
 };
 use crate::error::{Failure, Result};
 
@@ -174,6 +174,10 @@ pub(crate) struct ArticleArgs {
     #[arg(long, value_name = "[NAME=]HOST:PORT", conflicts_with_all =
           ["namespaces", "poll", "server_cpus", "sqpoll_cpus"])]
     pub(crate) addr: Vec<ServerAddr>,
+    /// Print what to type for servers on that host and a client on another, and do nothing else
+    #[arg(long, value_name = "HOST", value_parser = host, conflicts_with_all =
+          ["addr", "namespaces", "server_cpus", "sqpoll_cpus"])]
+    pub(crate) commands: Option<String>,
     /// Where the JSON and the HTML page go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub(crate) out: PathBuf,

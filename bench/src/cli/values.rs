@@ -1,6 +1,6 @@
 //! What can stand behind a flag, and how people write it.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -174,6 +174,19 @@ pub(crate) fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     port.parse::<u16>().map_err(|_| wrong(format!("port {port:?} is not a number up to 65535")))?;
     let found: Vec<_> = addr.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.collect();
     if found.is_empty() { Err(wrong("the host has no address".into())) } else { Ok(found) }
+}
+
+/// A host by name or address, as it stands before a port.
+pub(super) fn host(text: &str) -> Result<String> {
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_host = match inner {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !text.is_empty() && text.chars().all(is_word)
+        }
+    };
+    if is_host { Ok(text.to_owned()) } else { Err(Failure::new(format!("{text:?} is not a host"))) }
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration> {

@@ -17,6 +17,7 @@ use crate::compare::plan::{Pinned, Settings};
 use crate::compare::remote::Remote;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
+use crate::load::dial;
 use crate::stats::Stats;
 
 /// A server that listens.
@@ -39,7 +40,11 @@ impl Server {
     ) -> Result<Server> {
         match candidate {
             Candidate::External(external) => Ok(Server::External(external.clone())),
-            Candidate::Remote(remote) => Ok(Server::Remote(remote.clone())),
+            Candidate::Remote(remote) => {
+                // A host that is gone is waited for once, and not as long as a slow server.
+                dial::reachable(&[remote.addr])?;
+                Ok(Server::Remote(remote.clone()))
+            }
             _ => Started::new(candidate, args, settings, pinned).map(Server::Started),
         }
     }

@@ -143,6 +143,18 @@ fn an_address_without_a_server_is_refused() {
 }
 
 #[test]
+fn commands_for_two_hosts_are_printed_and_nothing_else_is_done() {
+    let output = run(&["article", "--commands", "server.example", "--out", "/dev/null/none"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert_eq!(said.matches("ringpoll-bench serve --backend=").count(), 10, "{said}");
+    for wrong in ["a b", "host:80", ""] {
+        refused(&["article", "--commands", wrong]);
+    }
+    refused(&["article", "--commands", "a", "--addr", "127.0.0.1:1"]);
+}
+
+#[test]
 fn a_server_tells_where_it_tells_of_itself() {
     let server = telling("epoll", "inline");
     let found = ask(stats_addr(&server));
