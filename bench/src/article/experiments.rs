@@ -93,8 +93,18 @@ pub(crate) fn settings(
     }
 }
 
+/// Who may run where. The client of servers on another host has what there is, or what it is given.
+pub(crate) fn cpus(args: &ArticleArgs, allowed: Vec<usize>) -> Result<Cpus> {
+    if args.addr.is_empty() {
+        return Ok(Cpus { pinned: pinned(args, &allowed)?, allowed });
+    }
+    args.check_cpus(&allowed)?;
+    let own = args.cpus.client_cpus.as_ref().map_or(allowed, |own| own.0.clone());
+    Ok(Cpus { pinned: None, allowed: own })
+}
+
 /// A CPU for the client, CPUs for SQPOLL threads where enough are left, the rest for the server.
-pub(crate) fn pinned(args: &ArticleArgs, allowed: &[usize]) -> Result<Option<Pinned>> {
+fn pinned(args: &ArticleArgs, allowed: &[usize]) -> Result<Option<Pinned>> {
     args.check_cpus(allowed)?;
     if allowed.len() < 2 {
         return Ok(None);
@@ -263,6 +273,20 @@ mod tests {
             let said = of(4, &[flag, "0,2", "--client-cpus", "2-3"]).unwrap_err().to_string();
             assert!(said.contains(flag) && said.contains("cpu 2 is in both"), "{said}");
         }
+    }
+
+    #[test]
+    fn the_client_of_servers_elsewhere_may_have_all_cpus() {
+        let of = |extra: &[&str]| {
+            let args = [&["--addr", "127.0.0.1:1"][..], extra].concat();
+            let cpus = cpus(&parse(&args), vec![0, 1, 2]).unwrap();
+            (cpus.allowed, cpus.pinned.is_some())
+        };
+        assert_eq!(of(&[]), (vec![0, 1, 2], false));
+        assert_eq!(of(&["--client-cpus", "0-2"]), (vec![0, 1, 2], false));
+        assert_eq!(of(&["--client-cpus", "1"]), (vec![1], false));
+        let missing = parse(&["--addr", "127.0.0.1:1", "--client-cpus", "3"]);
+        assert!(cpus(&missing, vec![0, 1, 2]).is_err());
     }
 
     fn connections(experiment: &Experiment) -> Vec<u32> {

@@ -17,7 +17,7 @@ use crate::cli::ArticleArgs;
 use crate::compare::candidate;
 use crate::compare::model::CellReport;
 use crate::compare::network::Network;
-use crate::compare::plan::{Cpus, Settings};
+use crate::compare::plan::Settings;
 use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
 use crate::host::namespaces::Namespaces;
@@ -65,21 +65,19 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
 }
 
 fn measure(args: &ArticleArgs) -> Result<Report> {
-    let allowed = cpu::allowed()?;
-    let pinned = experiments::pinned(args, &allowed)?;
     let mut experiments = experiments::plan(args);
-    let mut servers = Vec::new();
+    let cpus = experiments::cpus(args, cpu::allowed()?)?;
     // Before there is anything to clean up.
     signals::keep_going()?;
-    let (network, cpus) = if !args.addr.is_empty() {
+    let mut servers = Vec::new();
+    let network = if !args.addr.is_empty() {
         servers = elsewhere::take(args, &mut experiments)?;
-        let own = args.cpus.client_cpus.as_ref().map_or(allowed, |own| own.0.clone());
-        cpu::pin(&own)?;
-        (Network::Elsewhere, Cpus { allowed: own, pinned: None })
+        cpu::pin(&cpus.allowed)?;
+        Network::Elsewhere
     } else if args.namespaces {
-        (Network::Veth(Namespaces::enter()?.into()), Cpus { allowed, pinned })
+        Network::Veth(Namespaces::enter()?.into())
     } else {
-        (Network::Loopback, Cpus { allowed, pinned })
+        Network::Loopback
     };
     // After it: some of what a host says is a namespace's own.
     let host = Host::read()?;

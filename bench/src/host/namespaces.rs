@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -114,8 +115,10 @@ fn move_to(namespace: &File) -> Result<()> {
 }
 
 fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new(IP).args(args).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| match error.kind() {
+    let mut command = Command::new(IP);
+    // Not cut short by an interrupt from the keyboard, which is for this process alone.
+    command.args(args).stdin(Stdio::null()).process_group(0);
+    let output = command.output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => Failure::new("the command ip is missing, which iproute2 brings"),
         _ => Failure::new(format!("start {IP}: {error}")),
     })?;

@@ -82,6 +82,30 @@ fn namespaces_end_with_the_process_that_made_them() {
     }
 }
 
+#[test]
+fn an_interrupt_while_namespaces_are_made_leaves_no_names() {
+    if let Some(why) = no_namespaces() {
+        return println!("left out: {why}");
+    }
+    let out = fresh_dir("article-early");
+    for _ in 0..5 {
+        let mut article = program();
+        article.args(["article", "--namespaces", "--duration", "10m", "--out"]).arg(&out);
+        let mut article =
+            Guard(article.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let pid = article.0.id();
+        let name = format!("ringpoll-{pid}-");
+        let has_names = || text(&ip(&["netns", "list"]).stdout).contains(&name);
+        // It may be done with it before anybody sees that it has begun.
+        let is_serving = || children(pid).into_iter().any(has_started);
+        until(|| (has_names() || is_serving()).then_some(()));
+        kill_process(Pid::from_child(&article.0), Signal::TERM).unwrap();
+        let status = wait(&mut article.0).expect("a signal ends it");
+        assert_eq!(status.code(), Some(130));
+        assert!(!has_names());
+    }
+}
+
 /// Why namespaces cannot be tried here.
 fn no_namespaces() -> Option<String> {
     if !geteuid().is_root() {
