@@ -29,6 +29,8 @@ mod serve;
 #[forbid(unsafe_code)]
 mod signals;
 #[forbid(unsafe_code)]
+mod stats;
+#[forbid(unsafe_code)]
 mod wire;
 #[forbid(unsafe_code)]
 mod work;

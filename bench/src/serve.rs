@@ -1,19 +1,24 @@
 //! `serve`: a ringpoll server for the load generator.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ringpoll::{
-    Backend, Connection, Error, PlacementStats, PollerStats, Server, ServerBuilder, ServerHandle,
-    ServerStats, Slice,
+    Backend, Connection, Error, PlacementStats, PollMode, PollerStats, Server, ServerBuilder,
+    ServerHandle, ServerStats, Slice,
 };
 use serde_json::{Value, json};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Bytes, Scenario, ServeArgs};
 use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::cpu::{self, Ticks};
+use crate::host::process::{CpuUse, resident_bytes};
 use crate::signals::{self, Ask};
+use crate::stats::{self, About, Stats};
 use crate::wire::{HEADER_BYTES, is_heavy, payload_bytes};
 use crate::work;
 
@@ -24,16 +29,18 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     args.die_with.map_or(Ok(()), signals::die_with)?;
     let mut asks = signals::Asks::listen()?;
     log_warnings();
-    let addr = args.addr.clone();
+    let (addr, stats_addr, poll) = (args.addr.clone(), args.stats.clone(), args.poll);
     let server = builder(args).bind(&addr).map_err(Failure::at("serve"))?;
     let handle = server.handle();
     let stats = handle.stats();
+    let told = stats_addr.map(|addr| tell(&addr, &handle, poll)).transpose()?;
     println!(
-        "listening on {} backend={} placement={} pollers={}",
+        "listening on {} backend={} placement={} pollers={}{}",
         server.local_addr(),
         stats.backend,
         stats.placement,
-        stats.poller_count
+        stats.poller_count,
+        told.map_or(String::new(), |addr| format!(" stats={addr}"))
     );
     let stopping = Arc::new(AtomicBool::new(false));
     let stopper = {
@@ -56,6 +63,31 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
         stopper.join().map_err(|_| Failure::new("shutdown: the stopping thread panicked"))??;
     println!("{}", counters(&handle.stats(), cut));
     Ok(())
+}
+
+/// Tells a client on another host what the client would look up itself on its own.
+fn tell(addr: &str, handle: &ServerHandle, poll: PollMode) -> Result<SocketAddr> {
+    let (handle, pid) = (handle.clone(), std::process::id());
+    let stats = handle.stats();
+    let cpus = cpu::allowed()?;
+    let about = About {
+        program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        addr: handle.local_addr().to_string().parse().map_err(Failure::at("--stats"))?,
+        backend: stats.backend.to_string(),
+        placement: stats.placement.to_string(),
+        poll: poll.to_string(),
+        kernel: Host::read()?.kernel,
+        cpus_allowed: cpus.clone(),
+    };
+    stats::listen(addr, move || {
+        Ok(Stats {
+            about: about.clone(),
+            cpu: CpuUse::read(pid)?,
+            rss_bytes: resident_bytes(pid)?,
+            ticks: Ticks::read(&cpus),
+            counters: counters(&handle.stats(), 0),
+        })
+    })
 }
 
 /// What the library warns of goes to standard error, a line each.

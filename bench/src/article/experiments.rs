@@ -8,6 +8,7 @@ use crate::article::Experiment;
 use crate::cli::ArticleArgs;
 use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Row};
+use crate::compare::network::Network;
 use crate::compare::plan::{Cell, Cpus, Pinned, Settings, warmup_s};
 use crate::error::Result;
 use crate::wire;
@@ -58,11 +59,19 @@ pub(crate) fn plan(args: &ArticleArgs) -> Vec<Experiment> {
 }
 
 /// How they are measured, in `measurements` of each round.
-pub(crate) fn settings(args: &ArticleArgs, cpus: Cpus, measurements: usize) -> Settings {
+pub(crate) fn settings(
+    args: &ArticleArgs,
+    cpus: Cpus,
+    network: Network,
+    measurements: usize,
+) -> Settings {
     let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
     // A number of requests is no bound: threads that share a CPU may do a few hundred in a second.
     let duration = args.duration.unwrap_or(match (args.requests, args.quick) {
-        (Some(_), _) => Duration::from_secs(60),
+        (Some(requests), _) => {
+            let seconds = requests as f64 / SLOW_SERVER_RPS;
+            Duration::from_secs_f64(seconds.clamp(COUNTED_MIN_S, COUNTED_MAX_S))
+        }
         (None, false) => Duration::from_secs(2),
         (None, true) => {
             let share = QUICK_ROUNDS_S / (measurements.max(1) as f64 * f64::from(rounds));
@@ -78,13 +87,24 @@ pub(crate) fn settings(args: &ArticleArgs, cpus: Cpus, measurements: usize) -> S
         time_max_s: args.quick.then_some(QUICK_MAX_S),
         pinned: cpus.pinned,
         cpus_allowed: cpus.allowed,
+        network,
         frame_max: wire::FRAME_BYTES_MAX,
         program_version: env!("CARGO_PKG_VERSION"),
     }
 }
 
+/// Who may run where. The client of servers on another host has what there is, or what it is given.
+pub(crate) fn cpus(args: &ArticleArgs, allowed: Vec<usize>) -> Result<Cpus> {
+    if args.addr.is_empty() {
+        return Ok(Cpus { pinned: pinned(args, &allowed)?, allowed });
+    }
+    args.check_cpus(&allowed)?;
+    let own = args.cpus.client_cpus.as_ref().map_or(allowed, |own| own.0.clone());
+    Ok(Cpus { pinned: None, allowed: own })
+}
+
 /// A CPU for the client, CPUs for SQPOLL threads where enough are left, the rest for the server.
-pub(crate) fn pinned(args: &ArticleArgs, allowed: &[usize]) -> Result<Option<Pinned>> {
+fn pinned(args: &ArticleArgs, allowed: &[usize]) -> Result<Option<Pinned>> {
     args.check_cpus(allowed)?;
     if allowed.len() < 2 {
         return Ok(None);
@@ -142,6 +162,12 @@ const LIBRARY: &[u32] = &[10, 50, 100, 200, 300, 400, 500, 1000];
 const LIBRARY_QUICK: &[u32] = &[10, 100, 500];
 /// What the article reserves for them.
 const SQPOLL_CPUS: usize = 3;
+/// A number of requests is waited for as long as a server takes that answers so many per second:
+/// slower than any with CPUs of its own.
+const SLOW_SERVER_RPS: f64 = 50_000.0;
+/// But not less than what the article's client ran for, and not all day.
+const COUNTED_MIN_S: f64 = 60.0;
+const COUNTED_MAX_S: f64 = 3600.0;
 /// Of the 3 minutes of `--quick`, those for the rounds; the rest is for servers that are slow to
 /// answer what is in flight, and for the report.
 const QUICK_ROUNDS_S: f64 = 120.0;
@@ -202,11 +228,15 @@ mod tests {
     fn every_measurement_is_bounded_in_time() {
         let of = |extra: &[&str]| {
             let cpus = Cpus { allowed: vec![0], pinned: None };
-            settings(&parse(extra), cpus, 25)
+            settings(&parse(extra), cpus, Network::Loopback, 25)
         };
         assert_eq!((of(&[]).duration_s, of(&[]).time_max_s), (2.0, None));
-        let counted = of(&["--requests", "50M"]);
-        assert_eq!((counted.requests_max, counted.duration_s), (Some(50_000_000), 60.0));
+        for full in ["50M", "50000000"] {
+            let counted = of(&["--requests", full]);
+            assert_eq!((counted.requests_max, counted.duration_s), (Some(50_000_000), 1000.0));
+        }
+        assert_eq!(of(&["--requests", "1000"]).duration_s, 60.0);
+        assert_eq!(of(&["--requests", "18446744073709551615"]).duration_s, 3600.0);
         assert_eq!(of(&["--requests", "5", "--duration", "1s"]).duration_s, 1.0);
         let quick = of(&["--quick"]);
         let each = quick.duration_s + quick.warmup_s + QUICK_OVERHEAD_S;
@@ -235,7 +265,28 @@ mod tests {
         assert_eq!(shared, Some((vec![0], vec![0], vec![1])));
         assert!(of(2, &["--server-cpus", "0-1"]).is_err());
         assert!(of(2, &["--sqpoll-cpus", "0-1"]).is_err());
-        assert!(of(2, &["--sqpoll-cpus", "2"]).is_err());
+        for flag in ["--server-cpus", "--sqpoll-cpus", "--client-cpus"] {
+            let said = of(2, &[flag, "1-2"]).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("{flag}: cpu 2: ")), "{said}");
+        }
+        for flag in ["--server-cpus", "--sqpoll-cpus"] {
+            let said = of(4, &[flag, "0,2", "--client-cpus", "2-3"]).unwrap_err().to_string();
+            assert!(said.contains(flag) && said.contains("cpu 2 is in both"), "{said}");
+        }
+    }
+
+    #[test]
+    fn the_client_of_servers_elsewhere_may_have_all_cpus() {
+        let of = |extra: &[&str]| {
+            let args = [&["--addr", "127.0.0.1:1"][..], extra].concat();
+            let cpus = cpus(&parse(&args), vec![0, 1, 2]).unwrap();
+            (cpus.allowed, cpus.pinned.is_some())
+        };
+        assert_eq!(of(&[]), (vec![0, 1, 2], false));
+        assert_eq!(of(&["--client-cpus", "0-2"]), (vec![0, 1, 2], false));
+        assert_eq!(of(&["--client-cpus", "1"]), (vec![1], false));
+        let missing = parse(&["--addr", "127.0.0.1:1", "--client-cpus", "3"]);
+        assert!(cpus(&missing, vec![0, 1, 2]).is_err());
     }
 
     fn connections(experiment: &Experiment) -> Vec<u32> {

@@ -3,6 +3,7 @@
 use crate::article::Experiment;
 use crate::compare::measure::P9999_REQUESTS;
 use crate::compare::model::{Round, Row};
+use crate::compare::network::Network;
 use crate::compare::plan::{Pinned, Settings};
 use crate::host::Host;
 
@@ -14,20 +15,16 @@ pub(crate) fn limits(host: &Host, settings: &Settings, experiments: &[Experiment
         .flat_map(|report| &report.rows)
         .filter(|row| !row.rounds.is_empty())
         .collect();
+    let is_elsewhere = matches!(settings.network, Network::Elsewhere);
     let all = [
-        Some(cpus(settings.pinned.as_ref())),
-        host.cpu_quota.map(|cpus| {
+        (!is_elsewhere).then(|| cpus(settings.pinned.as_ref())),
+        host.cpu_quota.filter(|_| !is_elsewhere).map(|cpus| {
             format!(
                 "The control group grants {cpus:.2} CPUs of time, and threads that poll in vain \
                  use it up."
             )
         }),
-        Some(
-            "Client and server are on one host and talk over loopback, where a send does the \
-             receiver's work too: no network card, no interrupts with CPUs of their own. The \
-             client is one thread."
-                .to_owned(),
-        ),
+        Some(network(&settings.network)),
         busy_client(&rows),
         disturbed(&rows),
         short(settings, &rows),
@@ -60,6 +57,28 @@ fn cpus(pinned: Option<&Pinned>) -> String {
              up to a scheduler tick at each hop. {ARTICLE_CPUS}"
         ),
     }
+}
+
+fn network(network: &Network) -> String {
+    let between = match network {
+        Network::Loopback => "Client and server are on one host and talk over loopback",
+        Network::Veth(_) => {
+            "Client and server are on one host, in two network namespaces joined by a veth pair: \
+             measured over virtual cards"
+        }
+        Network::Elsewhere => {
+            return format!(
+                "The servers were not started for each measurement: one that was measured before \
+                 may have grown, and those that wait take CPUs if they never sleep. How many CPUs \
+                 they have, and what lies between the hosts, is for whoever started them to know. \
+                 {ARTICLE_CPUS} {ONE_THREAD}"
+            );
+        }
+    };
+    format!(
+        "{between}, where a send does the receiver's work too: no network card, no interrupts with \
+         CPUs of their own. {ONE_THREAD}"
+    )
 }
 
 fn busy_client(rows: &[&Row]) -> Option<String> {
@@ -120,6 +139,7 @@ fn few_requests(rows: &[&Row]) -> Option<String> {
 
 const ARTICLE_CPUS: &str = "The article's server had 16 CPUs for the application, 3 for SQPOLL \
                             threads and 11 for the interrupts of the network card.";
+const ONE_THREAD: &str = "The client is one thread.";
 /// A thread that sleeps now and then is not the limit.
 const CLIENT_BUSY: f64 = 0.95;
 const DISTURBED_PERCENT: f64 = 1.0;
@@ -179,6 +199,7 @@ mod tests {
             time_max_s: None,
             pinned: None,
             cpus_allowed: vec![0],
+            network: Network::Loopback,
             frame_max: 1,
             program_version: "",
         }

@@ -5,6 +5,8 @@
 //! article reports, `limits` what this host cannot show.
 
 pub(crate) mod claims;
+mod commands;
+mod elsewhere;
 mod experiments;
 mod limits;
 
@@ -14,9 +16,11 @@ pub(crate) use self::claims::Claim;
 use crate::cli::ArticleArgs;
 use crate::compare::candidate;
 use crate::compare::model::CellReport;
-use crate::compare::plan::{Cpus, Settings};
+use crate::compare::network::Network;
+use crate::compare::plan::Settings;
 use crate::compare::rounds::Rounds;
 use crate::error::{Failure, Result};
+use crate::host::namespaces::Namespaces;
 use crate::host::{Host, cpu};
 use crate::{load, report, signals};
 
@@ -45,6 +49,10 @@ pub(crate) struct Experiment {
 
 /// The subcommand.
 pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
+    if let Some(host) = &args.commands {
+        commands::print(host, &experiments::plan(args));
+        return Ok(());
+    }
     candidate::refuse_switches()?;
     // Before the minutes of measuring, not after them.
     std::fs::create_dir_all(&args.out)
@@ -57,16 +65,36 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
 }
 
 fn measure(args: &ArticleArgs) -> Result<Report> {
-    let host = Host::read()?;
-    let allowed = cpu::allowed()?;
-    let cpus = Cpus { pinned: experiments::pinned(args, &allowed)?, allowed };
     let mut experiments = experiments::plan(args);
+    let cpus = experiments::cpus(args, cpu::allowed()?)?;
+    // Before there is anything to clean up.
+    signals::keep_going()?;
+    let mut servers = Vec::new();
+    let network = if !args.addr.is_empty() {
+        servers = elsewhere::take(args, &mut experiments)?;
+        cpu::pin(&cpus.allowed)?;
+        Network::Elsewhere
+    } else if args.namespaces {
+        Network::Veth(Namespaces::enter()?.into())
+    } else {
+        Network::Loopback
+    };
+    // After it: some of what a host says is a namespace's own.
+    let host = Host::read()?;
     let cell_counts: Vec<_> = experiments.iter().map(|one| one.cells.len()).collect();
     let cells: Vec<_> = experiments.iter_mut().flat_map(|one| one.cells.drain(..)).collect();
-    let measurements = cells.iter().map(|report| report.rows.len()).sum();
+    let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
     cells.iter().try_for_each(|report| load::reserve_fds(report.cell.connections, 0))?;
-    signals::keep_going()?;
-    let mut rounds = Rounds::new(experiments::settings(args, cpus, measurements), cells, 0);
+    let settings = experiments::settings(args, cpus, network, measurements);
+    let mut rounds = Rounds::new(settings, cells, 0);
+    servers.into_iter().for_each(|note| rounds.note(note));
+    if let Some(requests) = args.requests {
+        let Settings { rounds: count, duration_s, .. } = rounds.settings;
+        let all = measurements * count as usize;
+        rounds.note(format!(
+            "{all} measurements, each over after {requests} requests or {duration_s} s."
+        ));
+    }
     rounds.run();
     rounds.progress.finish();
     let elapsed_s = rounds.elapsed().as_secs_f64();

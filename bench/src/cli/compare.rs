@@ -7,7 +7,9 @@ use clap::Args;
 use ringpoll::{Backend, Placement, PollMode};
 
 use super::scenario::{CompareScenario, ScenarioList};
-use super::values::{Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, count, rate, some_duration};
+use super::values::{
+    Bytes, CpuList, FRAME_MAX, PeerAddr, PeerList, ServerAddr, count, host, rate, some_duration,
+};
 use crate::error::{Failure, Result};
 
 #[derive(Args)]
@@ -148,7 +150,7 @@ pub(crate) struct ArticleArgs {
     #[arg(long, value_parser = some_duration)]
     pub(crate) duration: Option<Duration>,
     /// So many replies end a measurement sooner, such as 50M, which is the article's number;
-    /// without --duration it then takes a minute at most
+    /// without --duration it then lasts as long as a slow server takes for them, and no longer
     #[arg(long, value_name = "N", value_parser = count)]
     pub(crate) requests: Option<u64>,
     /// Where the handlers of experiments 2 and 3 run; the article's have workers
@@ -162,15 +164,43 @@ pub(crate) struct ArticleArgs {
     /// CPUs of the kernel threads that poll; without it beside the server, unless there are many
     #[arg(long, value_name = "LIST")]
     pub(crate) sqpoll_cpus: Option<CpuList>,
+    /// Servers and client in network namespaces of their own, joined by a veth pair, instead of
+    /// over loopback; for root, with the command ip
+    #[arg(long)]
+    pub(crate) namespaces: bool,
+    /// A server on another host instead of those started here: where its `serve --stats` tells of
+    /// it, or a server that does not tell, as in epoll=HOST:PORT or epoll/inline=HOST:PORT. May be
+    /// given several times; experiments without any server are left out
+    #[arg(long, value_name = "[NAME=]HOST:PORT", conflicts_with_all =
+          ["namespaces", "poll", "server_cpus", "sqpoll_cpus"])]
+    pub(crate) addr: Vec<ServerAddr>,
+    /// Print what to type for servers on that host and a client on another, and do nothing else
+    #[arg(long, value_name = "HOST", value_parser = host, conflicts_with_all =
+          ["addr", "namespaces", "server_cpus", "sqpoll_cpus"])]
+    pub(crate) commands: Option<String>,
     /// Where the JSON and the HTML page go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub(crate) out: PathBuf,
 }
 
 impl ArticleArgs {
-    /// Refuses CPUs that are not among those this process may use.
+    /// Refuses CPUs that are not among those this process may use, and a client that shares one
+    /// with the other side. SQPOLL threads may share the server's.
     pub(crate) fn check_cpus(&self, allowed: &[usize]) -> Result<()> {
-        self.cpus.check(allowed)?;
-        self.sqpoll_cpus.iter().try_for_each(|list| list.check(allowed))
+        let CpuArgs { server_cpus, client_cpus } = &self.cpus;
+        let server_side = [("--server-cpus", server_cpus), ("--sqpoll-cpus", &self.sqpoll_cpus)];
+        for (flag, list) in server_side.into_iter().chain([("--client-cpus", client_cpus)]) {
+            let checked = list.as_ref().map_or(Ok(()), |list| list.check(allowed));
+            checked.map_err(Failure::at(flag))?;
+        }
+        let of_client = |cpu: &&usize| client_cpus.as_ref().is_some_and(|own| own.0.contains(cpu));
+        for (flag, list) in server_side {
+            if let Some(cpu) = list.iter().flat_map(|list| &list.0).find(of_client) {
+                return Err(Failure::new(format!(
+                    "--client-cpus, {flag}: cpu {cpu} is in both, and each side needs its own"
+                )));
+            }
+        }
+        Ok(())
     }
 }

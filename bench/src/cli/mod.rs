@@ -16,7 +16,7 @@ pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
 pub(crate) use self::scenario::CompareScenario;
 use self::serve::WorkArgs;
 pub(crate) use self::serve::{Scenario, ServeArgs};
-pub(crate) use self::values::{Bytes, CpuList, PeerAddr, resolve};
+pub(crate) use self::values::{Bytes, CpuList, PeerAddr, ServerAddr, resolve};
 use self::values::{FRAME_MAX, duration, percent, rate, some_duration};
 use crate::peers::Peer;
 

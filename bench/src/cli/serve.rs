@@ -44,6 +44,9 @@ pub(crate) struct ServeArgs {
     pub(crate) sqpoll: SqpollArgs,
     #[command(flatten)]
     pub(crate) ring: RingArgs,
+    /// Where to tell of itself, for a client on another host: who connects gets one line of JSON
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) stats: Option<String>,
     /// How the connections avoid congestion, such as reno
     #[arg(long, hide = true, value_name = "NAME")]
     pub(crate) congestion: Option<String>,

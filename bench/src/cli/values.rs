@@ -1,8 +1,10 @@
 //! What can stand behind a flag, and how people write it.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
+
+use ringpoll::{Backend, Placement};
 
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
@@ -103,6 +105,39 @@ impl FromStr for PeerAddr {
     }
 }
 
+/// A server of this program on another host: `HOST:PORT` where it tells what it is, else
+/// `BACKEND=HOST:PORT` or `BACKEND/PLACEMENT=HOST:PORT`.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerAddr {
+    text: String,
+    /// What it is said to be.
+    pub(crate) named: Option<(Backend, Option<Placement>)>,
+    pub(crate) addrs: Vec<SocketAddr>,
+}
+
+impl FromStr for ServerAddr {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<ServerAddr> {
+        let (name, addr) =
+            text.split_once('=').map_or((None, text), |(name, addr)| (Some(name), addr));
+        let named = name.map(|name| {
+            let (backend, placement) =
+                name.split_once('/').map_or((name, None), |(name, rest)| (name, Some(rest)));
+            let placement = placement.map(str::parse).transpose().map_err(Failure::at(text))?;
+            Ok((backend.parse().map_err(Failure::at(text))?, placement))
+        });
+        let named = named.transpose()?;
+        Ok(ServerAddr { text: text.to_owned(), named, addrs: resolve(addr)? })
+    }
+}
+
+impl std::fmt::Display for ServerAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// A number of bytes: `1024`, `1k`, `16M`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u32);
@@ -139,6 +174,19 @@ pub(crate) fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     port.parse::<u16>().map_err(|_| wrong(format!("port {port:?} is not a number up to 65535")))?;
     let found: Vec<_> = addr.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.collect();
     if found.is_empty() { Err(wrong("the host has no address".into())) } else { Ok(found) }
+}
+
+/// A host by name or address, as it stands before a port.
+pub(super) fn host(text: &str) -> Result<String> {
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_host = match inner {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !text.is_empty() && text.chars().all(is_word)
+        }
+    };
+    if is_host { Ok(text.to_owned()) } else { Err(Failure::new(format!("{text:?} is not a host"))) }
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration> {
@@ -221,6 +269,19 @@ mod tests {
         for wrong in ["127.0.0.1:80", "=127.0.0.1:80", "a b=127.0.0.1:80", "a=80", "tokio=[::1]:1"]
         {
             assert!(wrong.parse::<PeerAddr>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_has_a_name_or_tells_it() {
+        let read = |text: &str| text.parse::<ServerAddr>().unwrap();
+        assert_eq!(read("127.0.0.1:80").named, None);
+        assert_eq!(read("epoll=127.0.0.1:80").named, Some((Backend::Epoll, None)));
+        let inline = read("hybrid/inline=[::1]:80");
+        assert_eq!(inline.named, Some((Backend::Hybrid, Some(Placement::Inline))));
+        assert_eq!(inline.to_string(), "hybrid/inline=[::1]:80");
+        for wrong in ["80", "=127.0.0.1:80", "kqueue=127.0.0.1:80", "epoll/=127.0.0.1:80"] {
+            assert!(wrong.parse::<ServerAddr>().is_err(), "{wrong:?}");
         }
     }
 

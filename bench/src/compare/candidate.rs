@@ -8,6 +8,7 @@ use ringpoll::{Backend, Placement};
 use crate::cli::{Cli, Command, CompareArgs, CompareScenario, ServeArgs};
 use crate::compare::external::External;
 use crate::compare::plan::{Cell, Pinned};
+use crate::compare::remote::Remote;
 use crate::compare::scenario::{self, Usual};
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
@@ -27,6 +28,7 @@ pub(crate) enum Candidate {
     },
     Peer(Peer),
     External(External),
+    Remote(Remote),
 }
 
 impl Candidate {
@@ -47,6 +49,7 @@ impl Candidate {
     pub(crate) fn backend(&self) -> Option<Backend> {
         match self {
             Candidate::Ringpoll { backend, .. } => Some(*backend),
+            Candidate::Remote(remote) => Some(remote.backend),
             Candidate::Peer(_) | Candidate::External(_) => None,
         }
     }
@@ -57,6 +60,7 @@ impl Candidate {
             Candidate::Ringpoll { spinning, extra, .. } => {
                 *spinning || extra.iter().any(|arg| arg == "--poll=always")
             }
+            Candidate::Remote(remote) => remote.never_sleeps,
             Candidate::Peer(_) | Candidate::External(_) => false,
         }
     }
@@ -94,7 +98,7 @@ impl Candidate {
             }
             Candidate::Ringpoll { spinning, .. } => !spinning || cell.is_ping_pong(),
             Candidate::Peer(peer) => scenario::suits_peer(*peer, cell),
-            Candidate::External(_) => true,
+            Candidate::External(_) | Candidate::Remote(_) => true,
         }
     }
 
@@ -104,6 +108,7 @@ impl Candidate {
             Candidate::Ringpoll { spinning, .. } => !spinning,
             Candidate::Peer(peer) => !matches!(peer, Peer::TokioFramed | Peer::BareRing64k),
             Candidate::External(external) => external.pid.is_some(),
+            Candidate::Remote(_) => false,
         }
     }
 
@@ -123,17 +128,16 @@ impl Candidate {
         }
     }
 
-    /// The command line that starts it on a port of the kernel's choice.
+    /// The command line that starts it, without where it listens.
     pub(crate) fn args(&self, frame_max: u32, pinned: Option<&Pinned>) -> Vec<String> {
         let mut args = match self {
             Candidate::Ringpoll { backend, .. } => {
                 vec!["serve".to_owned(), format!("--backend={backend}")]
             }
             Candidate::Peer(peer) => vec!["peer".to_owned(), peer.to_string()],
-            Candidate::External(_) => return Vec::new(),
+            Candidate::External(_) | Candidate::Remote(_) => return Vec::new(),
         };
         args.extend([
-            "--addr=127.0.0.1:0".to_owned(),
             format!("--die-with={}", std::process::id()),
             format!("--frame-max={frame_max}"),
         ]);
@@ -189,6 +193,7 @@ impl fmt::Display for Candidate {
             }
             Candidate::Peer(peer) => peer.fmt(f),
             Candidate::External(external) => f.write_str(&external.name),
+            Candidate::Remote(remote) => remote.fmt(f),
         }
     }
 }

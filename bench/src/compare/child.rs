@@ -14,14 +14,19 @@ use serde_json::Value;
 use crate::compare::candidate::Candidate;
 use crate::compare::external::External;
 use crate::compare::plan::{Pinned, Settings};
+use crate::compare::remote::Remote;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
+use crate::load::dial;
+use crate::stats::Stats;
 
 /// A server that listens.
 pub(crate) enum Server {
     Started(Started),
     /// Not ours to start or to stop.
     External(External),
+    /// Nor is that one, but it may tell of itself.
+    Remote(Remote),
 }
 
 impl Server {
@@ -33,16 +38,22 @@ impl Server {
         settings: &Settings,
         pinned: Option<&Pinned>,
     ) -> Result<Server> {
-        if let Candidate::External(external) = candidate {
-            return Ok(Server::External(external.clone()));
+        match candidate {
+            Candidate::External(external) => Ok(Server::External(external.clone())),
+            Candidate::Remote(remote) => {
+                // A host that is gone is waited for once, and not as long as a slow server.
+                dial::reachable(&[remote.addr])?;
+                Ok(Server::Remote(remote.clone()))
+            }
+            _ => Started::new(candidate, args, settings, pinned).map(Server::Started),
         }
-        Started::new(candidate, args, settings, pinned).map(Server::Started)
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         match self {
             Server::Started(started) => started.addr,
             Server::External(external) => external.addr,
+            Server::Remote(remote) => remote.addr,
         }
     }
 
@@ -51,6 +62,15 @@ impl Server {
         match self {
             Server::Started(started) => Some(started.child.id()),
             Server::External(external) => external.pid,
+            Server::Remote(_) => None,
+        }
+    }
+
+    /// What a server on another host tells of itself now; `None` of all others.
+    pub(crate) fn told(&self) -> Result<Option<Stats>> {
+        match self {
+            Server::Remote(remote) => remote.told(),
+            Server::Started(_) | Server::External(_) => Ok(None),
         }
     }
 
@@ -67,7 +87,7 @@ impl Server {
     pub(crate) fn stop(self) -> Result<Said> {
         match self {
             Server::Started(started) => started.stop(),
-            Server::External(_) => Ok(Said::default()),
+            Server::External(_) | Server::Remote(_) => Ok(Said::default()),
         }
     }
 
@@ -75,7 +95,7 @@ impl Server {
     pub(crate) fn explain(self, failure: Failure) -> Failure {
         match self {
             Server::Started(started) => started.explain(failure),
-            Server::External(_) => failure,
+            Server::External(_) | Server::Remote(_) => failure,
         }
     }
 }
@@ -98,15 +118,17 @@ impl Started {
         let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
         let mut command = Command::new(program);
         command.args(candidate.args(settings.frame_max, pinned)).args(args);
+        // On a port of the kernel's choice.
+        command.arg(format!("--addr={}:0", settings.network.server_ip()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // An interrupt from the keyboard goes to a process group, and is for this process alone.
         command.process_group(0);
         // A child inherits the affinity of the thread that starts it.
         let all = &settings.cpus_allowed;
         cpu::pin(&pinned.map_or_else(|| all.clone(), |pinned| candidate.cpus(pinned)))?;
-        let spawned = command.spawn();
+        let spawned = settings.network.among_servers(|| command.spawn());
         cpu::pin(pinned.map_or(all, |pinned| &pinned.client_cpus))?;
-        let mut child = spawned.map_err(Failure::at(format!("start {candidate}")))?;
+        let mut child = spawned?.map_err(Failure::at(format!("start {candidate}")))?;
         let (sender, lines) = channel();
         if let Some(stdout) = child.stdout.take() {
             std::thread::spawn(move || {

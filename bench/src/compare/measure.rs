@@ -15,6 +15,7 @@ use crate::error::{Failure, Result};
 use crate::host::cpu::Ticks;
 use crate::host::process::{CpuUse, resident_bytes};
 use crate::load::{Latency, Observer, Outcome, Plan, dial, engine};
+use crate::stats::Stats;
 use crate::wire::Template;
 
 /// A candidate under one kind of traffic, once; and what its server warned of.
@@ -32,6 +33,7 @@ pub(crate) fn round(
     };
     let seen = watch.seen?;
     let mut said = server.stop()?;
+    said.reports.extend(seen.reports);
     if cell.rate.is_some_and(|rate| outcome.fell_behind(rate)) {
         said.warnings.push(FELL_BEHIND.to_owned());
     }
@@ -230,7 +232,7 @@ struct Watch<'a> {
     /// Whether it tells its counters when asked.
     reports: bool,
     cpus: Vec<usize>,
-    opened: Option<Opened>,
+    opened: Result<Opened>,
     seen: Result<Seen>,
 }
 
@@ -238,6 +240,8 @@ struct Watch<'a> {
 struct Opened {
     /// `None` of a server whose process is not known.
     server: Option<CpuUse>,
+    /// What a server on another host told.
+    told: Option<Stats>,
     ticks: Ticks,
     client_ns: u64,
 }
@@ -247,6 +251,8 @@ struct Seen {
     client_ns: u64,
     steal_percent: f64,
     others_percent: Option<f64>,
+    /// The counters of a server on another host when the window opened and when it closed.
+    reports: Vec<Value>,
 }
 
 #[derive(Clone, Copy)]
@@ -259,7 +265,8 @@ struct SeenServer {
 impl<'a> Watch<'a> {
     fn new(server: &'a Server, reports: bool, cpus: Vec<usize>) -> Watch<'a> {
         let seen = Err(Failure::new("the window never closed"));
-        Watch { server, reports, cpus, opened: None, seen }
+        let opened = Err(Failure::new("the window never opened"));
+        Watch { server, reports, cpus, opened, seen }
     }
 
     fn ask_report(&self) {
@@ -269,20 +276,19 @@ impl<'a> Watch<'a> {
     }
 
     fn look(&self) -> Result<Seen> {
-        let before = self.opened.as_ref().ok_or_else(|| Failure::new("the window never opened"))?;
+        let before = self.opened.as_ref().map_err(Clone::clone)?;
+        let client_ns = own_cpu_ns().saturating_sub(before.client_ns);
+        let ticks = Ticks::read(&self.cpus);
+        if let (Some(earlier), Some(told)) = (&before.told, self.server.told()?) {
+            return Ok(Seen::elsewhere(earlier, told, before.ticks, ticks, client_ns));
+        }
         let server = match (self.server.pid(), before.server) {
             (Some(pid), Some(earlier)) => {
                 let used = CpuUse::read(pid)?;
-                Some(SeenServer {
-                    ns: used.ns_since(earlier),
-                    sqpoll_ns: used.sqpoll_ns_since(earlier),
-                    rss_bytes: resident_bytes(pid)?,
-                })
+                Some(SeenServer::new(used, earlier, resident_bytes(pid)?))
             }
             _ => None,
         };
-        let client_ns = own_cpu_ns().saturating_sub(before.client_ns);
-        let ticks = Ticks::read(&self.cpus);
         let others =
             |server: SeenServer| ticks.others_percent_since(before.ticks, server.ns + client_ns);
         Ok(Seen {
@@ -290,20 +296,51 @@ impl<'a> Watch<'a> {
             client_ns,
             steal_percent: ticks.stolen_percent_since(before.ticks),
             others_percent: server.map(others),
+            reports: Vec::new(),
         })
+    }
+
+    fn open(&self) -> Result<Opened> {
+        Ok(Opened {
+            server: self.server.pid().map(CpuUse::read).transpose()?,
+            told: self.server.told()?,
+            ticks: Ticks::read(&self.cpus),
+            client_ns: own_cpu_ns(),
+        })
+    }
+}
+
+impl Seen {
+    /// Of a server on another host, in words of its own. Both hosts may have CPUs stolen.
+    fn elsewhere(
+        earlier: &Stats,
+        told: Stats,
+        ticks_before: Ticks,
+        ticks: Ticks,
+        client_ns: u64,
+    ) -> Seen {
+        let stolen_there = told.ticks.stolen_percent_since(earlier.ticks);
+        Seen {
+            server: Some(SeenServer::new(told.cpu, earlier.cpu, told.rss_bytes)),
+            client_ns,
+            steal_percent: ticks.stolen_percent_since(ticks_before).max(stolen_there),
+            others_percent: Some(ticks.others_percent_since(ticks_before, client_ns)),
+            reports: vec![earlier.counters.clone(), told.counters],
+        }
+    }
+}
+
+impl SeenServer {
+    fn new(used: CpuUse, earlier: CpuUse, rss_bytes: u64) -> SeenServer {
+        let (ns, sqpoll_ns) = (used.ns_since(earlier), used.sqpoll_ns_since(earlier));
+        SeenServer { ns, sqpoll_ns, rss_bytes }
     }
 }
 
 impl Observer for Watch<'_> {
     fn on_window_open(&mut self) {
         self.ask_report();
-        let server = self.server.pid().map(CpuUse::read).transpose();
-        // A server that is gone is noticed by whoever loads it.
-        self.opened = server.ok().map(|server| Opened {
-            server,
-            ticks: Ticks::read(&self.cpus),
-            client_ns: own_cpu_ns(),
-        });
+        self.opened = self.open();
     }
 
     fn on_window_close(&mut self) {

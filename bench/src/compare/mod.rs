@@ -9,9 +9,11 @@ mod external;
 mod goals;
 pub(crate) mod measure;
 pub(crate) mod model;
+pub(crate) mod network;
 pub(crate) mod plan;
 mod progress;
 pub(crate) mod ranking;
+pub(crate) mod remote;
 pub(crate) mod rounds;
 mod scenario;
 
@@ -100,7 +102,7 @@ impl Comparison {
     /// Who is compared, at which version, on which CPUs.
     fn introduce(&mut self) {
         let notes = self.candidates.iter().filter_map(|candidate| match candidate {
-            Candidate::Ringpoll { .. } => None,
+            Candidate::Ringpoll { .. } | Candidate::Remote(_) => None,
             Candidate::Peer(peer) => Some(format!("{peer}: {}.", peer.about())),
             Candidate::External(External { name, addr, pid }) => {
                 let process = match pid {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::{CompareArgs, CompareScenario, CpuArgs, CpuList, SEED};
+use crate::compare::network::Network;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
 use crate::load::{OPEN_DEPTH_MAX, Plan};
@@ -141,6 +142,7 @@ pub(crate) struct Settings {
     pub(crate) pinned: Option<Pinned>,
     /// All that this process may use.
     pub(crate) cpus_allowed: Vec<usize>,
+    pub(crate) network: Network,
     pub(crate) frame_max: u32,
     pub(crate) program_version: &'static str,
 }
@@ -172,6 +174,7 @@ impl Settings {
             time_max_s: args.quick.then_some(QUICK_MAX_S),
             pinned: cpus.pinned,
             cpus_allowed: cpus.allowed,
+            network: Network::default(),
             frame_max: args.frame_max.0,
             program_version: env!("CARGO_PKG_VERSION"),
         }
@@ -179,6 +182,10 @@ impl Settings {
 
     /// Who runs where.
     pub(crate) fn cpus(&self) -> String {
+        if let Network::Elsewhere = self.network {
+            let own = &self.cpus_allowed;
+            return format!("Client on CPU {own:?}, servers where somebody has started them.");
+        }
         match &self.pinned {
             Some(Pinned { server_cpus, sqpoll_cpus, client_cpus }) => {
                 let sqpoll = match &sqpoll_cpus[..] {

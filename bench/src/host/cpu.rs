@@ -3,6 +3,7 @@
 use std::fs;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Result};
 use crate::host::{TICK_NS, read_line};
@@ -55,7 +56,7 @@ fn quota_of(line: &str) -> Option<f64> {
 }
 
 /// Ticks of some CPUs since boot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ticks {
     total: u64,
     idle: u64,

@@ -1,6 +1,7 @@
 //! What the host offers and how busy it is, read from `/proc` and `/sys`.
 
 pub(crate) mod cpu;
+pub(crate) mod namespaces;
 pub(crate) mod process;
 pub(crate) mod steal;
 

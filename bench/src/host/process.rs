@@ -2,11 +2,13 @@
 
 use std::fs;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Failure, Result};
 use crate::host::TICK_NS;
 
 /// CPU time of a process since it started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CpuUse {
     /// Of its living threads, to the nanosecond.
     threads_ns: u64,

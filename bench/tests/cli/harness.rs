@@ -175,6 +175,30 @@ pub(crate) fn wait(child: &mut Child) -> Option<std::process::ExitStatus> {
     None
 }
 
+/// What comes to be before the deadline.
+pub(crate) fn until<T>(look: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "it never came to be");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What an `article` has written there.
+pub(crate) fn article_report(out: &Path) -> Value {
+    serde_json::from_slice(&fs::read(out.join("article.json")).unwrap()).unwrap()
+}
+
+/// All rows of all its experiments.
+pub(crate) fn article_rows(report: &Value) -> impl Iterator<Item = &Value> {
+    let experiments = report["experiments"].as_array().unwrap();
+    let cells = experiments.iter().flat_map(|one| one["cells"].as_array().unwrap());
+    cells.flat_map(|cell| cell["rows"].as_array().unwrap())
+}
+
 pub(crate) fn collect(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();

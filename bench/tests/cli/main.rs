@@ -6,6 +6,8 @@
 mod article;
 mod compare;
 mod harness;
+mod hosts;
+mod namespaces;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -103,6 +105,11 @@ fn bad_input_is_refused_in_one_line() {
         &["article", "--requests", "0"],
         &["article", "--poll", "sometimes"],
         &["article", "--sqpoll-cpus", "1000"],
+        &["article", "--server-cpus", "0-1000000"],
+        &["article", "--server-cpus", ""],
+        &["article", "--sqpoll-cpus", "0,"],
+        &["article", "--server-cpus", "0", "--client-cpus", "0"],
+        &["article", "--sqpoll-cpus", "0", "--client-cpus", "0"],
         &["article", "--connections", "0"],
         &["dance"],
     ] {
