@@ -1,6 +1,7 @@
 //! `serve`: a ringpoll server for the load generator.
 
 mod mux;
+mod proxy;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use ringpoll::{
 use serde_json::{Value, json};
 use tracing_subscriber::filter::LevelFilter;
 
+use self::proxy::Upstream;
 use crate::cli::{Bytes, Scenario, ServeArgs};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -32,8 +34,12 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     let mut asks = signals::Asks::listen()?;
     log_warnings();
     let (addr, stats_addr, poll) = (args.addr.clone(), args.stats.clone(), args.poll);
-    let server = builder(args).bind(&addr).map_err(Failure::at("serve"))?;
+    let upstream = args.upstream()?.map(|to| Upstream::new(to, args.placement));
+    let server = builder(args, upstream.clone()).bind(&addr).map_err(Failure::at("serve"))?;
     let handle = server.handle();
+    if let Some(upstream) = upstream {
+        upstream.use_pollers(handle.pollers());
+    }
     let stats = handle.stats();
     let told = stats_addr.map(|addr| tell(&addr, &handle, poll)).transpose()?;
     println!(
@@ -119,7 +125,7 @@ pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-fn builder(args: ServeArgs) -> ServerBuilder {
+fn builder(args: ServeArgs, upstream: Option<Upstream>) -> ServerBuilder {
     let frame_max = args.frame_max.0 as usize;
     let backend = match args.backend {
         Backend::Sqpoll(preset) => Backend::Sqpoll(args.sqpoll.options(preset)),
@@ -147,6 +153,9 @@ fn builder(args: ServeArgs) -> ServerBuilder {
     }
     if let Some(cpus) = args.worker_cpus {
         server = server.worker_cpus(cpus.0);
+    }
+    if let Some(upstream) = upstream {
+        return server.on_connect(move |connection| upstream.clone().relay(connection));
     }
     match args.scenario {
         // The reply is composed in a buffer of its own, as a server does that computes it.

@@ -14,8 +14,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
 pub(crate) use self::scenario::CompareScenario;
-use self::serve::WorkArgs;
 pub(crate) use self::serve::{Scenario, ServeArgs};
+use self::serve::{UpstreamArgs, WorkArgs};
 pub(crate) use self::values::{Bytes, CpuList, PeerAddr, ServerAddr, resolve};
 use self::values::{FRAME_MAX, duration, percent, rate, some_duration};
 use crate::peers::Peer;
@@ -104,6 +104,8 @@ pub(crate) struct PeerArgs {
     pub(crate) scenario: Scenario,
     #[command(flatten)]
     pub(crate) work: WorkArgs,
+    #[command(flatten)]
+    pub(crate) upstream: UpstreamArgs,
     #[arg(long, value_name = "BYTES", default_value_t = FRAME_MAX)]
     pub(crate) frame_max: Bytes,
     #[arg(long, value_name = "PID")]

@@ -17,6 +17,10 @@ pub(crate) enum CompareScenario {
     Sizes,
     /// Messages of 64 KiB to 1 MiB.
     Stream,
+    /// Many requests at a time on few connections, served side by side and answered in any order.
+    Mux,
+    /// Bytes forwarded to another server and back.
+    Proxy,
     /// What silent connections cost.
     Idle,
     /// Latency in open loops, at shares of what the slowest server takes.
@@ -26,10 +30,12 @@ pub(crate) enum CompareScenario {
 }
 
 impl CompareScenario {
-    const ALL: [(&'static str, CompareScenario); 6] = [
+    const ALL: [(&'static str, CompareScenario); 8] = [
         ("echo", CompareScenario::Echo),
         ("sizes", CompareScenario::Sizes),
         ("stream", CompareScenario::Stream),
+        ("mux", CompareScenario::Mux),
+        ("proxy", CompareScenario::Proxy),
         ("idle", CompareScenario::Idle),
         ("rates", CompareScenario::Rates),
         ("heavy", CompareScenario::Heavy),

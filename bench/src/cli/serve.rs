@@ -1,11 +1,13 @@
 //! The arguments of `serve`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions};
 
-use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers};
+use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers, resolve};
+use crate::error::{Failure, Result};
 use crate::work::Work;
 
 #[derive(Args)]
@@ -41,6 +43,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) work: WorkArgs,
     #[command(flatten)]
+    upstream: UpstreamArgs,
+    #[command(flatten)]
     pub(crate) sqpoll: SqpollArgs,
     #[command(flatten)]
     pub(crate) ring: RingArgs,
@@ -59,6 +63,36 @@ pub(crate) struct ServeArgs {
     /// Die with the process that started this one, which is PID
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) die_with: Option<u32>,
+}
+
+impl ServeArgs {
+    /// Where the scenario proxy forwards to; `None` where there is none.
+    ///
+    /// # Errors
+    /// An upstream of another scenario, or one that cannot be found.
+    pub(crate) fn upstream(&self) -> Result<Option<SocketAddr>> {
+        self.upstream.addr(self.scenario)
+    }
+}
+
+/// Where bytes go in the scenario proxy.
+#[derive(Args)]
+pub(crate) struct UpstreamArgs {
+    /// Scenario proxy: forward bytes to this server and back; without it, requests go back by
+    /// reference
+    #[arg(long, value_name = "HOST:PORT")]
+    upstream: Option<String>,
+}
+
+impl UpstreamArgs {
+    pub(crate) fn addr(&self, scenario: Scenario) -> Result<Option<SocketAddr>> {
+        let Some(addr) = &self.upstream else { return Ok(None) };
+        if scenario != Scenario::Proxy {
+            return Err(Failure::new("--upstream: only the scenario proxy has one"));
+        }
+        let found = resolve(addr).map_err(Failure::at("--upstream"))?;
+        Ok(found.first().copied())
+    }
 }
 
 /// What a request of the scenario heavy costs that the client has marked.
@@ -204,7 +238,7 @@ pub(crate) enum Scenario {
     Echo,
     /// Compute where the client has marked it, then copy it into the reply
     Heavy,
-    /// Pass it on by reference
+    /// Pass it on by reference, or to another server and back
     Proxy,
     /// Copy it into the reply in a task of its own; replies come in any order (load --unordered)
     Mux,

@@ -98,7 +98,9 @@ impl Candidate {
             }
             Candidate::Ringpoll { spinning, .. } => !spinning || cell.is_ping_pong(),
             Candidate::Peer(peer) => scenario::suits_peer(*peer, cell),
-            Candidate::External(_) | Candidate::Remote(_) => true,
+            // It forwards to nobody that is known here.
+            Candidate::External(_) => cell.scenario != CompareScenario::Proxy,
+            Candidate::Remote(_) => true,
         }
     }
 

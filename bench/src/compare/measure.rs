@@ -7,14 +7,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
+use crate::cli::CompareScenario;
 use crate::compare::candidate::Candidate;
 use crate::compare::child::{Said, Server};
 use crate::compare::model::{IdleRow, Rest, Round};
-use crate::compare::plan::{Cell, Settings};
+use crate::compare::plan::{Cell, Pinned, Settings};
 use crate::error::{Failure, Result};
 use crate::host::cpu::Ticks;
 use crate::host::process::{CpuUse, resident_bytes};
 use crate::load::{Latency, Observer, Outcome, Plan, dial, engine};
+use crate::peers::Peer;
 use crate::stats::Stats;
 use crate::wire::Template;
 
@@ -25,14 +27,15 @@ pub(crate) fn round(
     settings: &Settings,
     index: u32,
 ) -> Result<(Round, Vec<String>)> {
-    let server = start(candidate, cell, settings)?;
-    let mut watch = Watch::new(&server, candidate.is_ours(), settings.cpus_in_use(cell));
+    let started = Started::new(candidate, cell, settings)?;
+    let server = &started.server;
+    let mut watch = Watch::new(server, candidate.is_ours(), settings.cpus_in_use(cell));
     let outcome = match checked(engine::run(&cell.plan(server.addr(), settings), &mut watch)) {
         Ok(outcome) => outcome,
-        Err(failure) => return Err(server.explain(failure)),
+        Err(failure) => return Err(started.server.explain(failure)),
     };
     let seen = watch.seen?;
-    let mut said = server.stop()?;
+    let mut said = started.stop()?;
     said.reports.extend(seen.reports);
     if cell.rate.is_some_and(|rate| outcome.fell_behind(rate)) {
         said.warnings.push(FELL_BEHIND.to_owned());
@@ -76,19 +79,43 @@ pub(crate) fn round(
     Ok((round, said.warnings))
 }
 
-fn start(candidate: &Candidate, cell: &Cell, settings: &Settings) -> Result<Server> {
-    Server::start(candidate, &cell.server_args(), settings, settings.pinned_for(cell))
+/// A candidate, and before it what it forwards to.
+struct Started {
+    server: Server,
+    upstream: Option<Server>,
+}
+
+impl Started {
+    fn new(candidate: &Candidate, cell: &Cell, settings: &Settings) -> Result<Started> {
+        let pinned = settings.pinned_for(cell);
+        let mut upstream = None;
+        if cell.scenario == CompareScenario::Proxy {
+            // On the client's CPUs: the proxy's own are for the proxy.
+            let aside = pinned
+                .map(|pinned| Pinned { server_cpus: pinned.client_cpus.clone(), ..pinned.clone() });
+            upstream = Some(Server::start(&UPSTREAM, &[], settings, aside.as_ref())?);
+        }
+        let args = cell.server_args(upstream.as_ref().map(Server::addr));
+        let server = Server::start(candidate, &args, settings, pinned)?;
+        Ok(Started { server, upstream })
+    }
+
+    fn stop(self) -> Result<Said> {
+        let said = self.server.stop()?;
+        self.upstream.map_or(Ok(()), |upstream| upstream.stop().map(drop))?;
+        Ok(said)
+    }
 }
 
 /// How many requests per second a candidate answers at most under a kind of traffic, measured for
 /// a moment.
 pub(crate) fn capacity(candidate: &Candidate, cell: &Cell, settings: &Settings) -> Result<f64> {
-    let server = start(candidate, cell, settings)?;
+    let started = Started::new(candidate, cell, settings)?;
     let closed = Cell { rate: None, ..cell.clone() };
-    let plan = Plan { duration: CAPACITY_TIME, ..closed.plan(server.addr(), settings) };
+    let plan = Plan { duration: CAPACITY_TIME, ..closed.plan(started.server.addr(), settings) };
     match checked(engine::run(&plan, &mut ())) {
-        Ok(outcome) => server.stop().map(|_| outcome.rps()),
-        Err(failure) => Err(server.explain(failure)),
+        Ok(outcome) => started.stop().map(|_| outcome.rps()),
+        Err(failure) => Err(started.server.explain(failure)),
     }
 }
 
@@ -130,7 +157,7 @@ pub(crate) fn system_calls_by_perf(
     cell: &Cell,
     settings: &Settings,
 ) -> Result<f64> {
-    let server = start(candidate, cell, settings)?;
+    let Started { server, upstream: _upstream } = Started::new(candidate, cell, settings)?;
     let pid = server.pid().ok_or_else(|| Failure::new("its process is not known"))?;
     let perf = Perf::attach(pid)?;
     let outcome = checked(engine::run(&cell.plan(server.addr(), settings), &mut ()));
@@ -381,6 +408,8 @@ impl Perf {
     }
 }
 
+/// What proxies forward to: the least of a server.
+const UPSTREAM: Candidate = Candidate::Peer(Peer::BareEpoll);
 /// Of fewer, the slowest one would be P99.99.
 pub(crate) const P9999_REQUESTS: u64 = 10_000;
 /// Of a server that cannot do what it is offered.

@@ -99,12 +99,18 @@ impl Cell {
         (self.connections, self.depth, self.idle) == (1, 1, 0)
     }
 
-    /// What the server must be told about this traffic.
-    pub(crate) fn server_args(&self) -> Vec<String> {
-        match self.work_steps {
-            Some(steps) => vec!["--scenario=heavy".to_owned(), format!("--work-steps={steps}")],
-            None => Vec::new(),
-        }
+    /// What the server must be told about this traffic, and where a proxy forwards to.
+    pub(crate) fn server_args(&self, upstream: Option<SocketAddr>) -> Vec<String> {
+        let mut args = match (self.scenario, self.work_steps) {
+            (CompareScenario::Mux, _) => vec!["--scenario=mux".to_owned()],
+            (CompareScenario::Proxy, _) => vec!["--scenario=proxy".to_owned()],
+            (_, Some(steps)) => {
+                vec!["--scenario=heavy".to_owned(), format!("--work-steps={steps}")]
+            }
+            _ => Vec::new(),
+        };
+        args.extend(upstream.map(|addr| format!("--upstream={addr}")));
+        args
     }
 
     pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Plan {
@@ -115,7 +121,7 @@ impl Cell {
             payload_bytes: self.payload_bytes,
             // In an open loop a bound: what does not fit waits, and its latency counts.
             depth: if self.rate.is_some() { OPEN_DEPTH_MAX } else { self.depth },
-            unordered: false,
+            unordered: self.scenario == CompareScenario::Mux,
             rate: self.rate,
             heavy_percent: self.heavy_percent,
             seed: SEED,

@@ -33,6 +33,14 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
             let cell = |bytes: &u32| sized(scenario, STREAMS, STREAM_DEPTH, *bytes);
             STREAM_SIZES.iter().map(cell).collect()
         }
+        CompareScenario::Mux => {
+            let cell = Cell::new(MUX_CONNECTIONS, MUX_DEPTH, 0, bytes);
+            vec![Cell { name: format!("mux: {}, any order", cell.name), scenario, ..cell }]
+        }
+        CompareScenario::Proxy => {
+            let cell = |(connections, depth)| sized(scenario, connections, depth, bytes);
+            PROXIED.iter().copied().map(cell).collect()
+        }
         // Most connections of a real server are silent: four fifths here. Beside the same traffic
         // without them.
         CompareScenario::Idle if args.idle > 0 => {
@@ -101,6 +109,14 @@ impl Usual {
                 backends: &[Backend::Epoll, Backend::Uring],
                 peers: &[Peer::Tokio, Peer::BareEpoll, Peer::BareRing64k],
             },
+            CompareScenario::Mux => Usual {
+                backends: &[Backend::Epoll, Backend::Uring],
+                peers: &[Peer::Tokio, Peer::TokioWs],
+            },
+            CompareScenario::Proxy => Usual {
+                backends: &[Backend::Epoll, Backend::Uring],
+                peers: &[Peer::Tokio, Peer::BareEpoll],
+            },
             CompareScenario::Rates => Usual {
                 backends: &[Backend::Epoll, Backend::Uring],
                 peers: &[Peer::Tokio, Peer::BareEpoll, Peer::BareRing],
@@ -122,6 +138,7 @@ pub(crate) fn placements(
     const POOL: Placement = Placement::Pool { workers: 0 };
     match scenario {
         CompareScenario::Heavy => &[Placement::Auto, Placement::Inline, POOL],
+        CompareScenario::Mux => &[Placement::Inline, POOL],
         CompareScenario::Echo | CompareScenario::Idle if !quick && backend != Backend::Hybrid => {
             &[Placement::Inline, POOL]
         }
@@ -133,6 +150,11 @@ pub(crate) fn placements(
 pub(crate) fn suits_peer(peer: Peer, cell: &Cell) -> bool {
     match (cell.scenario, peer) {
         (CompareScenario::Heavy, _) => true,
+        // The others have no task for each request, or do not forward.
+        (CompareScenario::Mux, _) => matches!(peer, Peer::Tokio | Peer::TokioWs),
+        (CompareScenario::Proxy, _) => {
+            matches!(peer, Peer::Tokio | Peer::TokioWs | Peer::BareEpoll)
+        }
         // They only say something about pipelined requests. One at a time, the first is the other
         // tokio server with one system call more, the second has too few buffers.
         (_, Peer::TokioFramed) => cell.depth > 1,
@@ -150,6 +172,10 @@ const SIZES_CONNECTIONS: u32 = 100;
 const STREAM_SIZES: &[u32] = &[64 << 10, 256 << 10, 1 << 20];
 const STREAMS: u32 = 4;
 const STREAM_DEPTH: u32 = 2;
+const MUX_CONNECTIONS: u32 = 4;
+const MUX_DEPTH: u32 = 64;
+/// Connections and depth.
+const PROXIED: &[(u32, u32)] = &[(100, 1), (4, 64)];
 const BESIDE_IDLE: u32 = 100;
 /// Percent of what the slowest server takes.
 const RATES: &[u32] = &[25, 50, 75, 90];

@@ -4,6 +4,8 @@
 #[forbid(unsafe_code)]
 mod bare_epoll;
 #[forbid(unsafe_code)]
+mod bare_proxy;
+#[forbid(unsafe_code)]
 mod bare_ring;
 #[forbid(unsafe_code)]
 mod compio;
@@ -151,6 +153,7 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
     refuse_misplaced(args)?;
     let shape = ring_shape(args)?;
     let service = service(args)?;
+    let upstream = args.upstream.addr(args.scenario)?;
     args.die_with.map_or(Ok(()), signals::die_with)?;
     let stop = signals::stop_stream()?;
     let listener = listen_on(args)?;
@@ -163,8 +166,11 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
         let runtime = Runtime { life, pinned: !args.unpinned };
         hand_out::serve(&listener, &stop, service, runtime)
     };
-    let is_mux = args.scenario == Scenario::Mux;
-    let style = if is_mux { Style::Multiplexed } else { Style::Batched };
+    let style = match (args.scenario, upstream) {
+        (_, Some(upstream)) => Style::Forwarding(upstream),
+        (Scenario::Mux, None) => Style::Multiplexed,
+        _ => Style::Batched,
+    };
     let counters = match (args.peer, shape) {
         (_, Some(shape)) => bare_ring::serve(&listener, &stop, service, shape)?,
         (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, service, style)?,
@@ -175,7 +181,10 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
         (Peer::TokioPerCpu, _) => per_cpu(tokio::live)?,
         (Peer::Monoio, _) => per_cpu(monoio::live)?,
         (Peer::Compio, _) => per_cpu(compio::live)?,
-        _ => bare_epoll::serve(&listener, &stop, service)?,
+        _ => match upstream {
+            Some(upstream) => bare_proxy::serve(&listener, &stop, upstream)?,
+            None => bare_epoll::serve(&listener, &stop, service)?,
+        },
     };
     println!("{counters}");
     Ok(())
@@ -202,11 +211,23 @@ fn service(args: &PeerArgs) -> Result<Service> {
                 args.peer
             )));
         }
-        Scenario::Proxy => {
-            return Err(Failure::new("--scenario: a peer has echo and heavy; some have mux"));
+        Scenario::Proxy if !forwards(args.peer) => {
+            return Err(Failure::new(format!(
+                "--scenario proxy: peer {} does not forward, choose tokio, tokio-ws or bare-epoll",
+                args.peer
+            )));
         }
+        Scenario::Proxy if args.upstream.addr(args.scenario)?.is_none() => {
+            return Err(Failure::new("--scenario proxy: a peer needs an --upstream"));
+        }
+        Scenario::Proxy => None,
     };
     Ok(Service { frame_max: args.frame_max.0 as usize, work })
+}
+
+/// Whether a peer has the scenario proxy.
+fn forwards(peer: Peer) -> bool {
+    matches!(peer, Peer::Tokio | Peer::TokioWs | Peer::BareEpoll)
 }
 
 /// The ring of the peer, with the descriptors that were asked for.

@@ -5,19 +5,20 @@
 //! is how such servers are usually written: `BufReader`, `read_exact`, `BufWriter`, and a flush
 //! when nothing more is buffered. `Multiplexed` has a task for each request and one more that
 //! writes: it takes every reply that is there from a channel, and sends them with one write.
+//! `Forwarding` is tokio's own way to move bytes both ways.
 //!
 //! The runtime is one thread, or workers that steal from each other, or a thread for each CPU that
 //! shares nothing with the others (see `hand_out.rs`).
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BytesMut};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::{Builder, Runtime};
@@ -34,6 +35,7 @@ pub(super) enum Style {
     Batched,
     Framed,
     Multiplexed,
+    Forwarding(SocketAddr),
 }
 
 pub(super) fn serve_on_one_thread(
@@ -129,6 +131,9 @@ async fn accept(
                     }
                     Style::Multiplexed => {
                         tokio::spawn(async move { drop(multiplex(stream, service).await) })
+                    }
+                    Style::Forwarding(upstream) => {
+                        tokio::spawn(async move { drop(forward(stream, upstream).await) })
                     }
                 };
             }
@@ -241,6 +246,16 @@ async fn write_replies(
         }
         batch.clear();
     }
+    Ok(())
+}
+
+/// Moves bytes both ways until both sides have ended.
+async fn forward(mut client: TcpStream, upstream: SocketAddr) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let mut upstream = TcpStream::connect(upstream).await?;
+    upstream.set_nodelay(true)?;
+    copy_bidirectional_with_sizes(&mut client, &mut upstream, READ_BYTES_MAX, READ_BYTES_MAX)
+        .await?;
     Ok(())
 }
 
