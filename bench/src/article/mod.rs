@@ -16,7 +16,7 @@ use crate::compare::candidate;
 use crate::compare::model::CellReport;
 use crate::compare::plan::Settings;
 use crate::compare::rounds::Rounds;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::host::{Host, cpu};
 use crate::report;
 
@@ -47,8 +47,7 @@ pub(crate) struct Experiment {
 pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
     candidate::refuse_switches()?;
     // Before the minutes of measuring, not after them.
-    std::fs::create_dir_all(&args.out)
-        .map_err(Failure::at(format!("create {}", args.out.display())))?;
+    report::refuse_foreign(&args.out, "article")?;
     let found = measure(args)?;
     report::print_article(&found);
     let written = report::write_article(&found, &args.out)?;

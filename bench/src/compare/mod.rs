@@ -18,7 +18,7 @@ use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
 use crate::compare::plan::{Cell, Question, Settings};
 use crate::compare::rounds::Rounds;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::host::{self, Host};
 use crate::{load, report};
 
@@ -27,8 +27,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     candidate::refuse_switches()?;
     args.check()?;
     // Before the minutes of measuring, not after them.
-    std::fs::create_dir_all(&args.out)
-        .map_err(Failure::at(format!("create {}", args.out.display())))?;
+    report::refuse_foreign(&args.out, "compare")?;
     let mut comparison = Comparison::new(args)?;
     comparison.run(args);
     let found = comparison.report();

@@ -1,17 +1,18 @@
 //! What was measured, for people (tables on the terminal, one HTML page) and for programs (JSON).
 
 mod article;
+mod files;
 mod page;
 mod plot;
 mod table;
 mod text;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 pub(crate) use self::article::print as print_article;
+pub(crate) use self::files::refuse_foreign;
 pub(crate) use self::table::print;
 use crate::article::Report as Article;
 use crate::compare::model::Report;
@@ -30,11 +31,8 @@ pub(crate) fn write_article(report: &Article, dir: &Path) -> Result<[PathBuf; 2]
 fn write_as(name: &str, report: &impl Serialize, html: String, dir: &Path) -> Result<[PathBuf; 2]> {
     let json =
         serde_json::to_string_pretty(report).map_err(Failure::at("write the report as JSON"))?;
-    fs::create_dir_all(dir).map_err(Failure::at(format!("create {}", dir.display())))?;
-    let [json, html] = [("json", json), ("html", html)].map(|(extension, text)| {
-        let path = dir.join(name).with_extension(extension);
-        let written = fs::write(&path, text);
-        written.map_err(Failure::at(format!("write {}", path.display()))).map(|()| path)
-    });
-    Ok([json?, html?])
+    files::write_all(dir, name, [("json", json), ("html", html)])
 }
+
+/// Who wrote a file, in the file.
+pub(crate) const PROGRAM: &str = "ringpoll-bench";
