@@ -16,6 +16,7 @@ use crate::compare::candidate;
 use crate::compare::model::CellReport;
 use crate::compare::plan::Settings;
 use crate::compare::rounds::Rounds;
+use crate::compare::servers;
 use crate::error::Result;
 use crate::host::{Host, cpu};
 use crate::report;
@@ -23,6 +24,10 @@ use crate::report;
 /// Everything, in the shape of its JSON file.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// Who wrote the file.
+    pub(crate) program: &'static str,
+    /// The command that was run.
+    pub(crate) command_line: String,
     pub(crate) host: Host,
     pub(crate) settings: Settings,
     pub(crate) experiments: Vec<Experiment>,
@@ -73,5 +78,14 @@ fn measure(args: &ArticleArgs) -> Result<Report> {
         experiment.claims = claims::judge(experiment.number, &experiment.cells);
     }
     let limits = limits::limits(&host, &settings, &experiments);
-    Ok(Report { host, settings, experiments, limits, notes, elapsed_s })
+    Ok(Report {
+        program: report::PROGRAM,
+        command_line: servers::own_command_line(),
+        host,
+        settings,
+        experiments,
+        limits,
+        notes,
+        elapsed_s,
+    })
 }

@@ -10,6 +10,7 @@ pub(crate) mod model;
 pub(crate) mod plan;
 mod progress;
 pub(crate) mod rounds;
+pub(crate) mod servers;
 
 use std::time::Duration;
 
@@ -65,7 +66,6 @@ impl Comparison {
     }
 
     fn run(&mut self, args: &CompareArgs) {
-        self.introduce_peers();
         match args.scenario {
             CompareScenario::Echo if args.idle > 0 => self.watch_idle(args.idle, args.idle_window),
             CompareScenario::Echo => {}
@@ -76,15 +76,6 @@ impl Comparison {
             self.count_system_calls();
         }
         self.rounds.progress.finish();
-    }
-
-    /// Whom ringpoll is compared with, at which version.
-    fn introduce_peers(&mut self) {
-        for candidate in &self.candidates {
-            if let Candidate::Peer(peer) = candidate {
-                self.rounds.notes.push(format!("{peer}: {}.", peer.about()));
-            }
-        }
     }
 
     /// The open loop offers every candidate the same: half of what the slowest one takes, so that
@@ -176,6 +167,10 @@ impl Comparison {
         let Rounds { settings, mut cells, notes, .. } = self.rounds;
         cells.iter_mut().for_each(|report| set_ratios(&mut report.rows));
         Report {
+            program: report::PROGRAM,
+            command_line: servers::own_command_line(),
+            servers: self.candidates.iter().map(|one| servers::info(one, &settings)).collect(),
+            findings: Vec::new(),
             goals: goals::judge(&self.candidates, &cells, &self.idle),
             candidates: self.candidates.iter().map(Candidate::to_string).collect(),
             host: self.host,

@@ -43,7 +43,7 @@ pub(crate) fn mitigations_in_short(all: &[Mitigation]) -> String {
     };
     let rest = all.len() - active.len() - open.len();
     let (active, open) = (named("active", &active), named("vulnerable", &open));
-    format!("{active}; {open}; {rest} others do not apply")
+    format!("{active}; {open}; not affected: {rest}")
 }
 
 /// What this process may do beyond what every process may.
@@ -200,7 +200,7 @@ mod tests {
             of("tsa", "Vulnerable: no microcode"),
         ];
         let short = mitigations_in_short(&all);
-        assert_eq!(short, "active: retbleed, spectre_v2; vulnerable: tsa; 1 others do not apply");
+        assert_eq!(short, "active: retbleed, spectre_v2; vulnerable: tsa; not affected: 1");
         assert!(mitigations_in_short(&all[..1]).starts_with("active: none; vulnerable: none"));
         assert_eq!(mitigations_in_short(&[]), "unknown");
     }

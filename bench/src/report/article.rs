@@ -4,10 +4,14 @@ use std::io::Write;
 
 use askama::Template;
 
+use super::grid::Grid;
+use super::legend::Legend;
+use super::sweep::{self, Plot};
 use super::text::{self, NOTHING};
-use super::{page, plot, table};
+use super::{host, page, plot, table};
 use crate::article::{Claim, Experiment, Report, claims};
 use crate::compare::model::{CellReport, Figure, Row, Summary};
+use crate::compare::servers;
 use crate::error::{Failure, Result};
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
@@ -40,13 +44,22 @@ pub(crate) fn print(report: &Report) {
 }
 
 pub(super) fn render(report: &Report) -> Result<String> {
+    let Report { settings, .. } = report;
     let page = Page {
+        version: settings.program_version,
         colors: plot::COLORS,
+        what: WHAT,
+        where_and_how: host::in_short(&report.host, settings),
         seen_count: seen_count(report),
         judged_count: judged_count(report),
+        in_short: in_short(report),
+        claims: claims_table(report),
         limits: &report.limits,
         experiments: report.experiments.iter().map(view).collect(),
-        host: page::host(&report.host, &report.settings, report.elapsed_s),
+        servers: servers(report),
+        run: Grid::facts("The run", host::run(settings, &report.command_line, report.elapsed_s)),
+        host: Grid::facts("The host", host::facts(&report.host)),
+        mitigations: host::mitigations(&report.host),
         notes: remarks(report),
     };
     page.render().map_err(Failure::at("write the report as HTML"))
@@ -55,54 +68,111 @@ pub(super) fn render(report: &Report) -> Result<String> {
 #[derive(Template)]
 #[template(path = "article.html")]
 struct Page<'a> {
+    version: &'static str,
     colors: usize,
+    what: &'static str,
+    where_and_how: String,
     seen_count: usize,
     judged_count: usize,
+    in_short: Grid,
+    claims: Grid,
     limits: &'a [String],
     experiments: Vec<View>,
-    host: Vec<(&'static str, String)>,
+    servers: Grid,
+    run: Grid,
+    host: Grid,
+    mitigations: Grid,
     notes: Vec<String>,
 }
 
 struct View {
     number: u32,
     title: &'static str,
-    legend: Vec<String>,
-    plots: Vec<(&'static str, String)>,
-    head: Vec<String>,
-    rows: Vec<Vec<String>>,
+    legend: Legend,
+    plots: Vec<Plot>,
+    table: Grid,
 }
 
 fn view(experiment: &Experiment) -> View {
-    let legend = legend(experiment);
-    let plot =
-        |name, figure| Some((name, plot::over_connections(&legend, &experiment.cells, figure)?));
-    let plots = [
-        plot("Requests/s over connections", |summary| summary.rps),
-        plot("P99 over connections, µs", |summary| summary.p99_us),
-    ];
+    let names = names(experiment);
+    let indexed: Vec<_> = names.iter().map(String::as_str).enumerate().collect();
+    let sweeps = sweep::sweeps(&experiment.cells);
+    let over_connections = sweeps.iter().flat_map(|sweep| sweep.plots(&names));
+    // Of one number of connections there is no line over them, but one over percentiles.
+    let last = experiment.cells.iter().max_by_key(|report| report.cell.connections);
+    let curves = last.and_then(|report| page::curves(&names, report));
     let (head, rows) = grid(experiment);
     View {
         number: experiment.number,
         title: experiment.title,
-        plots: plots.into_iter().flatten().collect(),
-        legend,
-        head,
-        rows,
+        plots: over_connections.chain(curves).collect(),
+        legend: Legend::of(indexed),
+        table: Grid::figures(format!("Experiment {}", experiment.number), &head, rows),
     }
 }
 
 /// The servers of an experiment, which are the same for all numbers of connections.
-fn legend(experiment: &Experiment) -> Vec<String> {
+fn names(experiment: &Experiment) -> Vec<String> {
     let rows = experiment.cells.iter().take(1).flat_map(|report| &report.rows);
     rows.map(|row| row.candidate.clone()).collect()
+}
+
+/// How many claims of each experiment were seen.
+fn in_short(report: &Report) -> Grid {
+    let rows = report.experiments.iter().map(|one| {
+        let with = |seen| one.claims.iter().filter(|claim| claim.seen == seen).count().to_string();
+        let name = format!("{}. {}", one.number, one.title);
+        vec![name, with(Some(true)), with(Some(false)), with(None)]
+    });
+    let head = ["experiment", "claims seen", "not seen", "not measured"];
+    Grid::words("The article's claims on this host", &head, rows.collect())
+}
+
+/// What the article says beside what was found, claim by claim.
+fn claims_table(report: &Report) -> Grid {
+    let claims = report.experiments.iter().flat_map(|one| one.claims.iter().map(move |c| (one, c)));
+    let rows = claims.map(|(experiment, claim)| {
+        let found = claim.found.map(|found| text::spread(found, text::few));
+        let connections = experiment.cells.iter().find(|report| report.cell.name == claim.cell);
+        vec![
+            claim.candidate.clone(),
+            experiment.number.to_string(),
+            connections.map_or(NOTHING.to_owned(), |report| report.cell.connections.to_string()),
+            format!("{} / epoll", claim.figure),
+            claim.article.to_owned(),
+            found.unwrap_or(NOTHING.to_owned()),
+            verdict(claim).to_owned(),
+        ]
+    });
+    let head =
+        ["server", "experiment", "connections", "figure", "article", "found here", "verdict"];
+    Grid::words("The article's claims beside our figures", &head, rows.collect())
+}
+
+fn verdict(claim: &Claim) -> &'static str {
+    match claim.seen {
+        Some(true) => "seen",
+        Some(false) => "not seen",
+        None => "not measured",
+    }
+}
+
+fn servers(report: &Report) -> Grid {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let cells = report.experiments.iter().flat_map(|experiment| &experiment.cells);
+    for row in cells.flat_map(|report| &report.rows) {
+        if rows.iter().all(|known| known[0] != row.candidate) {
+            rows.push(page::server(&servers::info(&row.server, &report.settings)));
+        }
+    }
+    Grid::words("Who is compared", &page::SERVER_HEAD, rows)
 }
 
 /// A table: what its columns are called, and its rows. Beside each figure its ratio to epoll and,
 /// where the article says anything, what it says.
 fn grid(experiment: &Experiment) -> (Vec<String>, Vec<Vec<String>>) {
     let figures = claims::figures(experiment.number);
-    let mut head = vec!["candidate".to_owned(), "connections".to_owned()];
+    let mut head = vec!["server".to_owned(), "connections".to_owned()];
     for figure in figures {
         head.extend([name(*figure), "/ epoll".to_owned()]);
         if experiment.claims.iter().any(|claim| claim.figure == *figure) {
@@ -200,6 +270,12 @@ fn judged_count(report: &Report) -> usize {
 fn seen_count(report: &Report) -> usize {
     judged(report).filter(|seen| *seen).count()
 }
+
+const WHAT: &str = "\
+    The authors of the network library Netpoll published an article on what io_uring gains over \
+    epoll, and by how much each of several ways to use it gains or loses. Here the same ways to \
+    use it, as ringpoll has them, did the same work on this host, so that each of the article's \
+    claims stands beside a figure.";
 
 #[cfg(test)]
 mod tests {

@@ -2,8 +2,13 @@
 
 mod article;
 mod files;
+mod glance;
+mod grid;
+mod host;
+mod legend;
 mod page;
 mod plot;
+mod sweep;
 mod table;
 mod text;
 
