@@ -10,17 +10,20 @@ use super::sweep::{self, Plot};
 use super::text::{self, NOTHING};
 use super::{host, page, plot, table};
 use crate::article::{Claim, Experiment, Report, claims};
-use crate::compare::model::{CellReport, Figure, Row, Summary};
+use crate::compare::model::{CellReport, Figure, Row, Spread, Summary};
 use crate::compare::servers;
 use crate::error::{Failure, Result};
 
 /// Prints the whole report. A reader that closed the pipe has seen enough.
 pub(crate) fn print(report: &Report) {
-    let mut text = String::new();
+    let mut text = format!("\n{HOW_TO_READ}\n\n");
     for experiment in &report.experiments {
-        let (head, rows) = grid(experiment);
+        let (head, rows) = short_grid(experiment);
         text += &format!("Experiment {}. {}\n", experiment.number, experiment.title);
-        text += &format!("{}\n\n", table::table(&head, rows.into_iter()));
+        text += &format!("{}\n", table::table(&head, rows.into_iter()));
+        let head = ["what the article says of", "conns", "figure", "article", "here", ""];
+        let rows = experiment.claims.iter().map(|claim| claim_row(experiment, claim));
+        text += &format!("{}\n\n", table::table(&head, rows));
     }
     text += "What this host cannot show:\n";
     for line in &report.limits {
@@ -130,23 +133,31 @@ fn in_short(report: &Report) -> Grid {
 
 /// What the article says beside what was found, claim by claim.
 fn claims_table(report: &Report) -> Grid {
-    let claims = report.experiments.iter().flat_map(|one| one.claims.iter().map(move |c| (one, c)));
-    let rows = claims.map(|(experiment, claim)| {
-        let found = claim.found.map(|found| text::spread(found, text::few));
-        let connections = experiment.cells.iter().find(|report| report.cell.name == claim.cell);
-        vec![
-            claim.candidate.clone(),
-            experiment.number.to_string(),
-            connections.map_or(NOTHING.to_owned(), |report| report.cell.connections.to_string()),
-            format!("{} / epoll", claim.figure),
-            claim.article.to_owned(),
-            found.unwrap_or(NOTHING.to_owned()),
-            verdict(claim).to_owned(),
-        ]
-    });
+    let of = |experiment: &Experiment| -> Vec<Vec<String>> {
+        let row = |claim| {
+            let mut row = claim_row(experiment, claim);
+            row.insert(1, experiment.number.to_string());
+            row
+        };
+        experiment.claims.iter().map(row).collect()
+    };
+    let rows = report.experiments.iter().flat_map(of).collect();
     let head =
-        ["server", "experiment", "connections", "figure", "article", "found here", "verdict"];
-    Grid::words("The article's claims beside our figures", &head, rows.collect())
+        ["server", "experiment", "connections", "figure, over epoll's", "article", "here", ""];
+    Grid::words("The article's claims beside our figures", &head, rows)
+}
+
+/// The server, connections, the figure, the article's ratio to epoll, ours, whether it is seen.
+fn claim_row(experiment: &Experiment, claim: &Claim) -> Vec<String> {
+    let cell = experiment.cells.iter().find(|report| report.cell.name == claim.cell);
+    vec![
+        claim.candidate.clone(),
+        cell.map_or(NOTHING.to_owned(), |report| report.cell.connections.to_string()),
+        name(claim.figure),
+        claim.article.to_owned(),
+        text::ratio(claim.found),
+        verdict(claim).to_owned(),
+    ]
 }
 
 fn verdict(claim: &Claim) -> &'static str {
@@ -201,6 +212,32 @@ fn grid(experiment: &Experiment) -> (Vec<String>, Vec<Vec<String>>) {
     (head, rows)
 }
 
+/// The same as narrow as a terminal: each figure with the median of its ratio.
+fn short_grid(experiment: &Experiment) -> (Vec<String>, Vec<Vec<String>>) {
+    let figures = claims::figures(experiment.number);
+    let mut head = vec!["server".to_owned(), "conns".to_owned()];
+    head.extend(figures.iter().map(|figure| name(*figure)));
+    let mut rows = Vec::new();
+    for report in &experiment.cells {
+        for row in &report.rows {
+            let mut columns = vec![row.candidate.clone(), report.cell.connections.to_string()];
+            match &row.summary {
+                Some(summary) => columns.extend(figures.iter().map(|figure| {
+                    let value = value(row, summary, *figure);
+                    match over_epoll(report, row, *figure) {
+                        Some(ratio) => format!("{value} ({})", text::few(ratio.median)),
+                        None => value,
+                    }
+                })),
+                None => columns.push(text::missing(row).to_owned()),
+            }
+            columns.resize(head.len(), NOTHING.to_owned());
+            rows.push(columns);
+        }
+    }
+    (head, rows)
+}
+
 fn name(figure: Figure) -> String {
     match figure {
         Figure::RequestsPerCpuSecond => "per 1 % CPU".to_owned(),
@@ -217,6 +254,18 @@ fn figure_columns(
     summary: &Summary,
     figure: Figure,
 ) -> Vec<String> {
+    let ratio = over_epoll(report, row, figure);
+    let mut columns = vec![value(row, summary, figure), text::ratio(ratio)];
+    let mut of_figure = experiment.claims.iter().filter(|one| one.figure == figure).peekable();
+    if of_figure.peek().is_some() {
+        let claim =
+            of_figure.find(|one| one.cell == report.cell.name && one.candidate == row.candidate);
+        columns.push(claim.map_or(NOTHING.to_owned(), beside));
+    }
+    columns
+}
+
+fn value(row: &Row, summary: &Summary, figure: Figure) -> String {
     let value = match figure {
         Figure::RequestsPerSecond => Some(text::short(summary.rps.median)),
         Figure::RequestsPerCpuSecond => Some(text::short(summary.per_cpu_s.median / 100.0)),
@@ -228,15 +277,11 @@ fn figure_columns(
             summary.system_calls_per_request.map(|calls| text::few(calls.median))
         }
     };
-    let ratio = claims::epoll(report).and_then(|epoll| row.over(epoll, figure));
-    let mut columns = vec![value.unwrap_or(NOTHING.to_owned()), text::ratio(ratio)];
-    let mut of_figure = experiment.claims.iter().filter(|one| one.figure == figure).peekable();
-    if of_figure.peek().is_some() {
-        let claim =
-            of_figure.find(|one| one.cell == report.cell.name && one.candidate == row.candidate);
-        columns.push(claim.map_or(NOTHING.to_owned(), beside));
-    }
-    columns
+    value.unwrap_or(NOTHING.to_owned())
+}
+
+fn over_epoll(report: &CellReport, row: &Row, figure: Figure) -> Option<Spread> {
+    row.over(claims::epoll(report)?, figure)
 }
 
 /// What the article says, and whether it is so here.
@@ -271,6 +316,14 @@ fn seen_count(report: &Report) -> usize {
     judged(report).filter(|seen| *seen).count()
 }
 
+const HOW_TO_READ: &str = "\
+How to read: each line is a server, each figure the median of its rounds, and in brackets how much
+it is of epoll's in the same rounds. Of latency (P50, P99: so many percent of the requests were
+answered within so many microseconds) and calls below 1 is better, of all others above 1.
+The second table of each experiment has the article's ratios to epoll beside ours, with the least
+and the greatest round: seen is what gains, or loses, at least as much as the article says.
+More figures, plots, and all about this host are on the HTML page.";
+
 const WHAT: &str = "\
     The authors of the network library Netpoll published an article on what io_uring gains over \
     epoll, and by how much each of several ways to use it gains or loses. Here the same ways to \
@@ -281,8 +334,8 @@ const WHAT: &str = "\
 mod tests {
     use super::*;
     use crate::compare::candidate::Candidate;
+    use crate::compare::model::Round;
     use crate::compare::model::tests::{round, row as model_row};
-    use crate::compare::model::{Round, Spread};
     use crate::compare::plan::Cell;
     use ringpoll::{Backend, Placement};
 
@@ -313,6 +366,12 @@ mod tests {
         assert_eq!(rows[1][p99..p99 + 3], ["1", "0.50", "> 1.1: not seen"]);
         assert_eq!(rows[1][2..4], ["40", "0.40"]);
         assert_eq!(rows[2][..3], ["failed", "1", "failed"]);
+        let (head, rows) = short_grid(&experiment);
+        assert!(rows.iter().all(|row| row.len() == head.len()), "{head:?} {rows:?}");
+        assert_eq!(rows[1][..3], ["uring", "1", "40 (0.40)"]);
+        assert_eq!(rows[2][..3], ["failed", "1", "failed"]);
+        let claim = claim_row(&experiment, &experiment.claims[0]);
+        assert_eq!(claim, ["uring", "1", "P99 µs", "> 1.1", "0.50", "not seen"]);
     }
 
     fn ours(backend: Backend) -> Candidate {
