@@ -21,7 +21,7 @@ pub(crate) fn print(report: &Report) {
         let (head, rows) = short_grid(experiment);
         text += &format!("Experiment {}. {}\n", experiment.number, experiment.title);
         text += &format!("{}\n", table::table(&head, rows.into_iter()));
-        let head = ["what the article says of", "conns", "figure", "article", "here", ""];
+        let head = ["what the article says of", "conns", "figure", "article", "here", "verdict"];
         let rows = experiment.claims.iter().map(|claim| claim_row(experiment, claim));
         text += &format!("{}\n\n", table::table(&head, rows));
     }
@@ -142,8 +142,15 @@ fn claims_table(report: &Report) -> Grid {
         experiment.claims.iter().map(row).collect()
     };
     let rows = report.experiments.iter().flat_map(of).collect();
-    let head =
-        ["server", "experiment", "connections", "figure, over epoll's", "article", "here", ""];
+    let head = [
+        "server",
+        "experiment",
+        "connections",
+        "figure, over epoll's",
+        "article",
+        "here",
+        "verdict",
+    ];
     Grid::words("The article's claims beside our figures", &head, rows)
 }
 

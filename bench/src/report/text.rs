@@ -4,7 +4,7 @@ use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread, Summary};
 use crate::compare::plan::Cell;
 
 pub(super) const IDLE_HEAD: [&str; 6] = [
-    "candidate",
+    "server",
     "idle connections",
     "bytes each, silent",
     "bytes each, after a request",
@@ -12,7 +12,7 @@ pub(super) const IDLE_HEAD: [&str; 6] = [
     "runs at rest",
 ];
 
-pub(super) const GOAL_HEAD: [&str; 4] = ["goal", "wanted", "found", ""];
+pub(super) const GOAL_HEAD: [&str; 4] = ["goal", "wanted", "found", "verdict"];
 
 /// A table: what its columns are called, and its rows.
 pub(super) type Grid = (Vec<&'static str>, Vec<Vec<String>>);
