@@ -83,7 +83,7 @@ impl Axis {
         match self {
             Axis::Connections => format!("{value:.0}"),
             Axis::PayloadBytes => text::bytes(value),
-            Axis::OfferedRate => short(value),
+            Axis::OfferedRate => axis_short(value),
         }
     }
 
@@ -170,14 +170,17 @@ impl Sweep<'_> {
             .filter(|line| !line.points.is_empty())
             .collect();
         let values = || lines.iter().flat_map(|line| &line.points).map(|(_, value)| *value);
-        let (min, max) = (values().reduce(f64::min)?, values().reduce(f64::max)?);
+        let max = values().reduce(f64::max)?;
+        // Where all else is some, none at all would stretch a logarithmic axis without end.
+        let min = values().filter(|value| *value > 0.0).reduce(f64::min).unwrap_or(max);
         let places: Vec<_> =
             self.cells.iter().map(|report| self.axis.value(&report.cell)).collect();
         let title = measure.title.to_owned();
         let chart = Chart {
             title: title.clone(),
             x: self.axis.scale(&places),
-            y: if measure.is_logarithmic {
+            // From bytes to megabytes a figure changes so much that zero would be a waste of room.
+            y: if measure.is_logarithmic || self.axis == Axis::PayloadBytes {
                 Scale::logarithmic((min, max), measure.show)
             } else {
                 Scale::linear(max, measure.show)
@@ -227,7 +230,7 @@ const CLOSED_LOOP: &[Measure] = &[
             let counted = summary.system_calls_per_request.map(|calls| calls.median);
             counted.or(row.system_calls_by_perf)
         },
-        show: few,
+        show: |calls| if calls < 1e-3 { format!("{calls:.0e}") } else { few(calls) },
     },
 ];
 const OPEN_LOOP: &[Measure] = &[P50, P99];

@@ -109,7 +109,8 @@ impl Ranged for Scale {
     type ValueType = f64;
 
     fn map(&self, at: &f64, limit: (i32, i32)) -> i32 {
-        let share = (at - self.from) / (self.to - self.from);
+        // Zero on a logarithmic axis lies at its end.
+        let share = ((at - self.from) / (self.to - self.from)).clamp(0.0, 1.0);
         limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
     }
 
@@ -189,7 +190,7 @@ const TICKS_MAX: usize = 6;
 /// Of the axis, what a name takes.
 const NAMES_APART: f64 = 0.14;
 /// Zero has no logarithm.
-const LOG_MIN: f64 = 1e-3;
+const LOG_MIN: f64 = 1e-6;
 const PERCENT_MAX: f64 = 99.999;
 const PERCENT_ERROR: f64 = 1e-9;
 
@@ -239,5 +240,7 @@ mod tests {
         };
         let svg = lines(&chart, &[Line { series: 0, name: "a", points: vec![(5.0, 0.0)] }]);
         assert!(svg.contains("<polygon") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        let scale = Scale::logarithmic((0.5, 50.0), |value| format!("{value}"));
+        assert_eq!(scale.map(&scale.place(0.0), (200, 10)), 200);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Colours are placeholders: the pages' style sheet matches them by attribute and gives them what
 //! suits light, dark or paper (`ink` and `faint` for text and lines, `series` for the candidates).
-//! It dashes the lines of every other set of colours as well. A candidate has the same colour and
-//! the same marker everywhere on a page.
+//! It dashes the lines of the second set of colours and dots those of the third. A candidate has
+//! the same colour and the same marker everywhere on a page.
 
 mod bars;
 mod lines;
@@ -66,10 +66,10 @@ fn draw(
 /// What stands at a point of a candidate's line: corners around it, filled with a colour, the
 /// second ones over the first. Hollow in the second set of colours.
 fn marker(index: usize) -> Vec<(Vec<(i32, i32)>, RGBColor)> {
-    let index = index % COLORS;
-    let is_hollow = index >= COLORS / 2;
+    let set = index % COLORS / SHAPES.len();
+    let is_hollow = set == 1;
     // The same colour has another shape in each set.
-    let shape = if is_hollow { index + 3 } else { index } % SHAPES.len();
+    let shape = (index + [0, 3, 2][set]) % SHAPES.len();
     let corners = |radius: f64| {
         let corner =
             |(x, y): &(f64, f64)| ((x * radius).round() as i32, (y * radius).round() as i32);
@@ -97,8 +97,9 @@ fn series(index: usize) -> RGBColor {
     RGBColor(3, (index % COLORS) as u8, 0)
 }
 
-/// Two sets of half as many; `templates/style.css` has one, `--s0` and on.
-pub(super) const COLORS: usize = 12;
+/// Three sets: solid, dashed and dotted. `templates/style.css` has the colours of one, `--s0` and
+/// on.
+pub(super) const COLORS: usize = 3 * SHAPES.len();
 const INK: RGBColor = RGBColor(1, 1, 1);
 const FAINT: RGBColor = RGBColor(2, 2, 2);
 const PANEL: RGBColor = RGBColor(4, 4, 4);
@@ -127,3 +128,23 @@ const SHAPES: [&[(f64, f64)]; 6] = [
     &[(0.0, 1.2), (1.2, -1.0), (-1.2, -1.0)],
     &[(-1.2, -0.6), (1.2, -0.6), (1.2, 0.6), (-1.2, 0.6)],
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_candidates_have_the_same_colour_and_marker() {
+        // What a reader tells apart: the colour, the shape, whether it is hollow.
+        let look = |index: usize| {
+            let parts = marker(index);
+            (index % SHAPES.len(), parts[0].0.clone(), parts.len())
+        };
+        for index in 0..COLORS {
+            for other in 0..index {
+                assert_ne!(look(index), look(other), "{index} and {other}");
+            }
+        }
+        assert_eq!(look(COLORS), look(0));
+    }
+}
