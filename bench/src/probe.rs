@@ -3,7 +3,7 @@
 use ringpoll::{Backend, Capabilities, Pollers};
 
 use crate::error::{Failure, Result};
-use crate::host::Host;
+use crate::host::{Host, facts};
 
 pub(crate) fn run() -> Result<()> {
     let chosen = chosen_backend()?;
@@ -37,6 +37,11 @@ fn host_rows(host: Host) -> Vec<(&'static str, String)> {
         ),
         ("somaxconn", host.somaxconn.map_or_else(unknown, |count| count.to_string())),
         ("congestion control", host.congestion_control.unwrap_or_else(unknown)),
+        ("virtualised", host.virtualization),
+        ("clock source", host.clock_source.unwrap_or_else(unknown)),
+        ("preemption", host.preemption.unwrap_or_else(unknown)),
+        ("cpu flaws", facts::mitigations_in_short(&host.mitigations)),
+        ("runs as", host.privileges.in_short()),
     ]
 }
 
@@ -50,19 +55,15 @@ fn ring_rows(found: &Capabilities) -> Vec<(&'static str, String)> {
     sort(found.tier.is_some(), &["uring", "hybrid"]);
     sort(found.sqpoll, &["sqpoll"]);
     let missing: String = missing.iter().map(|name| format!("; not {name}")).collect();
-    vec![
+    let rows = [
         ("backends available", offered.join(", ") + &missing),
         ("ring tier", found.tier.map_or("none".into(), |tier| tier.to_string())),
         ("ring reason", found.reason.clone()),
         ("sqpoll", yes_or_no(found.sqpoll)),
         ("sqpoll reason", found.sqpoll_reason.clone()),
-        ("no sq array", yes_or_no(found.no_sq_array)),
-        ("no iowait", yes_or_no(found.no_iowait)),
-        ("receive bundles", yes_or_no(found.receive_bundles)),
-        ("incremental buffers", yes_or_no(found.incremental_buffers)),
-        ("zero-copy send", yes_or_no(found.zero_copy_send)),
-        ("napi busy poll", yes_or_no(found.napi_busy_poll)),
-    ]
+    ];
+    let features = facts::features(found).map(|(name, offered)| (name, yes_or_no(offered)));
+    rows.into_iter().chain(features).collect()
 }
 
 /// Asked of the library itself, which is what a server with `auto` gets.

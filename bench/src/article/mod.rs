@@ -19,7 +19,8 @@ use crate::compare::model::CellReport;
 use crate::compare::network::Network;
 use crate::compare::plan::Settings;
 use crate::compare::rounds::Rounds;
-use crate::error::{Failure, Result};
+use crate::compare::servers;
+use crate::error::Result;
 use crate::host::namespaces::Namespaces;
 use crate::host::{Host, cpu};
 use crate::{load, report, signals};
@@ -27,6 +28,10 @@ use crate::{load, report, signals};
 /// Everything, in the shape of its JSON file.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// Who wrote the file.
+    pub(crate) program: &'static str,
+    /// The command that was run.
+    pub(crate) command_line: String,
     pub(crate) host: Host,
     pub(crate) settings: Settings,
     pub(crate) experiments: Vec<Experiment>,
@@ -55,8 +60,7 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
     }
     candidate::refuse_switches()?;
     // Before the minutes of measuring, not after them.
-    std::fs::create_dir_all(&args.out)
-        .map_err(Failure::at(format!("create {}", args.out.display())))?;
+    report::refuse_foreign(&args.out, "article")?;
     let found = measure(args)?;
     report::print_article(&found);
     let written = report::write_article(&found, &args.out)?;
@@ -105,5 +109,14 @@ fn measure(args: &ArticleArgs) -> Result<Report> {
         experiment.claims = claims::judge(experiment.number, &experiment.cells);
     }
     let limits = limits::limits(&host, &settings, &experiments);
-    Ok(Report { host, settings, experiments, limits, notes, elapsed_s })
+    Ok(Report {
+        program: report::PROGRAM,
+        command_line: servers::own_command_line(),
+        host,
+        settings,
+        experiments,
+        limits,
+        notes,
+        elapsed_s,
+    })
 }

@@ -3,6 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use crate::cli::CompareScenario;
 use crate::compare::candidate::Candidate;
 use crate::compare::child::{Said, Server};
-use crate::compare::model::{IdleRow, Rest, Round};
+use crate::compare::model::{Curve, IdleRow, Rest, Round};
 use crate::compare::plan::{Cell, Pinned, Settings};
 use crate::error::{Failure, Result};
 use crate::host::cpu::Ticks;
@@ -58,10 +59,12 @@ pub(crate) fn round(
         sqpoll_cpus_busy: server.map(|server| server.sqpoll_ns as f64 / 1e9 / elapsed_s),
         client_cpus_busy: seen.client_ns as f64 / 1e9 / elapsed_s,
         p50_us: latency.p50,
+        p90_us: latency.p90,
         p99_us: latency.p99,
         p999_us: latency.p999,
         p9999_us: (outcome.requests >= P9999_REQUESTS).then_some(latency.p9999),
         max_us: latency.max,
+        latency_curve: latency_curve(&outcome.latency),
         clean_p50_us: clean.map(|clean| clean.p50),
         clean_p99_us: clean.map(|clean| clean.p99),
         windows: outcome.clean.windows,
@@ -105,6 +108,14 @@ impl Started {
         self.upstream.map_or(Ok(()), |upstream| upstream.stop().map(drop))?;
         Ok(said)
     }
+}
+
+/// Without the quantiles that would be those of the slowest request alone.
+fn latency_curve(latency: &Histogram<u64>) -> Curve {
+    let has = |percent: &&f64| latency.len() as f64 * (100.0 - **percent) >= 99.9;
+    let at = |percent: &f64| (*percent, latency.value_at_quantile(percent / 100.0) as f64 / 1e3);
+    let max = (!latency.is_empty()).then(|| (100.0, latency.max() as f64 / 1e3));
+    CURVE_PERCENTS.iter().filter(has).map(at).chain(max).collect()
 }
 
 /// How many requests per second a candidate answers at most under a kind of traffic, measured for
@@ -412,6 +423,8 @@ impl Perf {
 const UPSTREAM: Candidate = Candidate::Peer(Peer::BareEpoll);
 /// Of fewer, the slowest one would be P99.99.
 pub(crate) const P9999_REQUESTS: u64 = 10_000;
+const CURVE_PERCENTS: [f64; 12] =
+    [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99];
 /// Of a server that cannot do what it is offered.
 const FELL_BEHIND: &str =
     "answered less than it was offered: its latencies are those of a queue that grows";
@@ -442,5 +455,22 @@ mod tests {
         let counted = Counted::new(&said, 20, 60);
         assert_eq!(counted.per_request("system_calls"), Some(5.0));
         assert_eq!(counted.over("system_calls", "waits"), Some(10.0));
+    }
+
+    #[test]
+    fn a_curve_has_no_quantiles_that_too_few_requests_stand_for() {
+        let of = |count: u64| {
+            let mut latency = Histogram::new(3).unwrap();
+            (1..=count).for_each(|us| latency.record(us * 1000).unwrap());
+            latency_curve(&latency)
+        };
+        let close = |point: (f64, f64), us: f64| (point.1 / us - 1.0).abs() < 0.002;
+        assert_eq!(of(0), []);
+        let few = of(100);
+        assert_eq!(few[few.len() - 2].0, 99.0, "{few:?}");
+        let many = of(10_000);
+        assert_eq!(many.len(), CURVE_PERCENTS.len() + 1, "{many:?}");
+        assert!(close(many[0], 1.0) && close(many[3], 5000.0), "{many:?}");
+        assert!(close(many[11], 9999.0) && close(many[12], 10_000.0), "{many:?}");
     }
 }

@@ -16,18 +16,18 @@ pub(crate) mod ranking;
 pub(crate) mod remote;
 pub(crate) mod rounds;
 mod scenario;
+pub(crate) mod servers;
 
 use std::time::Duration;
 
 use crate::cli::{CompareArgs, CompareScenario};
 use crate::compare::against::Earlier;
 use crate::compare::candidate::Candidate;
-use crate::compare::external::External;
 use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
 use crate::compare::plan::{Cpus, Question, Settings};
 use crate::compare::progress::Progress;
 use crate::compare::rounds::Rounds;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::host::{self, Host};
 use crate::{load, report, signals};
 
@@ -38,8 +38,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let earlier = args.against.as_deref().map(|path| Earlier::read(path).map(|read| (read, path)));
     let earlier = earlier.transpose()?;
     // Before the minutes of measuring, not after them.
-    std::fs::create_dir_all(&args.out)
-        .map_err(Failure::at(format!("create {}", args.out.display())))?;
+    report::refuse_foreign(&args.out, "compare")?;
     let mut comparison = Comparison::new(args)?;
     signals::keep_going()?;
     comparison.run(args);
@@ -83,7 +82,7 @@ impl Comparison {
             candidates,
             idle: Vec::new(),
         };
-        comparison.introduce();
+        comparison.note_sharing();
         Ok(comparison)
     }
 
@@ -99,29 +98,15 @@ impl Comparison {
         self.rounds.progress.finish();
     }
 
-    /// Who is compared, at which version, on which CPUs.
-    fn introduce(&mut self) {
-        let notes = self.candidates.iter().filter_map(|candidate| match candidate {
-            Candidate::Ringpoll { .. } | Candidate::Remote(_) => None,
-            Candidate::Peer(peer) => Some(format!("{peer}: {}.", peer.about())),
-            Candidate::External(External { name, addr, pid }) => {
-                let process = match pid {
-                    Some(pid) => format!("process {pid}"),
-                    None => "its process is not known, nor what it uses".to_owned(),
-                };
-                Some(format!(
-                    "{name}: started by others, at {addr}, on CPUs of their choice; {process}."
-                ))
-            }
-        });
+    /// Which kinds of traffic have no CPUs of their own for the client.
+    fn note_sharing(&mut self) {
         let sharing = self.rounds.cells.iter().filter(|report| report.cell.shares_cpus);
         let sharing: Vec<_> = sharing.map(|report| report.cell.name.as_str()).collect();
-        let mut notes: Vec<_> = notes.collect();
         if !sharing.is_empty() && self.rounds.settings.pinned.is_some() {
             let cpus = &self.rounds.settings.cpus_allowed;
-            notes.push(format!("Servers and client share CPU {cpus:?}: {}.", sharing.join("; ")));
+            let note = format!("Servers and client share CPU {cpus:?}: {}.", sharing.join("; "));
+            self.rounds.notes.push(note);
         }
-        self.rounds.notes.extend(notes);
     }
 
     /// An open loop offers every candidate the same: a share of what the slowest one takes, so that
@@ -218,6 +203,9 @@ impl Comparison {
         let pairs = pairs(&self.candidates);
         Report {
             findings: ranking::findings(&cells, &pairs),
+            program: report::PROGRAM,
+            command_line: servers::own_command_line(),
+            servers: self.candidates.iter().map(|one| servers::info(one, &settings)).collect(),
             goals: goals::judge(&self.candidates, &cells, &self.idle),
             candidates: self.candidates.iter().map(Candidate::to_string).collect(),
             host: self.host,

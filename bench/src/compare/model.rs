@@ -12,15 +12,21 @@ use crate::host::Host;
 /// Everything.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// Who wrote the file.
+    pub(crate) program: &'static str,
+    /// The command that was run.
+    pub(crate) command_line: String,
     pub(crate) host: Host,
     pub(crate) settings: Settings,
     /// Every name, in the order of the rows; a row may be missing where it says nothing.
     pub(crate) candidates: Vec<String>,
+    /// The same, with their versions and settings.
+    pub(crate) servers: Vec<ServerInfo>,
+    /// What came out, a sentence each.
+    pub(crate) findings: Vec<String>,
     pub(crate) cells: Vec<CellReport>,
     pub(crate) idle: Vec<IdleRow>,
     pub(crate) goals: Vec<Goal>,
-    /// Who is faster than whom, and where nobody can say: a sentence each.
-    pub(crate) findings: Vec<String>,
     /// What a reader must know to read the figures right.
     pub(crate) notes: Vec<String>,
     pub(crate) elapsed_s: f64,
@@ -85,11 +91,13 @@ pub(crate) struct Round {
     pub(crate) sqpoll_cpus_busy: Option<f64>,
     pub(crate) client_cpus_busy: f64,
     pub(crate) p50_us: f64,
+    pub(crate) p90_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
     /// `None` of too few requests to have one.
     pub(crate) p9999_us: Option<f64>,
     pub(crate) max_us: f64,
+    pub(crate) latency_curve: Curve,
     /// Of the windows in which no CPU was seen stolen; `None` where there were none.
     pub(crate) clean_p50_us: Option<f64>,
     pub(crate) clean_p99_us: Option<f64>,
@@ -175,8 +183,13 @@ pub(crate) struct Summary {
     pub(crate) rps: Spread,
     pub(crate) per_cpu_s: Option<Spread>,
     pub(crate) p50_us: Spread,
+    pub(crate) p90_us: Spread,
     pub(crate) p99_us: Spread,
+    pub(crate) p999_us: Spread,
     pub(crate) p9999_us: Option<Spread>,
+    pub(crate) max_us: Spread,
+    /// The median over the rounds at each quantile that all of them have.
+    pub(crate) latency_curve: Curve,
     pub(crate) clean_p99_us: Option<Spread>,
     pub(crate) cheap_p99_us: Option<Spread>,
     pub(crate) clean_cheap_p99_us: Option<Spread>,
@@ -195,6 +208,19 @@ pub(crate) struct Summary {
     pub(crate) sqpoll_percent: Option<Spread>,
     /// Of that time, the part in which they worked.
     pub(crate) sqpoll_work_percent: Option<Spread>,
+}
+
+/// Percent and microseconds: which share of the requests was answered within which time. The last
+/// one is the slowest request.
+pub(crate) type Curve = Vec<(f64, f64)>;
+
+/// A server that is compared, for a reader of its figures.
+#[derive(Debug, Serialize)]
+pub(crate) struct ServerInfo {
+    pub(crate) candidate: String,
+    pub(crate) version: String,
+    pub(crate) settings: String,
+    pub(crate) command_line: String,
 }
 
 /// Median, least and greatest.
@@ -261,8 +287,12 @@ impl Summary {
             rps: spread(|round| round.rps)?,
             per_cpu_s: some(|round| round.per_cpu_s),
             p50_us: spread(|round| round.p50_us)?,
+            p90_us: spread(|round| round.p90_us)?,
             p99_us: spread(|round| round.p99_us)?,
+            p999_us: spread(|round| round.p999_us)?,
             p9999_us: some(|round| round.p9999_us),
+            max_us: spread(|round| round.max_us)?,
+            latency_curve: median_curve(rounds),
             clean_p99_us: some(|round| round.clean_p99_us),
             cheap_p99_us: some(|round| round.cheap_p99_us),
             clean_cheap_p99_us: some(|round| round.clean_cheap_p99_us),
@@ -282,6 +312,19 @@ impl Summary {
             sqpoll_work_percent: some(|round| round.sqpoll_work_share.map(|share| share * 100.0)),
         })
     }
+}
+
+/// A quantile that a round had too few requests for would shift the median there.
+fn median_curve(rounds: &[Round]) -> Curve {
+    let Some(first) = rounds.first() else { return Curve::new() };
+    let at = |round: &Round, percent: f64| {
+        round.latency_curve.iter().find(|point| point.0 == percent).map(|point| point.1)
+    };
+    let median = |&(percent, _): &(f64, f64)| {
+        let of_all: Option<Vec<f64>> = rounds.iter().map(|round| at(round, percent)).collect();
+        Some((percent, Spread::of(of_all?)?.median))
+    };
+    first.latency_curve.iter().filter_map(median).collect()
 }
 
 impl Row {
@@ -352,10 +395,12 @@ pub(crate) mod tests {
             sqpoll_cpus_busy: Some(0.0),
             client_cpus_busy: 1.0,
             p50_us: 1.0,
+            p90_us: 1.5,
             p99_us: 2.0,
             p999_us: 3.0,
             p9999_us: Some(3.5),
             max_us: 4.0,
+            latency_curve: vec![(50.0, 1.0), (99.0, 2.0), (100.0, 4.0)],
             clean_p50_us: Some(1.0),
             clean_p99_us: Some(1.5),
             windows: 40,
@@ -395,6 +440,18 @@ pub(crate) mod tests {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn a_curve_is_the_median_where_all_rounds_have_the_quantile() {
+        let with = |curve: &[(f64, f64)]| Round { latency_curve: curve.into(), ..round(0, 1.0) };
+        let rounds = [
+            with(&[(50.0, 1.0), (99.0, 10.0), (99.9, 70.0), (100.0, 80.0)]),
+            with(&[(50.0, 2.0), (99.0, 30.0), (100.0, 90.0)]),
+            with(&[(50.0, 9.0), (99.0, 20.0), (99.9, 50.0), (100.0, 70.0)]),
+        ];
+        let curve = Summary::of(&rounds).unwrap().latency_curve;
+        assert_eq!(curve, [(50.0, 2.0), (99.0, 20.0), (100.0, 80.0)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::load::{OPEN_DEPTH_MAX, Plan};
 use crate::work::Work;
 
 /// One kind of traffic.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Cell {
     pub(crate) name: String,
     pub(crate) scenario: CompareScenario,

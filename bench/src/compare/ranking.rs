@@ -203,8 +203,8 @@ fn too_wide(all: &[(String, usize, Spread)]) -> Option<String> {
 /// What is told in words.
 const TOLD: [Figure; 2] = [Figure::RequestsPerCpuSecond, Figure::CleanP99];
 /// What candidates are ranked by.
-pub(crate) const FIGURES: [Figure; 3] =
-    [Figure::RequestsPerCpuSecond, Figure::RequestsPerSecond, Figure::CleanP99];
+pub(crate) const FIGURES: [Figure; 4] =
+    [Figure::RequestsPerCpuSecond, Figure::RequestsPerSecond, Figure::CleanP99, Figure::CheapP99];
 /// With fewer, intervals that do not overlap happen by chance too often: of two equal candidates
 /// in one of three cases with two rounds, one of ten with three, one of 126 with five.
 const ROUNDS_MIN: usize = 3;

@@ -1,6 +1,7 @@
 //! What the host offers and how busy it is, read from `/proc` and `/sys`.
 
 pub(crate) mod cpu;
+pub(crate) mod facts;
 pub(crate) mod namespaces;
 pub(crate) mod process;
 pub(crate) mod steal;
@@ -10,6 +11,7 @@ use std::fs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
+use self::facts::{Mitigation, Privileges, Rings};
 use crate::error::{Failure, Result};
 
 /// The facts a figure means nothing without.
@@ -25,6 +27,15 @@ pub(crate) struct Host {
     pub(crate) fds_hard: Option<u64>,
     pub(crate) somaxconn: Option<u64>,
     pub(crate) congestion_control: Option<String>,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) virtualization: String,
+    pub(crate) clock_source: Option<String>,
+    pub(crate) preemption: Option<String>,
+    pub(crate) frequency_governor: Option<String>,
+    pub(crate) smt_active: Option<bool>,
+    pub(crate) mitigations: Vec<Mitigation>,
+    pub(crate) privileges: Privileges,
+    pub(crate) rings: Rings,
 }
 
 impl Host {
@@ -40,6 +51,15 @@ impl Host {
             fds_hard: fds.maximum,
             somaxconn: read_line("/proc/sys/net/core/somaxconn").and_then(|text| text.parse().ok()),
             congestion_control: read_line("/proc/sys/net/ipv4/tcp_congestion_control"),
+            memory_bytes: facts::memory_bytes(),
+            virtualization: facts::virtualization(),
+            clock_source: facts::clock_source(),
+            preemption: facts::preemption(),
+            frequency_governor: facts::frequency_governor(),
+            smt_active: facts::smt_active(),
+            mitigations: facts::mitigations(),
+            privileges: Privileges::read(),
+            rings: Rings::probe(),
         })
     }
 }

@@ -72,30 +72,33 @@ impl Peer {
         ("bare-ring-64k", Peer::BareRing64k),
     ];
 
-    /// Version and settings, for a reader of its figures.
-    pub(crate) fn about(self) -> String {
-        let (library, settings) = match self {
-            Peer::Tokio => ("tokio", "one thread, reads and writes batched"),
-            Peer::TokioFramed => ("tokio", "one thread, BufReader and BufWriter"),
-            Peer::TokioWs => ("tokio", "work-stealing, a worker for each CPU"),
-            Peer::TokioPerCpu => (
-                "tokio",
-                "a pinned thread with a runtime of its own for each CPU, connections handed out \
-                 in turn",
-            ),
-            Peer::Monoio => ("monoio", monoio::SETTINGS),
-            Peer::Compio => ("compio", compio::SETTINGS),
-            Peer::BareEpoll => return "no library, one thread on epoll".to_owned(),
-            Peer::BareRing => {
-                return "no library, one thread on io_uring, 256 receive buffers of 4 KiB"
-                    .to_owned();
-            }
-            Peer::BareRing64k => {
-                return "no library, one thread on io_uring, 16 receive buffers of 64 KiB"
-                    .to_owned();
-            }
+    /// The library and its version.
+    pub(crate) fn version(self) -> String {
+        let library = match self {
+            Peer::Tokio | Peer::TokioFramed | Peer::TokioWs | Peer::TokioPerCpu => "tokio",
+            Peer::Monoio => "monoio",
+            Peer::Compio => "compio",
+            Peer::BareEpoll | Peer::BareRing | Peer::BareRing64k => return "no library".to_owned(),
         };
-        format!("{library} {}: {settings}", locked_version(library))
+        format!("{library} {}", locked_version(library))
+    }
+
+    /// How it is set up, for a reader of its figures.
+    pub(crate) fn settings(self) -> &'static str {
+        match self {
+            Peer::Tokio => "one thread, reads and writes batched",
+            Peer::TokioFramed => "one thread, BufReader and BufWriter",
+            Peer::TokioWs => "work-stealing, a worker for each CPU",
+            Peer::TokioPerCpu => {
+                "a pinned thread with a runtime of its own for each CPU, connections handed out in \
+                 turn"
+            }
+            Peer::Monoio => monoio::SETTINGS,
+            Peer::Compio => compio::SETTINGS,
+            Peer::BareEpoll => "one thread on epoll",
+            Peer::BareRing => "one thread on io_uring, 256 receive buffers of 4 KiB",
+            Peer::BareRing64k => "one thread on io_uring, 16 receive buffers of 64 KiB",
+        }
     }
 
     /// How many threads serve.
@@ -314,11 +317,11 @@ mod tests {
         for (name, peer) in Peer::ALL {
             assert_eq!(name.parse::<Peer>().unwrap(), peer);
             assert_eq!(peer.to_string(), name);
-            assert!(!peer.about().is_empty());
+            assert!(!peer.version().is_empty() && !peer.settings().is_empty());
         }
         assert_eq!("tokio-mt".parse::<Peer>().unwrap(), Peer::TokioWs);
         let version = locked_version("monoio");
         assert!(version.split('.').all(|part| part.parse::<u32>().is_ok()), "{version}");
-        assert!(Peer::Monoio.about().starts_with(&format!("monoio {version}: ")));
+        assert_eq!(Peer::Monoio.version(), format!("monoio {version}"));
     }
 }

@@ -1,11 +1,12 @@
 //! The tables as Markdown, for a reader of the repository.
 
-use super::text;
-use crate::compare::model::Report;
+use super::glance::{self, RULE};
+use super::text::{self, Columns};
+use crate::compare::model::{Report, ServerInfo};
 
 /// Every table and every sentence of the report.
 pub(super) fn render(report: &Report) -> String {
-    let mut page = String::from("# Comparison\n\n");
+    let mut page = format!("{MARK}\n\n# Comparison\n\n`{}`\n\n", report.command_line);
     page += &format!(
         "{} rounds of {:.2} s on {}, Linux {}. Median (least–greatest).\n",
         report.settings.rounds,
@@ -14,9 +15,11 @@ pub(super) fn render(report: &Report) -> String {
         report.host.kernel
     );
     for cell in &report.cells {
-        let (head, rows) = text::grid(cell);
-        page += &format!("\n## {}{}\n\n", cell.cell.name, text::unit(&cell.cell));
-        page += &table(&head, &rows);
+        page += &format!("\n## {}\n\n{}.\n", cell.cell.name, text::traffic(&cell.cell));
+        for columns in [Columns::Main, Columns::More] {
+            let (head, rows) = text::grid(cell, columns);
+            page += &format!("\n{}", table(&head, &rows));
+        }
     }
     if !report.idle.is_empty() {
         let rows: Vec<_> = report.idle.iter().map(text::idle).collect();
@@ -26,11 +29,20 @@ pub(super) fn render(report: &Report) -> String {
         let rows: Vec<_> = report.goals.iter().map(text::goal).collect();
         page += &format!("\n## Goals\n\n{}", table(&text::GOAL_HEAD, &rows));
     }
+    let glance = glance::rows(&report.cells);
+    if !glance.is_empty() {
+        page += &format!("\n## In short\n\n{}\n\n{}", RULE, table(&glance::HEAD, &glance));
+    }
     page += &lines("Findings", &report.findings);
+    let server = |one: &ServerInfo| format!("{}: {}: {}", one.candidate, one.version, one.settings);
+    page += &lines("Servers", &report.servers.iter().map(server).collect::<Vec<_>>());
     let remarks = text::remarks(report.cells.iter(), &report.idle);
     page += &lines("Notes", &[&report.notes[..], &remarks].concat());
     page
 }
+
+/// In the first line, by which the file is known.
+pub(super) const MARK: &str = "<!-- ringpoll-bench -->";
 
 /// A heading and an item for each line; nothing of none.
 fn lines(title: &str, lines: &[String]) -> String {
