@@ -175,10 +175,18 @@ impl Error {
         Error::new(Kind::DialTimeout, format!("connect {address}: no reply in {after:?}"))
     }
 
-    pub(crate) fn shutdown_timeout(busy_count: usize, after: Duration) -> Error {
+    pub(crate) fn shutdown_timeout(
+        busy_count: usize,
+        spawned_count: usize,
+        after: Duration,
+    ) -> Error {
+        let spawned = match spawned_count {
+            0 => String::new(),
+            count => format!(" and {count} spawned futures"),
+        };
         Error::new(
             Kind::ShutdownTimeout,
-            format!("shutdown: {busy_count} connections still busy after {after:?}"),
+            format!("shutdown: {busy_count} connections{spawned} still busy after {after:?}"),
         )
     }
 

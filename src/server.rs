@@ -9,15 +9,13 @@ mod shutdown;
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
 use crate::connection::{
-    Connection, Handle, Kind, Place, RunEnd, Service, Shared, attach, take_on,
+    Connection, Handle, Kind, Place, RunEnd, Running, Service, Shared, attach, take_on,
 };
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
@@ -25,7 +23,7 @@ use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor, PlacementStats, Run, RuntimeContext, Seat, Tried};
+use crate::task::{self, Executor, PlacementStats, Run, Seat, Tried};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -52,9 +50,11 @@ pub struct ServerStats {
     pub open: u64,
     /// Runs of `on_connect` and `on_request` on the pollers, which other servers may share.
     pub handler_runs: u64,
-    /// Runs that returned an error.
+    /// Futures of [`Handle::spawn`] that have not ended.
+    pub spawned: u64,
+    /// Runs, and spawned futures, that returned an error.
     pub handler_errors: u64,
-    /// Runs that panicked.
+    /// Runs, and spawned futures, that panicked.
     pub handler_panics: u64,
     /// Times accepting paused because the process or the host was out of descriptors or memory.
     pub accept_pauses: u64,
@@ -102,6 +102,7 @@ struct Counts {
     accepted: AtomicU64,
     refused: AtomicU64,
     open: AtomicUsize,
+    spawned: AtomicUsize,
     errors: AtomicU64,
     panics: AtomicU64,
     pauses: AtomicU64,
@@ -196,6 +197,7 @@ impl ServerHandle {
             refused: read(&counts.refused),
             open: counts.open.load(Ordering::Relaxed) as u64,
             handler_runs: pollers.handler_runs,
+            spawned: counts.spawned.load(Ordering::Relaxed) as u64,
             handler_errors: read(&counts.errors),
             handler_panics: read(&counts.panics),
             accept_pauses: read(&counts.pauses),
@@ -218,7 +220,7 @@ where
     Box::new(move |connection, end: RunEnd, executor, place| {
         let context = executor.context();
         let future = context.run(|| handler(connection));
-        let run = Running { future, context: context.clone(), end };
+        let run = Running::new(future, context.clone(), end);
         let policy = match executor.seat() {
             Seat::Inline => None,
             Seat::Auto(_, policy, _) if place == Place::Poller && policy.is_inline() => {
@@ -231,7 +233,7 @@ where
         };
         let mut run = Box::pin(run);
         // Most handlers end here, or wait for their flush alone, at the price of no task.
-        let owner = run.end.owner();
+        let owner = run.end().owner();
         let mut poll = || task::try_poll(run.as_mut(), owner);
         let tried = match policy {
             Some(policy) => policy.time(poll),
@@ -240,30 +242,9 @@ where
         if tried == Tried::Done {
             return None;
         }
-        let remote = Arc::clone(run.end.remote());
+        let remote = Arc::clone(run.end().remote());
         take_on(&remote, executor, run, tried)
     })
-}
-
-pin_project_lite::pin_project! {
-    /// A handler's future with its end, polled inside its context. An async block would hold the
-    /// future twice.
-    struct Running<F> {
-        #[pin]
-        future: F,
-        context: RuntimeContext,
-        end: RunEnd,
-    }
-}
-
-impl<F: Future<Output = Result<()>>> Future for Running<F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let polled = this.context.run(|| this.future.poll(cx));
-        polled.map(|outcome| this.end.set(outcome))
-    }
 }
 
 impl Service for Hooks {
@@ -311,6 +292,19 @@ impl Service for Hooks {
         tracing::debug!(peer = %handle.peer_addr(), %error, "handler failed");
         if let Some(report) = &self.handlers.error {
             report(handle, error);
+        }
+    }
+
+    fn spawned(&self) {
+        self.counts.spawned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn spawn_ended(&self) {
+        // A shutdown sets the one and looks at the other; we do it the other way round. In one
+        // order of all four, one of us sees what the other did.
+        let before = self.counts.spawned.fetch_sub(1, Ordering::SeqCst);
+        if before == 1 && self.draining.load(Ordering::SeqCst) {
+            self.progress.check();
         }
     }
 

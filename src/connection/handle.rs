@@ -2,10 +2,12 @@
 
 use std::any::Any;
 use std::fmt;
+use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::run;
 use super::shared::Shared;
 use crate::address::PeerAddr;
 use crate::error::{Error, Result};
@@ -146,6 +148,24 @@ impl Handle {
             }
         }
         callback(self);
+    }
+
+    /// Runs `future` where the handlers of the connection's server run: on the connection's poller,
+    /// on the workers, or on the runtime, as the placement says. Beside the handlers, so requests
+    /// of one connection can be served at the same time.
+    ///
+    /// A shutdown waits for it as it does for handlers, whatever becomes of the connection. An
+    /// error or a panic is reported to `on_error` and counted; the connection stays, unless that
+    /// closes it. To the idle timeout only the handler counts, and its waits for the peer: not what
+    /// was spawned.
+    ///
+    /// # Errors
+    /// Unsupported: the connection has no server. Spawn on an executor of your own there.
+    pub fn spawn<F>(&self, future: F) -> Result<()>
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        run::spawn(&self.0, future)
     }
 
     /// Calls `code` with the descriptor, which stays open meanwhile.

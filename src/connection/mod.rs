@@ -11,6 +11,7 @@ mod input;
 mod lent;
 mod output;
 mod reader;
+mod run;
 mod shared;
 mod spare;
 mod state;
@@ -30,7 +31,7 @@ use crate::buffer::{Chain, LinkBuffer, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
-use crate::task::{Executor, Run, Tried};
+use crate::task::{Executor, Run};
 
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
@@ -38,6 +39,7 @@ use reader::impl_reader;
 use wait::{Began, Submission};
 use writer::impl_writer;
 
+pub(crate) use run::{RunEnd, Running, take_on};
 pub(crate) use shared::{Remote, Shared, current_poller};
 pub(crate) use state::Kind;
 use state::{READER, WRITER};
@@ -56,6 +58,10 @@ pub(crate) trait Service: Send + Sync {
     fn executor(&self) -> &Executor;
     fn disconnected(&self, handle: &Handle);
     fn failed(&self, handle: &Handle, error: &Error);
+    /// Something was spawned beside the handlers.
+    fn spawned(&self);
+    /// That has ended.
+    fn spawn_ended(&self);
     /// A connection is finished.
     fn gone(&self);
 }
@@ -271,63 +277,6 @@ const _: () = {
     goes_anywhere::<WriteHalf>();
     goes_anywhere::<Handle>();
 };
-
-/// The end of a run: made when it starts, dropped when its future is done, has panicked, or was
-/// given up.
-pub(crate) struct RunEnd {
-    shared: Arc<Shared>,
-    outcome: Option<Result<()>>,
-}
-
-impl RunEnd {
-    fn new(shared: Arc<Shared>) -> RunEnd {
-        RunEnd { shared, outcome: None }
-    }
-
-    pub(crate) fn set(&mut self, outcome: Result<()>) {
-        self.outcome = Some(outcome);
-    }
-
-    pub(crate) fn remote(&self) -> &Arc<Remote> {
-        &self.shared.remote
-    }
-
-    /// Stands for the run in its trial.
-    pub(crate) fn owner(&self) -> usize {
-        self.shared.owner()
-    }
-}
-
-impl Drop for RunEnd {
-    fn drop(&mut self) {
-        let failure = match self.outcome.take() {
-            Some(outcome) => outcome.err(),
-            None if std::thread::panicking() => Some(Error::panicked("handler panicked")),
-            // Its threads have ended, and the connection with them.
-            None => Some(Error::closed("handler given up")),
-        };
-        self.shared.end_run(failure);
-    }
-}
-
-/// Takes on a run on the poller after its trial: gives it back, to be kept, if it waits for nothing
-/// but its flush; makes it a task if it waits for anything else.
-pub(crate) fn take_on(
-    remote: &Arc<Remote>,
-    executor: &Executor,
-    run: Run,
-    tried: Tried,
-) -> Option<Run> {
-    match tried {
-        Tried::Done => None,
-        Tried::Marked => Some(run),
-        Tried::Open => {
-            let remote = Arc::clone(remote);
-            executor.spawn_near(run, move |task, workers| remote.send(Command::Run(task, workers)));
-            None
-        }
-    }
-}
 
 /// Starts to connect; [`wait_connected`] tells how it ended.
 pub(crate) fn start_connect(shared: &Arc<Shared>, socket: Arc<Socket>, peer: PeerAddr) {

@@ -19,6 +19,7 @@ use super::timeout::Timeouts;
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Staging};
 use crate::config::{self, Limits};
+use crate::error::Error;
 use crate::poller::timers::{NEVER, now_ns};
 use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -310,13 +311,29 @@ impl Shared {
     }
 
     /// A run's future is done.
-    pub(super) fn end_run(self: &Arc<Self>, failure: Option<crate::Error>) {
-        if let (Some(error), Some(service)) = (failure, &self.service) {
-            let handle = Handle::of(self);
-            guard("on_error", || service.failed(&handle, &error));
+    pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>) {
+        if let Some(error) = failure {
+            self.report(&error);
             self.close();
         }
         self.release(FUTURE, None, None);
+    }
+
+    /// A spawned future is done.
+    pub(super) fn end_spawned(self: &Arc<Self>, failure: Option<Error>) {
+        if let Some(error) = failure {
+            self.report(&error);
+        }
+        if let Some(service) = &self.service {
+            service.spawn_ended();
+        }
+    }
+
+    fn report(self: &Arc<Self>, error: &Error) {
+        if let Some(service) = &self.service {
+            let handle = Handle::of(self);
+            guard("on_error", || service.failed(&handle, error));
+        }
     }
 
     /// The end: callbacks, the last hold on the socket, the server's books.

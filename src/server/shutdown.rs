@@ -115,8 +115,8 @@ impl ServerHandle {
         }
     }
 
-    /// Stops accepting, closes idle connections, and waits for the busy ones, at most for
-    /// `deadline`. Blocks.
+    /// Stops accepting, closes idle connections, and waits for the busy ones, and for what
+    /// [`Handle::spawn`](crate::Handle::spawn) has started, at most for `deadline`. Blocks.
     ///
     /// After `Ok` the threads that the server started have ended, and its addresses can be bound
     /// again.
@@ -129,7 +129,8 @@ impl ServerHandle {
         let started = Instant::now();
         self.drain("shutdown")?;
         if !self.wait_empty(started.checked_add(deadline)) {
-            return Err(Error::shutdown_timeout(self.open_count(), deadline));
+            let (open, spawned) = (self.open_count(), self.spawned_count());
+            return Err(Error::shutdown_timeout(open, spawned, deadline));
         }
         self.end();
         Ok(())
@@ -139,7 +140,7 @@ impl ServerHandle {
     /// many were cut.
     ///
     /// Handlers of cut connections see them closed. One that does not even return then is
-    /// abandoned, and so is the thread it blocks.
+    /// abandoned, and so is the thread it blocks, and what was spawned and does not end.
     ///
     /// # Errors
     /// Unsupported on a poller, which would wait for itself.
@@ -168,6 +169,15 @@ impl ServerHandle {
         self.0.hooks.counts.open.load(Ordering::Acquire)
     }
 
+    fn spawned_count(&self) -> usize {
+        self.0.hooks.counts.spawned.load(Ordering::SeqCst)
+    }
+
+    /// Nobody has anything left to do.
+    fn is_empty(&self) -> bool {
+        self.open_count() == 0 && self.spawned_count() == 0
+    }
+
     fn drain(&self, operation: &str) -> Result<()> {
         if current_poller().is_some() {
             return Err(Error::unsupported(format!(
@@ -187,16 +197,16 @@ impl ServerHandle {
 
     /// Waits until nothing is open; for ever, if the deadline is beyond the end of time.
     fn wait_empty(&self, deadline: Option<Instant>) -> bool {
-        let hooks = &self.0.hooks;
-        hooks.progress.wait_until(deadline, |state| {
-            state.ended || state.listeners == 0 && hooks.counts.open.load(Ordering::Acquire) == 0
-        })
+        self.0
+            .hooks
+            .progress
+            .wait_until(deadline, |state| state.ended || state.listeners == 0 && self.is_empty())
     }
 
     /// Ends the threads, and joins them unless a handler is stuck on one.
     fn end(&self) {
         let hooks: &Hooks = &self.0.hooks;
-        let join = self.open_count() == 0;
+        let join = self.is_empty();
         if self.0.owns_pollers {
             self.0.pollers.stop(join);
         }

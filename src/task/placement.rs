@@ -1,6 +1,7 @@
 //! Where a server's handlers run.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,15 +127,39 @@ impl Executor {
         run: Run,
         near: impl Fn(Runnable, Option<Workers>) + Send + Sync + 'static,
     ) {
+        super::run(self.task_near(run, near));
+    }
+
+    /// Makes a task of `future`, which begins where runs do: in its turn, even on the poller that
+    /// this is called on. `near` as for [`spawn_near`](Self::spawn_near).
+    pub(crate) fn spawn<F>(
+        &self,
+        future: F,
+        near: impl Fn(Runnable, Option<Workers>) + Send + Sync + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match &self.seat {
+            Seat::Inline => super::spawn(future, move |task| near(task, None)).schedule(),
+            Seat::Auto(..) => self.task_near(Box::pin(future), near).schedule(),
+            elsewhere => elsewhere.spawn(future, &self.context),
+        }
+    }
+
+    fn task_near(
+        &self,
+        run: Run,
+        near: impl Fn(Runnable, Option<Workers>) + Send + Sync + 'static,
+    ) -> Runnable {
         let Seat::Auto(workers, policy, _) = &self.seat else {
-            return super::run(super::spawn(run, move |task| near(task, None)));
+            return super::spawn(run, move |task| near(task, None));
         };
         let (workers, decides) = (workers.clone(), Arc::clone(policy));
         let again = move |task| match decides.is_inline() {
             true => near(task, Some(workers.clone())),
             false => workers.schedule(task),
         };
-        super::run(super::spawn(Timed::new(run, policy), again));
+        super::spawn(Timed::new(run, policy), again)
     }
 
     /// What the policy goes by, where there is one.
