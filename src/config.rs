@@ -296,6 +296,15 @@ pub(crate) const UNBLOCK_QUEUE_MAX: usize = 4 * UNBLOCK_THREADS_MAX;
 /// start another.
 pub(crate) const UNBLOCK_IDLE: Duration = Duration::from_secs(1);
 
+/// Messages that wait for the driver of a mux, in bytes; while there are as many, further ones have
+/// to wait. As much as one connection may send in a turn: what a batch takes at least while its
+/// producers keep ahead of it.
+pub(crate) const MUX_BYTES_MAX: usize = 1 << 20;
+const _: () = assert!(MUX_BYTES_MAX >= SEND_TURN_BYTES);
+
+/// Batches that the driver of a mux flushes before it lets other tasks of its thread run.
+pub(crate) const MUX_BATCHES_PER_POLL: usize = 16;
+
 /// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
 pub(crate) const CPUS_PER_POLLER: usize = 20;
 

@@ -153,6 +153,25 @@ impl Error {
         Error::new(Kind::Closed, format!("{operation}: connection closed"))
     }
 
+    /// Closed, but not the connection, or not for certain.
+    pub(crate) fn gone(message: impl Into<String>) -> Error {
+        Error::new(Kind::Closed, message.into())
+    }
+
+    /// The same once more, for another who is told of it. Of its source there is the kernel's
+    /// number, or kind.
+    pub(crate) fn copy(&self) -> Error {
+        let mut copy = Error::new(self.0.kind, self.0.message.clone());
+        copy.0.partial = self.0.partial.clone();
+        let source = self.0.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>());
+        if let Some(source) = source {
+            let errno = source.raw_os_error();
+            let source = errno.map_or_else(|| source.kind().into(), io::Error::from_raw_os_error);
+            copy.0.source = Some(Box::new(source));
+        }
+        copy
+    }
+
     pub(crate) fn eof(operation: &str, wanted_bytes: usize, left_bytes: usize) -> Error {
         Error::new(
             Kind::Eof,
@@ -273,6 +292,18 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(32));
         assert!(error.is_closed());
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_copy_answers_every_question_alike() {
+        let refused = Error::io("send", io::Error::from_raw_os_error(32));
+        let late = Error::write_timeout("flush", Duration::from_millis(5));
+        for error in [refused, late, Error::gone("send: the mux is closed")] {
+            let copy = error.copy();
+            assert_eq!(format!("{copy:?}"), format!("{error:?}"));
+            assert_eq!(copy.raw_os_error(), error.raw_os_error());
+            assert_eq!(copy.is_closed(), error.is_closed());
+        }
     }
 
     #[test]

@@ -55,6 +55,8 @@ mod dial;
 #[forbid(unsafe_code)]
 mod error;
 #[forbid(unsafe_code)]
+mod mux;
+#[forbid(unsafe_code)]
 mod poller;
 #[forbid(unsafe_code)]
 mod pollers;
@@ -81,6 +83,7 @@ pub use connection::{Connection, ConnectionStats, Detached, Handle, ReadHalf, Wr
 pub use counters::PollerStats;
 pub use dial::{Dialer, adopt, connect};
 pub use error::{Error, Result};
+pub use mux::{Mux, MuxDriver};
 pub use pollers::{Pollers, PollersBuilder, capabilities};
 pub use server::{Server, ServerBuilder, ServerHandle, ServerStats};
 pub use task::{PlacementStats, unblock};

@@ -152,7 +152,8 @@ impl Handle {
 
     /// Runs `future` where the handlers of the connection's server run: on the connection's poller,
     /// on the workers, or on the runtime, as the placement says. Beside the handlers, so requests
-    /// of one connection can be served at the same time.
+    /// of one connection can be served at the same time; their replies go through a
+    /// [`Mux`](crate::Mux).
     ///
     /// A shutdown waits for it as it does for handlers, whatever becomes of the connection. An
     /// error or a panic is reported to `on_error` and counted; the connection stays, unless that

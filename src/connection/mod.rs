@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use crate::address::PeerAddr;
-use crate::buffer::{Chain, LinkBuffer, Slice, Staging};
+use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
@@ -189,6 +189,26 @@ impl Connection {
         lock(&shared.input).refill(&mut self.reader);
         let unread = LinkBuffer::from_chain(std::mem::take(&mut *self.reader));
         Ok(Detached { fd, unread })
+    }
+}
+
+/// For the driver of a mux.
+impl WriteHalf {
+    /// Where the connection's blocks come from.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.handle.0.remote.pool
+    }
+
+    /// Waits until nothing more can be written: this side is closed, or the connection has failed.
+    /// For a writer that has nothing to flush.
+    pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Poll<Error> {
+        wait::poll_end(&self.handle.0, cx)
+    }
+
+    /// Withdraws what the last poll has registered.
+    pub(crate) fn forget_wait(&self) {
+        let flusher = lock(&self.handle.0.output).take_flusher();
+        drop(flusher);
     }
 }
 

@@ -172,6 +172,22 @@ pub(super) fn poll_room(
     }
 }
 
+/// Waits until nothing more can be sent; from poll to poll.
+pub(super) fn poll_end(shared: &Arc<Shared>, cx: &Context<'_>) -> Poll<Error> {
+    let mut output = lock(&shared.output);
+    if let Some(error) = output.failure() {
+        return Poll::Ready(Error::io("send", error));
+    }
+    if shared.life.is_closed() || output.ended {
+        return Poll::Ready(Error::closed("write"));
+    }
+    // A flush that never comes: whoever closes, or fails, wakes it.
+    let replaced = output.wait_for(u64::MAX, NEVER, false, cx);
+    drop(output);
+    drop(replaced);
+    Poll::Pending
+}
+
 /// One flush.
 #[derive(Default)]
 struct Flush {

@@ -21,6 +21,7 @@ mod flushing;
 mod harness;
 mod hostile;
 mod listeners;
+mod mux;
 mod placement;
 mod polls;
 mod races;
@@ -33,6 +34,7 @@ mod ring_queues;
 mod runtime;
 mod server;
 mod shutdown;
+mod spawning;
 mod sqpoll_ends;
 mod sqpoll_idle;
 mod sqpoll_presets;
@@ -48,17 +50,17 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                clients unblock turns fairness polls);
+                clients unblock turns fairness polls mux spawning);
             at!(inline: $backend, Placement::Inline, Side::Server =>
-                failures runtime clients unblock turns fairness);
+                failures runtime clients unblock turns fairness mux spawning);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
-                runtime clients unblock turns fairness backlog polls);
+                runtime clients unblock turns fairness backlog polls mux spawning);
             at!(tokio: $backend, Placement::Tokio, Side::Server =>
                 data_path flushing requests events failures shutdown races runtime clients unblock
-                turns);
+                turns mux spawning);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing flushing timeouts close races polls);
+                data_path writing flushing timeouts close races polls mux);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
     };

@@ -278,6 +278,13 @@ impl Fixture {
         sum
     }
 
+    /// Sends of anything this test started, by system calls.
+    pub(crate) fn send_calls(&self) -> u64 {
+        let servers = self.servers.lock().expect("no test panics here");
+        let of_servers: u64 = servers.iter().map(|server| server.stats().pollers.send_calls).sum();
+        of_servers + self.clients.stats().send_calls
+    }
+
     /// Timers that anything this test started has pending.
     pub(crate) fn timers(&self) -> u64 {
         let servers = self.servers.lock().expect("no test panics here");

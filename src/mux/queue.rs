@@ -1,0 +1,451 @@
+//! What the producers of a mux have handed in and its driver has not taken.
+//!
+//! Everything is under one lock, the wakers too, so no wake-up is lost: who finds nothing to do
+//! registers in the same breath. Producers call this from any thread, the driver from wherever it
+//! is polled. No waker is called, or dropped, with the lock held.
+//!
+//! ```text
+//!           begin_close            end
+//!   Open ──────────────► Closing ───────► Ended
+//!    │                                      ▲
+//!    └──────────────────────────────────────┘
+//! ```
+//!
+//! In `Open` messages are accepted; in `Closing` the driver flushes what was; in `Ended` it is
+//! gone, and everybody is told why.
+
+use std::collections::BTreeMap;
+use std::task::{Context, Poll, Waker};
+
+use crate::buffer::{Chain, Pool, Staging};
+use crate::config;
+use crate::error::{Error, Result};
+use crate::sync::{Mutex, lock};
+
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Where copies of short messages go: that of the connection.
+    pool: Pool,
+}
+
+struct State {
+    /// Accepted, and not taken by the driver. A message is put here whole.
+    staged: Staging,
+    /// Bytes, all batches together.
+    accepted: u64,
+    /// Of these, in the kernel.
+    flushed: u64,
+    life: Life,
+    /// The driver that waits for messages.
+    driver: Option<Waker>,
+    /// Producers that wait for room.
+    senders: Waiters,
+    /// Those that wait for a flush, or for the end.
+    flushers: Waiters,
+}
+
+enum Life {
+    Open,
+    Closing,
+    /// `None`: everything accepted was flushed.
+    Ended(Option<Error>),
+}
+
+/// Messages that the driver has taken.
+pub(super) struct Batch {
+    pub(super) bytes: Chain,
+    /// How many bytes were accepted up to its end.
+    pub(super) end: u64,
+}
+
+impl Queue {
+    pub(super) fn new(pool: Pool) -> Queue {
+        let state = State {
+            staged: Staging::new(),
+            accepted: 0,
+            flushed: 0,
+            life: Life::Open,
+            driver: None,
+            senders: Waiters::default(),
+            flushers: Waiters::default(),
+        };
+        Queue { state: Mutex::new(state), pool }
+    }
+
+    /// Has `put` write a message once there is room; it is called at most once.
+    pub(super) fn poll_accept(
+        &self,
+        mut put: impl FnMut(&mut Staging, &Pool),
+        place: &mut Place<'_>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        let mut state = lock(&self.state);
+        if let Some(error) = state.refusal("send") {
+            return Poll::Ready(Err(error));
+        }
+        let queued_bytes = state.staged.len();
+        if queued_bytes >= config::MUX_BYTES_MAX {
+            let replaced = state.senders.wait(place, cx);
+            drop(state);
+            drop(replaced);
+            return Poll::Pending;
+        }
+        put(&mut state.staged, &self.pool);
+        let bytes = state.staged.len() - queued_bytes;
+        state.accepted += bytes as u64;
+        let driver = if bytes > 0 { state.driver.take() } else { None };
+        drop(state);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Everything accepted and not taken, once there is something; `None` when there will be
+    /// nothing more. For the driver.
+    pub(super) fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<Batch>> {
+        let mut state = lock(&self.state);
+        if state.staged.is_empty() {
+            if matches!(state.life, Life::Closing) {
+                return Poll::Ready(None);
+            }
+            let replaced = state.driver.replace(cx.waker().clone());
+            drop(state);
+            drop(replaced);
+            return Poll::Pending;
+        }
+        let batch = Batch { bytes: state.staged.sealed().take(), end: state.accepted };
+        let senders = state.senders.take();
+        drop(state);
+        wake_all(senders);
+        Poll::Ready(Some(batch))
+    }
+
+    /// The kernel has everything up to the `end` of a batch.
+    pub(super) fn flushed(&self, end: u64) {
+        let mut state = lock(&self.state);
+        state.flushed = end;
+        let flushers = state.flushers.take();
+        drop(state);
+        wake_all(flushers);
+    }
+
+    /// How many bytes were accepted.
+    pub(super) fn accepted(&self) -> u64 {
+        lock(&self.state).accepted
+    }
+
+    /// Waits until so many bytes are flushed.
+    pub(super) fn poll_flushed(
+        &self,
+        bytes: u64,
+        place: &mut Place<'_>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        let mut state = lock(&self.state);
+        if state.flushed >= bytes {
+            return Poll::Ready(Ok(()));
+        }
+        if let Life::Ended(failure) = &state.life {
+            return Poll::Ready(outcome(failure));
+        }
+        let replaced = state.flushers.wait(place, cx);
+        drop(state);
+        drop(replaced);
+        Poll::Pending
+    }
+
+    /// Accepts nothing more.
+    ///
+    /// # Errors
+    /// That was so before.
+    pub(super) fn begin_close(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        if let Some(error) = state.refusal("close") {
+            return Err(error);
+        }
+        state.life = Life::Closing;
+        let (driver, senders) = (state.driver.take(), state.senders.take());
+        drop(state);
+        wake_all(senders.chain(driver));
+        Ok(())
+    }
+
+    /// Waits for the end of the driver.
+    pub(super) fn poll_ended(&self, place: &mut Place<'_>, cx: &Context<'_>) -> Poll<Result<()>> {
+        let mut state = lock(&self.state);
+        if let Life::Ended(failure) = &state.life {
+            return Poll::Ready(outcome(failure));
+        }
+        let replaced = state.flushers.wait(place, cx);
+        drop(state);
+        drop(replaced);
+        Poll::Pending
+    }
+
+    /// The driver ends, for this reason if it is not that everything is flushed. Returns what it
+    /// has not taken.
+    pub(super) fn end(&self, failure: Option<Error>) -> Chain {
+        let mut state = lock(&self.state);
+        state.life = Life::Ended(failure);
+        let left = state.staged.sealed().take();
+        let driver = state.driver.take();
+        let waiting = state.senders.take().chain(state.flushers.take());
+        drop(state);
+        drop(driver);
+        wake_all(waiting);
+        left
+    }
+}
+
+impl State {
+    /// Why nothing is accepted, if that is so.
+    fn refusal(&self, operation: &str) -> Option<Error> {
+        match &self.life {
+            Life::Open => None,
+            Life::Ended(Some(failure)) => Some(failure.copy()),
+            Life::Closing | Life::Ended(None) => {
+                Some(Error::gone(format!("{operation}: the mux is closed")))
+            }
+        }
+    }
+}
+
+/// Those who wait for the same. All are woken at once and look again, so one that is woken and
+/// dropped takes nothing from the others.
+#[derive(Default)]
+struct Waiters {
+    next: u64,
+    wakers: BTreeMap<u64, Waker>,
+}
+
+impl Waiters {
+    /// Registers the task of `cx` at `place`. Returns the waker that was there.
+    #[must_use]
+    fn wait(&mut self, place: &mut Place<'_>, cx: &Context<'_>) -> Option<Waker> {
+        let number = *place.number.get_or_insert_with(|| {
+            self.next += 1;
+            self.next
+        });
+        self.wakers.insert(number, cx.waker().clone())
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        std::mem::take(&mut self.wakers).into_values()
+    }
+}
+
+/// The place of a future among the waiters; given up when it is dropped, so that futures that come
+/// and go leave nothing behind.
+pub(super) struct Place<'a> {
+    queue: &'a Queue,
+    waiters: fn(&mut State) -> &mut Waiters,
+    number: Option<u64>,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn of_sender(queue: &'a Queue) -> Place<'a> {
+        Place { queue, waiters: |state| &mut state.senders, number: None }
+    }
+
+    pub(super) fn of_flusher(queue: &'a Queue) -> Place<'a> {
+        Place { queue, waiters: |state| &mut state.flushers, number: None }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let waker = (self.waiters)(&mut lock(&self.queue.state)).wakers.remove(&number);
+            drop(waker);
+        }
+    }
+}
+
+fn wake_all(wakers: impl Iterator<Item = Waker>) {
+    wakers.for_each(Waker::wake);
+}
+
+fn outcome(failure: &Option<Error>) -> Result<()> {
+    match failure {
+        None => Ok(()),
+        Some(error) => Err(error.copy()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Slice;
+
+    /// More than what is copied, so that no pool is asked for memory.
+    const MESSAGE: &[u8] = &[7; 5000];
+    /// As much as may wait.
+    const FULL: &[u8] = &[7; config::MUX_BYTES_MAX];
+
+    fn put(message: &'static [u8]) -> impl FnMut(&mut Staging, &Pool) {
+        move |staged, pool| staged.write(Slice::from(message), pool)
+    }
+
+    #[cfg(not(loom))]
+    mod alone {
+        use super::*;
+
+        fn queue() -> Queue {
+            Queue::new(Pool::shared().clone())
+        }
+
+        fn accept(queue: &Queue, message: &'static [u8]) -> Poll<Result<()>> {
+            let mut place = Place::of_sender(queue);
+            queue.poll_accept(put(message), &mut place, &Context::from_waker(Waker::noop()))
+        }
+
+        #[test]
+        fn a_producer_that_gives_up_leaves_nothing_behind() {
+            let queue = queue();
+            assert!(matches!(accept(&queue, FULL), Poll::Ready(Ok(()))));
+            for _ in 0..3 {
+                assert!(accept(&queue, MESSAGE).is_pending());
+            }
+            assert!(lock(&queue.state).senders.wakers.is_empty());
+            assert_eq!(queue.accepted(), FULL.len() as u64);
+        }
+
+        #[test]
+        fn a_full_queue_takes_messages_again_when_its_batch_is_taken() {
+            let (queue, cx) = (queue(), Context::from_waker(Waker::noop()));
+            assert!(matches!(accept(&queue, FULL), Poll::Ready(Ok(()))));
+            assert!(accept(&queue, MESSAGE).is_pending());
+            let Poll::Ready(Some(batch)) = queue.poll_batch(&cx) else { panic!("a batch waits") };
+            assert_eq!((batch.bytes.len(), batch.end), (FULL.len(), FULL.len() as u64));
+            assert!(matches!(accept(&queue, MESSAGE), Poll::Ready(Ok(()))));
+        }
+
+        #[test]
+        fn what_is_left_at_the_end_is_given_back_and_everybody_is_told() {
+            let (queue, cx) = (queue(), Context::from_waker(Waker::noop()));
+            assert!(matches!(accept(&queue, MESSAGE), Poll::Ready(Ok(()))));
+            assert_eq!(queue.end(Some(Error::gone("on purpose"))).len(), MESSAGE.len());
+            let is_told = |polled: Poll<Result<()>>| match polled {
+                Poll::Ready(Err(error)) => error.to_string() == "on purpose",
+                _ => false,
+            };
+            assert!(is_told(accept(&queue, MESSAGE)));
+            let mut place = Place::of_flusher(&queue);
+            assert!(is_told(queue.poll_flushed(1, &mut place, &cx)));
+            assert!(is_told(queue.poll_ended(&mut place, &cx)));
+            assert!(is_told(Poll::Ready(queue.begin_close())));
+        }
+    }
+
+    #[cfg(loom)]
+    mod together {
+        use super::*;
+        use crate::sync::{Arc, Condvar, wait};
+        use loom::thread;
+        use std::task::Wake;
+
+        /// What a waker is to a thread: one that comes early is remembered.
+        struct Bell {
+            rung: Mutex<bool>,
+            changed: Condvar,
+        }
+
+        impl Wake for Bell {
+            fn wake(self: Arc<Self>) {
+                *lock(&self.rung) = true;
+                self.changed.notify_one();
+            }
+        }
+
+        fn block_on<T>(mut poll: impl FnMut(&Context<'_>) -> Poll<T>) -> T {
+            let bell = Arc::new(Bell { rung: Mutex::new(false), changed: Condvar::new() });
+            let waker = Waker::from(Arc::clone(&bell));
+            loop {
+                if let Poll::Ready(done) = poll(&Context::from_waker(&waker)) {
+                    return done;
+                }
+                let mut rung = lock(&bell.rung);
+                while !*rung {
+                    rung = wait(&bell.changed, rung);
+                }
+                *rung = false;
+            }
+        }
+
+        fn send(queue: &Queue, message: &'static [u8]) -> Result<()> {
+            let mut place = Place::of_sender(queue);
+            block_on(|cx| queue.poll_accept(put(message), &mut place, cx))
+        }
+
+        /// The driver, with a flush that takes no time; how many bytes it has flushed.
+        fn drive(queue: &Queue) -> usize {
+            let mut bytes = 0;
+            while let Some(batch) = block_on(|cx| queue.poll_batch(cx)) {
+                bytes += batch.bytes.len();
+                queue.flushed(batch.end);
+            }
+            assert!(queue.end(None).is_empty());
+            bytes
+        }
+
+        #[test]
+        fn loom_no_message_waits_for_a_sleeping_driver() {
+            loom::model(|| {
+                let queue = Arc::new(Queue::new(Pool::new()));
+                let producers = [0, 1].map(|_| {
+                    let queue = Arc::clone(&queue);
+                    thread::spawn(move || send(&queue, MESSAGE).expect("it is open"))
+                });
+                let driver = thread::spawn({
+                    let queue = Arc::clone(&queue);
+                    move || drive(&queue)
+                });
+                for producer in producers {
+                    producer.join().expect("does not panic");
+                }
+                queue.begin_close().expect("once");
+                assert_eq!(driver.join().expect("does not panic"), 2 * MESSAGE.len());
+            });
+        }
+
+        #[test]
+        fn loom_a_producer_that_waits_for_room_goes_on_or_is_told() {
+            loom::model(|| {
+                let queue = Arc::new(Queue::new(Pool::new()));
+                send(&queue, FULL).expect("there is room");
+                let producer = thread::spawn({
+                    let queue = Arc::clone(&queue);
+                    move || send(&queue, MESSAGE).is_ok()
+                });
+                let closer = thread::spawn({
+                    let queue = Arc::clone(&queue);
+                    move || queue.begin_close().expect("once")
+                });
+                let flushed = drive(&queue);
+                let is_sent = producer.join().expect("does not panic");
+                closer.join().expect("does not panic");
+                assert_eq!(flushed, FULL.len() + usize::from(is_sent) * MESSAGE.len());
+            });
+        }
+
+        #[test]
+        fn loom_a_close_returns_after_the_last_flush() {
+            loom::model(|| {
+                let queue = Arc::new(Queue::new(Pool::new()));
+                let driver = thread::spawn({
+                    let queue = Arc::clone(&queue);
+                    move || drive(&queue)
+                });
+                send(&queue, MESSAGE).expect("it is open");
+                queue.begin_close().expect("once");
+                let mut place = Place::of_flusher(&queue);
+                block_on(|cx| queue.poll_ended(&mut place, cx)).expect("flushed");
+                let mut place = Place::of_flusher(&queue);
+                let all = MESSAGE.len() as u64;
+                block_on(|cx| queue.poll_flushed(all, &mut place, cx)).expect("flushed");
+                assert_eq!(driver.join().expect("does not panic"), MESSAGE.len());
+            });
+        }
+    }
+}
