@@ -84,6 +84,14 @@ impl Request {
     pub(crate) fn cheap(sequence: u64) -> Request {
         Request { sequence, heavy: false }
     }
+
+    /// The one that a frame with this front says it is. Payloads of less than 8 bytes do not say.
+    pub(crate) fn of_front(front: &[u8; FRONT_BYTES]) -> Request {
+        let (_, number) = front.split_last_chunk().expect("the number ends the front");
+        let number = u64::from_be_bytes(*number);
+        let mark = u64::from(HEAVY_BIT) << 56;
+        Request { sequence: number & !mark, heavy: number & mark != 0 }
+    }
 }
 
 /// The frame a client sends, but for its sequence number and its mark.
@@ -133,9 +141,9 @@ impl Template {
     }
 
     /// The bytes in which requests differ, and the length before them.
-    fn front(&self, request: Request) -> [u8; NUMBER_END] {
+    fn front(&self, request: Request) -> [u8; FRONT_BYTES] {
         assert!(request.sequence >> 63 == 0, "sequence {}: no room for the mark", request.sequence);
-        let mut front = [0; NUMBER_END];
+        let mut front = [0; FRONT_BYTES];
         if self.numbered {
             front[..HEADER_BYTES].copy_from_slice(&self.frame[..HEADER_BYTES]);
             front[HEADER_BYTES..].copy_from_slice(&request.sequence.to_be_bytes());
@@ -150,12 +158,12 @@ impl Template {
     }
 
     fn front_bytes(&self) -> usize {
-        self.frame.len().min(NUMBER_END)
+        self.frame.len().min(FRONT_BYTES)
     }
 }
 
 /// Where the sequence number ends in a frame.
-const NUMBER_END: usize = HEADER_BYTES + size_of::<u64>();
+pub(crate) const FRONT_BYTES: usize = HEADER_BYTES + size_of::<u64>();
 /// In the first byte of a payload.
 const HEAVY_BIT: u8 = 0x80;
 
@@ -173,6 +181,9 @@ mod tests {
                 template.append(request, &mut frame);
                 assert_eq!(frame.len(), HEADER_BYTES + payload as usize);
                 assert_eq!(is_heavy(&frame[HEADER_BYTES..]), heavy && payload > 0);
+                if let Some(front) = frame.first_chunk() {
+                    assert_eq!(Request::of_front(front), request, "payload {payload}");
+                }
                 for cut in 0..=frame.len() {
                     let [front, back] = [(0, &frame[..cut]), (cut, &frame[cut..])]
                         .map(|(offset, chunk)| template.matches(request, offset, chunk));

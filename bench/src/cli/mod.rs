@@ -62,6 +62,10 @@ pub(crate) struct LoadArgs {
     /// Requests in flight per connection: 1 in a closed loop; with --rate a bound, 1024
     #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) depth: Option<u32>,
+    /// Take replies in any order: matched by the number in their
+    /// payload, of 8 bytes at least
+    #[arg(long)]
+    pub(crate) unordered: bool,
     /// Open loop: requests per second over all connections, timed from when each was due
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate: Option<f64>,

@@ -115,6 +115,7 @@ impl Cell {
             payload_bytes: self.payload_bytes,
             // In an open loop a bound: what does not fit waits, and its latency counts.
             depth: if self.rate.is_some() { OPEN_DEPTH_MAX } else { self.depth },
+            unordered: false,
             rate: self.rate,
             heavy_percent: self.heavy_percent,
             seed: SEED,

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::load::any_order::AnyOrder;
 use crate::load::dice::Dice;
 use crate::wire::{Request, Template};
 
@@ -17,6 +18,8 @@ pub(crate) struct Client {
     pub(crate) fd: OwnedFd,
     /// The requests that are sent and not answered.
     unanswered: VecDeque<Asked>,
+    /// In place of those, where replies may come in any order.
+    any_order: Option<Box<AnyOrder>>,
     /// Open loop: the requests that are not sent yet.
     scheduled: VecDeque<Asked>,
     /// Number of the next request to send.
@@ -31,10 +34,10 @@ pub(crate) struct Client {
 
 /// A request.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+pub(super) struct Asked {
     /// When it was sent, or was due, in nanoseconds of the engine's clock.
-    since_ns: u64,
-    heavy: bool,
+    pub(super) since_ns: u64,
+    pub(super) heavy: bool,
 }
 
 /// A request that was answered.
@@ -61,12 +64,13 @@ pub(crate) trait OnReply {
 
 impl Client {
     /// `number` keeps the sequence numbers of connections apart, so that a reply to another one is
-    /// a wrong reply.
-    pub(crate) fn new(fd: OwnedFd, number: u32) -> Client {
+    /// a wrong reply. Replies have to be in order, unless they are `unordered`.
+    pub(crate) fn new(fd: OwnedFd, number: u32, unordered: bool) -> Client {
         let first = u64::from(number) << 40;
         Client {
             fd,
             unanswered: VecDeque::new(),
+            any_order: unordered.then(|| Box::new(AnyOrder::new(first))),
             scheduled: VecDeque::new(),
             next_sent: first,
             next_reply: first,
@@ -77,12 +81,15 @@ impl Client {
     }
 
     pub(crate) fn unanswered(&self) -> usize {
-        self.unanswered.len()
+        self.any_order.as_ref().map_or(self.unanswered.len(), |replies| replies.open_count())
     }
 
     /// When the oldest unanswered request was sent, or was due.
     pub(crate) fn oldest_ns(&self) -> Option<u64> {
-        self.unanswered.front().map(|asked| asked.since_ns)
+        match &self.any_order {
+            Some(replies) => replies.oldest_ns(),
+            None => self.unanswered.front().map(|asked| asked.since_ns),
+        }
     }
 
     /// Whether the socket must become writable before more can be sent.
@@ -108,7 +115,7 @@ impl Client {
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
         self.send_while(template, out, |client| {
-            let room = client.unanswered.len() < depth;
+            let room = client.unanswered() < depth;
             room.then(|| Asked { since_ns: now_ns, heavy: dice.is_heavy() })
         })
     }
@@ -121,7 +128,7 @@ impl Client {
         out: &mut Vec<u8>,
     ) -> io::Result<()> {
         self.send_while(template, out, |client| {
-            if client.unanswered.len() < depth { client.scheduled.pop_front() } else { None }
+            if client.unanswered() < depth { client.scheduled.pop_front() } else { None }
         })
     }
 
@@ -141,6 +148,9 @@ impl Client {
         };
         let now_ns = now_ns();
         let mut chunk = &input[..bytes];
+        if let Some(replies) = &mut self.any_order {
+            return replies.take(chunk, template, now_ns, seen).map(|()| true);
+        }
         while !chunk.is_empty() {
             let Some(&Asked { since_ns, heavy }) = self.unanswered.front() else {
                 return Err(wrong("bytes that nobody asked for"));
@@ -181,7 +191,10 @@ impl Client {
             {
                 let request = Request { sequence: self.next_sent, heavy: asked.heavy };
                 template.append(request, out);
-                self.unanswered.push_back(asked);
+                match &mut self.any_order {
+                    Some(replies) => replies.push(asked),
+                    None => self.unanswered.push_back(asked),
+                }
                 self.next_sent += 1;
             }
             if out.is_empty() {
@@ -222,7 +235,7 @@ fn lost(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, why)
 }
 
-fn wrong(what: &str) -> io::Error {
+pub(super) fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -244,9 +257,13 @@ mod tests {
     }
 
     fn pair() -> (Client, UnixStream) {
+        pair_with(false)
+    }
+
+    fn pair_with(unordered: bool) -> (Client, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Client::new(ours.into(), 3), theirs)
+        (Client::new(ours.into(), 3, unordered), theirs)
     }
 
     #[test]
@@ -274,6 +291,25 @@ mod tests {
         server.write_all(&requests[template.frame_bytes()..]).unwrap();
         let error = client.receive(&mut input, &template, || 1, &mut Count(0)).unwrap_err();
         assert_eq!(error.to_string(), "wrong reply");
+    }
+
+    #[test]
+    fn in_any_order_it_is_right_and_makes_room_for_the_next_request() {
+        let (mut client, mut server) = pair_with(true);
+        let (template, mut out, mut input, mut count) =
+            (Template::new(20), Vec::new(), [0; 64], Count(0));
+        let mut dice = Dice::new(50.0, 1);
+        client.fill(2, 0, &mut dice, &template, &mut out).unwrap();
+        let mut requests = vec![0; 2 * template.frame_bytes()];
+        server.read_exact(&mut requests).unwrap();
+        server.write_all(&requests[template.frame_bytes()..]).unwrap();
+        assert!(client.receive(&mut input, &template, || 1, &mut count).unwrap());
+        assert_eq!((count.0, client.unanswered(), client.oldest_ns()), (1, 1, Some(0)));
+        client.fill(2, 5, &mut dice, &template, &mut out).unwrap();
+        assert_eq!((client.unanswered(), client.oldest_ns()), (2, Some(0)));
+        server.write_all(&requests[template.frame_bytes()..]).unwrap();
+        let error = client.receive(&mut input, &template, || 1, &mut count).unwrap_err();
+        assert!(error.to_string().contains("sent twice"), "{error}");
     }
 
     #[test]

@@ -101,8 +101,8 @@ impl<'a> Engine<'a> {
             epoll::add(&epoll, fd, EventData::new_u64(index as u64), EventFlags::IN)
                 .map_err(failed("watch a connection"))?;
         }
-        let clients: Vec<_> =
-            fds.into_iter().zip(0..).map(|(fd, number)| Some(Client::new(fd, number))).collect();
+        let client = |(fd, number)| Some(Client::new(fd, number, plan.unordered));
+        let clients: Vec<_> = fds.into_iter().zip(0..).map(client).collect();
         let tally = Tally {
             measuring: false,
             replies: 0,

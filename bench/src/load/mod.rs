@@ -1,9 +1,10 @@
 //! The load generator: one thread, one epoll, every byte of every reply checked.
 //!
-//! `dial` opens connections, `client` is one of them, `engine` drives them through warm-up,
-//! measurement and drain. `dice` says which requests ask for work, `windows` which replies came
-//! while no CPU was stolen.
+//! `dial` opens connections, `client` is one of them (`any_order`: its replies, where they are not
+//! in order), `engine` drives them through warm-up, measurement and drain. `dice` says which
+//! requests ask for work, `windows` which replies came while no CPU was stolen.
 
+mod any_order;
 pub(crate) mod client;
 pub(crate) mod dial;
 mod dice;
@@ -21,6 +22,7 @@ use crate::error::{Failure, Result};
 use crate::host;
 use crate::load::windows::Clean;
 pub(crate) use crate::load::windows::WINDOW;
+use crate::wire::{FRONT_BYTES, HEADER_BYTES};
 
 /// What to send, to whom, for how long.
 #[derive(Debug, Clone)]
@@ -31,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) payload_bytes: u32,
     /// Requests in flight per connection, at most.
     pub(crate) depth: u32,
+    /// Replies may come in any order, each with the number of its request.
+    pub(crate) unordered: bool,
     /// Requests per second over all connections; `None` is a closed loop.
     pub(crate) rate: Option<f64>,
     /// The share of requests that ask for work.
@@ -172,6 +176,12 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     if args.size.0 == 0 && args.heavy_share.is_some_and(|share| share > 0.0) {
         return Err(Failure::new("--heavy-share: a payload of 0 bytes has no room for the mark"));
     }
+    if args.unordered && (args.size.0 as usize) < NUMBER_BYTES {
+        return Err(Failure::new(format!(
+            "--unordered: a payload of {} bytes has no room for its number, {NUMBER_BYTES} bytes",
+            args.size
+        )));
+    }
     // A server may run wherever it likes.
     let watched = args.steal_cpus.as_ref().map(|list| list.0.clone());
     let plan = Plan {
@@ -180,6 +190,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         idle: args.idle,
         payload_bytes: args.size.0,
         depth,
+        unordered: args.unordered,
         rate: args.rate,
         heavy_percent: args.heavy_share.unwrap_or(100.0),
         seed: args.seed,
@@ -262,6 +273,8 @@ fn print_latency(what: &str, latency: Latency) {
     );
 }
 
+/// What tells the requests of a connection apart.
+const NUMBER_BYTES: usize = FRONT_BYTES - HEADER_BYTES;
 /// A minute; anything slower is recorded as that.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
 /// Without a bound an overloaded server's queue would be ours to keep.
