@@ -1,5 +1,7 @@
 //! `serve`: a ringpoll server for the load generator.
 
+mod mux;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,7 +102,7 @@ fn log_warnings() {
         .init();
 }
 
-/// Flags and scenarios of the contract that need what this build does not have.
+/// Flags that the backend has no use for.
 pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
     let no_such_setting = |flag: &str| {
         Err(Failure::new(format!("{flag}: backend {} has no such setting", args.backend)))
@@ -113,11 +115,6 @@ pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
     // With `auto` they count where the host offers a ring.
     if let Some(flag) = args.ring.first().filter(|_| args.backend == Backend::Epoll) {
         return no_such_setting(flag);
-    }
-    if args.scenario == Scenario::Mux {
-        return Err(Failure::new(
-            "--scenario mux: not in this build, choose one of echo, heavy, proxy",
-        ));
     }
     Ok(())
 }
@@ -153,7 +150,7 @@ fn builder(args: ServeArgs) -> ServerBuilder {
     }
     match args.scenario {
         // The reply is composed in a buffer of its own, as a server does that computes it.
-        Scenario::Echo | Scenario::Mux => server.on_request(move |connection| {
+        Scenario::Echo => server.on_request(move |connection| {
             answer_all(connection, frame_max, |connection, frame| connection.write_copy(&frame))
         }),
         Scenario::Heavy => {
@@ -167,6 +164,7 @@ fn builder(args: ServeArgs) -> ServerBuilder {
                 })
             })
         }
+        Scenario::Mux => server.on_connect(move |connection| mux::serve(connection, frame_max)),
         // The request's own bytes go out again.
         Scenario::Proxy => server.on_request(move |connection| {
             answer_all(connection, frame_max, |connection, frame| connection.write(frame))

@@ -15,6 +15,10 @@ pub(crate) const HEADER_BYTES: usize = 4;
 /// Longest payload a server takes unless told otherwise.
 pub(crate) const FRAME_BYTES_MAX: u32 = 16 << 20;
 
+/// The most requests of one connection that a server of the scenario mux serves at a time; it reads
+/// no further until one is done.
+pub(crate) const REQUESTS_MAX: usize = 1024;
+
 /// The payload length a header announces, refused above `bytes_max`.
 pub(crate) fn payload_bytes(
     header: [u8; HEADER_BYTES],

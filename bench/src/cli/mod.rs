@@ -62,7 +62,7 @@ pub(crate) struct LoadArgs {
     /// Requests in flight per connection: 1 in a closed loop; with --rate a bound, 1024
     #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) depth: Option<u32>,
-    /// Take replies in any order: matched by the number in their
+    /// Take replies in any order, as --scenario mux sends them: matched by the number in their
     /// payload, of 8 bytes at least
     #[arg(long)]
     pub(crate) unordered: bool,
@@ -99,7 +99,7 @@ pub(crate) struct PeerArgs {
     pub(crate) peer: Peer,
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) addr: String,
-    /// What a request asks for: echo, heavy
+    /// What a request asks for: echo, heavy; with tokio and tokio-ws also mux
     #[arg(long, default_value = "echo")]
     pub(crate) scenario: Scenario,
     #[command(flatten)]

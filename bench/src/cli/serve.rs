@@ -206,7 +206,7 @@ pub(crate) enum Scenario {
     Heavy,
     /// Pass it on by reference
     Proxy,
-    #[value(hide = true)]
+    /// Copy it into the reply in a task of its own; replies come in any order (load --unordered)
     Mux,
 }
 

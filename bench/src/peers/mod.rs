@@ -163,13 +163,15 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
         let runtime = Runtime { life, pinned: !args.unpinned };
         hand_out::serve(&listener, &stop, service, runtime)
     };
+    let is_mux = args.scenario == Scenario::Mux;
+    let style = if is_mux { Style::Multiplexed } else { Style::Batched };
     let counters = match (args.peer, shape) {
         (_, Some(shape)) => bare_ring::serve(&listener, &stop, service, shape)?,
-        (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, service, Style::Batched)?,
+        (Peer::Tokio, _) => tokio::serve_on_one_thread(listener, stop, service, style)?,
         (Peer::TokioFramed, _) => {
             tokio::serve_on_one_thread(listener, stop, service, Style::Framed)?
         }
-        (Peer::TokioWs, _) => tokio::serve_on_many(listener, stop, service, threads)?,
+        (Peer::TokioWs, _) => tokio::serve_on_many(listener, stop, service, style, threads)?,
         (Peer::TokioPerCpu, _) => per_cpu(tokio::live)?,
         (Peer::Monoio, _) => per_cpu(monoio::live)?,
         (Peer::Compio, _) => per_cpu(compio::live)?,
@@ -193,8 +195,15 @@ fn service(args: &PeerArgs) -> Result<Service> {
     let work = match args.scenario {
         Scenario::Echo => None,
         Scenario::Heavy => Some(args.work.work()),
-        Scenario::Proxy | Scenario::Mux => {
-            return Err(Failure::new("--scenario: a peer has echo and heavy"));
+        Scenario::Mux if matches!(args.peer, Peer::Tokio | Peer::TokioWs) => None,
+        Scenario::Mux => {
+            return Err(Failure::new(format!(
+                "--scenario mux: peer {} has no task for each request, choose tokio or tokio-ws",
+                args.peer
+            )));
+        }
+        Scenario::Proxy => {
+            return Err(Failure::new("--scenario: a peer has echo and heavy; some have mux"));
         }
     };
     Ok(Service { frame_max: args.frame_max.0 as usize, work })

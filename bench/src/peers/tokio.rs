@@ -1,9 +1,10 @@
-//! The tokio peers: a task per connection, in two styles, on three kinds of runtime.
+//! The tokio peers: a task per connection, in three styles, on three kinds of runtime.
 //!
 //! `Batched` reads into a buffer of its own, answers every whole frame in it, and writes all
 //! answers at once: the best way to serve both single and pipelined requests with tokio. `Framed`
 //! is how such servers are usually written: `BufReader`, `read_exact`, `BufWriter`, and a flush
-//! when nothing more is buffered.
+//! when nothing more is buffered. `Multiplexed` has a task for each request and one more that
+//! writes: it takes every reply that is there from a channel, and sends them with one write.
 //!
 //! The runtime is one thread, or workers that steal from each other, or a thread for each CPU that
 //! shares nothing with the others (see `hand_out.rs`).
@@ -18,18 +19,21 @@ use bytes::{Buf, BytesMut};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
 
 use super::hand_out::Inbox;
 use super::{READ_BYTES, READ_BYTES_MAX, Service};
 use crate::error::{Failure, Result};
-use crate::wire::{HEADER_BYTES, payload_bytes};
+use crate::wire::{HEADER_BYTES, REQUESTS_MAX, payload_bytes};
 
 /// How a connection is served.
 #[derive(Clone, Copy)]
 pub(super) enum Style {
     Batched,
     Framed,
+    Multiplexed,
 }
 
 pub(super) fn serve_on_one_thread(
@@ -46,10 +50,11 @@ pub(super) fn serve_on_many(
     listener: TcpListener,
     stop: UnixStream,
     service: Service,
+    style: Style,
     threads: usize,
 ) -> Result<Value> {
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_io().build();
-    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, service, Style::Batched)
+    serve(&runtime.map_err(Failure::at("start tokio"))?, listener, stop, service, style)
 }
 
 /// The life of one runtime of those that share nothing.
@@ -122,6 +127,9 @@ async fn accept(
                     Style::Framed => {
                         tokio::spawn(async move { drop(echo_framed(stream, service).await) })
                     }
+                    Style::Multiplexed => {
+                        tokio::spawn(async move { drop(multiplex(stream, service).await) })
+                    }
                 };
             }
             // Out of descriptors: the others go on, and the newcomer gets its turn when one is
@@ -176,6 +184,64 @@ async fn echo_framed(mut stream: TcpStream, service: Service) -> io::Result<()> 
             writer.flush().await?;
         }
     }
+}
+
+/// Reads requests and starts a task for each.
+async fn multiplex(stream: TcpStream, service: Service) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (mut reader, writer) = stream.into_split();
+    // A place in the channel is taken before the request is served, so there are no more of them.
+    let (replies, queued) = mpsc::channel(REQUESTS_MAX);
+    // A failed connection is the client's to report.
+    tokio::spawn(async move { drop(write_replies(writer, queued).await) });
+    let mut input = BytesMut::new();
+    let mut read_bytes = READ_BYTES;
+    loop {
+        input.reserve(read_bytes);
+        let room = input.capacity() - input.len();
+        let bytes = reader.read_buf(&mut input).await?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        if bytes == room {
+            read_bytes = (read_bytes * 2).min(READ_BYTES_MAX);
+        }
+        while let Some(header) = input.first_chunk::<HEADER_BYTES>() {
+            let payload = payload_bytes(*header, service.frame_max).map_err(io::Error::other)?;
+            if input.len() < HEADER_BYTES + payload {
+                break;
+            }
+            let frame = input.split_to(HEADER_BYTES + payload).freeze();
+            let place = replies.clone().reserve_owned().await.map_err(io::Error::other)?;
+            tokio::spawn(async move {
+                // Composed in a buffer of its own, as a server does that computes it.
+                let reply = frame.to_vec();
+                drop(frame);
+                place.send(reply);
+            });
+        }
+    }
+}
+
+/// Writes replies until the last request is answered: what is there, at once.
+async fn write_replies(
+    mut writer: OwnedWriteHalf,
+    mut queued: mpsc::Receiver<Vec<u8>>,
+) -> io::Result<()> {
+    let (mut batch, mut output) = (Vec::new(), Vec::new());
+    while queued.recv_many(&mut batch, REQUESTS_MAX).await > 0 {
+        match &batch[..] {
+            // Alone it needs no copy.
+            [reply] => writer.write_all(reply).await?,
+            replies => {
+                replies.iter().for_each(|reply| output.extend_from_slice(reply));
+                writer.write_all(&output).await?;
+                output.clear();
+            }
+        }
+        batch.clear();
+    }
+    Ok(())
 }
 
 /// Connections that come at once.

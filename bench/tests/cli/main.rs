@@ -7,6 +7,7 @@ mod article;
 mod compare;
 mod harness;
 mod hosts;
+mod mux;
 mod namespaces;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,12 +29,6 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
     refused(&["compare", "--backends", "epoll,kqueue"]);
     refused(&["compare", "--peers", "tokio,nobody"]);
     refused(&["peer", "nobody", "--addr", "127.0.0.1:0"]);
-}
-
-#[test]
-fn what_this_build_does_not_have_is_refused() {
-    let line = refused(&["serve", "--addr", "127.0.0.1:0", "--scenario", "mux"]);
-    assert!(line.contains("--scenario"), "{line}");
 }
 
 #[test]
@@ -129,6 +124,7 @@ fn a_bad_load_is_refused_in_one_line() {
         ("127.0.0.1:1", &["--heavy-share", "NaN"]),
         ("127.0.0.1:1", &["--heavy-share", "few"]),
         ("127.0.0.1:1", &["--heavy-share", "1", "--size", "0"]),
+        ("127.0.0.1:1", &["--unordered", "--size", "7"]),
         ("127.0.0.1:1", &["--steal-cpus", "1-0"]),
         ("nowhere", &[]),
         (":80", &[]),
