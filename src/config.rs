@@ -302,8 +302,9 @@ pub(crate) const UNBLOCK_IDLE: Duration = Duration::from_secs(1);
 pub(crate) const MUX_BYTES_MAX: usize = 1 << 20;
 const _: () = assert!(MUX_BYTES_MAX >= SEND_TURN_BYTES);
 
-/// Batches that the driver of a mux flushes before it lets other tasks of its thread run.
-pub(crate) const MUX_BATCHES_PER_POLL: usize = 16;
+/// Batches that the driver of a mux flushes before it lets other tasks of its thread run: none of
+/// them is more than a turn's worth, but for one large message.
+pub(crate) const MUX_BATCHES_PER_POLL: usize = 4;
 
 /// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
 pub(crate) const CPUS_PER_POLLER: usize = 20;

@@ -20,6 +20,15 @@ fn framed_rpc_runs_to_its_end() {
 }
 
 #[test]
+fn mux_rpc_runs_to_its_end() {
+    let mut example = Example::start("mux_rpc", &[]);
+    let lines: Vec<String> = std::iter::from_fn(|| example.line()).collect();
+    assert_eq!(example.exit_code(), Some(0), "printed {lines:#?}");
+    assert!(lines.contains(&"client: got hello".to_string()), "printed {lines:#?}");
+    assert!(lines.contains(&"client: done".to_string()), "printed {lines:#?}");
+}
+
+#[test]
 fn echo_sends_everything_back() {
     let example = Example::start("echo", &["127.0.0.1:0"]);
     let mut peer = connect(example.address());

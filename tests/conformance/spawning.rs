@@ -22,6 +22,7 @@ macro_rules! cases {
             a_handle_spawns_from_any_thread_even_when_its_connection_is_gone
             a_shutdown_waits_for_what_was_spawned
             a_forced_shutdown_gives_up_what_was_spawned
+            a_connection_that_only_waits_for_messages_is_idle
             a_dialled_connection_has_nowhere_to_spawn
         }
     };
@@ -211,6 +212,34 @@ pub(crate) fn a_forced_shutdown_gives_up_what_was_spawned(t: &Fixture) -> Check 
     // out, or out.
     let goes_on = t.mount().placement == Placement::Tokio;
     assert!(!goes_on || ended.load(Ordering::SeqCst) == 1);
+    Ok(())
+}
+
+/// A driver that waits is no handler that computes, awaited or spawned.
+pub(crate) fn a_connection_that_only_waits_for_messages_is_idle(t: &Fixture) -> Check {
+    for is_spawned in [false, true] {
+        let (sender, muxes) = channel();
+        let builder = t.server().idle_timeout(Duration::from_millis(30));
+        let server = t.spawn(builder.on_connect(move |conn| {
+            let (mut reader, writer) = conn.split();
+            let (mux, driver) = Mux::new(writer);
+            let sent = sender.send(mux).map_err(Error::other);
+            async move {
+                sent?;
+                if !is_spawned {
+                    return driver.await;
+                }
+                reader.spawn(driver)?;
+                reader.readable().await.map(drop)
+            }
+        }));
+        let peer = dial(&server)?;
+        let mux = muxes.recv_timeout(DEADLINE)?;
+        assert_eq!(read_all(&peer)?, b"");
+        eventually("its driver has noticed", || server.stats().open == 0);
+        let error = block_on(async { Ok(mux.close().await) })?.expect_err("it was closed");
+        assert!(error.is_closed(), "{error:?}");
+    }
     Ok(())
 }
 
