@@ -23,7 +23,8 @@ use queue::{Place, Queue};
 ///
 /// A message goes out whole: never between parts of another's. Those of one producer that awaits
 /// each [`send`](Self::send) keep their order; for others there is none. All messages that are
-/// there when the driver looks leave with one flush.
+/// there when the driver looks leave with one flush. Plain threads send with
+/// [`blocking::wait`](crate::blocking::wait).
 ///
 /// ```no_run
 /// use ringpoll::{Connection, Mux, Result, Server};

@@ -117,7 +117,7 @@ mod sqpoll {
 
     mod config1 {
         at!(server_side: CONFIG1, Placement::Auto, Side::Server =>
-            data_path writing flushing close events failures races);
+            data_path writing flushing close events failures races mux);
         at!(rings: CONFIG1, Placement::Auto, Side::Server =>
             ring_arming ring_ends sqpoll_sends sqpoll_idle sqpoll_ends);
     }
@@ -126,7 +126,7 @@ mod sqpoll {
         at!(server_side: CONFIG2, Placement::Auto, Side::Server =>
             data_path writing flushing timeouts close events failures shutdown races);
         at!(pool: CONFIG2, Placement::Pool { workers: 2 }, Side::Server =>
-            writing close failures races sqpoll_sends);
+            writing close failures races sqpoll_sends mux);
         at!(rings: CONFIG2, Placement::Auto, Side::Server =>
             ring_buffers ring_ends ring_queues sqpoll_sends sqpoll_idle sqpoll_ends);
     }
