@@ -59,8 +59,6 @@ pub(crate) fn run(args: &ArticleArgs) -> Result<()> {
         return Ok(());
     }
     candidate::refuse_switches()?;
-    // Before the minutes of measuring, not after them.
-    report::refuse_foreign(&args.out, "article")?;
     let found = measure(args)?;
     report::print_article(&found);
     let written = report::write_article(&found, &args.out)?;
@@ -89,6 +87,8 @@ fn measure(args: &ArticleArgs) -> Result<Report> {
     let cells: Vec<_> = experiments.iter_mut().flat_map(|one| one.cells.drain(..)).collect();
     let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
     cells.iter().try_for_each(|report| load::reserve_fds(report.cell.connections, 0))?;
+    // Before the minutes of measuring, not after them; and only once nothing else is refused.
+    report::refuse_foreign(&args.out, "article")?;
     let settings = experiments::settings(args, cpus, network, measurements);
     let mut rounds = Rounds::new(settings, cells, 0);
     servers.into_iter().for_each(|note| rounds.note(note));

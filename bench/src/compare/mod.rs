@@ -37,8 +37,6 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     args.check()?;
     let earlier = args.against.as_deref().map(|path| Earlier::read(path).map(|read| (read, path)));
     let earlier = earlier.transpose()?;
-    // Before the minutes of measuring, not after them.
-    report::refuse_foreign(&args.out, "compare")?;
     let mut comparison = Comparison::new(args)?;
     signals::keep_going()?;
     comparison.run(args);
@@ -72,6 +70,8 @@ impl Comparison {
             let rows = those.iter().filter(|one| one.suits(&cell)).map(Row::new).collect();
             cells.push(CellReport::new(cell, rows));
         }
+        // Before the minutes of measuring, not after them; and only once nothing else is refused.
+        report::refuse_foreign(&args.out, "compare")?;
         let measurements: usize = cells.iter().map(|report| report.rows.len()).sum();
         let settings = Settings::new(args, cpus, measurements);
         let by_perf = if args.perf { measurements } else { 0 };
