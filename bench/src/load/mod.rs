@@ -1,13 +1,14 @@
 //! The load generator: one thread, one epoll, every byte of every reply checked.
 //!
 //! `dial` opens connections, `client` is one of them, `engine` drives them through warm-up,
-//! measurement and drain. `dice` says which requests ask for work, `windows` which replies came
-//! while no CPU was stolen.
+//! measurement and drain. `tally` counts, `dice` says which requests ask for work, `windows` which
+//! replies came while no CPU was stolen.
 
 pub(crate) mod client;
 pub(crate) mod dial;
 mod dice;
 pub(crate) mod engine;
+mod tally;
 mod windows;
 
 use std::net::SocketAddr;
