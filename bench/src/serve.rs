@@ -9,10 +9,15 @@ use ringpoll::{
     ServerStats, Slice,
 };
 use serde_json::{Value, json};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{Bytes, Scenario, ServeArgs};
 use crate::error::{Failure, Result};
+use crate::rpc::Protocol;
+use crate::rpc::on_ringpoll::{serve_grpc, serve_thrift};
+use crate::service::Service;
 use crate::signals::{self, Ask};
 use crate::wire::{HEADER_BYTES, is_heavy, payload_bytes};
 use crate::work;
@@ -58,13 +63,15 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     Ok(())
 }
 
-/// What the library warns of goes to standard error, a line each.
+/// What the library warns of goes to standard error, a line each. Not what others do: volo-thrift
+/// has a line for every client that goes away.
 fn log_warnings() {
     tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::WARN)
         .with_writer(std::io::stderr)
         .with_target(false)
         .without_time()
+        .finish()
+        .with(Targets::new().with_target("ringpoll", LevelFilter::WARN))
         .init();
 }
 
@@ -86,6 +93,10 @@ pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
         return Err(Failure::new(
             "--scenario mux: not in this build, choose one of echo, heavy, proxy",
         ));
+    }
+    if args.scenario == Scenario::Proxy && args.protocol != Protocol::Frames {
+        let message = format!("--scenario proxy: protocol {} has echo and heavy", args.protocol);
+        return Err(Failure::new(message));
     }
     Ok(())
 }
@@ -118,6 +129,17 @@ fn builder(args: ServeArgs) -> ServerBuilder {
     }
     if let Some(cpus) = args.worker_cpus {
         server = server.worker_cpus(cpus.0);
+    }
+    if args.protocol != Protocol::Frames {
+        let work = (args.scenario == Scenario::Heavy).then(|| args.work.work());
+        let service = Service { frame_max, work };
+        // A connection is one handler's from its first byte to its last.
+        return match args.protocol {
+            Protocol::Thrift => {
+                server.on_connect(move |connection| serve_thrift(connection, service))
+            }
+            _ => server.on_connect(move |connection| serve_grpc(connection, service)),
+        };
     }
     match args.scenario {
         // The reply is composed in a buffer of its own, as a server does that computes it.

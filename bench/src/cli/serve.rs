@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions};
 
 use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers};
+use crate::rpc::Protocol;
 use crate::work::Work;
 
 #[derive(Args)]
@@ -26,6 +27,9 @@ pub(crate) struct ServeArgs {
     /// What a poller without work does: adaptive, always, never
     #[arg(long, default_value = "adaptive")]
     pub(crate) poll: PollMode,
+    /// How clients talk
+    #[arg(long, default_value = "frames")]
+    pub(crate) protocol: Protocol,
     /// What a request asks for
     #[arg(long, default_value = "echo")]
     pub(crate) scenario: Scenario,

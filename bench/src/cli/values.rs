@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
+use crate::rpc::Protocol;
 use crate::wire;
 
 /// CPU numbers as people write them: `0,2-3`.
@@ -74,7 +75,15 @@ impl FromStr for PeerList {
 
     fn from_str(text: &str) -> Result<PeerList> {
         let names = text.split(',').filter(|name| !name.is_empty());
-        names.map(str::parse).collect::<Result<_>>().map(PeerList)
+        let peers: Vec<Peer> = names.map(str::parse).collect::<Result<_>>()?;
+        // A comparison sends the same to all.
+        match peers.iter().find(|peer| peer.protocol() != Protocol::Frames) {
+            Some(peer) => {
+                let protocol = peer.protocol();
+                Err(Failure::new(format!("peer {peer}: speaks {protocol}, the others frames")))
+            }
+            None => Ok(PeerList(peers)),
+        }
     }
 }
 

@@ -96,6 +96,7 @@ impl Cell {
 
     pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Result<Plan> {
         Ok(Plan {
+            protocol: crate::rpc::Protocol::Frames,
             addrs: vec![addr],
             connections: self.connections,
             idle: self.idle,

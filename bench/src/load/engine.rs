@@ -20,11 +20,15 @@ use crate::load::client::Client;
 use crate::load::dice::Dice;
 use crate::load::tally::{DRAIN_MAX, DRAIN_PATIENCE, Pace, Tally, no_reply_in, still_open};
 use crate::load::windows::Windows;
-use crate::load::{Observer, Outcome, Plan, dial};
+use crate::load::{Observer, Outcome, Plan, dial, grpc};
+use crate::rpc::Protocol;
 use crate::wire::Template;
 
 /// Opens the connections, sends, measures, and closes.
 pub(crate) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
+    if plan.protocol == Protocol::Grpc {
+        return grpc::run(plan, observer);
+    }
     let (active, idle) = dial::open_all(plan)?;
     let mut engine = Engine::new(plan, active)?;
     let watch = engine.start()?;
@@ -39,7 +43,7 @@ pub(crate) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
     observer.on_window_close();
     engine.drain()?;
     engine.check_idle(&idle);
-    let reply_bytes = engine.template.frame_bytes() as u64;
+    let reply_bytes = engine.template.reply_bytes() as u64;
     engine.tally.outcome(elapsed, reply_bytes, windows.finish(watch.finish()))
 }
 
@@ -78,7 +82,7 @@ impl<'a> Engine<'a> {
         }
         Ok(Engine {
             plan,
-            template: Template::new(plan.payload_bytes),
+            template: Template::of(plan.protocol, plan.payload_bytes),
             epoll,
             open_count: clients.len(),
             blocked: vec![false; clients.len()],

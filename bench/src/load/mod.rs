@@ -1,13 +1,15 @@
 //! The load generator: one thread, one epoll, every byte of every reply checked.
 //!
 //! `dial` opens connections, `client` is one of them, `engine` drives them through warm-up,
-//! measurement and drain. `tally` counts, `dice` says which requests ask for work, `windows` which
+//! measurement and drain; `grpc` is another engine, for the protocol whose bytes are not known
+//! beforehand. `tally` counts for both, `dice` says which requests ask for work, `windows` which
 //! replies came while no CPU was stolen.
 
 pub(crate) mod client;
 pub(crate) mod dial;
 mod dice;
 pub(crate) mod engine;
+mod grpc;
 mod tally;
 mod windows;
 
@@ -22,10 +24,13 @@ use crate::error::{Failure, Result};
 use crate::host;
 use crate::load::windows::Clean;
 pub(crate) use crate::load::windows::WINDOW;
+use crate::rpc::Protocol;
+use crate::rpc::grpc::STREAMS_MAX;
 
 /// What to send, to whom, for how long.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
+    pub(crate) protocol: Protocol,
     pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) connections: u32,
     pub(crate) idle: u32,
@@ -173,9 +178,14 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     if args.size.0 == 0 && args.heavy_share.is_some_and(|share| share > 0.0) {
         return Err(Failure::new("--heavy-share: a payload of 0 bytes has no room for the mark"));
     }
+    if args.protocol == Protocol::Grpc && depth > STREAMS_MAX {
+        let message = format!("--depth {depth}: a connection of grpc has {STREAMS_MAX} streams");
+        return Err(Failure::new(message));
+    }
     // A server may run wherever it likes.
     let watched = args.steal_cpus.as_ref().map(|list| list.0.clone());
     let plan = Plan {
+        protocol: args.protocol,
         addrs: resolve(&args.addr)?,
         connections: args.connections,
         idle: args.idle,

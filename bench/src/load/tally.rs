@@ -1,4 +1,4 @@
-//! What the engine counts, what it calls a failure, and when the requests of an open loop are
+//! What both engines count, what they call a failure, and when the requests of an open loop are
 //! due.
 
 use std::time::Duration;

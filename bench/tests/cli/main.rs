@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod rpc;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -888,7 +890,8 @@ fn check_line(stdout: &[u8]) -> Value {
     let clean = number(&found["clean_requests"]);
     assert!(clean <= number(&found["requests"]), "{found}");
     assert_eq!(clean > 0.0, !found["clean_latency_us"].is_null(), "{found}");
-    if left_out == 0.0 {
+    // A gap of the warm-up takes what it delayed: all, where a reply takes as long as the window.
+    if left_out == 0.0 && number(&found["latency_us"]["max"]) < number(&found["elapsed_s"]) * 5e5 {
         assert!(clean > 0.0, "{found}");
     }
     assert_eq!(found.as_object().unwrap().len(), 14);
