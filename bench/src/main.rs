@@ -25,7 +25,11 @@ mod probe;
 #[forbid(unsafe_code)]
 mod report;
 #[forbid(unsafe_code)]
+mod rpc;
+#[forbid(unsafe_code)]
 mod serve;
+#[forbid(unsafe_code)]
+mod service;
 #[forbid(unsafe_code)]
 mod signals;
 #[forbid(unsafe_code)]

@@ -13,7 +13,9 @@ use ringpoll::{
     ServerHandle, ServerStats, Slice,
 };
 use serde_json::{Value, json};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use self::proxy::Upstream;
 use crate::cli::{Bytes, Scenario, ServeArgs};
@@ -21,6 +23,9 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::cpu::{self, Ticks};
 use crate::host::process::{CpuUse, resident_bytes};
+use crate::rpc::Protocol;
+use crate::rpc::on_ringpoll::{serve_grpc, serve_thrift};
+use crate::service::Service;
 use crate::signals::{self, Ask};
 use crate::stats::{self, About, Stats};
 use crate::wire::{HEADER_BYTES, is_heavy, payload_bytes};
@@ -98,13 +103,15 @@ fn tell(addr: &str, handle: &ServerHandle, poll: PollMode) -> Result<SocketAddr>
     })
 }
 
-/// What the library warns of goes to standard error, a line each.
+/// What the library warns of goes to standard error, a line each. Not what others do: volo-thrift
+/// has a line for every client that goes away.
 fn log_warnings() {
     tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::WARN)
         .with_writer(std::io::stderr)
         .with_target(false)
         .without_time()
+        .finish()
+        .with(Targets::new().with_target("ringpoll", LevelFilter::WARN))
         .init();
 }
 
@@ -121,6 +128,13 @@ pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
     // With `auto` they count where the host offers a ring.
     if let Some(flag) = args.ring.first().filter(|_| args.backend == Backend::Epoll) {
         return no_such_setting(flag);
+    }
+    if args.scenario != Scenario::Echo
+        && args.scenario != Scenario::Heavy
+        && args.protocol != Protocol::Frames
+    {
+        let message = format!("--protocol {}: it has the scenarios echo and heavy", args.protocol);
+        return Err(Failure::new(message));
     }
     Ok(())
 }
@@ -156,6 +170,17 @@ fn builder(args: ServeArgs, upstream: Option<Upstream>) -> ServerBuilder {
     }
     if let Some(upstream) = upstream {
         return server.on_connect(move |connection| upstream.clone().relay(connection));
+    }
+    if args.protocol != Protocol::Frames {
+        let work = (args.scenario == Scenario::Heavy).then(|| args.work.work());
+        let service = Service { frame_max, work };
+        // A connection is one handler's from its first byte to its last.
+        return match args.protocol {
+            Protocol::Thrift => {
+                server.on_connect(move |connection| serve_thrift(connection, service))
+            }
+            _ => server.on_connect(move |connection| serve_grpc(connection, service)),
+        };
     }
     match args.scenario {
         // The reply is composed in a buffer of its own, as a server does that computes it.

@@ -1,5 +1,5 @@
 //! The wire format: a 4-byte big-endian length, then as many bytes of payload. A reply repeats its
-//! request.
+//! request. `rpc` has the protocols that put more around a payload.
 //!
 //! The first bit of a payload is the mark of a heavy request: servers of the scenario heavy compute
 //! before they answer it, and before no other.
@@ -8,6 +8,8 @@
 //! checks every byte of every reply without keeping what it sent.
 
 use std::fmt;
+
+use crate::rpc::{Protocol, thrift};
 
 /// The length field.
 pub(crate) const HEADER_BYTES: usize = 4;
@@ -98,76 +100,109 @@ impl Request {
     }
 }
 
-/// The frame a client sends, but for its sequence number and its mark.
+/// What a client sends and expects, but for a request's sequence number and its mark.
 pub(crate) struct Template {
-    frame: Vec<u8>,
-    numbered: bool,
+    payload: Vec<u8>,
+    request: Envelope,
+    reply: Envelope,
+}
+
+/// What stands around a payload.
+#[derive(Default)]
+pub(crate) struct Envelope {
+    pub(crate) head: Vec<u8>,
+    /// Where the head repeats the sequence number, as four bytes.
+    pub(crate) number_at: Option<usize>,
+    pub(crate) tail: Vec<u8>,
 }
 
 impl Template {
+    /// Of frames.
     pub(crate) fn new(payload_bytes: u32) -> Template {
-        let mut frame = payload_bytes.to_be_bytes().to_vec();
+        Template::of(Protocol::Frames, payload_bytes)
+    }
+
+    pub(crate) fn of(protocol: Protocol, payload_bytes: u32) -> Template {
         // Not periodic, so that a reply shifted by any distance differs.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        frame.extend((0..payload_bytes).map(|_| {
+        let payload = (0..payload_bytes).map(|_| {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
             (state >> 32) as u8
-        }));
-        Template { frame, numbered: payload_bytes as usize >= size_of::<u64>() }
+        });
+        let frame =
+            || Envelope { head: payload_bytes.to_be_bytes().to_vec(), ..Envelope::default() };
+        let (request, reply) = match protocol {
+            Protocol::Frames => (frame(), frame()),
+            Protocol::Thrift => (thrift::call(payload_bytes), thrift::reply(payload_bytes)),
+            // Everything around the payload is the client library's.
+            Protocol::Grpc => Default::default(),
+        };
+        for envelope in [&request, &reply] {
+            assert!(envelope.head.len() <= HEAD_BYTES_MAX, "a head of {}", envelope.head.len());
+        }
+        Template { payload: payload.collect(), request, reply }
     }
 
-    pub(crate) fn frame_bytes(&self) -> usize {
-        self.frame.len()
+    /// What a reply takes.
+    pub(crate) fn reply_bytes(&self) -> usize {
+        self.reply.head.len() + self.payload.len() + self.reply.tail.len()
     }
 
-    /// Appends the frame of a request.
+    /// Appends a request.
     pub(crate) fn append(&self, request: Request, out: &mut Vec<u8>) {
-        let front = self.front(request);
-        let front = &front[..self.front_bytes()];
-        out.extend_from_slice(front);
-        out.extend_from_slice(&self.frame[front.len()..]);
+        let (front, front_bytes) = self.front(&self.request, request);
+        out.extend_from_slice(&front[..front_bytes]);
+        out.extend_from_slice(&self.payload[front_bytes - self.request.head.len()..]);
+        out.extend_from_slice(&self.request.tail);
     }
 
-    /// Whether `chunk` is what the frame of `request` has at `offset`. The chunk ends within the
-    /// frame.
-    pub(crate) fn matches(&self, request: Request, offset: usize, chunk: &[u8]) -> bool {
-        let end = offset + chunk.len();
-        let front_bytes = self.front_bytes();
-        if offset >= front_bytes {
-            return chunk == &self.frame[offset..end];
+    /// Whether `chunk` is what the reply to `request` has at `offset`.
+    pub(crate) fn matches(&self, request: Request, mut offset: usize, mut chunk: &[u8]) -> bool {
+        let (front, front_bytes) = self.front(&self.reply, request);
+        let rest = &self.payload[front_bytes - self.reply.head.len()..];
+        for piece in [&front[..front_bytes], rest, &self.reply.tail] {
+            let (before, wanted) = piece.split_at(offset.min(piece.len()));
+            offset -= before.len();
+            let (part, others) = chunk.split_at(wanted.len().min(chunk.len()));
+            if part != &wanted[..part.len()] {
+                return false;
+            }
+            chunk = others;
         }
-        let front = self.front(request);
-        let split = end.min(front_bytes);
-        let (head, tail) = chunk.split_at(split - offset);
-        head == &front[offset..split] && tail == &self.frame[split..end]
+        chunk.is_empty()
     }
 
-    /// The bytes in which requests differ, and the length before them.
-    fn front(&self, request: Request) -> [u8; FRONT_BYTES] {
+    /// All in which requests of one size differ: the head, and the front of the payload.
+    fn front(&self, envelope: &Envelope, request: Request) -> ([u8; FRONT_BYTES_MAX], usize) {
         assert!(request.sequence >> 63 == 0, "sequence {}: no room for the mark", request.sequence);
-        let mut front = [0; FRONT_BYTES];
-        if self.numbered {
-            front[..HEADER_BYTES].copy_from_slice(&self.frame[..HEADER_BYTES]);
-            front[HEADER_BYTES..].copy_from_slice(&request.sequence.to_be_bytes());
-        } else {
-            let bytes = self.front_bytes();
-            front[..bytes].copy_from_slice(&self.frame[..bytes]);
+        let mut front = [0; FRONT_BYTES_MAX];
+        let number = request.sequence.to_be_bytes();
+        let head_bytes = envelope.head.len();
+        front[..head_bytes].copy_from_slice(&envelope.head);
+        if let Some(at) = envelope.number_at {
+            front[at..at + 4].copy_from_slice(&number[4..]);
         }
-        // A payload of no bytes has no room for the mark, and the rest of the front is not sent.
-        let mark = if request.heavy { HEAVY_BIT } else { 0 };
-        front[HEADER_BYTES] = front[HEADER_BYTES] & !HEAVY_BIT | mark;
-        front
-    }
-
-    fn front_bytes(&self) -> usize {
-        self.frame.len().min(FRONT_BYTES)
+        let numbered = self.payload.len().min(number.len());
+        let payload_front = &mut front[head_bytes..head_bytes + numbered];
+        // A payload that is too short for its number is the same in every request.
+        let whole = numbered == number.len();
+        payload_front.copy_from_slice(if whole { &number } else { &self.payload });
+        // One of no bytes has no room for the mark either.
+        if let Some(first) = payload_front.first_mut() {
+            let mark = if request.heavy { HEAVY_BIT } else { 0 };
+            *first = *first & !HEAVY_BIT | mark;
+        }
+        (front, head_bytes + numbered)
     }
 }
 
 /// Where the sequence number ends in a frame.
 pub(crate) const FRONT_BYTES: usize = HEADER_BYTES + size_of::<u64>();
+/// Of the envelopes there are.
+const HEAD_BYTES_MAX: usize = 40;
+const FRONT_BYTES_MAX: usize = HEAD_BYTES_MAX + size_of::<u64>();
 /// In the first byte of a payload.
 const HEAVY_BIT: u8 = 0x80;
 
@@ -175,17 +210,25 @@ const HEAVY_BIT: u8 = 0x80;
 mod tests {
     use super::*;
 
+    /// Those whose replies repeat their requests.
+    const MIRRORS: [(Protocol, usize); 2] = [(Protocol::Frames, HEADER_BYTES), (Protocol::Grpc, 0)];
+
     #[test]
     fn a_frame_matches_itself_however_it_is_cut() {
-        for payload in [0, 1, 7, 8, 9, 300] {
-            let template = Template::new(payload);
+        for (payload, (protocol, head)) in
+            [0, 1, 7, 8, 9, 300].into_iter().flat_map(|payload| MIRRORS.map(|one| (payload, one)))
+        {
+            let template = Template::of(protocol, payload);
             for heavy in [false, true] {
                 let request = Request { sequence: 77, heavy };
                 let mut frame = Vec::new();
                 template.append(request, &mut frame);
-                assert_eq!(frame.len(), HEADER_BYTES + payload as usize);
-                assert_eq!(is_heavy(&frame[HEADER_BYTES..]), heavy && payload > 0);
-                if let Some(front) = frame.first_chunk() {
+                assert_eq!(frame.len(), head + payload as usize);
+                assert_eq!(frame.len(), template.reply_bytes());
+                assert_eq!(is_heavy(&frame[head..]), heavy && payload > 0);
+                if protocol == Protocol::Frames
+                    && let Some(front) = frame.first_chunk()
+                {
                     assert_eq!(Request::of_front(front), request, "payload {payload}");
                 }
                 for cut in 0..=frame.len() {
@@ -199,8 +242,10 @@ mod tests {
 
     #[test]
     fn one_wrong_byte_anywhere_is_seen() {
-        for payload in [1, 7, 64] {
-            let template = Template::new(payload);
+        for (payload, (protocol, _)) in
+            [1, 7, 64].into_iter().flat_map(|payload| MIRRORS.map(|one| (payload, one)))
+        {
+            let template = Template::of(protocol, payload);
             let request = Request::cheap(5);
             let mut frame = Vec::new();
             template.append(request, &mut frame);
@@ -210,6 +255,8 @@ mod tests {
                 frame[index] ^= 1;
             }
             assert!(!template.matches(Request { heavy: true, ..request }, 0, &frame), "{payload}");
+            frame.push(0);
+            assert!(!template.matches(request, 0, &frame), "payload {payload}, one byte more");
         }
         let mut frame = Vec::new();
         Template::new(64).append(Request::cheap(5), &mut frame);

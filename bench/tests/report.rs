@@ -62,7 +62,7 @@ fn a_report_replaces_an_older_one_and_says_who_wrote_it() {
         let output = run(&short_compare(&out));
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
-    assert_eq!(names(&out), ["compare.html", "compare.json"]);
+    assert_eq!(names(&out), ["compare.html", "compare.json", "compare.md"]);
     let found: Value =
         serde_json::from_slice(&fs::read(out.join("compare.json")).unwrap()).unwrap();
     assert_eq!(found["program"], "ringpoll-bench");

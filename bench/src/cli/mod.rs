@@ -19,6 +19,7 @@ use self::serve::{UpstreamArgs, WorkArgs};
 pub(crate) use self::values::{Bytes, CpuList, PeerAddr, ServerAddr, resolve};
 use self::values::{FRAME_MAX, duration, percent, rate, some_duration};
 use crate::peers::Peer;
+use crate::rpc::Protocol;
 
 /// Measures ringpoll: servers, a load generator, and side-by-side comparisons.
 #[derive(Parser)]
@@ -50,6 +51,9 @@ pub(crate) struct LoadArgs {
     /// The server
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) addr: String,
+    /// How the server talks
+    #[arg(long, default_value = "frames")]
+    pub(crate) protocol: Protocol,
     /// Connections that send requests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) connections: u32,

@@ -21,6 +21,8 @@ pub(crate) enum CompareScenario {
     Mux,
     /// Bytes forwarded to another server and back.
     Proxy,
+    /// What RPC frameworks serve, gRPC and Thrift.
+    Rpc,
     /// What silent connections cost.
     Idle,
     /// Latency in open loops, at shares of what the slowest server takes.
@@ -30,12 +32,13 @@ pub(crate) enum CompareScenario {
 }
 
 impl CompareScenario {
-    const ALL: [(&'static str, CompareScenario); 8] = [
+    const ALL: [(&'static str, CompareScenario); 9] = [
         ("echo", CompareScenario::Echo),
         ("sizes", CompareScenario::Sizes),
         ("stream", CompareScenario::Stream),
         ("mux", CompareScenario::Mux),
         ("proxy", CompareScenario::Proxy),
+        ("rpc", CompareScenario::Rpc),
         ("idle", CompareScenario::Idle),
         ("rates", CompareScenario::Rates),
         ("heavy", CompareScenario::Heavy),

@@ -8,6 +8,7 @@ use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptio
 
 use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers, resolve};
 use crate::error::{Failure, Result};
+use crate::rpc::Protocol;
 use crate::work::Work;
 
 #[derive(Args)]
@@ -28,6 +29,9 @@ pub(crate) struct ServeArgs {
     /// What a poller without work does: adaptive, always, never
     #[arg(long, default_value = "adaptive")]
     pub(crate) poll: PollMode,
+    /// How clients talk
+    #[arg(long, default_value = "frames")]
+    pub(crate) protocol: Protocol,
     /// What a request asks for
     #[arg(long, default_value = "echo")]
     pub(crate) scenario: Scenario,

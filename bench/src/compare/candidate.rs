@@ -13,6 +13,7 @@ use crate::compare::scenario::{self, Usual};
 use crate::error::{Failure, Result};
 use crate::peers::Peer;
 use crate::probe::{BACKEND_VARIABLE, TIER_VARIABLE};
+use crate::rpc::Protocol;
 use crate::serve;
 
 /// A server to measure.
@@ -98,8 +99,10 @@ impl Candidate {
             }
             Candidate::Ringpoll { spinning, .. } => !spinning || cell.is_ping_pong(),
             Candidate::Peer(peer) => scenario::suits_peer(*peer, cell),
-            // It forwards to nobody that is known here.
-            Candidate::External(_) => cell.scenario != CompareScenario::Proxy,
+            // It forwards to nobody that is known here, and speaks no framework's language.
+            Candidate::External(_) => {
+                cell.scenario != CompareScenario::Proxy && cell.protocol == Protocol::Frames
+            }
             Candidate::Remote(_) => true,
         }
     }
@@ -108,7 +111,10 @@ impl Candidate {
     pub(crate) fn suits_idle(&self) -> bool {
         match self {
             Candidate::Ringpoll { spinning, .. } => !spinning,
-            Candidate::Peer(peer) => !matches!(peer, Peer::TokioFramed | Peer::BareRing64k),
+            Candidate::Peer(peer) => {
+                !matches!(peer, Peer::TokioFramed | Peer::BareRing64k)
+                    && peer.protocol() == Protocol::Frames
+            }
             Candidate::External(external) => external.pid.is_some(),
             Candidate::Remote(_) => false,
         }

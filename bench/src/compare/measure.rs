@@ -18,6 +18,7 @@ use crate::host::cpu::Ticks;
 use crate::host::process::{CpuUse, resident_bytes};
 use crate::load::{Latency, Observer, Outcome, Plan, dial, engine};
 use crate::peers::Peer;
+use crate::rpc::Protocol;
 use crate::stats::Stats;
 use crate::wire::Template;
 
@@ -98,7 +99,11 @@ impl Started {
                 .map(|pinned| Pinned { server_cpus: pinned.client_cpus.clone(), ..pinned.clone() });
             upstream = Some(Server::start(&UPSTREAM, &[], settings, aside.as_ref())?);
         }
-        let args = cell.server_args(upstream.as_ref().map(Server::addr));
+        let mut args = cell.server_args(upstream.as_ref().map(Server::addr));
+        // A peer has but one.
+        if candidate.is_ours() && cell.protocol != Protocol::Frames {
+            args.push(format!("--protocol={}", cell.protocol));
+        }
         let server = Server::start(candidate, &args, settings, pinned)?;
         Ok(Started { server, upstream })
     }

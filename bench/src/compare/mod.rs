@@ -27,7 +27,7 @@ use crate::compare::model::{CellReport, Figure, IdleRow, Report, Row};
 use crate::compare::plan::{Cpus, Question, Settings};
 use crate::compare::progress::Progress;
 use crate::compare::rounds::Rounds;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::host::{self, Host};
 use crate::{load, report, signals};
 
@@ -69,6 +69,13 @@ impl Comparison {
             let those = candidate::of_scenario(args, cell.scenario, pinned, &external)?;
             let rows = those.iter().filter(|one| one.suits(&cell)).map(Row::new).collect();
             cells.push(CellReport::new(cell, rows));
+        }
+        let has_rows =
+            |name: &String| cells.iter().any(|report: &CellReport| report.row(name).is_some());
+        let named = args.peers.iter().flat_map(|peers| &peers.0).map(ToString::to_string);
+        if let Some(peer) = named.into_iter().find(|name| !has_rows(name)) {
+            let message = format!("--peers {peer}: nothing that is measured here suits it");
+            return Err(Failure::new(message));
         }
         // Before the minutes of measuring, not after them; and only once nothing else is refused.
         report::refuse_foreign(&args.out, "compare")?;

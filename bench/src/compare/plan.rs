@@ -10,6 +10,7 @@ use crate::compare::network::Network;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
 use crate::load::{OPEN_DEPTH_MAX, Plan};
+use crate::rpc::Protocol;
 use crate::work::Work;
 
 /// One kind of traffic.
@@ -21,6 +22,7 @@ pub(crate) struct Cell {
     pub(crate) depth: u32,
     pub(crate) idle: u32,
     pub(crate) payload_bytes: u32,
+    pub(crate) protocol: Protocol,
     pub(crate) question: Question,
     /// Servers and client compete for all CPUs: how a server spreads work over them is the
     /// question.
@@ -62,6 +64,7 @@ impl Cell {
             depth,
             idle,
             payload_bytes,
+            protocol: Protocol::Frames,
             question: Question::Cost,
             shares_cpus: false,
             rate: None,
@@ -115,6 +118,7 @@ impl Cell {
 
     pub(crate) fn plan(&self, addr: SocketAddr, settings: &Settings) -> Plan {
         Plan {
+            protocol: self.protocol,
             addrs: vec![addr],
             connections: self.connections,
             idle: self.idle,

@@ -6,6 +6,7 @@ use ringpoll::{Backend, Placement};
 use crate::cli::{CompareArgs, CompareScenario};
 use crate::compare::plan::{Cell, Question};
 use crate::peers::Peer;
+use crate::rpc::Protocol;
 
 /// The kinds of traffic of all scenarios that were asked for.
 pub(crate) fn cells(args: &CompareArgs) -> Vec<Cell> {
@@ -40,6 +41,14 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
         CompareScenario::Proxy => {
             let cell = |(connections, depth)| sized(scenario, connections, depth, bytes);
             PROXIED.iter().copied().map(cell).collect()
+        }
+        CompareScenario::Rpc => {
+            let cell = |(protocol, connections, depth)| {
+                let cell = Cell::new(connections, depth, 0, bytes);
+                let name = format!("rpc: {protocol}, {}", cell.name);
+                Cell { name, scenario, protocol, ..cell }
+            };
+            RPCS.iter().copied().map(cell).collect()
         }
         // Most connections of a real server are silent: four fifths here. Beside the same traffic
         // without them.
@@ -117,6 +126,10 @@ impl Usual {
                 backends: &[Backend::Epoll, Backend::Uring],
                 peers: &[Peer::Tokio, Peer::BareEpoll],
             },
+            CompareScenario::Rpc => Usual {
+                backends: &[Backend::Epoll, Backend::Uring],
+                peers: &[Peer::Tonic, Peer::VoloThrift],
+            },
             CompareScenario::Rates => Usual {
                 backends: &[Backend::Epoll, Backend::Uring],
                 peers: &[Peer::Tokio, Peer::BareEpoll, Peer::BareRing],
@@ -149,6 +162,7 @@ pub(crate) fn placements(
 /// Whether a peer's figures say something there.
 pub(crate) fn suits_peer(peer: Peer, cell: &Cell) -> bool {
     match (cell.scenario, peer) {
+        _ if peer.protocol() != cell.protocol => false,
         (CompareScenario::Heavy, _) => true,
         // The others have no task for each request, or do not forward.
         (CompareScenario::Mux, _) => matches!(peer, Peer::Tokio | Peer::TokioWs),
@@ -176,6 +190,9 @@ const MUX_CONNECTIONS: u32 = 4;
 const MUX_DEPTH: u32 = 64;
 /// Connections and depth.
 const PROXIED: &[(u32, u32)] = &[(100, 1), (4, 64)];
+/// Protocol, connections and depth; a server of Thrift answers one request after the other.
+const RPCS: &[(Protocol, u32, u32)] =
+    &[(Protocol::Grpc, 100, 1), (Protocol::Grpc, 4, 64), (Protocol::Thrift, 100, 1)];
 const BESIDE_IDLE: u32 = 100;
 /// Percent of what the slowest server takes.
 const RATES: &[u32] = &[25, 50, 75, 90];

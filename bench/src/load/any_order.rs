@@ -77,7 +77,7 @@ impl AnyOrder {
                     *self.found.insert(found)
                 }
             };
-            let wanted = template.frame_bytes() - self.offset;
+            let wanted = template.reply_bytes() - self.offset;
             let (part, rest) = chunk.split_at(wanted.min(chunk.len()));
             if !template.matches(request, self.offset, part) {
                 return Err(wrong("wrong reply"));
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn one_wrong_byte_anywhere_is_seen() {
         let template = Template::new(20);
-        for index in 0..template.frame_bytes() {
+        for index in 0..template.reply_bytes() {
             for bit in [0x01, 0x80] {
                 let mut frame = reply(&template, 1);
                 frame[index] ^= bit;

@@ -155,7 +155,7 @@ impl Client {
             let Some(&Asked { since_ns, heavy }) = self.unanswered.front() else {
                 return Err(wrong("bytes that nobody asked for"));
             };
-            let wanted = template.frame_bytes() - self.reply_offset;
+            let wanted = template.reply_bytes() - self.reply_offset;
             let (part, rest) = chunk.split_at(wanted.min(chunk.len()));
             let request = Request { sequence: self.next_reply, heavy };
             if !template.matches(request, self.reply_offset, part) {
@@ -272,7 +272,7 @@ mod tests {
         let (template, mut out, mut input, mut count) =
             (Template::new(20), Vec::new(), [0; 64], Count(0));
         client.fill(4, 0, &mut Dice::new(50.0, 1), &template, &mut out).unwrap();
-        let mut requests = vec![0; 4 * template.frame_bytes()];
+        let mut requests = vec![0; 4 * template.reply_bytes()];
         server.read_exact(&mut requests).unwrap();
         for byte in requests {
             server.write_all(&[byte]).unwrap();
@@ -286,9 +286,9 @@ mod tests {
         let (mut client, mut server) = pair();
         let (template, mut out, mut input) = (Template::new(20), Vec::new(), [0; 64]);
         client.fill(2, 0, &mut Dice::new(0.0, 1), &template, &mut out).unwrap();
-        let mut requests = vec![0; 2 * template.frame_bytes()];
+        let mut requests = vec![0; 2 * template.reply_bytes()];
         server.read_exact(&mut requests).unwrap();
-        server.write_all(&requests[template.frame_bytes()..]).unwrap();
+        server.write_all(&requests[template.reply_bytes()..]).unwrap();
         let error = client.receive(&mut input, &template, || 1, &mut Count(0)).unwrap_err();
         assert_eq!(error.to_string(), "wrong reply");
     }
@@ -300,14 +300,14 @@ mod tests {
             (Template::new(20), Vec::new(), [0; 64], Count(0));
         let mut dice = Dice::new(50.0, 1);
         client.fill(2, 0, &mut dice, &template, &mut out).unwrap();
-        let mut requests = vec![0; 2 * template.frame_bytes()];
+        let mut requests = vec![0; 2 * template.reply_bytes()];
         server.read_exact(&mut requests).unwrap();
-        server.write_all(&requests[template.frame_bytes()..]).unwrap();
+        server.write_all(&requests[template.reply_bytes()..]).unwrap();
         assert!(client.receive(&mut input, &template, || 1, &mut count).unwrap());
         assert_eq!((count.0, client.unanswered(), client.oldest_ns()), (1, 1, Some(0)));
         client.fill(2, 5, &mut dice, &template, &mut out).unwrap();
         assert_eq!((client.unanswered(), client.oldest_ns()), (2, Some(0)));
-        server.write_all(&requests[template.frame_bytes()..]).unwrap();
+        server.write_all(&requests[template.reply_bytes()..]).unwrap();
         let error = client.receive(&mut input, &template, || 1, &mut count).unwrap_err();
         assert!(error.to_string().contains("sent twice"), "{error}");
     }

@@ -58,7 +58,7 @@ pub(crate) fn open(
 /// what it ever does.
 pub(crate) fn ping_each(fds: &[OwnedFd], template: &Template, timeout: Duration) -> Result<()> {
     let mut request = Vec::new();
-    let mut reply = vec![0; template.frame_bytes()];
+    let mut reply = vec![0; template.reply_bytes()];
     for (sequence, fd) in fds.iter().enumerate() {
         let asked = Request::cheap(sequence as u64);
         request.clear();

@@ -8,7 +8,6 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,15 +16,20 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::error::{Failure, Result};
 use crate::host::steal::StealWatch;
-use crate::load::client::{Client, OnReply, Reply};
+use crate::load::client::Client;
 use crate::load::dice::Dice;
-use crate::load::windows::{Clean, Windows};
-use crate::load::{Observer, Outcome, Plan, dial, histogram};
+use crate::load::tally::{DRAIN_MAX, DRAIN_PATIENCE, Pace, Tally, no_reply_in, still_open};
+use crate::load::windows::Windows;
+use crate::load::{Observer, Outcome, Plan, dial, grpc};
+use crate::rpc::Protocol;
 use crate::signals;
 use crate::wire::Template;
 
 /// Opens the connections, sends, measures, and closes.
 pub(crate) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
+    if plan.protocol == Protocol::Grpc {
+        return grpc::run(plan, observer);
+    }
     let (active, idle) = dial::open_all(plan)?;
     let mut engine = Engine::new(plan, active)?;
     let watch = engine.start()?;
@@ -40,7 +44,8 @@ pub(crate) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
     observer.on_window_close();
     engine.drain()?;
     engine.check_idle(&idle);
-    engine.outcome(elapsed, windows.finish(watch.finish()))
+    let reply_bytes = engine.template.reply_bytes() as u64;
+    engine.tally.outcome(elapsed, reply_bytes, windows.finish(watch.finish()))
 }
 
 struct Engine<'a> {
@@ -59,39 +64,7 @@ struct Engine<'a> {
     input: Vec<u8>,
     output: Vec<u8>,
     tally: Tally,
-    errors: u64,
-    first_error: Option<String>,
     last_reply: Instant,
-}
-
-/// When the requests of an open loop are due.
-struct Pace {
-    interval_ns: f64,
-    scheduled: u64,
-}
-
-/// What the replies add up to.
-struct Tally {
-    measuring: bool,
-    replies: u64,
-    replies_measured: u64,
-    /// Of the requests that asked for no work, and of those that did.
-    cheap_latency: Histogram<u64>,
-    heavy_latency: Histogram<u64>,
-    windows: Windows,
-}
-
-impl OnReply for Tally {
-    fn on_reply(&mut self, reply: Reply) {
-        self.replies += 1;
-        if self.measuring {
-            self.replies_measured += 1;
-            let latency =
-                if reply.heavy { &mut self.heavy_latency } else { &mut self.cheap_latency };
-            latency.saturating_record(reply.latency_ns());
-            self.windows.add(reply);
-        }
-    }
 }
 
 impl<'a> Engine<'a> {
@@ -103,14 +76,6 @@ impl<'a> Engine<'a> {
         }
         let client = |(fd, number)| Some(Client::new(fd, number, plan.unordered));
         let clients: Vec<_> = fds.into_iter().zip(0..).map(client).collect();
-        let tally = Tally {
-            measuring: false,
-            replies: 0,
-            replies_measured: 0,
-            cheap_latency: histogram()?,
-            heavy_latency: histogram()?,
-            windows: Windows::new()?,
-        };
         if plan.rate.is_some() {
             // Waits for the next due request shall end when they end, not 50 µs later. Without it
             // they are late.
@@ -118,21 +83,19 @@ impl<'a> Engine<'a> {
         }
         Ok(Engine {
             plan,
-            template: Template::new(plan.payload_bytes),
+            template: Template::of(plan.protocol, plan.payload_bytes),
             epoll,
             open_count: clients.len(),
             blocked: vec![false; clients.len()],
             clients,
             started: Instant::now(),
-            pace: plan.rate.map(|rate| Pace { interval_ns: 1e9 / rate, scheduled: 0 }),
+            pace: plan.rate.map(Pace::new),
             dice: Dice::new(plan.heavy_percent, plan.seed),
             stopping: false,
             events: Vec::with_capacity(EVENTS_MAX),
             input: vec![0; INPUT_BYTES],
             output: Vec::with_capacity(INPUT_BYTES),
-            tally,
-            errors: 0,
-            first_error: None,
+            tally: Tally::new()?,
             last_reply: Instant::now(),
         })
     }
@@ -149,17 +112,13 @@ impl<'a> Engine<'a> {
     }
 
     fn open_window(&mut self) {
-        self.tally.measuring = true;
-        self.tally.windows.open(self.started.elapsed().as_nanos() as u64);
+        self.tally.open_window(self.started.elapsed().as_nanos() as u64);
     }
 
     fn close_window(&mut self) -> Result<Windows> {
-        self.tally.measuring = false;
         self.stopping = true;
         self.clients.iter_mut().flatten().for_each(Client::forget_scheduled);
-        let mut windows = std::mem::replace(&mut self.tally.windows, Windows::new()?);
-        windows.close(self.started.elapsed().as_nanos() as u64);
-        Ok(windows)
+        self.tally.close_window(self.started.elapsed().as_nanos() as u64)
     }
 
     /// Runs until that much time has passed since the start, or the window has all its replies.
@@ -167,10 +126,8 @@ impl<'a> Engine<'a> {
         loop {
             let now = self.started.elapsed();
             let now_ns = now.as_nanos() as u64;
-            if self.tally.windows.is_due(now_ns) {
-                self.tally.windows.turn(now_ns, watch.take());
-            }
-            if now >= end || self.has_all_replies() {
+            self.tally.turn_window(now_ns, watch);
+            if now >= end || self.tally.has_all(self.plan.requests_max) {
                 return Ok(());
             }
             let due = self.send_due(now);
@@ -179,14 +136,10 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn has_all_replies(&self) -> bool {
-        self.plan.requests_max.is_some_and(|max| self.tally.replies_measured >= max)
-    }
-
     /// A window in which the server or the client got no CPU is no measurement: it stays open until
     /// one reply is in it. An open loop may have had nothing to ask for.
     fn run_until_some_reply(&mut self) -> Result<()> {
-        while self.tally.replies_measured == 0 {
+        while self.tally.is_empty() {
             self.send_due(self.started.elapsed());
             let mut open = self.clients.iter().flatten();
             if self.pace.is_some() && open.all(|client| client.unanswered() == 0) {
@@ -210,10 +163,7 @@ impl<'a> Engine<'a> {
             }
             self.check_alive()?;
             if self.last_reply.elapsed() >= patience || begun.elapsed() >= DRAIN_MAX {
-                return Err(Failure::new(format!(
-                    "the server stopped answering: {unanswered} requests open after {:.1?}",
-                    begun.elapsed()
-                )));
+                return Err(still_open(unanswered, begun.elapsed()));
             }
             self.turn(WAIT_MAX)?;
         }
@@ -222,13 +172,13 @@ impl<'a> Engine<'a> {
     /// One wait, and everything it reported.
     fn turn(&mut self, wait_max: Duration) -> Result<()> {
         self.wait(wait_max)?;
-        let replies_before = self.tally.replies;
+        let replies_before = self.tally.replies();
         for index in 0..self.events.len() {
             let client = self.events[index].data.u64() as usize;
             self.receive(client);
             self.pump(client);
         }
-        if self.tally.replies > replies_before {
+        if self.tally.replies() > replies_before {
             self.last_reply = Instant::now();
         }
         Ok(())
@@ -290,20 +240,17 @@ impl<'a> Engine<'a> {
         let now_ns = now.as_nanos() as u64;
         let count = self.clients.len();
         let pace = self.pace.as_mut()?;
-        let first = pace.scheduled;
-        let mut due_ns = (first as f64 * pace.interval_ns) as u64;
-        while due_ns <= now_ns {
+        let first = pace.scheduled();
+        while let Some((request, due_ns)) = pace.next_due_by(now_ns) {
             // Chosen when it is due, and for lost connections too: so every server is asked for the
             // same at the same time.
             let heavy = self.dice.is_heavy();
             // A lost connection's requests are not sent: its loss is the error that says so.
-            if let Some(client) = &mut self.clients[(pace.scheduled % count as u64) as usize] {
+            if let Some(client) = &mut self.clients[(request % count as u64) as usize] {
                 client.schedule(due_ns, heavy);
             }
-            pace.scheduled += 1;
-            due_ns = (pace.scheduled as f64 * pace.interval_ns) as u64;
         }
-        let touched = (pace.scheduled - first).min(count as u64);
+        let (due_ns, touched) = (pace.due_ns(), (pace.scheduled() - first).min(count as u64));
         (first..first + touched).for_each(|request| self.pump((request % count as u64) as usize));
         Some(Duration::from_nanos(due_ns))
     }
@@ -311,11 +258,7 @@ impl<'a> Engine<'a> {
     fn check_alive(&self) -> Result<()> {
         signals::check()?;
         if self.open_count == 0 {
-            let why = self.first_error.as_deref().unwrap_or("unknown");
-            return Err(Failure::new(format!(
-                "every connection is lost after {} replies: {why}",
-                self.tally.replies
-            )));
+            return Err(self.tally.all_lost());
         }
         if self.last_reply.elapsed() < self.plan.timeout {
             return Ok(());
@@ -327,21 +270,13 @@ impl<'a> Engine<'a> {
         if waited.is_none_or(|waited| waited < self.plan.timeout) {
             return Ok(());
         }
-        Err(Failure::new(format!(
-            "the server stopped answering: no reply in {:?}",
-            self.plan.timeout
-        )))
+        Err(no_reply_in(self.plan.timeout))
     }
 
     fn lose(&mut self, index: usize, error: &io::Error) {
         self.clients[index] = None;
         self.open_count -= 1;
-        self.count_error(|| format!("connection {index}: {error}"));
-    }
-
-    fn count_error(&mut self, message: impl FnOnce() -> String) {
-        self.errors += 1;
-        self.first_error.get_or_insert_with(message);
+        self.tally.count_error(|| format!("connection {index}: {error}"));
     }
 
     /// A silent connection that the server closed, or spoke on, is an error.
@@ -350,36 +285,18 @@ impl<'a> Engine<'a> {
             match recv(fd, &mut [0; 1], RecvFlags::DONTWAIT) {
                 Err(Errno::AGAIN) => {}
                 Err(error) => {
-                    self.count_error(|| {
+                    self.tally.count_error(|| {
                         format!("idle connection {index}: {}", io::Error::from(error))
                     });
                 }
-                Ok((0, _)) => {
-                    self.count_error(|| format!("idle connection {index}: closed by the server"))
+                Ok((0, _)) => self
+                    .tally
+                    .count_error(|| format!("idle connection {index}: closed by the server")),
+                Ok(_) => {
+                    self.tally.count_error(|| format!("idle connection {index}: unexpected bytes"))
                 }
-                Ok(_) => self.count_error(|| format!("idle connection {index}: unexpected bytes")),
             }
         }
-    }
-
-    fn outcome(self, elapsed: Duration, clean: Clean) -> Result<Outcome> {
-        if self.tally.replies == 0 {
-            let why = self.first_error.unwrap_or("the window was shorter than one reply".into());
-            return Err(Failure::new(format!("not one reply: {why}")));
-        }
-        let mut latency = self.tally.heavy_latency;
-        latency.add(&self.tally.cheap_latency).expect("both have the same bounds");
-        Ok(Outcome {
-            requests: self.tally.replies_measured,
-            requests_ever: self.tally.replies,
-            errors: self.errors,
-            first_error: self.first_error,
-            elapsed,
-            bytes: self.tally.replies_measured * self.template.frame_bytes() as u64,
-            latency,
-            cheap_latency: self.tally.cheap_latency,
-            clean,
-        })
     }
 }
 
@@ -393,6 +310,3 @@ const EVENTS_MAX: usize = 512;
 const INPUT_BYTES: usize = 256 << 10;
 /// How often the loop looks at its deadlines when nothing happens.
 const WAIT_MAX: Duration = Duration::from_millis(20);
-/// After the end: how long without any reply, and how long at all.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
-const DRAIN_MAX: Duration = Duration::from_secs(30);

@@ -1,14 +1,17 @@
 //! The load generator: one thread, one epoll, every byte of every reply checked.
 //!
 //! `dial` opens connections, `client` is one of them (`any_order`: its replies, where they are not
-//! in order), `engine` drives them through warm-up, measurement and drain. `dice` says which
-//! requests ask for work, `windows` which replies came while no CPU was stolen.
+//! in order), `engine` drives them through warm-up, measurement and drain; `grpc` is another
+//! engine, for the protocol whose bytes are not known beforehand. `tally` counts for both, `dice`
+//! says which requests ask for work, `windows` which replies came while no CPU was stolen.
 
 mod any_order;
 pub(crate) mod client;
 pub(crate) mod dial;
 mod dice;
 pub(crate) mod engine;
+mod grpc;
+mod tally;
 mod windows;
 
 use std::net::SocketAddr;
@@ -22,11 +25,14 @@ use crate::error::{Failure, Result};
 use crate::host;
 use crate::load::windows::Clean;
 pub(crate) use crate::load::windows::WINDOW;
+use crate::rpc::Protocol;
+use crate::rpc::grpc::STREAMS_MAX;
 use crate::wire::{FRONT_BYTES, HEADER_BYTES};
 
 /// What to send, to whom, for how long.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
+    pub(crate) protocol: Protocol,
     pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) connections: u32,
     pub(crate) idle: u32,
@@ -182,9 +188,18 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
             args.size
         )));
     }
+    if args.unordered && args.protocol != Protocol::Frames {
+        let message = format!("--unordered: protocol {} has no numbers", args.protocol);
+        return Err(Failure::new(message));
+    }
+    if args.protocol == Protocol::Grpc && depth > STREAMS_MAX {
+        let message = format!("--depth {depth}: a connection of grpc has {STREAMS_MAX} streams");
+        return Err(Failure::new(message));
+    }
     // A server may run wherever it likes.
     let watched = args.steal_cpus.as_ref().map(|list| list.0.clone());
     let plan = Plan {
+        protocol: args.protocol,
         addrs: resolve(&args.addr)?,
         connections: args.connections,
         idle: args.idle,

@@ -13,8 +13,8 @@ use super::hand_out::Inbox;
 use super::{READ_BYTES, READ_BYTES_MAX, Service};
 use crate::error::{Failure, Result};
 
-/// How it is set up, for the report. Versions that offer `DEFER_TASKRUN` and multishot receives
-/// need a later Rust than this program.
+/// How it is set up, for the report. The versions that offer `DEFER_TASKRUN` and multishot receives
+/// need Rust 1.95, this program 1.88.
 pub(super) const SETTINGS: &str = "io_uring with COOP_TASKRUN and TASKRUN_FLAG, 4096 entries, \
     single receives; a pinned thread for each CPU, connections handed out in turn";
 

@@ -16,13 +16,16 @@ mod monoio;
 #[allow(unsafe_code)]
 mod ring;
 #[forbid(unsafe_code)]
-mod service;
-#[forbid(unsafe_code)]
 mod tokio;
+#[forbid(unsafe_code)]
+mod tonic;
+#[forbid(unsafe_code)]
+mod volo;
 
 use std::fmt;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::str::FromStr;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
@@ -30,10 +33,11 @@ use serde_json::{Value, json};
 
 use self::bare_ring::Shape;
 use self::hand_out::Runtime;
-use self::service::Service;
 use self::tokio::Style;
 use crate::cli::{Bytes, PeerArgs, Scenario, resolve};
 use crate::error::{Failure, Result};
+use crate::rpc::Protocol;
+use crate::service::Service;
 use crate::{host, signals, work};
 
 /// A server that is not ringpoll.
@@ -51,6 +55,10 @@ pub(crate) enum Peer {
     Monoio,
     /// compio, likewise.
     Compio,
+    /// tonic: gRPC on tokio's work-stealing runtime.
+    Tonic,
+    /// volo-thrift: Thrift on tokio's work-stealing runtime.
+    VoloThrift,
     /// No library: what epoll and TCP cost by themselves. The limit.
     BareEpoll,
     /// The same with io_uring, and receive buffers for single requests.
@@ -60,13 +68,15 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [(&'static str, Peer); 9] = [
+    const ALL: [(&'static str, Peer); 11] = [
         ("tokio", Peer::Tokio),
         ("tokio-framed", Peer::TokioFramed),
         ("tokio-ws", Peer::TokioWs),
         ("tokio-per-cpu", Peer::TokioPerCpu),
         ("monoio", Peer::Monoio),
         ("compio", Peer::Compio),
+        ("tonic", Peer::Tonic),
+        ("volo-thrift", Peer::VoloThrift),
         ("bare-epoll", Peer::BareEpoll),
         ("bare-ring", Peer::BareRing),
         ("bare-ring-64k", Peer::BareRing64k),
@@ -78,6 +88,8 @@ impl Peer {
             Peer::Tokio | Peer::TokioFramed | Peer::TokioWs | Peer::TokioPerCpu => "tokio",
             Peer::Monoio => "monoio",
             Peer::Compio => "compio",
+            Peer::Tonic => "tonic",
+            Peer::VoloThrift => "volo-thrift",
             Peer::BareEpoll | Peer::BareRing | Peer::BareRing64k => return "no library".to_owned(),
         };
         format!("{library} {}", locked_version(library))
@@ -95,16 +107,29 @@ impl Peer {
             }
             Peer::Monoio => monoio::SETTINGS,
             Peer::Compio => compio::SETTINGS,
+            Peer::Tonic => tonic::SETTINGS,
+            Peer::VoloThrift => volo::SETTINGS,
             Peer::BareEpoll => "one thread on epoll",
             Peer::BareRing => "one thread on io_uring, 256 receive buffers of 4 KiB",
             Peer::BareRing64k => "one thread on io_uring, 16 receive buffers of 64 KiB",
         }
     }
 
+    /// What its clients must speak.
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Peer::Tonic => Protocol::Grpc,
+            Peer::VoloThrift => Protocol::Thrift,
+            _ => Protocol::Frames,
+        }
+    }
+
     /// How many threads serve.
     fn thread_count(self) -> Result<usize> {
         match self {
-            Peer::TokioWs => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+            Peer::TokioWs | Peer::Tonic | Peer::VoloThrift => {
+                Ok(std::thread::available_parallelism().map_or(1, usize::from))
+            }
             Peer::TokioPerCpu | Peer::Monoio | Peer::Compio => Ok(host::cpu::allowed()?.len()),
             _ => Ok(1),
         }
@@ -113,7 +138,7 @@ impl Peer {
     /// How its handlers come to a thread.
     fn placement(self) -> &'static str {
         match self {
-            Peer::TokioWs => "work-stealing",
+            Peer::TokioWs | Peer::Tonic | Peer::VoloThrift => "work-stealing",
             Peer::TokioPerCpu | Peer::Monoio | Peer::Compio => PER_CPU,
             _ => "one-thread",
         }
@@ -181,6 +206,8 @@ pub(crate) fn run(args: &PeerArgs) -> Result<()> {
             tokio::serve_on_one_thread(listener, stop, service, Style::Framed)?
         }
         (Peer::TokioWs, _) => tokio::serve_on_many(listener, stop, service, style, threads)?,
+        (Peer::Tonic, _) => tonic::serve(listener, stop, service, threads)?,
+        (Peer::VoloThrift, _) => volo::serve(listener, stop, service, threads)?,
         (Peer::TokioPerCpu, _) => per_cpu(tokio::live)?,
         (Peer::Monoio, _) => per_cpu(monoio::live)?,
         (Peer::Compio, _) => per_cpu(compio::live)?,
@@ -281,6 +308,27 @@ fn set_options(fd: &OwnedFd, args: &PeerArgs) -> Result<()> {
         set.map_err(failed(format!("--sndbuf {bytes}")))?;
     }
     Ok(())
+}
+
+/// Runs a server until a byte comes.
+async fn until_stopped<E: fmt::Display + Send + 'static>(
+    stop: UnixStream,
+    server: impl Future<Output = std::result::Result<(), E>> + Send + 'static,
+) -> Result<()> {
+    stop.set_nonblocking(true).map_err(Failure::at("signal socket"))?;
+    let stop = ::tokio::net::UnixStream::from_std(stop).map_err(Failure::at("signal socket"))?;
+    // A task of its own, so that the workers share it.
+    let server = ::tokio::spawn(server);
+    ::tokio::select! {
+        // However the wait ends, somebody wants this server to stop.
+        _ = stop.readable() => Ok(()),
+        ended = server => match ended {
+            // It listens for the same signals, and may be first.
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Failure::new(format!("serve: {error}"))),
+            Err(error) => Err(Failure::new(format!("serve: {error}"))),
+        },
+    }
 }
 
 /// What a server tells at its end; `None` where it does not count.

@@ -10,6 +10,7 @@ mod hosts;
 mod mux;
 mod namespaces;
 mod proxy;
+mod rpc;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -1,33 +1,41 @@
-//! What every peer does with a request, so that all of them do the same.
+//! What every server does with a request, so that all of them do the same.
+
+use bytes::Bytes;
 
 use crate::wire::{TooLong, append_replies, is_heavy, whole_frames};
 use crate::work::Work;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Service {
+pub(crate) struct Service {
     /// Longest payload; a longer one closes its connection.
-    pub(super) frame_max: usize,
+    pub(crate) frame_max: usize,
     /// What a marked request costs before its reply; `None` in the scenario echo.
-    pub(super) work: Option<Work>,
+    pub(crate) work: Option<Work>,
 }
 
 impl Service {
     /// Appends the replies to the whole frames at the front of `input`; how many bytes those are.
-    pub(super) fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, TooLong> {
+    pub(crate) fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, TooLong> {
         let whole = whole_frames(input, self.frame_max)?;
         self.answer_whole(&input[..whole], out);
         Ok(whole)
     }
 
     /// The same for what is known to be whole frames.
-    pub(super) fn answer_whole(&self, frames: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn answer_whole(&self, frames: &[u8], out: &mut Vec<u8>) {
         append_replies(frames, out, |payload| self.work_for(payload));
     }
 
     /// Computes what a request with this payload asks for.
-    pub(super) fn work_for(&self, payload: &[u8]) {
+    pub(crate) fn work_for(&self, payload: &[u8]) {
         if let Some(work) = self.work.filter(|_| is_heavy(payload)) {
             work.run();
         }
+    }
+
+    /// The payload of a reply, composed in a buffer of its own, as a method does that computes it.
+    pub(crate) fn reply_to(&self, payload: &[u8]) -> Bytes {
+        self.work_for(payload);
+        Bytes::copy_from_slice(payload)
     }
 }
