@@ -17,8 +17,8 @@ pub(crate) struct CompareArgs {
     /// Everything in under 90 seconds
     #[arg(long)]
     pub(crate) quick: bool,
-    /// What is compared, in this order: echo, sizes, stream, mux, proxy, rpc, idle, rates, heavy; or
-    /// all of them, as all
+    /// What is compared, in this order: echo, sizes, stream, mux, proxy, rpc, idle, rates, heavy;
+    /// or all of them, as all
     #[arg(long, value_name = "LIST", default_value = "echo,idle")]
     pub(crate) scenario: ScenarioList,
     /// Backends of ringpoll; without it those that the scenario is about

@@ -25,6 +25,7 @@ use crate::host::steal::StealWatch;
 use crate::load::tally::{DRAIN_MAX, DRAIN_PATIENCE, Pace, no_reply_in, still_open};
 use crate::load::windows::Windows;
 use crate::load::{Observer, Outcome, Plan, dial};
+use crate::signals;
 
 /// Opens the connections, sends, measures, and closes.
 pub(super) fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Outcome> {
@@ -181,6 +182,7 @@ impl<'a> Engine<'a> {
     }
 
     fn check_alive(&self) -> Result<()> {
+        signals::check()?;
         let state = self.lanes.state();
         if state.open_count() == 0 {
             return Err(state.tally.all_lost());
