@@ -8,6 +8,7 @@ mod compare;
 mod harness;
 mod hosts;
 mod namespaces;
+mod sizes;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
