@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ringpoll::buffer::Reader;
 use ringpoll::{
     Backend, Connection, Error, PlacementStats, PollMode, PollerStats, Server, ServerBuilder,
     ServerHandle, ServerStats, Slice,
@@ -185,45 +186,57 @@ fn builder(args: ServeArgs, upstream: Option<Upstream>) -> ServerBuilder {
     match args.scenario {
         // The reply is composed in a buffer of its own, as a server does that computes it.
         Scenario::Echo => server.on_request(move |connection| {
-            answer_all(connection, frame_max, |connection, frame| connection.write_copy(&frame))
+            answer_all(connection, frame_max, |_| {}, copy_into_reply)
         }),
         Scenario::Heavy => {
             let work = args.work.work();
             server.on_request(move |connection| {
-                answer_all(connection, frame_max, move |connection, frame| {
-                    if is_heavy(&frame[HEADER_BYTES..]) {
+                let work_for = move |payload: &[u8]| {
+                    if is_heavy(payload) {
                         work.run();
                     }
-                    connection.write_copy(&frame)
-                })
+                };
+                answer_all(connection, frame_max, work_for, copy_into_reply)
             })
         }
         Scenario::Mux => server.on_connect(move |connection| mux::serve(connection, frame_max)),
         // The request's own bytes go out again.
         Scenario::Proxy => server.on_request(move |connection| {
-            answer_all(connection, frame_max, |connection, frame| connection.write(frame))
+            answer_all(connection, frame_max, |_| {}, Connection::write)
         }),
     }
 }
 
-/// Answers every frame that is there, then sends all answers at once.
+fn copy_into_reply(connection: &mut Connection, piece: Slice) -> ringpoll::Result<()> {
+    connection.write_copy(&piece)
+}
+
+/// Answers every frame that is there, then sends all answers at once. `work` sees the front of each
+/// payload, its first byte at least; `reply` is given the frame, in one piece or in several.
 async fn answer_all(
     mut connection: Connection,
     frame_max: usize,
-    answer: impl Fn(&mut Connection, Slice) -> ringpoll::Result<()>,
+    work: impl Fn(&[u8]),
+    reply: impl Fn(&mut Connection, Slice) -> ringpoll::Result<()>,
 ) -> ringpoll::Result<()> {
     loop {
         while let Some(frame) = buffered_frame(&mut connection, frame_max)? {
-            answer(&mut connection, frame)?;
+            work(&frame[HEADER_BYTES..]);
+            reply(&mut connection, frame)?;
         }
         connection.flush().await?;
         if connection.is_empty() {
             return Ok(());
         }
-        // A frame has begun: wait for the rest of it.
+        // A frame has begun: wait for the rest of it, and take it as it lies. Joined into one piece
+        // it would be copied once more.
         let header = connection.peek(HEADER_BYTES).await?;
         let bytes = frame_bytes(&header, frame_max)?;
-        connection.peek(bytes).await?;
+        let mut frame = connection.slice(bytes).await?;
+        work(&frame.peek(bytes.min(HEADER_BYTES + 1))?[HEADER_BYTES..]);
+        for piece in frame.slices() {
+            reply(&mut connection, piece.clone())?;
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod mux;
 mod namespaces;
 mod proxy;
 mod rpc;
+mod sizes;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
