@@ -265,10 +265,12 @@ fn set_ratios(rows: &mut [Row]) {
         // Only one of the two rings is measured under one kind of traffic.
         let over_bare_ring = rate(&["bare-ring", "bare-ring-64k"]);
         let (over_bare, over_epoll) = (rate(&["bare-epoll"]), rate(&[goals::OUR_EPOLL]));
+        let over_first = rate(&[&rows[0].candidate]);
         let p50_over_tokio = over(&["tokio"], Figure::P50);
         let row = &mut rows[index];
         (row.over_tokio, row.over_framed) = (over_tokio, over_framed);
         (row.over_bare, row.over_bare_ring) = (over_bare, over_bare_ring);
-        (row.over_epoll, row.p50_over_tokio) = (over_epoll, p50_over_tokio);
+        (row.over_epoll, row.over_first) = (over_epoll, over_first);
+        row.p50_over_tokio = p50_over_tokio;
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct Row {
     pub(crate) over_bare_ring: Option<Spread>,
     /// Our own server on epoll, inline.
     pub(crate) over_epoll: Option<Spread>,
+    /// The first row, which comparisons of settings are held against.
+    pub(crate) over_first: Option<Spread>,
     /// Median latency over tokio's, of the same rounds.
     pub(crate) p50_over_tokio: Option<Spread>,
     /// System calls per request counted from outside, connection set-up included.
@@ -341,6 +343,7 @@ impl Row {
             over_framed: None,
             over_bare_ring: None,
             over_epoll: None,
+            over_first: None,
             p50_over_tokio: None,
             system_calls_by_perf: None,
         }
@@ -430,6 +433,7 @@ pub(crate) mod tests {
             over_framed: None,
             over_bare_ring: None,
             over_epoll: None,
+            over_first: None,
             p50_over_tokio: None,
             system_calls_by_perf: None,
         }

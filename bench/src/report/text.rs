@@ -97,6 +97,7 @@ const MAIN: &[Column] = &[
 ];
 
 const MORE: &[Column] = &[
+    Column { name: "/ first row", of: |row, _| ratio(row.over_first) },
     Column { name: "slowest µs", of: |_, found| whole(found.max_us.median) },
     Column { name: "clean P99 µs", of: |_, found| optional(found.clean_p99_us) },
     Column { name: "cheap P99 µs", of: |_, found| optional(found.cheap_p99_us) },
