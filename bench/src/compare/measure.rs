@@ -31,7 +31,7 @@ pub(crate) fn round(
 ) -> Result<(Round, Vec<String>)> {
     let started = Started::new(candidate, cell, settings)?;
     let server = &started.server;
-    let mut watch = Watch::new(server, candidate.is_ours(), settings.cpus_in_use(cell));
+    let mut watch = Watch::new(&started, candidate.is_ours(), settings.cpus_in_use(cell));
     let outcome = match checked(engine::run(&cell.plan(server.addr(), settings), &mut watch)) {
         Ok(outcome) => outcome,
         Err(failure) => return Err(started.server.explain(failure)),
@@ -272,6 +272,8 @@ fn checked(outcome: Result<Outcome>) -> Result<Outcome> {
 /// Reads the clocks of both sides when the window opens and closes.
 struct Watch<'a> {
     server: &'a Server,
+    /// What it forwards to is not one of the others.
+    upstream: Option<&'a Server>,
     /// Whether it tells its counters when asked.
     reports: bool,
     cpus: Vec<usize>,
@@ -283,6 +285,7 @@ struct Watch<'a> {
 struct Opened {
     /// `None` of a server whose process is not known.
     server: Option<CpuUse>,
+    upstream: Option<CpuUse>,
     /// What a server on another host told.
     told: Option<Stats>,
     ticks: Ticks,
@@ -306,10 +309,11 @@ struct SeenServer {
 }
 
 impl<'a> Watch<'a> {
-    fn new(server: &'a Server, reports: bool, cpus: Vec<usize>) -> Watch<'a> {
+    fn new(started: &'a Started, reports: bool, cpus: Vec<usize>) -> Watch<'a> {
         let seen = Err(Failure::new("the window never closed"));
         let opened = Err(Failure::new("the window never opened"));
-        Watch { server, reports, cpus, opened, seen }
+        let (server, upstream) = (&started.server, started.upstream.as_ref());
+        Watch { server, upstream, reports, cpus, opened, seen }
     }
 
     fn ask_report(&self) {
@@ -332,8 +336,11 @@ impl<'a> Watch<'a> {
             }
             _ => None,
         };
-        let others =
-            |server: SeenServer| ticks.others_percent_since(before.ticks, server.ns + client_ns);
+        let upstream = self.upstream.and_then(Server::pid).map(CpuUse::read).transpose()?;
+        let upstream_ns = upstream.zip(before.upstream).map_or(0, |(now, then)| now.ns_since(then));
+        let others = |server: SeenServer| {
+            ticks.others_percent_since(before.ticks, server.ns + client_ns + upstream_ns)
+        };
         Ok(Seen {
             server,
             client_ns,
@@ -346,6 +353,7 @@ impl<'a> Watch<'a> {
     fn open(&self) -> Result<Opened> {
         Ok(Opened {
             server: self.server.pid().map(CpuUse::read).transpose()?,
+            upstream: self.upstream.and_then(Server::pid).map(CpuUse::read).transpose()?,
             told: self.server.told()?,
             ticks: Ticks::read(&self.cpus),
             client_ns: own_cpu_ns(),

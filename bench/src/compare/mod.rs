@@ -42,7 +42,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     comparison.run(args);
     let mut found = comparison.report();
     if let Some((earlier, path)) = earlier {
-        found.findings.extend(earlier.findings(&found.cells, path));
+        found.notes.extend(earlier.findings(&found.cells, path));
     }
     report::print(&found);
     let written = report::write(&found, &args.out)?;
@@ -205,7 +205,8 @@ impl Comparison {
 
     fn report(self) -> Report {
         let elapsed_s = self.rounds.elapsed().as_secs_f64();
-        let Rounds { settings, mut cells, notes, .. } = self.rounds;
+        let Rounds { settings, mut cells, mut notes, .. } = self.rounds;
+        notes.extend(ranking::refusals(&cells));
         cells.iter_mut().for_each(|report| set_ratios(&mut report.rows));
         let pairs = pairs(&self.candidates);
         Report {

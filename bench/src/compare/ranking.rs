@@ -88,7 +88,7 @@ impl Ranking {
 }
 
 /// What the rankings of many kinds of traffic say together: a sentence for each of `pairs`, a
-/// candidate and another one; and one for each reason why there are no places.
+/// candidate and another one, that can be told apart.
 pub(crate) fn findings(cells: &[CellReport], pairs: &[(String, String)]) -> Vec<String> {
     let mut findings = Vec::new();
     for (candidate, other) in pairs {
@@ -98,6 +98,11 @@ pub(crate) fn findings(cells: &[CellReport], pairs: &[(String, String)]) -> Vec<
             findings.push(format!("{candidate} against {other}: {}.", told.join("; ")));
         }
     }
+    findings
+}
+
+/// Where there are no places: a sentence for each reason.
+pub(crate) fn refusals(cells: &[CellReport]) -> Vec<String> {
     let refused = cells.iter().flat_map(|report| {
         let refused = report.rankings.iter().filter_map(|ranking| ranking.refused.as_ref());
         refused.map(|why| (why, report.cell.name.as_str()))
@@ -112,8 +117,7 @@ pub(crate) fn findings(cells: &[CellReport], pairs: &[(String, String)]) -> Vec<
     }
     let line =
         |(why, names): (&String, Vec<&str>)| format!("No places: {why} ({}).", names.join("; "));
-    findings.extend(groups.into_iter().map(line));
-    findings
+    groups.into_iter().map(line).collect()
 }
 
 /// In which kinds of traffic a candidate is better or worse than another one; `None` where they are
@@ -134,8 +138,7 @@ fn told(cells: &[CellReport], candidate: &str, other: &str, figure: Figure) -> O
     };
     let count = told.len();
     let what = match (&better[..], &worse[..]) {
-        _ if count == 0 => return None,
-        ([], []) => format!("not told apart (of {count} rows)"),
+        ([], []) => return None,
         (better, []) => format!("better in {} (of {count} rows)", named(better)),
         ([], worse) => format!("worse in {} (of {count} rows)", named(worse)),
         (better, worse) => {
@@ -293,9 +296,10 @@ mod tests {
             Ranking { figure: RATE, refused: Some("a storm".into()), places: Vec::new() };
         let cells = [pair(2.0, 1.0), pair(1.0, 1.0), noisy];
         let said = findings(&cells, &[("a".into(), "b".into())]);
-        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].contains("better in \u{201c}1 × 1\u{201d} (of 2 rows)"), "{said:?}");
-        assert!(said[1].contains("a storm"), "{said:?}");
+        let refused = refusals(&cells);
+        assert!(refused.len() == 1 && refused[0].contains("a storm"), "{refused:?}");
     }
 
     fn ranked(rows: &[(&str, &[f64])]) -> Ranking {

@@ -29,7 +29,6 @@ pub(crate) fn print(report: &Report) {
         text += "In short\n";
         text += &format!("{}\n\n", table(&glance::HEAD, glance.into_iter()));
     }
-    report.findings.iter().for_each(|line| text += &format!("* {line}\n"));
     if !report.goals.is_empty() {
         text += "The goals of this project\n";
         text += &format!("{}\n\n", table(&text::GOAL_HEAD, report.goals.iter().map(text::goal)));

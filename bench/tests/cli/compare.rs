@@ -321,8 +321,8 @@ fn a_second_run_is_held_against_the_first() {
     let earlier = out.join("compare.json");
     let output = run(&[&first[..], &["--against", earlier.to_str().unwrap()]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let findings = report(&out)["findings"].to_string();
-    assert!(findings.contains(" of 3 rows overlap"), "{findings}");
+    let notes = report(&out)["notes"].to_string();
+    assert!(notes.contains(" of 3 rows overlap"), "{notes}");
 }
 
 fn report(dir: &Path) -> Value {
