@@ -91,6 +91,8 @@ fn what(report: &Report) -> String {
     let ours = report.servers.iter().filter(|one| one.version.starts_with("ringpoll ")).count();
     let mut others: Vec<&str> = report.servers.iter().map(|one| one.version.as_str()).collect();
     others.retain(|version| !version.starts_with("ringpoll "));
+    // Those without a library last: they are named together.
+    others.sort_unstable_by_key(|version| (*version == "no library", *version));
     others.dedup();
     let others = match &others[..] {
         [] => "no others".to_owned(),
