@@ -30,6 +30,8 @@ pub(crate) use cases;
 
 const LOW: usize = 64 << 10;
 const HIGH: usize = 256 << 10;
+/// Of the largest blocks that are received into.
+const BLOCK_BYTES: usize = 128 << 10;
 
 fn watermarks() -> Tuning {
     Tuning { input_watermarks: (LOW, HIGH), ..Tuning::default() }
@@ -112,7 +114,10 @@ pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Ch
         while peer.write_all(&[0; 64 << 10]).is_ok() {}
     }
     let block_bytes = server.stats().pollers.block_bytes as usize;
-    assert!(block_bytes < 4 * 2 * HIGH, "{block_bytes} bytes of blocks for 4 connections");
+    // The receive that reaches the watermark may pass it by a block, and blocks that are kept are
+    // half full at least.
+    let most = 4 * 2 * (HIGH + BLOCK_BYTES);
+    assert!(block_bytes <= most, "{block_bytes} bytes of blocks for 4 connections");
     gate.add_permits(1);
     drop(peers);
     eventually("all is drained", || server.stats().open == 0);
