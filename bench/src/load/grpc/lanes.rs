@@ -150,7 +150,8 @@ impl Lanes {
     fn next(&self, index: usize) -> Option<(Asked, Request)> {
         let mut state = self.state();
         let state = &mut *state;
-        let link = state.links[index].as_mut()?;
+        // A lane that was opened and had no turn before the end finds no connections any more.
+        let link = state.links.get_mut(index)?.as_mut()?;
         let asked = if state.stopping {
             None
         } else if self.is_open_loop {
