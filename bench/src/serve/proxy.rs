@@ -2,11 +2,8 @@
 //!
 //! What is received stays in its blocks; only references move from one connection to the other.
 
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
 use std::time::Duration;
 
 use ringpoll::{Connection, Dialer, Placement, Pollers, ReadHalf, WriteHalf};
@@ -37,7 +34,8 @@ impl Upstream {
         let upstream = self.dialer().connect(&self.addr).await?;
         let (from_client, to_client) = client.split();
         let (from_upstream, to_upstream) = upstream.split();
-        both(forward(from_client, to_upstream), forward(from_upstream, to_client)).await
+        tokio::try_join!(forward(from_client, to_upstream), forward(from_upstream, to_client))?;
+        Ok(())
     }
 
     fn dialer(&self) -> Dialer {
@@ -63,27 +61,6 @@ async fn forward(mut from: ReadHalf, mut to: WriteHalf) -> ringpoll::Result<()> 
         // Nothing more is taken from a fast sender until the receiver has taken this.
         to.flush().await?;
     }
-}
-
-/// Runs two futures side by side, until both have ended or one has failed.
-async fn both(
-    one: impl Future<Output = ringpoll::Result<()>>,
-    other: impl Future<Output = ringpoll::Result<()>>,
-) -> ringpoll::Result<()> {
-    let (mut one, mut other) = (pin!(one), pin!(other));
-    let (mut one_ended, mut other_ended) = (false, false);
-    poll_fn(|cx| {
-        if !one_ended && let Poll::Ready(result) = one.as_mut().poll(cx) {
-            result?;
-            one_ended = true;
-        }
-        if !other_ended && let Poll::Ready(result) = other.as_mut().poll(cx) {
-            result?;
-            other_ended = true;
-        }
-        if one_ended && other_ended { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await
 }
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);

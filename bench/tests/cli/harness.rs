@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ringpoll-bench");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_ringpoll-bench");
 /// Far beyond what anything here takes; whatever reaches it hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 

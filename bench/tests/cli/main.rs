@@ -10,6 +10,7 @@ mod hosts;
 mod mux;
 mod namespaces;
 mod proxy;
+mod report;
 mod rpc;
 mod sizes;
 

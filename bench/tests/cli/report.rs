@@ -1,15 +1,13 @@
 //! The files of a report as their readers meet them: whole or not there, and nobody else's lost.
 //! No test depends on how fast the host is.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ringpoll-bench");
+use crate::harness::*;
 
 #[test]
 fn a_file_of_somebody_else_is_refused_before_measuring_and_left_as_it_is() {
@@ -163,35 +161,10 @@ fn short_compare(out: &Path) -> Vec<String> {
     args.chain([out.to_str().unwrap().to_owned()]).collect()
 }
 
-fn run(args: &[impl AsRef<str>]) -> Output {
-    Command::new(PROGRAM).args(args.iter().map(AsRef::as_ref)).output().unwrap()
-}
-
-/// The line with which bad input ends the program.
-fn refused(args: &[&str]) -> String {
-    let output = run(args);
-    let error = text(&output.stderr);
-    assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{args:?}: {error}");
-    assert!(output.stdout.is_empty(), "{args:?}: {}", text(&output.stdout));
-    error
-}
-
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
     let mut names: Vec<_> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-fn fresh_dir(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report").join(name);
-    // There is none on the first run.
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
