@@ -140,7 +140,7 @@ pub(crate) fn each_poller_has_a_receive_ring_and_the_send_rings_it_was_told(_: &
 
 /// Refused as invalid, and before anything is started.
 fn assert_refused(t: &Fixture, options: SqpollOptions, cpus: &[usize]) {
-    let (before, open) = (KernelThreadsBefore::now(), fds().len());
+    let (before, open) = (KernelThreadsBefore::now(), fds());
     let group = pollers(options, 1).sqpoll_cpus(cpus.to_vec()).build().err();
     let server = t.server().backend(Backend::Sqpoll(options)).sqpoll_cpus(cpus.to_vec());
     let server = server.on_request(echo).bind("127.0.0.1:0").err();
@@ -148,7 +148,11 @@ fn assert_refused(t: &Fixture, options: SqpollOptions, cpus: &[usize]) {
         let error = error.unwrap_or_else(|| panic!("{options:?} on CPUs {cpus:?} is accepted"));
         assert!(error.is_invalid(), "{options:?} on CPUs {cpus:?}: {error:?}");
     }
-    assert_eq!((before.started().len(), fds().len()), (0, open), "{options:?} started something");
+    let opened: Vec<_> =
+        fds().into_iter().filter(|(fd, target)| open.get(fd) != Some(target)).collect();
+    // Fewer may be open now: what the test before left is closed when it suits the kernel.
+    let started = (before.started(), opened);
+    assert!(started.0.is_empty() && started.1.is_empty(), "{options:?} started {started:?}");
 }
 
 pub(crate) fn settings_that_contradict_each_other_are_refused(t: &Fixture) -> Check {

@@ -11,7 +11,9 @@ pub(crate) fn fds() -> BTreeMap<i32, String> {
     let listing = fs::read_dir("/proc/self/fd").expect("proc is mounted");
     let mut fds = BTreeMap::new();
     for entry in listing.flatten() {
-        let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
+        // One that another thread closes while we look has no target any more.
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.display().to_string();
         // The listing's own fd is open only while we look.
         if target.starts_with("/proc/") {
             continue;

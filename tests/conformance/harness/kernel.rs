@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -25,20 +24,28 @@ pub(crate) struct KernelThread {
 /// it has run.
 pub(crate) fn kernel_threads() -> Vec<KernelThread> {
     // One that ends while we look has no files any more.
-    tasks().filter_map(|task| kernel_thread(&task)).collect()
+    threads().into_iter().filter_map(kernel_thread).collect()
 }
 
-fn tasks() -> impl Iterator<Item = PathBuf> {
-    let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
-    tasks.map(|task| task.path())
+/// The threads of this process. The kernel's list breaks off where a thread ends while it is read,
+/// so it counts once it says the same twice.
+fn threads() -> BTreeSet<u32> {
+    let list = || -> BTreeSet<u32> {
+        let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
+        tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+    };
+    let mut threads = list();
+    loop {
+        let again = list();
+        if again == threads {
+            return threads;
+        }
+        threads = again;
+    }
 }
 
-fn id_of(task: &Path) -> Option<u32> {
-    task.file_name()?.to_str()?.parse().ok()
-}
-
-fn kernel_thread(task: &Path) -> Option<KernelThread> {
-    let read = |file: &str| fs::read_to_string(task.join(file)).ok();
+fn kernel_thread(id: u32) -> Option<KernelThread> {
+    let read = |file: &str| fs::read_to_string(format!("/proc/self/task/{id}/{file}")).ok();
     if !read("comm")?.starts_with("iou-sqp-") {
         return None;
     }
@@ -48,7 +55,7 @@ fn kernel_thread(task: &Path) -> Option<KernelThread> {
     let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
     let run_ns = read("schedstat")?.split_whitespace().next()?.parse().ok()?;
     Some(KernelThread {
-        id: id_of(task)?,
+        id,
         cpus_allowed: allowed.trim().to_owned(),
         cpu: fields.get(36)?.parse().ok()?,
         is_asleep: fields.first() == Some(&"S"),
@@ -61,7 +68,7 @@ pub(crate) struct KernelThreadsBefore(BTreeSet<u32>);
 
 impl KernelThreadsBefore {
     pub(crate) fn now() -> KernelThreadsBefore {
-        KernelThreadsBefore(tasks().filter_map(|task| id_of(&task)).collect())
+        KernelThreadsBefore(threads())
     }
 
     /// Those that were started since, and are still there.
