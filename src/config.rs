@@ -230,6 +230,12 @@ pub(crate) const AUTO_WORKERS_PER_CPU: usize = 2;
 /// How often an idle worker looks for work again before it parks.
 pub(crate) const WORKER_SPINS_MAX: usize = 32;
 
+/// How long a worker that was woken may take to find work before another one is woken beside it. Far
+/// more than a wake-up takes on a CPU that is free. On two CPUs, with four workers and 8,000
+/// requests a second of which 1 % take a millisecond, the P99 of the others was 0.4 to 0.5 ms
+/// instead of 0.7.
+pub(crate) const SEARCH_LATE: Duration = Duration::from_micros(50);
+
 /// Runs of a worker between two looks elsewhere, which are for the shared queue and for a
 /// neighbour's in turn: what its own queue holds, or the shared one, must not keep out the rest.
 pub(crate) const RUNS_PER_LOOK: u32 = 32;
@@ -241,9 +247,31 @@ pub(crate) const PLACEMENT_WINDOW: Duration = Duration::from_millis(20);
 /// long, that is well within 100 ms.
 pub(crate) const CALM_WINDOWS: u32 = 3;
 
+/// Where handlers had to leave again within [`CALM_PROVEN`], twice as many windows have to be calm
+/// as the last time, up to so many, half a second: a few long runs in a second, with calm windows
+/// between them, would have handlers go back and forth.
+pub(crate) const CALM_WINDOWS_MAX: u32 = 25;
+
+/// Handlers that have been on the poller for so long were rightly there.
+pub(crate) const CALM_PROVEN: Duration = Duration::from_secs(1);
+
 /// Handlers leave the poller when they delay others by more than so many wake-ups; they come back
 /// when that is less than one. A run includes its flush, which with epoll is a system call.
 pub(crate) const DELAY_WAKES_MAX: u64 = 2;
+
+/// Runs of so many wake-ups hold up a poller: whoever waits for one would rather have woken a
+/// worker.
+pub(crate) const LONG_WAKES: u64 = 16;
+
+/// Shorter runs never do: a connection that has sent many small requests has them answered in one
+/// run.
+pub(crate) const HELD_UP_NS_MIN: u64 = 200_000;
+
+/// Handlers leave the poller as well where such runs hold it up for more than this share of the
+/// time, in millionths; they come back below half of it. On two CPUs, with 4,000 requests a second
+/// of which 1 % take a millisecond, the P99 of the others is 0.2 ms on workers and 0.8 on pollers,
+/// although the mean delay is no more than a wake-up.
+pub(crate) const HELD_UP_PPM_MAX: u64 = 10_000;
 
 /// Long runs that need not count, at most, in one window: a host that takes the CPU away for a
 /// while does so a few times in a second, and seldom more often in a window.

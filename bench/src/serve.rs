@@ -300,6 +300,7 @@ fn auto_counters(auto: &PlacementStats) -> Value {
     json!({
         "is_inline": auto.is_inline,
         "delay_ns": auto.delay_ns,
+        "held_up_ppm": auto.held_up_ppm,
         "wake_ns": auto.wake_ns,
         "flips": auto.flips,
     })

@@ -21,9 +21,14 @@
 //!    makes sure that one of them sees the other.
 //!
 //! No herd: a worker that is woken counts as searching from that moment, so a burst of pushes wakes
-//! one. It wakes the next when it has found work and there is more.
+//! one. It wakes the next when it has found work and there is more. But it may have to wait for its
+//! CPU, where another worker computes: one that has found nothing after [`config::SEARCH_LATE`] is
+//! not relied on, and the next push wakes another, which may come to a CPU that is idle.
 
-use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::time::Instant;
+
+use crate::config;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Condvar, Mutex, lock, wait};
 
 /// The workers of a set, by their numbers.
@@ -34,6 +39,10 @@ pub(super) struct Parking {
     sleepers: Mutex<Vec<usize>>,
     /// One for each worker: it has been taken off the list.
     woken: Box<[Condvar]>,
+    started: Instant,
+    /// When the last one was woken, in nanoseconds since the start; 0 while nobody searches. A
+    /// hint: it decides about one more wake-up, and about none less.
+    woken_ns: AtomicU64,
 }
 
 /// What a worker is to do after a sleep.
@@ -57,16 +66,18 @@ impl Parking {
             word: AtomicUsize::new(0),
             sleepers: Mutex::new(Vec::with_capacity(count)),
             woken: (0..count).map(|_| Condvar::new()).collect(),
+            started: Instant::now(),
+            woken_ns: AtomicU64::new(0),
         }
     }
 
-    /// Work was pushed: wakes a worker, unless one searches already. `false`: the set was stopped,
-    /// and it may be that nobody will take the work.
+    /// Work was pushed: wakes a worker, unless one searches already and is not late. `false`: the
+    /// set was stopped, and it may be that nobody will take the work.
     #[inline]
     pub(super) fn notify(&self) -> bool {
         fence(Ordering::SeqCst);
         let word = self.word.load(Ordering::Relaxed);
-        if is_in_need(word) {
+        if sleepers(word) > 0 && (searchers(word) == 0 || self.is_late()) {
             self.wake_one();
         }
         word & STOPPED == 0
@@ -75,10 +86,12 @@ impl Parking {
     #[cold]
     fn wake_one(&self) {
         let mut sleepers = lock(&self.sleepers);
-        if !is_in_need(self.word.load(Ordering::Relaxed)) {
+        let word = self.word.load(Ordering::Relaxed);
+        if searchers(word) > 0 && !self.is_late() {
             return;
         }
-        let index = sleepers.pop().expect("the word and the list change together");
+        let Some(index) = sleepers.pop() else { return };
+        self.woken_ns.store(self.now_ns(), Ordering::Relaxed);
         // Now, so that the next producer does not wake another.
         self.word.fetch_add(SEARCHER - SLEEPER, Ordering::Relaxed);
         drop(sleepers);
@@ -90,11 +103,15 @@ impl Parking {
         self.word.fetch_add(SEARCHER, Ordering::Relaxed);
     }
 
-    /// This worker has found work. If it was the last one to search, it wakes another for what
-    /// there is left.
+    /// This worker has found work. If it was the last one to search, or the others are late, it
+    /// wakes another for what there is left.
     pub(super) fn found(&self, has_work: impl Fn() -> bool) {
         let before = self.word.fetch_sub(SEARCHER, Ordering::Relaxed);
-        if searchers(before) == 1 && sleepers(before) > 0 {
+        let is_last = searchers(before) == 1;
+        if is_last {
+            self.forget_wake();
+        }
+        if sleepers(before) > 0 && (is_last || self.is_late()) {
             // Producers that saw us search have left their work to us.
             fence(Ordering::SeqCst);
             if has_work() {
@@ -107,7 +124,10 @@ impl Parking {
     pub(super) fn sleep(&self, index: usize, has_work: impl Fn() -> bool) -> Woken {
         let mut sleepers = lock(&self.sleepers);
         sleepers.push(index);
-        self.word.fetch_sub(SEARCHER - SLEEPER, Ordering::Relaxed);
+        let before = self.word.fetch_sub(SEARCHER - SLEEPER, Ordering::Relaxed);
+        if searchers(before) == 1 {
+            self.forget_wake();
+        }
         // Producers that saw us search have left their work to us.
         fence(Ordering::SeqCst);
         let stopped = self.is_stopped();
@@ -139,6 +159,26 @@ impl Parking {
     fn is_stopped(&self) -> bool {
         self.word.load(Ordering::Relaxed) & STOPPED != 0
     }
+
+    /// Nobody searches any more.
+    fn forget_wake(&self) {
+        if self.woken_ns.load(Ordering::Relaxed) != 0 {
+            self.woken_ns.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The worker that was woken last searches still, or has not begun.
+    #[inline]
+    fn is_late(&self) -> bool {
+        let woken_ns = self.woken_ns.load(Ordering::Relaxed);
+        let late_ns = config::SEARCH_LATE.as_nanos() as u64;
+        // Models have no clock.
+        !cfg!(loom) && woken_ns != 0 && self.now_ns().saturating_sub(woken_ns) >= late_ns
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
 }
 
 fn searchers(word: usize) -> usize {
@@ -147,11 +187,6 @@ fn searchers(word: usize) -> usize {
 
 fn sleepers(word: usize) -> usize {
     word % SEARCHER / SLEEPER
-}
-
-/// Somebody sleeps, and nobody searches.
-fn is_in_need(word: usize) -> bool {
-    searchers(word) == 0 && sleepers(word) > 0
 }
 
 #[cfg(all(test, loom))]

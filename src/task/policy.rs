@@ -5,6 +5,11 @@
 //! the time in which they ran. Crossing to a worker costs a wake-up. So while the first is below
 //! the second, handlers run on the poller.
 //!
+//! That is about the mean. A few long runs in a second hardly move it, and yet are all that those
+//! see who have to wait for them: where pollers would be held up for more than a hundredth of the
+//! time by runs that are worth many wake-ups, the slowest hundredth of the others is theirs, and
+//! handlers run on workers as well.
+//!
 //! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
 //! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
 //! waited for anything else is not: a handler that blocks holds up the others for as long. What a
@@ -33,6 +38,7 @@ pub(crate) struct Policy {
     window: Mutex<Window>,
     /// As of the last window.
     delay_ns: AtomicU64,
+    held_up_ppm: AtomicU64,
     flips: AtomicU64,
 }
 
@@ -45,6 +51,9 @@ pub struct PlacementStats {
     /// How long handlers would delay the other connections of a poller, on average, if they ran on
     /// it: in nanoseconds, over the last window of 20 ms.
     pub delay_ns: u64,
+    /// For how much of the time a poller would be held up by runs that take longer than 16
+    /// wake-ups and 200 µs: in millionths of it, over the same window.
+    pub held_up_ppm: u64,
     /// What it costs to wake a worker, in nanoseconds, as measured at the start.
     pub wake_ns: u64,
     /// How often the decision has changed.
@@ -56,6 +65,10 @@ struct Window {
     tally: Tally,
     /// Windows in a row in which handlers would have been cheap enough for the poller.
     calm: u32,
+    /// How many of them it takes.
+    calm_wanted: u32,
+    /// When handlers last came back to the poller.
+    came_back: Option<Instant>,
     /// Long runs that may still be left out, in parts of a window's share.
     pardons: u32,
 }
@@ -65,8 +78,17 @@ struct Window {
 struct Tally {
     runs: u32,
     squares: f64,
+    /// The sum of those that hold up a poller.
+    long_ns: u64,
     /// In descending order.
     longest_ns: [u64; config::PARDONS_MAX as usize],
+}
+
+/// What runs do to others.
+#[derive(Clone, Copy)]
+struct Harm {
+    delay_ns: u64,
+    held_up_ppm: u64,
 }
 
 thread_local! {
@@ -105,9 +127,12 @@ impl Policy {
                 began: Instant::now(),
                 tally: Tally::default(),
                 calm: 0,
+                calm_wanted: config::CALM_WINDOWS,
+                came_back: None,
                 pardons: config::PARDONS_MAX * config::WINDOWS_PER_PARDON,
             }),
             delay_ns: AtomicU64::new(0),
+            held_up_ppm: AtomicU64::new(0),
             flips: AtomicU64::new(0),
         }
     }
@@ -150,14 +175,14 @@ impl Policy {
             if own.whose != 0 && own.strangers < config::RUNS_PER_TALLY {
                 OWN.set(own);
                 let mut tally = Tally::default();
-                tally.add(took_ns);
+                tally.add(took_ns, self.long_ns());
                 return self.tell(&tally, now);
             }
             // Its policy has not been heard of for a while.
             own = Own { whose: here, ..Own::default() };
         }
         own.strangers = 0;
-        own.tally.add(took_ns);
+        own.tally.add(took_ns, self.long_ns());
         if own.tally.runs < config::RUNS_PER_TALLY && took_ns < config::LONG_RUN_NS {
             OWN.set(own);
             return;
@@ -171,36 +196,52 @@ impl Policy {
         window.tally.merge(tally);
         let lasted = now.saturating_duration_since(window.began);
         if lasted >= config::PLACEMENT_WINDOW {
-            self.decide(&mut window, lasted);
+            self.decide(&mut window, lasted, now);
             window.tally = Tally::default();
             window.began = now;
         }
     }
 
     /// At once to the workers, and back after a few calm windows.
-    fn decide(&self, window: &mut Window, lasted: Duration) {
+    fn decide(&self, window: &mut Window, lasted: Duration, now: Instant) {
         let lasted_ns = lasted.as_nanos() as u64 * self.pollers;
         let is_inline = self.is_inline();
-        let delay_ns = window.delay_ns(lasted_ns, config::DELAY_WAKES_MAX * self.wake_ns);
-        self.delay_ns.store(delay_ns, Ordering::Relaxed);
-        let is_calm = delay_ns < self.wake_ns;
+        let is_too_much = |harm: Harm| {
+            harm.delay_ns > config::DELAY_WAKES_MAX * self.wake_ns
+                || harm.held_up_ppm > config::HELD_UP_PPM_MAX
+        };
+        let harm = window.harm(lasted_ns, self.long_ns(), is_too_much);
+        self.delay_ns.store(harm.delay_ns, Ordering::Relaxed);
+        self.held_up_ppm.store(harm.held_up_ppm, Ordering::Relaxed);
+        let is_calm =
+            harm.delay_ns < self.wake_ns && harm.held_up_ppm < config::HELD_UP_PPM_MAX / 2;
         window.calm = if is_calm { window.calm + 1 } else { 0 };
         let wants_inline = match is_inline {
-            true => delay_ns <= config::DELAY_WAKES_MAX * self.wake_ns,
-            false => window.calm >= config::CALM_WINDOWS,
+            true => !is_too_much(harm),
+            false => window.calm >= window.calm_wanted,
         };
         if wants_inline != is_inline {
             self.is_inline.store(wants_inline, Ordering::Relaxed);
             self.flips.fetch_add(1, Ordering::Relaxed);
             window.calm = 0;
-            tracing::debug!(delay_ns, wake_ns = self.wake_ns, wants_inline, "handlers move");
+            window.turned(wants_inline, now);
+            let Harm { delay_ns, held_up_ppm } = harm;
+            let wake_ns = self.wake_ns;
+            tracing::debug!(delay_ns, held_up_ppm, wake_ns, wants_inline, "handlers move");
         }
+    }
+
+    /// A run of that length holds up a poller.
+    #[inline]
+    fn long_ns(&self) -> u64 {
+        (config::LONG_WAKES * self.wake_ns).max(config::HELD_UP_NS_MIN)
     }
 
     pub(crate) fn stats(&self) -> PlacementStats {
         PlacementStats {
             is_inline: self.is_inline(),
             delay_ns: self.delay_ns.load(Ordering::Relaxed),
+            held_up_ppm: self.held_up_ppm.load(Ordering::Relaxed),
             wake_ns: self.wake_ns,
             flips: self.flips.load(Ordering::Relaxed),
         }
@@ -208,35 +249,54 @@ impl Policy {
 }
 
 impl Window {
-    /// How long its runs have delayed others, without the longest of them where that brings it
-    /// below `mark_ns` and is still allowed.
-    fn delay_ns(&mut self, lasted_ns: u64, mark_ns: u64) -> u64 {
+    /// Handlers move, to the poller or from it: how many calm windows the next way back takes.
+    fn turned(&mut self, is_inline: bool, now: Instant) {
+        if is_inline {
+            self.came_back = Some(now);
+            return;
+        }
+        let was_wrong = self
+            .came_back
+            .is_some_and(|since| now.saturating_duration_since(since) < config::CALM_PROVEN);
+        self.calm_wanted = match was_wrong {
+            true => (2 * self.calm_wanted).min(config::CALM_WINDOWS_MAX),
+            false => config::CALM_WINDOWS,
+        };
+    }
+
+    /// What its runs have done to others, without the longest of them while that is too much and
+    /// may still be forgiven.
+    fn harm(&mut self, lasted_ns: u64, long_ns: u64, is_too_much: impl Fn(Harm) -> bool) -> Harm {
         let allowed = self.pardons / config::WINDOWS_PER_PARDON;
         let full = config::PARDONS_MAX * config::WINDOWS_PER_PARDON;
         self.pardons = (self.pardons + 1).min(full);
-        let mut delay_ns = self.tally.delay_ns(lasted_ns, 0);
+        let mut harm = self.tally.harm(lasted_ns, long_ns, 0);
         for pardoned in 1..=allowed {
-            if delay_ns <= mark_ns {
+            if !is_too_much(harm) {
                 break;
             }
-            delay_ns = self.tally.delay_ns(lasted_ns, pardoned as usize);
+            harm = self.tally.harm(lasted_ns, long_ns, pardoned as usize);
             self.pardons -= config::WINDOWS_PER_PARDON;
         }
-        delay_ns
+        harm
     }
 }
 
 impl Tally {
     #[inline]
-    fn add(&mut self, took_ns: u64) {
+    fn add(&mut self, took_ns: u64, long_ns: u64) {
         self.runs += 1;
         self.squares += (took_ns as f64) * (took_ns as f64);
+        if took_ns >= long_ns {
+            self.long_ns += took_ns;
+        }
         self.keep_longest(took_ns);
     }
 
     fn merge(&mut self, other: &Tally) {
         self.runs += other.runs;
         self.squares += other.squares;
+        self.long_ns += other.long_ns;
         for took_ns in other.longest_ns {
             self.keep_longest(took_ns);
         }
@@ -252,13 +312,18 @@ impl Tally {
         }
     }
 
-    /// How long these runs, but for the longest `left_out`, have delayed others in `lasted_ns`, if
-    /// they ran one after the other.
-    fn delay_ns(&self, lasted_ns: u64, left_out: usize) -> u64 {
-        let longest = self.longest_ns.iter().take(left_out);
-        let left_out: f64 = longest.map(|ns| (*ns as f64) * (*ns as f64)).sum();
-        // Rounding may have left less than was taken out.
-        ((self.squares - left_out).max(0.0) / (2.0 * lasted_ns.max(1) as f64)) as u64
+    /// What these runs, but for the longest `left_out`, have done to others in `lasted_ns`, if they
+    /// ran one after the other. Those of `long_ns` hold them up.
+    fn harm(&self, lasted_ns: u64, long_ns: u64, left_out: usize) -> Harm {
+        let longest = || self.longest_ns.iter().take(left_out);
+        let squares: f64 = longest().map(|ns| (*ns as f64) * (*ns as f64)).sum();
+        let long: u64 = longest().filter(|ns| **ns >= long_ns).sum();
+        let lasted_ns = lasted_ns.max(1) as f64;
+        Harm {
+            // Rounding may have left less than was taken out.
+            delay_ns: ((self.squares - squares).max(0.0) / (2.0 * lasted_ns)) as u64,
+            held_up_ppm: ((self.long_ns - long) as f64 / lasted_ns * 1e6) as u64,
+        }
     }
 }
 
@@ -372,6 +437,16 @@ mod tests {
     }
 
     #[test]
+    fn long_runs_that_hardly_move_the_mean_move_the_handlers() {
+        let policy = policy(1);
+        let length = Duration::from_nanos(policy.long_ns() + 1000);
+        // Three in 20 ms, 200 µs each: on average others wait for less than one wake-up.
+        pass(&policy, 10, 3, length);
+        assert!(policy.stats().delay_ns < policy.wake_ns, "{:?}", policy.stats());
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+    }
+
+    #[test]
     fn few_runs_that_fill_window_after_window_move() {
         let policy = policy(1);
         pass(&policy, 4, 1, Duration::from_millis(30));
@@ -389,6 +464,26 @@ mod tests {
         pass(&policy, config::CALM_WINDOWS, 5_000, Duration::from_nanos(500));
         assert!(policy.is_inline(), "{:?}", policy.stats());
         assert_eq!(policy.stats().flips, 2);
+    }
+
+    #[test]
+    fn now_and_then_a_long_run_does_not_move_them_back_and_forth() {
+        let policy = policy(1);
+        let again = |policy: &Policy, calm: u32| {
+            pass(policy, 1, 10, Duration::from_millis(1));
+            pass(policy, calm, 640, Duration::from_nanos(500));
+        };
+        for _ in 0..100 {
+            again(&policy, config::CALM_WINDOWS + 2);
+        }
+        // There and back twice: then it takes more calm windows than there ever are.
+        assert!(!policy.is_inline() && policy.stats().flips <= 5, "{:?}", policy.stats());
+        pass(&policy, config::CALM_WINDOWS_MAX, 640, Duration::from_nanos(500));
+        assert!(policy.is_inline(), "{:?}", policy.stats());
+        // Once they were right to be there for a while it takes a few again.
+        pass(&policy, 60, 640, Duration::from_nanos(500));
+        again(&policy, config::CALM_WINDOWS);
+        assert!(policy.is_inline(), "{:?}", policy.stats());
     }
 
     /// Runs of a millisecond that are timed, until the handlers move or there were enough of them.
