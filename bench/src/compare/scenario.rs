@@ -71,7 +71,14 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
                 [Question::FewHeavy, Question::AllHeavy, Question::AllCheap, Question::Fairness];
             let apart = args.cpus.server_cpus.is_some() || args.cpus.client_cpus.is_some();
             let cell = |question| Cell { shares_cpus: !apart, ..Cell::heavy(question, bytes) };
-            questions.map(cell).into()
+            let mut cells: Vec<_> = questions.map(cell).into();
+            // A rate that was asked for is the only one.
+            if args.rate.is_none() {
+                let few = cell(Question::FewHeavy);
+                let name = format!("{}, little load", few.name);
+                cells.insert(1, Cell { name, load_percent: Some(LITTLE_LOAD), ..few });
+            }
+            cells
         }
     }
 }
@@ -178,6 +185,10 @@ pub(crate) fn suits_peer(peer: Peer, cell: &Cell) -> bool {
         _ => true,
     }
 }
+
+/// Of what the slowest candidate takes, where CPUs are seldom short and only whoever computes is in
+/// the way.
+const LITTLE_LOAD: u32 = 10;
 
 const CONNECTIONS: &[u32] = &[1, 10, 100, 1000];
 const QUICK_CONNECTIONS: &[u32] = &[1, 100, 1000];
