@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+mod placing;
 pub(crate) mod sqpoll;
 pub(crate) mod uring;
 
+pub(crate) use placing::*;
 pub use sqpoll::{SqpollOptions, SqpollPreset};
 pub use uring::{Capabilities, RingTier, UringOptions};
 
@@ -230,7 +232,7 @@ pub(crate) const AUTO_WORKERS_PER_CPU: usize = 2;
 /// How often an idle worker looks for work again before it parks.
 pub(crate) const WORKER_SPINS_MAX: usize = 32;
 
-/// How long a worker that was woken may take to find work before another one is woken beside it. Far
+/// How long a worker that was woken may take to find work before another is woken beside it. Far
 /// more than a wake-up takes on a CPU that is free. On two CPUs, with four workers and 8,000
 /// requests a second of which 1 % take a millisecond, the P99 of the others was 0.4 to 0.5 ms
 /// instead of 0.7.
@@ -239,77 +241,6 @@ pub(crate) const SEARCH_LATE: Duration = Duration::from_micros(50);
 /// Runs of a worker between two looks elsewhere, which are for the shared queue and for a
 /// neighbour's in turn: what its own queue holds, or the shared one, must not keep out the rest.
 pub(crate) const RUNS_PER_LOOK: u32 = 32;
-
-/// Over how long run times are gathered before it is decided where handlers run.
-pub(crate) const PLACEMENT_WINDOW: Duration = Duration::from_millis(20);
-
-/// Calm windows before handlers come back to the poller. With the one in which they ended to be
-/// long, that is well within 100 ms.
-pub(crate) const CALM_WINDOWS: u32 = 3;
-
-/// Where handlers had to leave again within [`CALM_PROVEN`], twice as many windows have to be calm
-/// as the last time, up to so many, half a second: a few long runs in a second, with calm windows
-/// between them, would have handlers go back and forth.
-pub(crate) const CALM_WINDOWS_MAX: u32 = 25;
-
-/// Handlers that have been on the poller for so long were rightly there.
-pub(crate) const CALM_PROVEN: Duration = Duration::from_secs(1);
-
-/// Handlers leave the poller when they delay others by more than so many wake-ups; they come back
-/// when that is less than one. A run includes its flush, which with epoll is a system call.
-pub(crate) const DELAY_WAKES_MAX: u64 = 2;
-
-/// Runs of so many wake-ups hold up a poller: whoever waits for one would rather have woken a
-/// worker.
-pub(crate) const LONG_WAKES: u64 = 16;
-
-/// Shorter runs never do: a connection that has sent many small requests has them answered in one
-/// run.
-pub(crate) const HELD_UP_NS_MIN: u64 = 200_000;
-
-/// Handlers leave the poller as well where such runs hold it up for more than this share of the
-/// time, in millionths; they come back below half of it. On two CPUs, with 4,000 requests a second
-/// of which 1 % take a millisecond, the P99 of the others is 0.2 ms on workers and 0.8 on pollers,
-/// although the mean delay is no more than a wake-up.
-pub(crate) const HELD_UP_PPM_MAX: u64 = 10_000;
-
-/// Long runs that need not count, at most, in one window: a host that takes the CPU away for a
-/// while does so a few times in a second, and seldom more often in a window.
-pub(crate) const PARDONS_MAX: u32 = 2;
-
-/// Windows after which one more of them need not count.
-pub(crate) const WINDOWS_PER_PARDON: u32 = 10;
-
-/// A poller that has stood still for so long while it ran a handler is held up, and relieved of
-/// what it has not come to. Whoever looks does so that often while pollers are awake.
-pub(crate) const STALL_TICK: Duration = Duration::from_millis(1);
-
-/// And that often while no handlers run on pollers.
-pub(crate) const STALL_TICK_OF_POOL: Duration = Duration::from_millis(20);
-
-/// After so many ticks in which every poller slept it sleeps as well, until one is awake.
-pub(crate) const STALL_TICKS_IDLE: u32 = 20;
-
-/// Commands that a poller that is held up is relieved of at once.
-pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
-
-/// Runs that a thread counts for itself before it tells.
-pub(crate) const RUNS_PER_TALLY: u32 = 64;
-
-/// A run that is told at once, and whose time is checked against what its thread waited for a CPU.
-/// Shorter ones are not worth the system call, even where they were interrupted.
-pub(crate) const LONG_RUN_NS: u64 = 50_000;
-
-/// How old the figure may be that a long run's waiting is counted from: what its thread waited
-/// between then and the run is taken off as well.
-pub(crate) const STARVED_REFRESH: Duration = Duration::from_millis(1);
-
-/// What a wake-up costs where it cannot be measured; what is measured is believed within a factor
-/// of five.
-pub(crate) const WAKE_NS_GUESS: u64 = 5_000;
-
-/// Wake-ups measured at the start: less than a millisecond's worth.
-pub(crate) const WAKE_TRIALS: usize = 50;
 
 /// Threads for synchronous code, in the whole process. Most of them wait, for a disk or a lock, so
 /// there may be many more than CPUs.

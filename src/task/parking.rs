@@ -189,6 +189,47 @@ fn sleepers(word: usize) -> usize {
     word % SEARCHER / SLEEPER
 }
 
+#[cfg(all(test, not(loom)))]
+mod lateness {
+    use super::*;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_worker_that_was_woken_and_finds_nothing_is_not_relied_on() {
+        let parking = Arc::new(Parking::new(2));
+        let (woken, who) = mpsc::channel();
+        let sleepers: Vec<_> = (0..2)
+            .map(|index| {
+                let (parking, woken) = (Arc::clone(&parking), woken.clone());
+                thread::spawn(move || {
+                    parking.begin_search();
+                    parking.sleep(index, || false);
+                    // It never says that it has found something: as good as without a CPU.
+                    woken.send(index).unwrap();
+                })
+            })
+            .collect();
+        while sleepers_of(&parking) < 2 {
+            thread::yield_now();
+        }
+        parking.notify();
+        let first = who.recv_timeout(Duration::from_secs(10)).unwrap();
+        // While work comes in the other one is woken, sooner or later.
+        let other = (0..10_000).find_map(|_| {
+            parking.notify();
+            who.recv_timeout(Duration::from_millis(1)).ok()
+        });
+        assert_eq!(other, Some(1 - first));
+        sleepers.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    fn sleepers_of(parking: &Parking) -> usize {
+        sleepers(parking.word.load(Ordering::Relaxed))
+    }
+}
+
 #[cfg(all(test, loom))]
 mod tests {
     use super::*;

@@ -210,3 +210,25 @@ const RATES: &[u32] = &[25, 50, 75, 90];
 const RATES_CONNECTIONS: u32 = 100;
 /// Of the ring that is there for single requests.
 const SMALL_BUFFER: u32 = 4 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn a_few_heavy_requests_come_at_two_loads_unless_a_rate_is_asked_for() {
+        let loads = |more: &[&str]| -> Vec<_> {
+            let line = ["ringpoll-bench", "compare", "--scenario", "heavy"];
+            let line = line.iter().chain(more);
+            let Command::Compare(args) = Cli::try_parse_from(line).unwrap().command else {
+                unreachable!("it is what was asked for");
+            };
+            let few = |cell: &Cell| cell.question == Question::FewHeavy;
+            cells(&args).iter().filter(|cell| few(cell)).map(|cell| cell.load_percent).collect()
+        };
+        assert_eq!(loads(&[]), [Some(50), Some(LITTLE_LOAD)]);
+        assert_eq!(loads(&["--rate", "1000"]), [Some(50)]);
+    }
+}
