@@ -74,7 +74,8 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
             let mut cells: Vec<_> = questions.map(cell).into();
             // A rate that was asked for is the only one.
             if args.rate.is_none() {
-                let few = cell(Question::FewHeavy);
+                // The same work, which is measured once.
+                let few = cells[0].clone();
                 let name = format!("{}, little load", few.name);
                 cells.insert(1, Cell { name, load_percent: Some(LITTLE_LOAD), ..few });
             }
@@ -226,7 +227,10 @@ mod tests {
                 unreachable!("it is what was asked for");
             };
             let few = |cell: &Cell| cell.question == Question::FewHeavy;
-            cells(&args).iter().filter(|cell| few(cell)).map(|cell| cell.load_percent).collect()
+            let cells = cells(&args);
+            let few: Vec<_> = cells.iter().filter(|cell| few(cell)).collect();
+            assert!(few.iter().all(|cell| cell.work_steps == few[0].work_steps), "{few:?}");
+            few.iter().map(|cell| cell.load_percent).collect()
         };
         assert_eq!(loads(&[]), [Some(50), Some(LITTLE_LOAD)]);
         assert_eq!(loads(&["--rate", "1000"]), [Some(50)]);
