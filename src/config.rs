@@ -158,15 +158,18 @@ impl Limits {
     }
 }
 
-/// One receive: as much as a fast sender puts on the wire between two visits of the poller. With
-/// 64 requests of 1 KB in flight, which are just more than 64 KiB, a block of that size served 0.85
-/// of what this one does (4 connections, medians of 5 interleaved rounds on a busy machine).
-pub(crate) const RECEIVE_BLOCK_BYTES: usize = 128 << 10;
+/// One receive: a few requests.
+pub(crate) const RECEIVE_BLOCK_BYTES: usize = 4 << 10;
 
-/// A receive that fills at least this much of its block is handed over as it is; a smaller one is
+/// One receive of a peer whose last one filled more than that: as much as a fast sender puts on the
+/// wire between two visits of the poller. With 64 requests of 1 KB in flight, which are just more
+/// than 64 KiB, a block of that size served 0.85 of what this one does (4 connections, medians of 5
+/// interleaved rounds on a busy machine).
+pub(crate) const BULK_BLOCK_BYTES: usize = 128 << 10;
+
+/// A receive that fills at least this part of its block is handed over as it is; a smaller one is
 /// copied into a block of its size, so that a few bytes never pin a large block.
-pub(crate) const RECEIVE_LEND_BYTES_MIN: usize = RECEIVE_BLOCK_BYTES / 4;
-const _: () = assert!(RECEIVE_LEND_BYTES_MIN * 4 <= RECEIVE_BLOCK_BYTES);
+pub(crate) const LEND_SHARE: usize = 4;
 
 /// Events taken from the kernel at once: bounds how long a connection waits for its turn.
 pub(crate) const EVENTS_MAX: usize = 512;

@@ -149,17 +149,20 @@ impl Error {
         self.0.partial.as_ref()
     }
 
+    #[cold]
     pub(crate) fn closed(operation: &str) -> Error {
         Error::new(Kind::Closed, format!("{operation}: connection closed"))
     }
 
     /// Closed, but not the connection, or not for certain.
+    #[cold]
     pub(crate) fn gone(message: impl Into<String>) -> Error {
         Error::new(Kind::Closed, message.into())
     }
 
     /// The same once more, for another who is told of it. Of its source there is the kernel's
     /// number, or kind.
+    #[cold]
     pub(crate) fn copy(&self) -> Error {
         let mut copy = Error::new(self.0.kind, self.0.message.clone());
         copy.0.partial = self.0.partial.clone();
@@ -172,6 +175,7 @@ impl Error {
         copy
     }
 
+    #[cold]
     pub(crate) fn eof(operation: &str, wanted_bytes: usize, left_bytes: usize) -> Error {
         Error::new(
             Kind::Eof,
@@ -179,10 +183,12 @@ impl Error {
         )
     }
 
+    #[cold]
     pub(crate) fn read_timeout(operation: &str, after: Duration) -> Error {
         Error::new(Kind::ReadTimeout, format!("{operation}: no data in {after:?}"))
     }
 
+    #[cold]
     pub(crate) fn write_timeout(operation: &str, after: Duration) -> Error {
         Error::new(
             Kind::WriteTimeout,
@@ -190,10 +196,12 @@ impl Error {
         )
     }
 
+    #[cold]
     pub(crate) fn dial_timeout(address: &str, after: Duration) -> Error {
         Error::new(Kind::DialTimeout, format!("connect {address}: no reply in {after:?}"))
     }
 
+    #[cold]
     pub(crate) fn shutdown_timeout(
         busy_count: usize,
         spawned_count: usize,
@@ -209,23 +217,28 @@ impl Error {
         )
     }
 
+    #[cold]
     pub(crate) fn limit(message: impl Into<String>) -> Error {
         Error::new(Kind::Limit, message.into())
     }
 
+    #[cold]
     pub(crate) fn unsupported(message: impl Into<String>) -> Error {
         Error::new(Kind::Unsupported, message.into())
     }
 
+    #[cold]
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
         Error::new(Kind::Invalid, message.into())
     }
 
+    #[cold]
     pub(crate) fn panicked(message: impl Into<String>) -> Error {
         Error::new(Kind::Panicked, message.into())
     }
 
     /// A kernel error, with what was being done: `io("bind 127.0.0.1:80", error)`.
+    #[cold]
     pub(crate) fn io(operation: impl fmt::Display, source: impl Into<io::Error>) -> Error {
         let source = source.into();
         let mut error = Error::new(Kind::Io, format!("{operation}: {source}"));
@@ -238,6 +251,7 @@ impl Error {
         self
     }
 
+    #[cold]
     fn new(kind: Kind, message: String) -> Error {
         Error(Box::new(Inner { kind, message, source: None, partial: None }))
     }

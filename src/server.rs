@@ -231,18 +231,16 @@ where
                 return None;
             }
         };
-        let mut run = Box::pin(run);
         // Most handlers end here, or wait for their flush alone, at the price of no task.
-        let owner = run.end().owner();
-        let mut poll = || task::try_poll(run.as_mut(), owner);
-        let tried = match policy {
-            Some(policy) => policy.time(poll),
-            None => poll(),
-        };
-        if tried == Tried::Done {
-            return None;
-        }
-        let remote = Arc::clone(run.end().remote());
+        let (run, (tried, remote)) = task::poll_first(run, |mut run| {
+            let owner = run.end().owner();
+            let mut poll = || task::try_poll(run.as_mut(), owner);
+            let tried = match policy {
+                Some(policy) => policy.time(poll),
+                None => poll(),
+            };
+            (tried != Tried::Done).then(|| (tried, Arc::clone(run.end().remote())))
+        })?;
         take_on(&remote, executor, run, tried)
     })
 }

@@ -33,7 +33,16 @@ const IMPORTS: ImportTable = ImportTable {
         // The last three are words of the calls upward, which `poller` passes on.
         (
             "connection",
-            &["poller", "buffer", "task", "sys::socket", "sys::Token", "sys::Flow", "sys::Outlet"],
+            &[
+                "poller",
+                "buffer",
+                "task",
+                "sys::socket",
+                "sys::Token",
+                "sys::Flow",
+                "sys::Outlet",
+                "sys::Received",
+            ],
         ),
         ("pollers", &["connection", "poller"]),
         (

@@ -97,7 +97,7 @@ impl Pool {
         let mut blocks = self.0.blocks.load(Ordering::Acquire);
         let mut block_bytes = self.0.block_bytes.load(Ordering::Acquire);
         for (class, list) in self.0.lists.iter().enumerate() {
-            let free = list.blocks.len() + list.local_count.load(Ordering::Relaxed);
+            let free = list.len() + self.0.local_counts[class].load(Ordering::Relaxed);
             blocks = blocks.saturating_sub(free);
             block_bytes = block_bytes.saturating_sub(free * self.0.class_bytes(class));
         }
@@ -116,7 +116,7 @@ impl Pool {
     pub(crate) fn trim(&self) {
         with_local(Arc::as_ptr(&self.0), |local| local.map(Local::clear));
         for list in &self.0.lists {
-            while let Some(block) = list.blocks.pop() {
+            while let Some(block) = list.pop() {
                 self.0.destroy(block);
             }
         }
@@ -135,10 +135,11 @@ impl Pool {
     fn with_classes(bytes_min: usize, count: usize, growth_bytes_max: usize) -> Pool {
         let list = |class: usize| {
             let count_max = (FREE_BYTES_MAX / (bytes_min << class)).clamp(1, FREE_BLOCKS_MAX);
-            FreeList { blocks: ArrayQueue::new(count_max), local_count: AtomicUsize::new(0) }
+            ArrayQueue::new(count_max)
         };
         Pool(Arc::new(FreeLists {
             lists: (0..count).map(list).collect(),
+            local_counts: (0..count).map(|_| AtomicUsize::new(0)).collect(),
             bytes_min_log2: bytes_min.ilog2(),
             growth_bytes_max,
             blocks: AtomicUsize::new(0),
@@ -153,7 +154,9 @@ impl Pool {
 /// What a pool is: its free blocks, and counts of all blocks.
 struct FreeLists {
     /// The list at index `class` has blocks of `class_bytes(class)`.
-    lists: Box<[FreeList]>,
+    lists: Box<[ArrayQueue<FreeBlock>]>,
+    /// How many more of each the attached thread has. Written by that thread only.
+    local_counts: Box<[AtomicUsize]>,
     bytes_min_log2: u32,
     growth_bytes_max: usize,
     /// All blocks there are, free or in use.
@@ -164,12 +167,6 @@ struct FreeLists {
     aside_bytes: AtomicUsize,
     /// Whether a thread is attached.
     attached: AtomicBool,
-}
-
-struct FreeList {
-    blocks: ArrayQueue<FreeBlock>,
-    /// How many more the attached thread has. Written by that thread only.
-    local_count: AtomicUsize,
 }
 
 impl FreeLists {
@@ -185,16 +182,18 @@ impl FreeLists {
         1 << (self.bytes_min_log2 as usize + class)
     }
 
+    #[inline(never)]
     fn pop(&self, class: usize, bytes_min: usize) -> FreeBlock {
         match self.lists.get(class) {
-            Some(list) => list.blocks.pop().unwrap_or_else(|| self.create(self.class_bytes(class))),
+            Some(list) => list.pop().unwrap_or_else(|| self.create(self.class_bytes(class))),
             None => self.create(bytes_min),
         }
     }
 
+    #[inline(never)]
     fn push(&self, class: usize, block: FreeBlock) {
         let rejected = match self.lists.get(class) {
-            Some(list) => list.blocks.push(block).err(),
+            Some(list) => list.push(block).err(),
             None => Some(block),
         };
         if let Some(block) = rejected {
@@ -285,7 +284,7 @@ impl Local {
     fn pop(&mut self, class: usize) -> Option<LocalBlock> {
         let list = self.lists.get_mut(class)?;
         let entry = list.pop()?;
-        self.pool.lists[class].local_count.store(list.len(), Ordering::Relaxed);
+        self.pool.local_counts[class].store(list.len(), Ordering::Relaxed);
         Some(entry)
     }
 
@@ -295,7 +294,7 @@ impl Local {
         match self.lists.get_mut(class) {
             Some(list) if list.len() < list.capacity() => {
                 list.push(entry);
-                self.pool.lists[class].local_count.store(list.len(), Ordering::Relaxed);
+                self.pool.local_counts[class].store(list.len(), Ordering::Relaxed);
                 None
             }
             _ => Some(entry),
@@ -308,7 +307,7 @@ impl Local {
             for entry in list.drain(..) {
                 self.pool.destroy(entry.block);
             }
-            self.pool.lists[class].local_count.store(0, Ordering::Relaxed);
+            self.pool.local_counts[class].store(0, Ordering::Relaxed);
         }
     }
 }

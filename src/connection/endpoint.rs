@@ -71,7 +71,7 @@ impl Endpoint for Shared {
         batch.wakers.extend(input.take_waker());
     }
 
-    #[inline]
+    #[inline(always)]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Shared>) -> Flow {
         if self.life.drops_input() {
             return Flow::Pause;
@@ -174,6 +174,7 @@ impl Endpoint for Shared {
         }
     }
 
+    #[inline(always)]
     fn act(self: Arc<Self>, action: Action) -> Option<Run> {
         match action {
             Action::Disconnected => self.tell_disconnected(),
@@ -262,6 +263,7 @@ impl Shared {
     }
 
     /// What a run works with.
+    #[inline(always)]
     fn begin_run(self: Arc<Self>) -> (Kind, Connection, RunEnd) {
         self.remote.counters.add(|counters| &counters.handler_runs, 1);
         let (kind, reader, writer) = {

@@ -15,28 +15,30 @@ use crate::poller::timers::NEVER;
 use super::spare;
 use super::state::{Kind, Runs};
 
+/// In this order, so that what every request needs lies together.
+#[repr(C)]
 pub(super) struct Input {
-    /// Apart, since a server's reader is home most of the time and the bytes go there.
-    inbox: Option<Box<Chain>>,
+    pub(super) runs: Runs,
     /// Bytes ever received.
     received: u64,
     /// What the reader has; while it is out, what it had when it last looked in, and may have
     /// consumed since.
     held_bytes: usize,
-    pub(super) wait: Option<Wait>,
-    /// Nothing more will come, and why.
-    pub(super) end: Option<End>,
-    pub(super) runs: Runs,
-    /// The poller has given up the slot.
-    pub(super) removed: bool,
-    /// There is a handler for requests: bytes that nobody waits for start a run.
-    pub(super) serves: bool,
     /// The reader, while it is home, with what is unread.
     reader: Option<Box<Chain>>,
     /// The writer, while it is home, with what the last run wrote and did not submit.
     writer: Option<Box<Staging>>,
+    /// Apart, since a server's reader is home most of the time and the bytes go there.
+    inbox: Option<Box<Chain>>,
+    /// There is a handler for requests: bytes that nobody waits for start a run.
+    pub(super) serves: bool,
+    /// The poller has given up the slot.
+    pub(super) removed: bool,
     /// The peer has gone during `on_connect`; the user is told after it.
     disconnect_owed: bool,
+    /// Nothing more will come, and why.
+    pub(super) end: Option<End>,
+    pub(super) wait: Option<Wait>,
     /// How connecting ended.
     pub(super) connected: Option<io::Result<()>>,
 }
@@ -91,6 +93,7 @@ impl Input {
     }
 
     /// Takes in what the poller received.
+    #[inline(always)]
     pub(super) fn file(
         &mut self,
         bytes: Received<'_>,
@@ -153,9 +156,11 @@ impl Input {
     }
 
     /// What a run that has started works with.
+    #[inline(always)]
     pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
         let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
-        let mut reader = self.reader.take().unwrap_or_else(spare::reader);
+        // It is there, but for on_connect.
+        let mut reader = self.reader.take().unwrap_or_default();
         if self.inbox_len() > 0 {
             self.refill(&mut reader);
         }
@@ -188,6 +193,20 @@ impl Input {
     /// Notes how much the reader has left.
     pub(super) fn set_held_bytes(&mut self, bytes: usize) {
         self.held_bytes = bytes;
+    }
+
+    /// Ends a run that has left nothing, if nothing has come meanwhile and nobody waits.
+    pub(super) fn rest(&mut self) -> bool {
+        let is_quiet = self.inbox.is_none()
+            && self.wait.is_none()
+            && self.end.is_none()
+            && self.serves
+            && !self.removed;
+        if is_quiet {
+            self.held_bytes = 0;
+            self.runs = Runs::Home;
+        }
+        is_quiet
     }
 
     /// Takes back what comes home. Returns who was registered still, to be dropped without the

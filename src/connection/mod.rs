@@ -228,16 +228,13 @@ impl Handle {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let (reader, writer) = (self.reader.take(), self.writer.take());
-        if reader.is_none() {
-            // Split: the halves have them.
-            return;
-        }
+        // Nothing, where it was split: the halves have them.
+        let (Some(reader), Some(writer)) = (self.reader.take(), self.writer.take()) else { return };
         let shared = &self.handle.0;
-        if shared.is_serving() {
-            shared.release(shared::BOTH, reader, writer);
-        } else {
+        if !shared.is_serving() {
             shared.close();
+        } else if let Some((reader, writer)) = run::keep_for_end(shared, (reader, writer)) {
+            shared.release(shared::BOTH, Some(reader), Some(writer));
         }
     }
 }

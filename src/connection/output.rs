@@ -20,23 +20,25 @@ use crate::sys::socket::Socket;
 
 use super::shared::Shared;
 
+/// In this order, so that what every request needs lies together.
+#[repr(C)]
 pub(super) struct Output {
     /// Taken when the connection is finished or detached.
     pub(super) socket: Option<Arc<Socket>>,
+    submitted: u64,
+    sent: u64,
     /// Submitted, not with the backend yet.
     queue: Option<Box<Chain>>,
     sending: Sending,
-    submitted: u64,
-    sent: u64,
-    /// A flush that waits: until so many bytes are sent, by that time.
-    wait: Option<Wait>,
-    failed: Option<(io::ErrorKind, Option<i32>)>,
     /// The write side was ended on purpose.
     pub(super) ended: bool,
     /// Close when everything submitted is sent.
     pub(super) close_when_sent: bool,
     /// The socket is to outlive the connection.
     pub(super) detaching: bool,
+    failed: Option<(io::ErrorKind, Option<i32>)>,
+    /// A flush that waits: until so many bytes are sent, by that time.
+    wait: Option<Wait>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,29 +118,31 @@ impl Output {
         }
         self.submitted += bytes.len() as u64;
         if self.sending == Sending::Handed {
-            self.queue.get_or_insert_default().append(bytes);
-            return Ok(Submitted::Queued { ask: false });
+            return Ok(self.append(bytes, false));
         }
         if self.socket.as_ref().is_some_and(|socket| leave(socket, bytes)) {
-            self.sending = Sending::Handed;
-            if !bytes.is_empty() {
-                self.queue = Some(Box::new(bytes.take()));
-            }
-            return Ok(Submitted::Queued { ask: false });
+            return Ok(self.append(bytes, false));
         }
         match self.send_now(bytes, counters) {
             Ok(()) if bytes.is_empty() => Ok(Submitted::Sent),
-            Ok(()) => {
-                self.queue = Some(Box::new(bytes.take()));
-                self.sending = Sending::Handed;
-                Ok(Submitted::Queued { ask: true })
-            }
+            Ok(()) => Ok(self.append(bytes, true)),
             Err(error) => {
                 bytes.clear();
                 self.fail(&error);
                 Err(error)
             }
         }
+    }
+
+    /// Leaves `bytes`, if there are any, behind what is with the poller; it must be asked to send
+    /// them, if `ask`.
+    #[inline(never)]
+    fn append(&mut self, bytes: &mut Chain, ask: bool) -> Submitted {
+        self.sending = Sending::Handed;
+        if !bytes.is_empty() {
+            self.queue.get_or_insert_default().append(bytes);
+        }
+        Submitted::Queued { ask }
     }
 
     /// Sends what the socket takes now, up to one turn's worth.
@@ -204,6 +208,7 @@ impl Output {
     }
 
     /// The connection failed: nothing more will be sent. The queue is dropped.
+    #[cold]
     pub(super) fn fail(&mut self, error: &io::Error) {
         self.failed.get_or_insert((error.kind(), error.raw_os_error()));
         self.queue = None;

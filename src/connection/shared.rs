@@ -14,6 +14,8 @@ use super::Service;
 use super::handle::Handle;
 use super::input::{End, Filed, Input};
 use super::output::{Flusher, Output};
+use super::run::Parts;
+use super::spare;
 use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
 use super::timeout::Timeouts;
 use crate::address::PeerAddr;
@@ -311,12 +313,29 @@ impl Shared {
     }
 
     /// A run's future is done.
-    pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>) {
+    pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>, returned: Option<Parts>) {
         if let Some(error) = failure {
             self.report(&error);
             self.close();
         }
-        self.release(FUTURE, None, None);
+        let Some((reader, writer)) = returned else {
+            return self.release(FUTURE, None, None);
+        };
+        if reader.is_empty() && writer.is_empty() && self.rest() {
+            spare::keep(reader, writer);
+        } else {
+            self.release(FUTURE | BOTH, Some(reader), Some(writer));
+        }
+    }
+
+    /// Ends a run that has left nothing, and after which there is nothing to do. `false`: there is,
+    /// and the run has not ended. What [`release`](Self::release) does in the usual case.
+    fn rest(&self) -> bool {
+        let mut input = lock(&self.input);
+        let is_at_rest = self.life.is_active()
+            && !self.paused.load(Ordering::Relaxed)
+            && !self.service.as_ref().is_some_and(|service| service.is_draining());
+        is_at_rest && input.rest()
     }
 
     /// A spawned future is done.
@@ -422,6 +441,7 @@ impl Shared {
         self.follow(filed, batch);
     }
 
+    #[inline(always)]
     pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
         batch.wakers.extend(filed.wake);
         if filed.start_run {

@@ -4,60 +4,71 @@
 //! keeps a few for the next runs that start on it.
 
 use std::cell::RefCell;
-use std::thread::LocalKey;
 
 use crate::buffer::{Chain, Staging};
 use crate::config::SPARE_PARTS_MAX;
 
+thread_local! {
+    static SPARE: RefCell<Spare> =
+        const { RefCell::new(Spare { readers: Vec::new(), writers: Vec::new() }) };
+}
+
 // Boxed, because what moves in and out of a connection is a pointer.
 #[allow(clippy::vec_box)]
-type Spare<T> = RefCell<Vec<Box<T>>>;
-
-thread_local! {
-    static READERS: Spare<Chain> = const { RefCell::new(Vec::new()) };
-    static WRITERS: Spare<Staging> = const { RefCell::new(Vec::new()) };
+struct Spare {
+    readers: Vec<Box<Chain>>,
+    writers: Vec<Box<Staging>>,
 }
 
 /// An empty reader.
 #[inline]
 pub(super) fn reader() -> Box<Chain> {
-    READERS.with_borrow_mut(Vec::pop).unwrap_or_default()
+    SPARE.with_borrow_mut(|spare| spare.readers.pop()).unwrap_or_default()
 }
 
 /// An empty writer.
 #[inline]
 pub(super) fn writer() -> Box<Staging> {
-    WRITERS.with_borrow_mut(Vec::pop).unwrap_or_default()
+    SPARE.with_borrow_mut(|spare| spare.writers.pop()).unwrap_or_default()
 }
 
 /// Takes a reader that nobody needs; gives it back if there is something in it.
-#[inline]
 pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
     if !reader.is_empty() {
         return Some(reader);
     }
     reader.release();
-    keep(&READERS, reader);
+    // Where the thread ends, it is simply dropped. So below.
+    let _ = SPARE.try_with(|spare| push(&mut spare.borrow_mut().readers, reader));
     None
 }
 
 /// Takes a writer that nobody needs; gives it back if there is something in it.
-#[inline]
 pub(super) fn keep_writer(mut writer: Box<Staging>) -> Option<Box<Staging>> {
     if !writer.is_empty() {
         return Some(writer);
     }
     writer.release();
-    keep(&WRITERS, writer);
+    let _ = SPARE.try_with(|spare| push(&mut spare.borrow_mut().writers, writer));
     None
 }
 
-fn keep<T>(spare: &'static LocalKey<Spare<T>>, part: Box<T>) {
-    // Where the thread ends, it is simply dropped.
-    let _ = spare.try_with(|parts| {
-        let mut parts = parts.borrow_mut();
-        if parts.len() < SPARE_PARTS_MAX {
-            parts.push(part);
-        }
+/// Takes both, with nothing in them.
+#[inline]
+pub(super) fn keep(mut reader: Box<Chain>, mut writer: Box<Staging>) {
+    reader.release();
+    writer.release();
+    let _ = SPARE.try_with(|spare| {
+        let mut spare = spare.borrow_mut();
+        push(&mut spare.readers, reader);
+        push(&mut spare.writers, writer);
     });
+}
+
+#[inline]
+#[allow(clippy::vec_box)]
+fn push<T>(parts: &mut Vec<Box<T>>, part: Box<T>) {
+    if parts.len() < SPARE_PARTS_MAX {
+        parts.push(part);
+    }
 }

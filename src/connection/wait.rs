@@ -247,6 +247,7 @@ impl Flush {
 
 /// Registers a writer until `target` bytes are sent, unless its wait is over already. Returns who
 /// was registered before, to be dropped without the lock.
+#[inline(never)]
 fn wait_for_sent(
     output: &mut Output,
     target: u64,
@@ -278,6 +279,7 @@ fn write_until_ns(shared: &Shared, began: &mut Began) -> u64 {
 }
 
 /// Hands written bytes over; says whether the poller must be asked to send.
+#[inline(always)]
 fn submit_to(
     output: &mut Output,
     shared: &Arc<Shared>,
@@ -325,8 +327,22 @@ fn ask_if(shared: &Arc<Shared>, ask: bool) {
 /// so it looks after us. What is not taken is left in `bytes`.
 #[inline]
 fn leave(shared: &Arc<Shared>, socket: &Arc<Socket>, bytes: &mut Chain) -> bool {
-    let token = shared.token();
     match &shared.remote.outlet {
+        Outlet::Flusher => false,
+        outlet => leave_to(outlet, shared, socket, bytes),
+    }
+}
+
+/// The rest of [`leave`], out of the way of those that send by themselves.
+#[inline(never)]
+fn leave_to(
+    outlet: &Outlet,
+    shared: &Arc<Shared>,
+    socket: &Arc<Socket>,
+    bytes: &mut Chain,
+) -> bool {
+    let token = shared.token();
+    match outlet {
         Outlet::Flusher => return false,
         Outlet::Rings(rings) if token != Token::NONE => return rings.send(token, socket, bytes),
         // A large send is worth a system call: its bytes are still in the cache, and the peer can

@@ -4,9 +4,9 @@ use std::io;
 use std::task::Waker;
 
 use super::ready::Job;
-use super::{Flow, Remote, Socket, Token};
+use super::{Flow, Received, Remote, Socket, Token};
 use crate::address::PeerAddr;
-use crate::buffer::{Chain, Slice};
+use crate::buffer::Chain;
 use crate::sync::Arc;
 use crate::task::Run;
 
@@ -63,12 +63,6 @@ pub(crate) trait Accept: Send + Sync {
     fn on_failed(&self, error: &io::Error) -> bool;
     /// The listener is closed.
     fn on_removed(&self);
-}
-
-/// Bytes from a peer.
-pub(crate) enum Received<'a> {
-    Copied(&'a [u8]),
-    Lent(Slice),
 }
 
 /// What an endpoint wants run once everything is collected.

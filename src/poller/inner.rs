@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::ready::Job;
 use super::slots::Slots;
 use super::timers::{self, Timers, Whom, now_ns};
-use super::{Accept, Action, Batch, Endpoint, Received, Remote};
+use super::{Accept, Action, Batch, Endpoint, Remote};
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
@@ -62,21 +62,33 @@ impl<E: Endpoint> Core<E> {
 
     pub(super) fn run(&mut self, job: Job<E>) {
         self.remote.ready.turn();
-        let (endpoint, action) = match job {
-            Job::Act(endpoint, action) => (endpoint, action),
+        let kept = match job {
+            Job::Act(endpoint, Action::Continue) => self.go_on(&endpoint),
+            Job::Act(endpoint, action) => {
+                let token = endpoint.token();
+                endpoint.act(action).map(|run| (token, run))
+            }
             Job::Poll(runnable, _) => return task::run(runnable),
         };
+        if let Some((token, run)) = kept {
+            self.keep(token, run);
+        }
+    }
+
+    #[inline(never)]
+    fn go_on(&mut self, endpoint: &Arc<E>) -> Option<(Token, Run)> {
         let token = endpoint.token();
-        let kept = match action {
-            Action::Continue => self.kept(token).and_then(|run| endpoint.go_on(run)),
-            _ => endpoint.act(action),
-        };
-        if let Some(run) = kept {
-            match self.slots.get_mut(token) {
-                Some(Slot::Endpoint(held)) => held.kept = Some(run),
-                _ => {
-                    self.leaving.insert(token, run);
-                }
+        let run = self.kept(token)?;
+        endpoint.go_on(run).map(|run| (token, run))
+    }
+
+    /// Keeps a run until its flush is through.
+    #[inline(never)]
+    fn keep(&mut self, token: Token, run: Run) {
+        match self.slots.get_mut(token) {
+            Some(Slot::Endpoint(held)) => held.kept = Some(run),
+            _ => {
+                self.leaving.insert(token, run);
             }
         }
     }
@@ -188,12 +200,7 @@ impl<E: Endpoint> Sink for Core<E> {
         let batch = &mut self.batch;
         match (self.slots.get(token), completion) {
             (Some(Slot::Endpoint(Held { endpoint, .. })), completion) => match completion {
-                Completion::Copied(bytes) => {
-                    return endpoint.on_received(Received::Copied(bytes), batch);
-                }
-                Completion::Lent(slice) => {
-                    return endpoint.on_received(Received::Lent(slice), batch);
-                }
+                Completion::Received(bytes) => return endpoint.on_received(bytes, batch),
                 Completion::Connected(result) => endpoint.on_connected(result, batch),
                 Completion::HungUp => endpoint.on_hung_up(batch),
                 Completion::Ended(result) => endpoint.on_ended(result, batch),

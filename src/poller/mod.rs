@@ -29,9 +29,9 @@ use crate::sync::atomic::Ordering;
 use crate::sys::{Backend, turns};
 
 pub(crate) use crate::sys::socket::{Side, Socket};
-pub(crate) use crate::sys::{Flow, Outlet, Token};
+pub(crate) use crate::sys::{Flow, Outlet, Received, Token};
 pub(crate) use commands::{Command, Remote};
-pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Received};
+pub(crate) use endpoint::{Accept, Action, Batch, Endpoint};
 use inner::{Core, Held, Slot};
 use ready::{Flushed, Job};
 use slots::Slots;

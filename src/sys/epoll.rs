@@ -19,7 +19,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::{Backend, Completion, Flow, Sink, Socket, Token, Wake};
+use super::{Backend, Completion, Flow, Received, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Block, Chain, Pool};
 use crate::config;
@@ -54,7 +54,16 @@ struct Entry {
     hung_up: bool,
     /// End of stream was reported.
     ended: bool,
+    /// The last receive was a large one, so the next may be.
+    is_bulk: bool,
     sending: Option<Box<Sending>>,
+}
+
+impl Entry {
+    #[inline]
+    fn only_receives(&self) -> bool {
+        self.sending.is_none() && !self.ended && !self.paused
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,9 +78,11 @@ struct Sending {
     sent_bytes: usize,
 }
 
-/// The block that the next receive fills.
+/// The blocks that the next receives fill: one of the size of a few requests, and one for peers
+/// that send much at a time.
 struct Receiver {
     block: Block,
+    bulk: Block,
     pool: Pool,
 }
 
@@ -83,6 +94,7 @@ impl Backend for Epoll {
         let data = EventData::new_u64(Token::NONE.bits());
         epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;
         pool.set_aside(1, config::RECEIVE_BLOCK_BYTES);
+        pool.set_aside(1, config::BULK_BLOCK_BYTES);
         Ok(Epoll {
             epoll,
             events: Vec::with_capacity(config::EVENTS_MAX),
@@ -92,6 +104,7 @@ impl Backend for Epoll {
             done: Vec::new(),
             receiver: Receiver {
                 block: pool.allocate(config::RECEIVE_BLOCK_BYTES),
+                bulk: pool.allocate(config::BULK_BLOCK_BYTES),
                 pool: pool.clone(),
             },
             counters: Arc::clone(counters),
@@ -186,6 +199,7 @@ impl Backend for Epoll {
 impl Drop for Epoll {
     fn drop(&mut self) {
         self.receiver.pool.bring_back(1, config::RECEIVE_BLOCK_BYTES);
+        self.receiver.pool.bring_back(1, config::BULK_BLOCK_BYTES);
     }
 }
 
@@ -219,6 +233,7 @@ impl Epoll {
             paused: false,
             hung_up: false,
             ended: false,
+            is_bulk: false,
             sending: None,
         };
         entry.watched = wanted(&entry);
@@ -241,6 +256,7 @@ impl Epoll {
                 sink.complete(token, Completion::Connected(connected));
             }
             Role::Stream => {
+                let only_received = entry.only_receives();
                 if entry.sending.is_some()
                     && flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR)
                 {
@@ -260,6 +276,10 @@ impl Epoll {
                     entry.hung_up = true;
                     sink.complete(token, Completion::HungUp);
                 }
+                if only_received && entry.only_receives() {
+                    // What is watched is the same.
+                    return;
+                }
             }
         }
         watch(&self.epoll, &self.counters, entry);
@@ -267,8 +287,8 @@ impl Epoll {
 }
 
 impl Receiver {
-    /// Receives once; again while the peer is known to have finished, to report its end in the same
-    /// pass. `true`: there may be more.
+    /// Receives once; again where that has filled the small block, and while the peer is known to
+    /// have finished, to report its end in the same pass. `true`: there may be more.
     fn receive(
         &mut self,
         entry: &mut Entry,
@@ -281,27 +301,31 @@ impl Receiver {
         }
         loop {
             counters.receive_calls.add_owned(1);
-            let room = self.block.capacity_left();
-            let bytes = match entry.socket.receive(self.block.spare()) {
+            let block = if entry.is_bulk { &mut self.bulk } else { &mut self.block };
+            let room = block.capacity_left();
+            let bytes = match entry.socket.receive(block.spare()) {
                 Ok(0) => return end(entry, Ok(()), sink),
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) => return end(entry, Err(error), sink),
             };
             counters.received_bytes.add_owned(bytes as u64);
-            let flow = if bytes < config::RECEIVE_LEND_BYTES_MIN {
-                sink.complete(entry.token, Completion::Copied(&self.block.spare()[..bytes]))
+            let received = if bytes < room / config::LEND_SHARE {
+                Received::Copied(&block.spare()[..bytes])
             } else {
-                let fresh = self.pool.allocate(config::RECEIVE_BLOCK_BYTES);
-                let lent = std::mem::replace(&mut self.block, fresh).take(bytes);
-                sink.complete(entry.token, Completion::Lent(lent))
+                let fresh = self.pool.allocate(room);
+                Received::Lent(std::mem::replace(block, fresh).take(bytes))
             };
+            let flow = sink.complete(entry.token, Completion::Received(received));
+            let is_full = bytes == room;
+            let was_bulk = entry.is_bulk;
+            entry.is_bulk = if was_bulk { bytes > config::RECEIVE_BLOCK_BYTES } else { is_full };
             if flow == Flow::Pause {
                 entry.paused = true;
                 return false;
             }
-            if !flags.intersects(GONE) {
-                return bytes == room;
+            if !flags.intersects(GONE) && (was_bulk || !is_full) {
+                return is_full;
             }
         }
     }

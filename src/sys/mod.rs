@@ -70,10 +70,7 @@ pub(crate) enum Completion<'a> {
     AcceptFailed(io::Error),
     /// An outgoing connection stands, and receives from now on; or it failed.
     Connected(io::Result<()>),
-    /// Bytes, to be copied out before the call returns.
-    Copied(&'a [u8]),
-    /// Bytes in memory of their own.
-    Lent(Slice),
+    Received(Received<'a>),
     /// The peer ended its side while reception is paused; bytes may still be in the kernel.
     HungUp,
     /// Nothing more will be received: end of stream, or the reason.
@@ -82,6 +79,14 @@ pub(crate) enum Completion<'a> {
     Sent(io::Result<usize>),
     /// The backend has forgotten the token and dropped its socket.
     Removed,
+}
+
+/// Bytes from a peer.
+pub(crate) enum Received<'a> {
+    /// To be copied out before the call returns.
+    Copied(&'a [u8]),
+    /// In memory of their own.
+    Lent(Slice),
 }
 
 /// What the owner of a token wants after a completion.

@@ -3,6 +3,7 @@
 //! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command
 //! queue, or the workers' queue.
 
+mod first;
 mod parking;
 pub(crate) mod placement;
 mod policy;
@@ -17,6 +18,7 @@ use std::pin::Pin;
 
 pub(crate) use async_task::Runnable;
 
+pub(crate) use first::poll_first;
 pub(crate) use placement::{Executor, Host, RuntimeContext, Seat};
 pub use policy::PlacementStats;
 pub(crate) use queue::Workers;

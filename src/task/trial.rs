@@ -24,18 +24,19 @@ pub(crate) enum Tried {
 }
 
 /// Polls `future` once, on behalf of `owner`, an address that stands for it.
+#[inline(always)]
 pub(crate) fn try_poll<F>(future: Pin<&mut F>, owner: usize) -> Tried
 where
     F: Future<Output = ()> + ?Sized,
 {
-    let trial = SPARE.take().unwrap_or_else(Trial::new);
+    let trial = SPARE.with(Cell::take).unwrap_or_else(Trial::new);
     let running = Running::begin(owner, trial.waker.data());
     let is_done = future.poll(&mut Context::from_waker(&trial.waker)).is_ready();
     let is_marked = CURRENT.get().is_marked;
     drop(running);
     let is_kept = trial.is_kept();
     if !is_kept {
-        SPARE.set(Some(trial));
+        SPARE.with(|spare| spare.set(Some(trial)));
     }
     match is_done {
         true => Tried::Done,

@@ -16,8 +16,9 @@ use io_uring::types::BufRingEntry;
 
 use super::mapping::Mapping;
 use super::ring::Ring;
-use crate::buffer::{Block, Pool, Slice};
+use crate::buffer::{Block, Pool};
 use crate::config::uring as config;
+use crate::sys::Received;
 
 pub(super) struct BufferRing {
     /// `None` once the ring is given back, or given up.
@@ -98,9 +99,9 @@ impl BufferRing {
     }
 
     /// Passes on what a completion reports: `bytes` from the block of number `first` on, in as many
-    /// of its neighbours as they fill. `Ok` is to be copied at once, `Err` is lent. The kernel goes
-    /// on filling the last block where it `is_partly_filled`; the others are given up, and those
-    /// that nothing was lent of are filled again.
+    /// of its neighbours as they fill. The kernel goes on filling the last block where it
+    /// `is_partly_filled`; the others are given up, and those that nothing was lent of are filled
+    /// again.
     ///
     /// # Panics
     /// When the kernel names a block that it was not given.
@@ -109,7 +110,7 @@ impl BufferRing {
         first: u16,
         bytes: usize,
         is_partly_filled: bool,
-        mut each: impl FnMut(Result<&[u8], Slice>),
+        mut each: impl FnMut(Received<'_>),
     ) {
         let (mut number, mut left) = (first, bytes);
         loop {
@@ -122,9 +123,9 @@ impl BufferRing {
             if part == 0 {
                 // An end of stream may come with a buffer.
             } else if part >= self.lend_bytes_min || is_kept || !is_whole {
-                each(Err(block.take(part)));
+                each(Received::Lent(block.take(part)));
             } else {
-                each(Ok(&block.spare()[..part]));
+                each(Received::Copied(&block.spare()[..part]));
             }
             if is_kept {
                 return;

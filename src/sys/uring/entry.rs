@@ -32,7 +32,7 @@ use super::tag::Op;
 use crate::buffer::Pool;
 use crate::config::uring as config;
 use crate::counters::Counters;
-use crate::sys::{Completion, Flow, Sink, Socket, Token};
+use crate::sys::{Completion, Flow, Received, Sink, Socket, Token};
 
 pub(super) struct Entry {
     pub(super) token: Token,
@@ -210,14 +210,10 @@ impl Entry {
         if let Some(first) = buffer {
             counters.received_bytes.add_owned(bytes as u64);
             buffers.take_filled(first, bytes, is_partly_filled, |received| {
-                let completion = match received {
-                    Ok(copied) => Completion::Copied(copied),
-                    Err(lent) => {
-                        counters.lent_receives.add_owned(1);
-                        Completion::Lent(lent)
-                    }
-                };
-                if sink.complete(self.token, completion) == Flow::Pause {
+                if matches!(received, Received::Lent(_)) {
+                    counters.lent_receives.add_owned(1);
+                }
+                if sink.complete(self.token, Completion::Received(received)) == Flow::Pause {
                     self.paused = true;
                 }
             });
@@ -238,11 +234,12 @@ impl Entry {
                 Ok(bytes) => {
                     counters.received_bytes.add_owned(bytes as u64);
                     let received = if bytes >= block.capacity_left() / config::SMALL_LENT_PART_MIN {
-                        Completion::Lent(block.take(bytes))
+                        Received::Lent(block.take(bytes))
                     } else {
-                        Completion::Copied(&block.spare()[..bytes])
+                        Received::Copied(&block.spare()[..bytes])
                     };
-                    self.paused = sink.complete(self.token, received) == Flow::Pause;
+                    let flow = sink.complete(self.token, Completion::Received(received));
+                    self.paused = flow == Flow::Pause;
                 }
                 // It has not ended after all; watching on would tell us the same again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

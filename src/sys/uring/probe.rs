@@ -22,6 +22,7 @@ use crate::buffer::Pool;
 use crate::config::uring::SMALL_BUFFER_BYTES;
 use crate::config::{Capabilities, RingTier, UringOptions};
 use crate::counters::Counters;
+use crate::sys::Received;
 
 /// Probes. Takes about a millisecond, and leaves nothing behind.
 pub(crate) fn probe() -> Capabilities {
@@ -117,7 +118,10 @@ fn receive_a_byte(ring: &mut Ring, budget_bytes: u32) -> Result<(), String> {
     };
     let mut received = 0;
     buffers.ring.take_filled(number, 1, false, |bytes| {
-        received = bytes.map_or_else(|lent| lent[0], |copied| copied[0]);
+        received = match bytes {
+            Received::Copied(copied) => copied[0],
+            Received::Lent(lent) => lent[0],
+        };
     });
     if goes_on {
         ring.cancel(RECEIVE, CANCEL);

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use super::*;
 use crate::buffer::Slice;
 use crate::config::RingTier;
-use crate::sys::Flow;
+use crate::sys::{Flow, Received};
 
 /// Notes what is completed.
 #[derive(Default)]
@@ -33,8 +33,8 @@ impl Sink for Notes {
     fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow {
         let errno = |result: io::Result<()>| result.err().and_then(|error| error.raw_os_error());
         match completion {
-            Completion::Copied(bytes) => self.receive(token, bytes),
-            Completion::Lent(slice) => {
+            Completion::Received(Received::Copied(bytes)) => self.receive(token, bytes),
+            Completion::Received(Received::Lent(slice)) => {
                 self.receive(token, &slice);
                 if self.keeps_lent {
                     self.lent.push(slice);

@@ -1,0 +1,122 @@
+//! The first poll of a future, in memory that the next one uses again.
+//!
+//! Most handlers end in their first poll, and each has a future as large as all it keeps. So a
+//! thread keeps the memory of the last one that ended; allocating costs most runs nothing.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::Run;
+
+/// Puts `future` in its place and has `attempt` poll it, which returns nothing if it is done.
+/// Otherwise returns what is left of it, with what `attempt` returned.
+pub(crate) fn poll_first<F, R>(
+    future: F,
+    attempt: impl FnOnce(Pin<&mut F>) -> Option<R>,
+) -> Option<(Run, R)>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let kept = SPARE.with(Cell::take).and_then(|spare| spare.downcast::<Spare<F>>().ok());
+    let mut spare = kept.unwrap_or_else(|| Box::new(Spare(Box::pin(Place { future: None }))));
+    spare.0.as_mut().project().future.set(Some(future));
+    let Some(outcome) = spare.0.as_mut().project().future.as_pin_mut().and_then(attempt) else {
+        spare.0.as_mut().project().future.set(None);
+        SPARE.with(|place| place.set(Some(spare)));
+        return None;
+    };
+    Some((spare.0, outcome))
+}
+
+thread_local! {
+    /// A `Spare` of the last type that ended here.
+    static SPARE: Cell<Option<Box<dyn Any>>> = const { Cell::new(None) };
+}
+
+struct Spare<F>(Pin<Box<Place<F>>>);
+
+pin_project_lite::pin_project! {
+    struct Place<F> {
+        #[pin]
+        future: Option<F>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Place<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().future.as_pin_mut().map_or(Poll::Ready(()), |future| future.poll(cx))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+    use std::sync::Arc;
+    use std::task::Waker;
+
+    fn poll<F: Future<Output = ()> + ?Sized>(future: Pin<&mut F>) -> Option<()> {
+        future.poll(&mut Context::from_waker(Waker::noop())).is_pending().then_some(())
+    }
+
+    /// Where it lies, if it is ready.
+    fn place_of(future: impl Future<Output = ()> + Send + 'static) -> usize {
+        let mut place = 0;
+        let left = poll_first(future, |future| {
+            place = std::ptr::from_ref(&*future).addr();
+            poll(future)
+        });
+        assert!(left.is_none());
+        place
+    }
+
+    #[test]
+    fn the_next_future_of_a_type_lies_where_the_last_one_did() {
+        let counted = Arc::new(());
+        let future = |held: Arc<()>| async move { drop(held) };
+        let first = place_of(future(Arc::clone(&counted)));
+        assert_eq!(place_of(future(Arc::clone(&counted))), first);
+        assert_eq!(Arc::strong_count(&counted), 1, "nothing of them is left");
+        // Another type, of another size.
+        place_of(ready(()));
+        place_of(future(counted));
+    }
+
+    #[test]
+    fn one_that_waits_keeps_its_place_and_the_next_gets_another() {
+        let wait = |now: bool| async move {
+            if !now {
+                pending::<()>().await;
+            }
+        };
+        let (mut left, ()) = poll_first(wait(false), poll).expect("it waits");
+        let place = place_of(wait(true));
+        assert_eq!(poll(left.as_mut()), Some(()));
+        assert_eq!(place_of(wait(true)), place);
+    }
+
+    #[test]
+    fn a_poll_inside_of_another_has_a_place_of_its_own() {
+        fn nested(depth: usize) -> usize {
+            place_of(async move {
+                if depth > 0 {
+                    assert_ne!(nested(depth - 1), 0);
+                }
+            })
+        }
+        assert_ne!(nested(2), 0);
+    }
+
+    #[test]
+    fn one_that_panics_takes_its_memory_along() {
+        let panics = || async { panic!("expected") };
+        let caught = std::panic::catch_unwind(|| place_of(panics()));
+        assert!(caught.is_err());
+        place_of(ready(()));
+    }
+}
