@@ -158,18 +158,20 @@ impl Limits {
     }
 }
 
-/// One receive: a few requests.
-pub(crate) const RECEIVE_BLOCK_BYTES: usize = 4 << 10;
+/// What one receive fills. A request of an RPC fits; more such blocks fit the cache than larger
+/// ones.
+pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
 
-/// One receive of a peer whose last one filled more than that: as much as a fast sender puts on the
-/// wire between two visits of the poller. With 64 requests of 1 KB in flight, which are just more
-/// than 64 KiB, a block of that size served 0.85 of what this one does (4 connections, medians of 5
-/// interleaved rounds on a busy machine).
-pub(crate) const BULK_BLOCK_BYTES: usize = 128 << 10;
+/// The same with epoll, for a peer whose last receive filled the small one: as much as a fast
+/// sender puts on the wire between two visits of the poller. With 64 requests of 1 KB in flight,
+/// which are just more than 64 KiB, a block of that size served 0.85 of what this one does (4
+/// connections, medians of 5 interleaved rounds on a busy machine).
+pub(crate) const BULK_BUFFER_BYTES: usize = 128 << 10;
 
-/// A receive that fills at least this part of its block is handed over as it is; a smaller one is
-/// copied into a block of its size, so that a few bytes never pin a large block.
-pub(crate) const LEND_SHARE: usize = 4;
+/// A receive that fills at least this part of its block is lent; less is copied out of it, into a
+/// block of its size. So a byte that is kept pins no more than four, as long as it came with
+/// others.
+pub(crate) const LENT_PART_MIN: usize = 4;
 
 /// Events taken from the kernel at once: bounds how long a connection waits for its turn.
 pub(crate) const EVENTS_MAX: usize = 512;

@@ -30,7 +30,7 @@ const IMPORTS: ImportTable = ImportTable {
         ("task", &[]),
         ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),
         ("poller", &["sys", "buffer", "task"]),
-        // The last three are words of the calls upward, which `poller` passes on.
+        // The last four are words of the calls upward, which `poller` passes on.
         (
             "connection",
             &[

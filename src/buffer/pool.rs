@@ -182,6 +182,7 @@ impl FreeLists {
         1 << (self.bytes_min_log2 as usize + class)
     }
 
+    // Out of the way of the attached thread, whose own lists nearly always do.
     #[inline(never)]
     fn pop(&self, class: usize, bytes_min: usize) -> FreeBlock {
         match self.lists.get(class) {

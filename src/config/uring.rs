@@ -206,9 +206,6 @@ pub(crate) const SUBMISSION_ENTRIES_MAX: u32 = 32 << 10;
 /// The kernel's own bound on a buffer ring; a buffer's number travels as a u16.
 pub(crate) const BUFFERS_MAX: u16 = 32 << 10;
 
-/// A request of an RPC fits; more of them fit the cache than of larger ones.
-pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
-
 /// 1 MiB of small buffers: half of a usual second-level cache.
 pub(crate) const SMALL_BUFFERS: u16 = 256;
 
@@ -227,13 +224,9 @@ pub(crate) const DEMAND_ROUNDS: u32 = 64;
 /// Large buffers that are kept ready at least.
 pub(crate) const READY_BLOCKS_MIN: usize = 2;
 
-/// A receive that fills at least this part of a small buffer is lent; less is copied out of it. So
-/// a byte that is kept pins no more than four, as long as it came with others.
-pub(crate) const SMALL_LENT_PART_MIN: usize = 4;
-
-/// The same for large buffers, where a copy keeps the cache for the next receive: with 16
-/// connections and 16 requests of 1 KB in flight each, lending from an eighth on served 0.73 of
-/// what lending from a half on does.
+/// What [`LENT_PART_MIN`](super::LENT_PART_MIN) is for small buffers, for large ones: a copy keeps
+/// the cache for the next receive. With 16 connections and 16 requests of 1 KB in flight each,
+/// lending from an eighth on served 0.73 of what lending from a half on does.
 pub(crate) const LARGE_LENT_PART_MIN: usize = 2;
 
 /// A flush of more than this goes out at once, on the thread that flushes, and not with the next

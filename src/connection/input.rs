@@ -12,8 +12,9 @@ use crate::config::Limits;
 use crate::poller::Received;
 use crate::poller::timers::NEVER;
 
+use super::shared::BOTH;
 use super::spare;
-use super::state::{Kind, Runs};
+use super::state::{FUTURE, Found, Kind, Next, Runs};
 
 /// In this order, so that what every request needs lies together.
 #[repr(C)]
@@ -159,7 +160,7 @@ impl Input {
     #[inline(always)]
     pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
         let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
-        // It is there, but for on_connect.
+        // Bytes that start a run have brought one.
         let mut reader = self.reader.take().unwrap_or_default();
         if self.inbox_len() > 0 {
             self.refill(&mut reader);
@@ -204,7 +205,9 @@ impl Input {
             && !self.removed;
         if is_quiet {
             self.held_bytes = 0;
-            self.runs = Runs::Home;
+            self.runs.give_back(FUTURE | BOTH);
+            let next = self.runs.end(Found { serves_requests: true, ..Found::default() });
+            debug_assert_eq!(next, Next::Rest);
         }
         is_quiet
     }

@@ -81,7 +81,7 @@ struct Sending {
 /// The blocks that the next receives fill: one of the size of a few requests, and one for peers
 /// that send much at a time.
 struct Receiver {
-    block: Block,
+    small: Block,
     bulk: Block,
     pool: Pool,
 }
@@ -93,8 +93,8 @@ impl Backend for Epoll {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let data = EventData::new_u64(Token::NONE.bits());
         epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;
-        pool.set_aside(1, config::RECEIVE_BLOCK_BYTES);
-        pool.set_aside(1, config::BULK_BLOCK_BYTES);
+        pool.set_aside(1, config::SMALL_BUFFER_BYTES);
+        pool.set_aside(1, config::BULK_BUFFER_BYTES);
         Ok(Epoll {
             epoll,
             events: Vec::with_capacity(config::EVENTS_MAX),
@@ -103,8 +103,8 @@ impl Backend for Epoll {
             unfinished: Vec::new(),
             done: Vec::new(),
             receiver: Receiver {
-                block: pool.allocate(config::RECEIVE_BLOCK_BYTES),
-                bulk: pool.allocate(config::BULK_BLOCK_BYTES),
+                small: pool.allocate(config::SMALL_BUFFER_BYTES),
+                bulk: pool.allocate(config::BULK_BUFFER_BYTES),
                 pool: pool.clone(),
             },
             counters: Arc::clone(counters),
@@ -198,8 +198,8 @@ impl Backend for Epoll {
 
 impl Drop for Epoll {
     fn drop(&mut self) {
-        self.receiver.pool.bring_back(1, config::RECEIVE_BLOCK_BYTES);
-        self.receiver.pool.bring_back(1, config::BULK_BLOCK_BYTES);
+        self.receiver.pool.bring_back(1, config::SMALL_BUFFER_BYTES);
+        self.receiver.pool.bring_back(1, config::BULK_BUFFER_BYTES);
     }
 }
 
@@ -301,7 +301,7 @@ impl Receiver {
         }
         loop {
             counters.receive_calls.add_owned(1);
-            let block = if entry.is_bulk { &mut self.bulk } else { &mut self.block };
+            let block = if entry.is_bulk { &mut self.bulk } else { &mut self.small };
             let room = block.capacity_left();
             let bytes = match entry.socket.receive(block.spare()) {
                 Ok(0) => return end(entry, Ok(()), sink),
@@ -310,7 +310,7 @@ impl Receiver {
                 Err(error) => return end(entry, Err(error), sink),
             };
             counters.received_bytes.add_owned(bytes as u64);
-            let received = if bytes < room / config::LEND_SHARE {
+            let received = if bytes < room / config::LENT_PART_MIN {
                 Received::Copied(&block.spare()[..bytes])
             } else {
                 let fresh = self.pool.allocate(room);
@@ -319,7 +319,7 @@ impl Receiver {
             let flow = sink.complete(entry.token, Completion::Received(received));
             let is_full = bytes == room;
             let was_bulk = entry.is_bulk;
-            entry.is_bulk = if was_bulk { bytes > config::RECEIVE_BLOCK_BYTES } else { is_full };
+            entry.is_bulk = if was_bulk { bytes > config::SMALL_BUFFER_BYTES } else { is_full };
             if flow == Flow::Pause {
                 entry.paused = true;
                 return false;
@@ -442,4 +442,63 @@ fn wanted(entry: &Entry) -> EventFlags {
         want |= EventFlags::ET;
     }
     want
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::buffer::Slice;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[derive(Default)]
+    struct Kept {
+        lent: Vec<Slice>,
+        copied: Vec<usize>,
+    }
+
+    impl Sink for Kept {
+        fn complete(&mut self, _: Token, completion: Completion<'_>) -> Flow {
+            match completion {
+                Completion::Received(Received::Lent(slice)) => self.lent.push(slice),
+                Completion::Received(Received::Copied(bytes)) => self.copied.push(bytes.len()),
+                _ => {}
+            }
+            Flow::Continue
+        }
+    }
+
+    /// What is lent pins four times its bytes at most, after large receives as well.
+    #[test]
+    fn a_receive_is_lent_from_a_block_that_it_fills_well_and_copied_otherwise() {
+        let (pool, wake) = (Pool::new(), Arc::new(Wake::new().expect("an eventfd")));
+        let counters = Arc::new(Counters::default());
+        let mut epoll = Epoll::new(&wake, &pool, &counters, &()).expect("an epoll");
+        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        let token = Token::new(0, 0);
+        let socket = Arc::new(Socket::adopt(ours.into()).expect("a stream"));
+        epoll.attach(token, socket, 1 << 20).expect("attached");
+        let small = config::SMALL_BUFFER_BYTES;
+        let mut receive = |bytes: usize| {
+            theirs.write_all(&vec![7; bytes]).expect("room in the socket");
+            let mut kept = Kept::default();
+            let came = |kept: &Kept| {
+                let lent: usize = kept.lent.iter().map(|slice| slice.len()).sum();
+                lent + kept.copied.iter().sum::<usize>()
+            };
+            while came(&kept) < bytes {
+                epoll.wait(Some(Duration::from_secs(10)), &mut kept).expect("a wait");
+            }
+            let lent: Vec<usize> = kept.lent.iter().map(|slice| slice.len()).collect();
+            (lent, kept.copied, pool.stats().block_bytes as usize)
+        };
+        assert_eq!(receive(small / 4 - 1), (vec![], vec![small / 4 - 1], 0));
+        assert_eq!(receive(small / 4), (vec![small / 4], vec![], small));
+        let large = 40 << 10;
+        let both = (vec![small, large], vec![], small + config::BULK_BUFFER_BYTES);
+        assert_eq!(receive(small + large), both);
+        // The large block still waits, is filled badly, and gives way to the small one.
+        assert_eq!(receive(small / 4), (vec![], vec![small / 4], 0));
+        assert_eq!(receive(small / 4), (vec![small / 4], vec![], small));
+    }
 }

@@ -45,8 +45,8 @@ impl Buffers {
         let small = Shape {
             group: 0,
             count: options.small_buffers,
-            bytes: config::SMALL_BUFFER_BYTES,
-            lent_part_min: config::SMALL_LENT_PART_MIN,
+            bytes: crate::config::SMALL_BUFFER_BYTES,
+            lent_part_min: crate::config::LENT_PART_MIN,
             is_incremental,
             is_elastic: false,
         };

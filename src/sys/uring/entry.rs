@@ -30,7 +30,7 @@ use super::in_flight::Sending;
 use super::ring::Done;
 use super::tag::Op;
 use crate::buffer::Pool;
-use crate::config::uring as config;
+use crate::config::{LENT_PART_MIN, SMALL_BUFFER_BYTES, uring as config};
 use crate::counters::Counters;
 use crate::sys::{Completion, Flow, Received, Sink, Socket, Token};
 
@@ -167,8 +167,8 @@ impl Entry {
     /// Notes one receive; the streak decides which buffers suit the connection.
     fn note_received(&mut self, bytes: usize) {
         let (speaks_for_other, streak_max) = match self.wanted_size {
-            Size::Small => (bytes >= config::SMALL_BUFFER_BYTES, config::FILLED_TO_GROW),
-            Size::Large => (bytes <= config::SMALL_BUFFER_BYTES, config::SMALL_TO_SHRINK),
+            Size::Small => (bytes >= SMALL_BUFFER_BYTES, config::FILLED_TO_GROW),
+            Size::Large => (bytes <= SMALL_BUFFER_BYTES, config::SMALL_TO_SHRINK),
         };
         if !speaks_for_other || self.armed_size != self.wanted_size {
             self.streak = 0;
@@ -228,12 +228,12 @@ impl Entry {
     pub(super) fn drain(&mut self, pool: &Pool, counters: &Counters, sink: &mut impl Sink) {
         while !self.paused && !self.ended {
             counters.receive_calls.add_owned(1);
-            let mut block = pool.allocate(config::SMALL_BUFFER_BYTES);
+            let mut block = pool.allocate(SMALL_BUFFER_BYTES);
             match self.socket.receive(block.spare()) {
                 Ok(0) => self.end(Ok(()), sink),
                 Ok(bytes) => {
                     counters.received_bytes.add_owned(bytes as u64);
-                    let received = if bytes >= block.capacity_left() / config::SMALL_LENT_PART_MIN {
+                    let received = if bytes >= block.capacity_left() / LENT_PART_MIN {
                         Received::Lent(block.take(bytes))
                     } else {
                         Received::Copied(&block.spare()[..bytes])

@@ -19,8 +19,7 @@ use super::polled::{Lane, Polled, Shape};
 use super::raw::Until;
 use super::ring::{Done, Receive, Ring};
 use crate::buffer::Pool;
-use crate::config::uring::SMALL_BUFFER_BYTES;
-use crate::config::{Capabilities, RingTier, UringOptions};
+use crate::config::{Capabilities, RingTier, SMALL_BUFFER_BYTES, UringOptions};
 use crate::counters::Counters;
 use crate::sys::Received;
 
