@@ -27,6 +27,7 @@ mod raw;
 mod ring;
 mod send_rings;
 mod tag;
+mod tail;
 mod teardown;
 
 use std::io;

@@ -12,12 +12,13 @@ use std::sync::{Arc, TryLockError};
 use std::time::Instant;
 
 use io_uring::IoUring;
-use io_uring::squeue::Entry;
+use io_uring::squeue::{Entry, SubmissionQueue};
 
 use super::mapping::Mapping;
 use super::raw::{self, ENTER_GETEVENTS, ENTER_NO_IOWAIT, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP, Until};
 use super::ring::Done;
 use super::tag::{Op, user_data};
+use super::tail::{self, Submissions};
 use crate::config::uring::TEARDOWN;
 use crate::counters::Counters;
 use crate::sync::{Mutex, lock};
@@ -233,22 +234,39 @@ impl Lane {
 
 /// Puts an operation where the kernel thread looks; says whether the caller has to wake it.
 ///
-/// That falls to who finds the queue empty. While an operation is there, the thread cannot cease to
-/// look, or will be woken by whoever pushed it; to wake it once more until it gets a CPU would
-/// cost a system call for each flush.
-///
 /// # Safety
 /// As for [`Lane::push_send`]; and the ring's lane is locked.
 unsafe fn publish(ring: &Polled, sqe: &Entry) -> Result<bool, Refused> {
     // SAFETY: the lane's lock makes this the only view of the queue.
     let mut queue = unsafe { ring.io.submission_shared() };
-    let was_empty = queue.is_empty();
     // SAFETY: promised by the caller.
     unsafe { queue.push(sqe) }.map_err(|_| Refused::Full)?;
-    // The new tail first, then the flag, with a full fence between them: the kernel sets the flag
-    // and then looks at the tail, so one of us sees the other.
-    queue.sync();
-    Ok(was_empty && ring.is_asleep())
+    Ok(tail::publish(&mut View { queue, ring }))
+}
+
+/// The submission queue, for who holds the lane's lock.
+struct View<'a> {
+    queue: SubmissionQueue<'a>,
+    ring: &'a Polled,
+}
+
+impl Submissions for View<'_> {
+    #[inline]
+    fn publish(&mut self) {
+        self.queue.sync();
+    }
+
+    #[inline]
+    fn untaken(&mut self) -> usize {
+        // Reads the head anew.
+        self.queue.sync();
+        self.queue.len()
+    }
+
+    #[inline]
+    fn is_asleep(&self) -> bool {
+        self.ring.flags.has(SQ_NEED_WAKEUP)
+    }
 }
 
 /// A ring's completions: one thread's.
