@@ -173,13 +173,12 @@ async fn take_silently(gate: Arc<Gate>, mut conn: Connection) -> Result<()> {
 fn silent(builder: ServerBuilder) -> (ServerBuilder, Arc<Gate>) {
     let gate = Gate::new();
     let halts = Arc::clone(&gate);
-    let builder = builder.pollers(1).poll_mode(PollMode::Never);
     (builder.on_request(move |conn| take_silently(Arc::clone(&halts), conn)), gate)
 }
 
 /// IU2: both are there before anybody looks, and the data is all that the first receive takes.
 pub(crate) fn a_reset_right_behind_data_is_noticed(t: &Fixture) -> Check {
-    let (builder, gate) = silent(t.server());
+    let (builder, gate) = silent(t.gated_server());
     let server = t.spawn(builder);
     let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
     for (tag, peer) in peers.iter().enumerate() {
@@ -200,7 +199,7 @@ pub(crate) fn a_reset_right_behind_data_is_noticed(t: &Fixture) -> Check {
 pub(crate) fn a_close_before_the_first_receive_is_noticed(t: &Fixture) -> Check {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("socket");
-    let (builder, gate) = silent(t.server());
+    let (builder, gate) = silent(t.gated_server());
     let builder = builder.listen("127.0.0.1:0")?.unix_listener(UnixListener::bind(&path)?)?;
     let server = t.spawn_bound(builder.build()?);
     gate.hold(&server, || {
@@ -221,7 +220,7 @@ pub(crate) fn an_end_behind_data_that_waits_for_a_buffer_is_noticed(t: &Fixture)
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("socket");
     let two_buffers = UringOptions::new().receive_buffers(2, 2);
-    let (builder, gate) = silent(t.server().uring(two_buffers));
+    let (builder, gate) = silent(t.gated_server().uring(two_buffers));
     let builder = builder.listen("127.0.0.1:0")?.unix_listener(UnixListener::bind(&path)?)?;
     let server = t.spawn_bound(builder.build()?);
     let tcp: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use ringpoll::{
-    Connection, Error, Handle, PollMode, PollerStats, RingTier, ServerHandle, Slice, UringOptions,
+    Connection, Error, Handle, PollerStats, RingTier, ServerHandle, Slice, UringOptions,
 };
 
 use crate::harness::*;
@@ -44,7 +44,7 @@ fn two_buffers() -> UringOptions {
 fn gated_server(t: &Fixture, options: UringOptions) -> (ServerHandle, Arc<Gate>) {
     let gate = Gate::new();
     let halts = Arc::clone(&gate);
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(options);
+    let builder = t.gated_server().uring(options);
     let server = t.spawn(builder.on_request(move |conn| Arc::clone(&halts).echo_frame(conn)));
     (server, gate)
 }
@@ -54,7 +54,7 @@ fn watched_server(t: &Fixture) -> (ServerHandle, Arc<Gate>, Receiver<Handle>) {
     let gate = Gate::new();
     let halts = Arc::clone(&gate);
     let (prepared, handles) = channel();
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(two_buffers());
+    let builder = t.gated_server().uring(two_buffers());
     let builder =
         builder.on_prepare(move |handle| prepared.send(handle.clone()).map_err(Error::other));
     let server = t.spawn(builder.on_request(move |conn| Arc::clone(&halts).echo_frame(conn)));
@@ -116,7 +116,7 @@ pub(crate) fn connections_that_find_no_buffer_are_served_in_order(t: &Fixture) -
     let halts = Arc::clone(&gate);
     let (begins, order) = channel();
     let (prepared, handles) = channel::<Handle>();
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(two_buffers());
+    let builder = t.gated_server().uring(two_buffers());
     let builder =
         builder.on_prepare(move |handle| prepared.send(handle.clone()).map_err(Error::other));
     let server = t.spawn(builder.on_request(move |conn| {
@@ -155,7 +155,7 @@ pub(crate) fn connections_that_find_no_buffer_are_served_in_order(t: &Fixture) -
 
 /// IU1 against BP3: a stream that could fill every buffer takes its turn like the others.
 pub(crate) fn floods_leave_buffers_to_the_others(t: &Fixture) -> Check {
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(two_buffers());
+    let builder = t.gated_server().uring(two_buffers());
     let server = t.spawn(builder.on_request(|mut conn: Connection| async move {
         if conn.peek(1).await?[0] != b'f' {
             return echo_frame(conn).await;
@@ -262,7 +262,7 @@ pub(crate) fn ends_behind_data_wait_for_a_buffer_as_well(t: &Fixture) -> Check {
     const COUNT: usize = 100;
     const SIZE: usize = 20_000;
     let (told, totals) = channel();
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(two_buffers());
+    let builder = t.gated_server().uring(two_buffers());
     let server = t.spawn(builder.on_connect(move |mut conn| {
         let told = told.clone();
         async move {
@@ -341,9 +341,7 @@ pub(crate) fn a_stream_moves_to_large_buffers_and_back(t: &Fixture) -> Check {
 pub(crate) fn streams_that_outnumber_the_large_buffers_arrive_whole(t: &Fixture) -> Check {
     const STREAMS: usize = 8;
     let options = UringOptions::new().receive_buffers(4, 1);
-    let server = t.spawn(
-        t.server().pollers(1).poll_mode(PollMode::Never).uring(options).on_request(take_streams),
-    );
+    let server = t.spawn(t.gated_server().uring(options).on_request(take_streams));
     let streams: Vec<_> = (0..STREAMS)
         .map(|index| {
             let peer = dial(&server)?;
@@ -371,7 +369,7 @@ pub(crate) fn streams_that_outnumber_the_large_buffers_arrive_whole(t: &Fixture)
 fn keeping_server(t: &Fixture) -> (ServerHandle, Arc<Mutex<Vec<Slice>>>) {
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keeps = Arc::clone(&kept);
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(two_buffers());
+    let builder = t.gated_server().uring(two_buffers());
     let server = t.spawn(builder.on_request(move |mut conn: Connection| {
         let keeps = Arc::clone(&keeps);
         async move {
@@ -484,7 +482,7 @@ pub(crate) fn lent_buffers_dropped_on_other_threads_are_free_again(t: &Fixture) 
         })
         .unzip();
     let sinks = ends.clone();
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(two_buffers());
+    let builder = t.gated_server().uring(two_buffers());
     let server = t.spawn(builder.on_request(move |mut conn: Connection| {
         let sinks = sinks.clone();
         async move {

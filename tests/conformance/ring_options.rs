@@ -71,7 +71,7 @@ pub(crate) fn the_best_tier_is_an_upper_bound(t: &Fixture) -> Check {
     for tier in [RingTier::Defer, RingTier::Coop, RingTier::Plain] {
         let best = ringpoll::capabilities().tier.min(Some(tier));
         let is_deferred = best == Some(RingTier::Defer) && !t.mount().receives_behind_pollers();
-        let builder = t.server().uring(UringOptions::new().tier_max(tier));
+        let builder = t.gated_server().uring(UringOptions::new().tier_max(tier));
         let is_received = receives_behind_a_handler(builder)?;
         assert_eq!(is_received, !is_deferred, "a ring that is {tier:?} at best");
     }

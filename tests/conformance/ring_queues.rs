@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use ringpoll::{PollMode, PollerStats, ServerHandle, UringOptions};
+use ringpoll::{PollerStats, ServerHandle, UringOptions};
 use rustix::process::{Resource, getrlimit};
 
 use crate::harness::*;
@@ -37,7 +37,7 @@ fn tiny() -> UringOptions {
 fn gated_server(t: &Fixture, options: UringOptions) -> (ServerHandle, Arc<Gate>) {
     let gate = Gate::new();
     let halts = Arc::clone(&gate);
-    let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(options);
+    let builder = t.gated_server().uring(options);
     let builder = builder.backend(t.mount().with_small_queues());
     let server = t.spawn(builder.on_request(move |conn| Arc::clone(&halts).echo_frame(conn)));
     (server, gate)

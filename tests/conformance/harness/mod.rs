@@ -24,8 +24,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ringpoll::{
-    Connection, Dialer, PollerStats, Pollers, Result, Server, ServerBuilder, ServerHandle,
-    SqpollOptions, SqpollPreset,
+    Connection, Dialer, PollMode, PollerStats, Pollers, Result, Server, ServerBuilder,
+    ServerHandle, SqpollOptions, SqpollPreset,
 };
 
 pub(crate) use host::{
@@ -220,6 +220,13 @@ impl Fixture {
             Placement::Tokio => server.tokio(runtime().handle().clone()),
             _ => server,
         }
+    }
+
+    /// A server of one poller that a handler can hold up at a gate: handlers stay on it, however
+    /// long they take.
+    pub(crate) fn gated_server(&self) -> ServerBuilder {
+        let server = self.server().pollers(1).poll_mode(PollMode::Never);
+        server.placement(Placement::Inline)
     }
 
     /// Binds to a free loopback port and serves in the background.
