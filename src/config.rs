@@ -109,6 +109,15 @@ pub(crate) struct Limits {
     pub(crate) output_bytes_max: usize,
 }
 
+impl Limits {
+    /// How much may be buffered before reception pauses; `share_bytes` is what a connection may
+    /// hold while memory is short.
+    #[inline]
+    pub(crate) fn input_bytes_max(&self, share_bytes: Option<usize>) -> usize {
+        self.input_high_bytes.min(share_bytes.unwrap_or(usize::MAX))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {

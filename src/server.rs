@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
 use crate::connection::{
-    Connection, Handle, Kind, Place, RunEnd, Running, Service, Shared, attach, take_on,
+    self, Begun, Connection, Handle, Kind, RunEnd, Running, Service, Shared, attach,
 };
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{self, Executor, PlacementStats, Run, Seat, Tried};
+use crate::task::{Executor, Here, PlacementStats, RuntimeContext};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -72,7 +72,6 @@ pub struct ServerStats {
     pub poller_count: usize,
 }
 
-type Runner = Box<dyn Fn(Connection, RunEnd, &Executor, Place) -> Option<Run> + Send + Sync>;
 type Prepare = Box<dyn Fn(&Handle) -> Result<()> + Send + Sync>;
 type Notify = Box<dyn Fn(&Handle) + Send + Sync>;
 type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
@@ -81,8 +80,8 @@ type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
 #[derive(Default)]
 struct Handlers {
     prepare: Option<Prepare>,
-    connect: Option<Runner>,
-    request: Option<Runner>,
+    connect: Option<Box<dyn Handler>>,
+    request: Option<Box<dyn Handler>>,
     disconnect: Option<Notify>,
     error: Option<Report>,
 }
@@ -211,38 +210,51 @@ impl ServerHandle {
     }
 }
 
-/// Wraps a handler: one task for each run, on the placement.
-fn runner<H, F>(handler: H) -> Runner
+/// A handler, whatever the type of its futures.
+trait Handler: Send + Sync {
+    /// See [`Service::begin_run`].
+    fn begin(
+        &self,
+        connection: Connection,
+        context: &RuntimeContext,
+        shared: &Arc<Shared>,
+        here: Here<'_>,
+    ) -> Begun;
+    /// See [`Service::spawn_run`].
+    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor);
+}
+
+impl<H, F> Handler for H
 where
-    H: Fn(Connection) -> F + Send + Sync + 'static,
+    H: Fn(Connection) -> F + Send + Sync,
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    Box::new(move |connection, end: RunEnd, executor, place| {
+    fn begin(
+        &self,
+        connection: Connection,
+        context: &RuntimeContext,
+        shared: &Arc<Shared>,
+        here: Here<'_>,
+    ) -> Begun {
+        let future = context.run(|| self(connection));
+        connection::begin(future, context, shared, &here)
+    }
+
+    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor) {
         let context = executor.context();
-        let future = context.run(|| handler(connection));
-        let run = Running::new(future, context.clone(), end);
-        let policy = match executor.seat() {
-            Seat::Inline => None,
-            Seat::Auto(_, policy, _) if place == Place::Poller && policy.is_inline() => {
-                Some(policy)
-            }
-            elsewhere => {
-                elsewhere.spawn(run, context);
-                return None;
-            }
+        let future = context.run(|| self(connection));
+        executor.spawn_elsewhere(Running::new(future, context.clone(), end));
+    }
+}
+
+impl Hooks {
+    fn handler(&self, kind: Kind) -> &dyn Handler {
+        let handler = match kind {
+            Kind::Connect => &self.handlers.connect,
+            Kind::Request => &self.handlers.request,
         };
-        // Most handlers end here, or wait for their flush alone, at the price of no task.
-        let (run, (tried, remote)) = task::poll_first(run, |mut run| {
-            let owner = run.end().owner();
-            let mut poll = || task::try_poll(run.as_mut(), owner);
-            let tried = match policy {
-                Some(policy) => policy.time(poll),
-                None => poll(),
-            };
-            (tried != Tried::Done).then(|| (tried, Arc::clone(run.end().remote())))
-        })?;
-        take_on(&remote, executor, run, tried)
-    })
+        handler.as_deref().expect("runs start only where there is one")
+    }
 }
 
 impl Service for Hooks {
@@ -266,12 +278,18 @@ impl Service for Hooks {
         prepared
     }
 
-    fn run(&self, kind: Kind, connection: Connection, end: RunEnd, place: Place) -> Option<Run> {
-        let handler = match kind {
-            Kind::Connect => &self.handlers.connect,
-            Kind::Request => &self.handlers.request,
-        };
-        handler.as_ref().and_then(|handler| handler(connection, end, &self.executor, place))
+    fn begin_run(
+        &self,
+        kind: Kind,
+        connection: Connection,
+        shared: &Arc<Shared>,
+        here: Here<'_>,
+    ) -> Begun {
+        self.handler(kind).begin(connection, self.executor.context(), shared, here)
+    }
+
+    fn spawn_run(&self, kind: Kind, connection: Connection, end: RunEnd) {
+        self.handler(kind).spawn(connection, end, &self.executor);
     }
 
     fn executor(&self) -> &Executor {

@@ -277,6 +277,24 @@ impl Block {
         Slice { start, len: bytes, owner: Some(self.header) }
     }
 
+    /// The first `bytes` of the spare, from a block that nobody fills any further.
+    ///
+    /// # Panics
+    /// When `bytes` is more than the spare.
+    #[inline]
+    pub(crate) fn finish(mut self, bytes: usize) -> Slice {
+        let slice = self.take(bytes);
+        // SAFETY: `self` holds references, so the header is alive.
+        let refs = unsafe { &self.header.as_ref().refs };
+        // All references are the block's and the new slice's, so nobody else can count: a plain
+        // store will do, as in `Slice::share`.
+        if slice.owner.is_some() && refs.load(Ordering::Acquire) == self.refs + 1 {
+            refs.store(1, Ordering::Relaxed);
+            std::mem::forget(self);
+        }
+        slice
+    }
+
     /// Makes the first `bytes` of the spare part of `slice`, if `slice` ends where the spare
     /// begins.
     ///

@@ -1,27 +1,31 @@
 //! What the poller calls: completions, timers, and what it runs for the connection.
 //!
 //! On the poller's thread, but for what a poller that is held up is relieved of: `run_elsewhere`
-//! and `send_here`. User code runs in `on_attached`, `act` and `go_on`, and in what `send_here`
-//! wakes.
+//! and `send_here`. User code runs in `on_attached`, `begin`, `act` and `go_on`, and in what
+//! `send_here` wakes.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::Connection;
 use super::handle::Handle;
-use super::input::End;
+use super::input::{End, Handed, Input};
 use super::output::Output;
+use super::run::{self, Polling, RunEnd, take_on};
 use super::shared::{self, POLLER, Remote, Shared, guard};
+use super::spare;
 use super::state::Kind;
-use super::{Connection, Place, RunEnd, take_on};
 use crate::buffer::Chain;
 use crate::poller::timers::{NEVER, now_ns};
 use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Token};
 use crate::sync::atomic::Ordering;
-use crate::sync::lock;
-use crate::task::{self, Run};
+use crate::sync::{MutexGuard, lock};
+use crate::task::{self, Run, Tried};
 
 impl Endpoint for Shared {
+    type Handed = Handed;
+
     fn enter_poller(remote: &Arc<Remote>) {
         POLLER.with(|poller| {
             // A thread is one poller for its whole life.
@@ -54,8 +58,8 @@ impl Endpoint for Shared {
                 return false;
             }
             if service.serves_connect() {
-                lock(&self.input).runs.start(Kind::Connect, 0);
-                batch.act(self, Action::Run);
+                let handed = lock(&self.input).start(Kind::Connect);
+                batch.start(self, handed);
             }
         }
         if self.timeouts.watches_idle() {
@@ -79,16 +83,19 @@ impl Endpoint for Shared {
         if self.timeouts.watches_idle() {
             self.timeouts.touch(batch.now_ns);
         }
-        let filed = {
-            let mut input = lock(&self.input);
-            let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
-            self.has_arrivals.store(true, Ordering::Release);
-            if filed.pause {
-                self.paused.store(true, Ordering::Relaxed);
-            }
-            filed
-        };
-        self.follow(filed, batch)
+        let mut input = lock(&self.input);
+        if !input.may_start() {
+            return self.file(input, bytes, batch);
+        }
+        let handed = input.start_with(bytes, &self.remote.pool);
+        self.took_arrivals();
+        let is_full = handed.reader.len() >= self.limits.input_bytes_max(batch.share_bytes);
+        if is_full {
+            self.paused.store(true, Ordering::Relaxed);
+        }
+        drop(input);
+        batch.start(self, handed);
+        if is_full { Flow::Pause } else { Flow::Continue }
     }
 
     fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Shared>) {
@@ -175,30 +182,46 @@ impl Endpoint for Shared {
     }
 
     #[inline(always)]
-    fn act(self: Arc<Self>, action: Action) -> Option<Run> {
+    fn begin(self: &Arc<Self>, handed: Handed) -> Option<Run> {
+        let service = self.service.as_ref()?;
+        let (kind, connection) = self.hand_out(handed);
+        let Some(here) = service.executor().here() else {
+            let end = RunEnd::new(Arc::clone(self));
+            // A handler that panics before its first await: its end is reported like any other.
+            guard("handler", || service.spawn_run(kind, connection, end));
+            return None;
+        };
+        let polling = Polling::begin(self, self.owner());
+        let outcome = match guard("handler", || service.begin_run(kind, connection, self, here)) {
+            Some(Ok(outcome)) => outcome,
+            Some(Err((run, wait))) => {
+                drop(polling);
+                return take_on(&self.remote, service.executor(), run, wait);
+            }
+            None => Err(run::panicked()),
+        };
+        let returned = polling.end();
+        self.end_run(outcome.err(), returned);
+        None
+    }
+
+    fn act(self: &Arc<Self>, action: Action) {
         match action {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
             Action::CloseIfIdle => self.close_if_idle(),
-            Action::Run => {
-                let service = Arc::clone(self.service.as_ref()?);
-                let (kind, connection, end) = self.begin_run();
-                // A handler that panics before its first await: its end is reported like any other.
-                return guard("handler", || service.run(kind, connection, end, Place::Poller))
-                    .flatten();
-            }
             // The poller has the run.
             Action::Continue => {}
         }
-        None
     }
 
     fn go_on(self: &Arc<Self>, mut run: Run) -> Option<Run> {
         let service = self.service.as_ref()?;
-        let kept = guard("handler", || {
-            let tried = task::try_poll(run.as_mut(), self.owner());
-            take_on(&self.remote, service.executor(), run, tried)
-        });
+        let kept =
+            guard("handler", || match task::try_poll(self.owner(), |cx| run.as_mut().poll(cx)) {
+                Tried::Done(()) => None,
+                Tried::Waits(wait) => take_on(&self.remote, service.executor(), run, wait),
+            });
         kept.flatten()
     }
 
@@ -206,14 +229,15 @@ impl Endpoint for Shared {
         self.service.as_ref().is_some_and(|service| service.executor().workers().is_some())
     }
 
-    fn run_elsewhere(self: Arc<Self>) {
+    fn run_elsewhere(self: Arc<Self>, handed: Handed) {
         let Some(service) = self.service.clone() else { return };
         let Some(workers) = service.executor().workers().cloned() else { return };
         // Handed out here: should the workers end before they come to it, the run ends with what it
         // was given.
-        let (kind, connection, end) = self.begin_run();
+        let (kind, connection) = self.hand_out(handed);
+        let end = RunEnd::new(self);
         workers.spawn(async move {
-            guard("handler", || service.run(kind, connection, end, Place::Workers));
+            guard("handler", || service.spawn_run(kind, connection, end));
         });
     }
 
@@ -262,16 +286,29 @@ impl Shared {
         if output.close_when_sent { Some(Action::Close) } else { may_be_idle() }
     }
 
-    /// What a run works with.
+    /// Takes in bytes for a reader that is out.
+    #[inline(never)]
+    fn file(
+        self: &Arc<Self>,
+        mut input: MutexGuard<'_, Input>,
+        bytes: Received<'_>,
+        batch: &mut Batch<Shared>,
+    ) -> Flow {
+        let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
+        self.has_arrivals.store(true, Ordering::Release);
+        if filed.pause {
+            self.paused.store(true, Ordering::Relaxed);
+        }
+        drop(input);
+        self.follow(filed, batch)
+    }
+
+    /// The connection, as a run has it.
     #[inline(always)]
-    fn begin_run(self: Arc<Self>) -> (Kind, Connection, RunEnd) {
+    fn hand_out(self: &Arc<Self>, handed: Handed) -> (Kind, Connection) {
         self.remote.counters.add(|counters| &counters.handler_runs, 1);
-        let (kind, reader, writer) = {
-            let mut input = lock(&self.input);
-            self.took_arrivals();
-            input.hand_out()
-        };
-        let connection = Connection::handed_out(Arc::clone(&self), reader, writer);
-        (kind, connection, RunEnd::new(self))
+        let Handed { kind, reader, writer } = handed;
+        let writer = writer.unwrap_or_else(spare::writer);
+        (kind, Connection::handed_out(Arc::clone(self), reader, writer))
     }
 }

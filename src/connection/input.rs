@@ -63,11 +63,20 @@ pub(super) enum End {
     Memory,
 }
 
-/// What the poller does after filing bytes.
+/// What a run works with. Taken as it starts; it begins later.
+pub(crate) struct Handed {
+    pub(super) kind: Kind,
+    pub(super) reader: Box<Chain>,
+    /// Only where the last run has left something in it.
+    pub(super) writer: Option<Box<Staging>>,
+}
+
+/// What the poller does after filing bytes, or the end.
 #[derive(Default)]
 pub(super) struct Filed {
     pub(super) wake: Option<Waker>,
-    pub(super) start_run: bool,
+    /// A run has started for the end.
+    pub(super) run: Option<Handed>,
     pub(super) pause: bool,
     /// Nobody will have anything to do here any more.
     pub(super) close: bool,
@@ -93,8 +102,23 @@ impl Input {
         }
     }
 
-    /// Takes in what the poller received.
+    /// Whether bytes start a run: the reader is home, and a handler takes them.
+    #[inline]
+    pub(super) fn may_start(&self) -> bool {
+        self.serves && self.runs == Runs::Home
+    }
+
+    /// Starts a run with what the poller received, and with what was left unread before.
     #[inline(always)]
+    pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Handed {
+        let reader = self.reader.get_or_insert_with(spare::reader);
+        self.received += add(bytes, reader, pool) as u64;
+        self.held_bytes = reader.len();
+        self.start(Kind::Request)
+    }
+
+    /// Takes in what the poller received for a reader that is out.
+    #[inline(never)]
     pub(super) fn file(
         &mut self,
         bytes: Received<'_>,
@@ -102,33 +126,20 @@ impl Input {
         limits: &Limits,
         share_bytes: Option<usize>,
     ) -> Filed {
-        let home = self.serves && self.runs == Runs::Home;
-        let place = if home { &mut self.reader } else { &mut self.inbox };
-        let into = place.get_or_insert_with(spare::reader);
-        let before = into.len();
-        match bytes {
-            Received::Copied(bytes) => into.write_copy(bytes, pool),
-            Received::Lent(slice) => into.push(slice),
-        }
-        let after = into.len();
-        self.received += (after - before) as u64;
-        if home {
-            self.held_bytes = after;
-        }
+        let inbox = self.inbox.get_or_insert_with(spare::reader);
+        self.received += add(bytes, inbox, pool) as u64;
         let buffered = self.buffered_bytes();
-        let mut filed = Filed::default();
-        match &self.wait {
-            Some(wait) if buffered < wait.bytes => {
-                // A handler may give up the wait, having seen none of them.
-                self.runs.on_news();
-                filed.over_share = share_bytes.is_some_and(|share| buffered > share);
-                return filed;
-            }
-            Some(_) => filed.wake = self.take_waker(),
-            None => filed.start_run = self.start_run(),
+        let waits_on = self.wait.as_ref().map(|wait| buffered < wait.bytes);
+        if waits_on != Some(false) {
+            // Nobody is told of them; a handler may also give up its wait, having seen none.
+            self.runs.on_news();
         }
-        filed.pause = buffered >= limits.input_high_bytes.min(share_bytes.unwrap_or(usize::MAX));
-        filed
+        if waits_on == Some(true) {
+            let over_share = share_bytes.is_some_and(|share| buffered > share);
+            return Filed { over_share, ..Filed::default() };
+        }
+        let pause = buffered >= limits.input_bytes_max(share_bytes);
+        Filed { wake: self.take_waker(), pause, ..Filed::default() }
     }
 
     /// Notes the end; returns who waits and whether a run is to be started for it.
@@ -138,34 +149,26 @@ impl Input {
         let drained = self.buffered_bytes() == 0;
         Filed {
             wake: self.take_waker(),
-            start_run: !(home && drained) && self.start_run(),
+            run: if home && drained { None } else { self.start_for_end() },
             close: home && drained && self.serves,
             ..Filed::default()
         }
     }
 
-    /// Notes news; `true`: a run has started for it.
-    #[inline]
-    fn start_run(&mut self) -> bool {
-        let start = self.runs.on_news() && self.serves;
-        if start {
-            // The news itself is not consumed yet.
-            let consumed = self.consumed();
-            self.runs.start(Kind::Request, consumed);
-        }
-        start
+    fn start_for_end(&mut self) -> Option<Handed> {
+        let starts = self.runs.on_news() && self.serves;
+        starts.then(|| self.start(Kind::Request))
     }
 
-    /// What a run that has started works with.
-    #[inline(always)]
-    pub(super) fn hand_out(&mut self) -> (Kind, Box<Chain>, Box<Staging>) {
-        let kind = if self.runs.is_connecting() { Kind::Connect } else { Kind::Request };
-        // Bytes that start a run have brought one.
-        let mut reader = self.reader.take().unwrap_or_default();
-        if self.inbox_len() > 0 {
-            self.refill(&mut reader);
-        }
-        (kind, reader, self.writer.take().unwrap_or_else(spare::writer))
+    /// Starts a run, with all that is here.
+    #[inline]
+    pub(super) fn start(&mut self, kind: Kind) -> Handed {
+        debug_assert_eq!(self.inbox_len(), 0, "what is home has been settled");
+        // What starts it is not consumed yet.
+        let consumed = self.consumed();
+        self.runs.start(kind, consumed);
+        let reader = self.reader.take().unwrap_or_else(spare::reader);
+        Handed { kind, reader, writer: self.writer.take() }
     }
 
     /// `true`: `on_connect` runs, and the user will be told after it.
@@ -293,4 +296,15 @@ impl Input {
         self.reader = None;
         self.writer = None;
     }
+}
+
+/// Adds what was received; says how many bytes those are.
+#[inline(always)]
+fn add(bytes: Received<'_>, into: &mut Chain, pool: &Pool) -> usize {
+    let before = into.len();
+    match bytes {
+        Received::Copied(bytes) => into.write_copy(bytes, pool),
+        Received::Lent(slice) => into.push(slice),
+    }
+    into.len() - before
 }

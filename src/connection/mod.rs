@@ -31,7 +31,7 @@ use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
-use crate::task::{Executor, Run};
+use crate::task::{Executor, Here};
 
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
@@ -39,7 +39,7 @@ use reader::impl_reader;
 use wait::{Began, Submission};
 use writer::impl_writer;
 
-pub(crate) use run::{RunEnd, Running, take_on};
+pub(crate) use run::{Begun, RunEnd, Running, begin};
 pub(crate) use shared::{Remote, Shared, current_poller};
 pub(crate) use state::Kind;
 use state::{READER, WRITER};
@@ -51,9 +51,16 @@ pub(crate) trait Service: Send + Sync {
     fn is_draining(&self) -> bool;
     /// On the poller, before registration; an error refuses the connection.
     fn prepare(&self, handle: &Handle) -> Result<()>;
-    /// Runs a handler where the placement says; `place` is where this is called.
-    /// Returns a run on the poller that waits for its flush, and for nothing else.
-    fn run(&self, kind: Kind, connection: Connection, end: RunEnd, place: Place) -> Option<Run>;
+    /// Runs a handler on the calling thread, its connection's poller, up to its first wait.
+    fn begin_run(
+        &self,
+        kind: Kind,
+        connection: Connection,
+        shared: &Arc<Shared>,
+        here: Here<'_>,
+    ) -> Begun;
+    /// Has a handler run elsewhere, where the placement says.
+    fn spawn_run(&self, kind: Kind, connection: Connection, end: RunEnd);
     /// What runs its handlers.
     fn executor(&self) -> &Executor;
     fn disconnected(&self, handle: &Handle);
@@ -64,15 +71,6 @@ pub(crate) trait Service: Send + Sync {
     fn spawn_ended(&self);
     /// A connection is finished.
     fn gone(&self);
-}
-
-/// On which kind of thread a run begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// The connection's poller.
-    Poller,
-    /// A worker, because the poller is held up.
-    Workers,
 }
 
 /// A stream to one peer, and the only owner of its reader and writer.

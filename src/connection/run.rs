@@ -10,7 +10,7 @@ use super::shared::{BOTH, Remote, Shared};
 use crate::buffer::{Chain, Staging};
 use crate::error::{Error, Result};
 use crate::poller::Command;
-use crate::task::{Executor, Run, RuntimeContext, Tried};
+use crate::task::{self, Executor, Here, Run, RuntimeContext, Tried};
 
 pin_project_lite::pin_project! {
     /// A handler's future with its end, polled inside its context. An async block would hold the
@@ -19,30 +19,60 @@ pin_project_lite::pin_project! {
         #[pin]
         future: F,
         context: RuntimeContext,
-        end: RunEnd,
+        // `None` in the first poll of a run on its poller, which then sees to its end itself.
+        end: Option<RunEnd>,
     }
 }
 
-impl<F> Running<F> {
+impl<F: Future<Output = Result<()>>> Running<F> {
     pub(crate) fn new(future: F, context: RuntimeContext, end: RunEnd) -> Running<F> {
-        Running { future, context, end }
-    }
-
-    pub(crate) fn end(&self) -> &RunEnd {
-        &self.end
+        Running { future, context, end: Some(end) }
     }
 }
+
+/// Polls a run on its connection's poller, for the first time.
+#[inline]
+pub(crate) fn begin<F>(
+    future: F,
+    context: &RuntimeContext,
+    shared: &Arc<Shared>,
+    here: &Here<'_>,
+) -> Begun
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let running = Running { future, context: context.clone(), end: None };
+    task::poll_first(running, |running| {
+        let this = running.project();
+        let context = &*this.context;
+        let poll = |cx: &mut Context<'_>| context.run(|| this.future.poll(cx));
+        let tried = here.begin(|| task::try_poll(shared.owner(), poll));
+        if let Tried::Waits(_) = tried {
+            *this.end = Some(RunEnd::new(Arc::clone(shared)));
+        }
+        tried
+    })
+}
+
+/// How a run's first poll ended: with its outcome, or with what is left of it.
+pub(crate) type Begun = std::result::Result<Result<()>, (Run, task::Wait)>;
 
 impl<F: Future<Output = Result<()>>> Future for Running<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        let polling = Polling::begin(this.end);
-        let polled = this.context.run(|| this.future.poll(cx));
-        let returned = if polled.is_ready() { polling.take() } else { None };
-        drop(polling);
-        polled.map(|outcome| this.end.set(outcome, returned))
+        let end = this.end.as_mut().expect("set before anybody else polls it");
+        // What was spawned holds none of the parts, unless a run has handed them to it: then their
+        // way home has nothing to do with its end.
+        let owner = if end.is_spawned { 0 } else { end.shared.owner() };
+        let polling = Polling::begin(&end.shared, owner);
+        let Poll::Ready(outcome) = this.context.run(|| this.future.poll(cx)) else {
+            return Poll::Pending;
+        };
+        let returned = polling.end();
+        end.set(outcome, returned);
+        Poll::Ready(())
     }
 }
 
@@ -78,7 +108,7 @@ pub(super) fn keep_for_end(shared: &Shared, parts: Parts) -> Option<Parts> {
 
 /// One poll of a run. What was given back and is not taken goes home when this is dropped: the run
 /// goes on without its connection, or has panicked.
-struct Polling<'a> {
+pub(super) struct Polling<'a> {
     shared: &'a Arc<Shared>,
     owner: usize,
     /// The poll that this one is inside of.
@@ -86,12 +116,19 @@ struct Polling<'a> {
 }
 
 impl<'a> Polling<'a> {
+    /// `owner` is the connection's; 0 keeps nothing for the end.
     #[inline]
-    fn begin(end: &'a RunEnd) -> Polling<'a> {
-        // What was spawned holds none of the parts, unless a run has handed them to it: then their
-        // way home has nothing to do with its end.
-        let owner = if end.is_spawned { 0 } else { end.owner() };
-        Polling { shared: &end.shared, owner, outer: POLLED.replace(owner) }
+    pub(super) fn begin(shared: &'a Arc<Shared>, owner: usize) -> Polling<'a> {
+        Polling { shared, owner, outer: POLLED.replace(owner) }
+    }
+
+    /// Ends the poll, and takes what it has given back.
+    #[inline]
+    pub(super) fn end(self) -> Option<Parts> {
+        let returned = self.take();
+        POLLED.set(self.outer);
+        std::mem::forget(self);
+        returned
     }
 
     #[inline]
@@ -137,24 +174,24 @@ impl RunEnd {
         self.returned = returned;
     }
 
-    pub(crate) fn remote(&self) -> &Arc<Remote> {
-        &self.shared.remote
-    }
-
-    /// Stands for the run in its trial.
-    pub(crate) fn owner(&self) -> usize {
-        self.shared.owner()
-    }
-
     #[cold]
     fn unfinished(&self) -> Error {
-        let what = if self.is_spawned { "spawned future" } else { "handler" };
+        let what = if self.is_spawned { "spawned future" } else { HANDLER };
         if std::thread::panicking() {
             return Error::panicked(format!("{what} panicked"));
         }
         // Its threads have ended, and the connection with them.
         Error::closed(&format!("{what} given up"))
     }
+}
+
+/// What a run is called where it fails.
+const HANDLER: &str = "handler";
+
+/// A handler that panicked before its first await.
+#[cold]
+pub(super) fn panicked() -> Error {
+    Error::panicked(format!("{HANDLER} panicked"))
 }
 
 impl Drop for RunEnd {
@@ -193,18 +230,17 @@ where
     Ok(())
 }
 
-/// Takes on a run on the poller after its trial: gives it back, to be kept, if it waits for nothing
+/// Takes on a run on the poller after a trial: gives it back, to be kept, if it waits for nothing
 /// but its flush; makes it a task if it waits for anything else.
-pub(crate) fn take_on(
+pub(super) fn take_on(
     remote: &Arc<Remote>,
     executor: &Executor,
     run: Run,
-    tried: Tried,
+    wait: task::Wait,
 ) -> Option<Run> {
-    match tried {
-        Tried::Done => None,
-        Tried::Marked => Some(run),
-        Tried::Open => {
+    match wait {
+        task::Wait::Marked => Some(run),
+        task::Wait::Open => {
             let remote = Arc::clone(remote);
             executor.spawn_near(run, move |task, workers| remote.send(Command::Run(task, workers)));
             None

@@ -256,6 +256,10 @@ impl Shared {
         }
         let over = input.runs.give_back(parts);
         let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
+        let again = (next == Next::Again).then(|| {
+            self.took_arrivals();
+            input.start(Kind::Request)
+        });
         let disconnected = over && input.take_disconnect_owed();
         self.resume_if_room(input, 0);
         drop(stale);
@@ -263,10 +267,12 @@ impl Shared {
             self.tell_disconnected();
         }
         match next {
-            Next::Again => self.remote.send(Command::Again(Arc::clone(self))),
             Next::Close => self.close_when_sent(),
             Next::Finish => self.finish(),
-            Next::Rest => {}
+            Next::Again | Next::Rest => {}
+        }
+        if let Some(handed) = again {
+            self.remote.send(Command::Again(Arc::clone(self), handed));
         }
     }
 
@@ -282,11 +288,7 @@ impl Shared {
             draining: self.service.as_ref().is_some_and(|service| service.is_draining()),
             serves_requests: input.serves,
         };
-        let next = input.runs.end(found);
-        if next == Next::Again {
-            input.runs.start(Kind::Request, found.consumed);
-        }
-        next
+        input.runs.end(found)
     }
 
     /// Closes once the peer has what was submitted, or has had time enough.
@@ -434,7 +436,14 @@ impl Shared {
 
     pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
         self.note_peer_gone(batch);
-        let filed = lock(&self.input).end(end);
+        let filed = {
+            let mut input = lock(&self.input);
+            let filed = input.end(end);
+            if filed.run.is_some() {
+                self.took_arrivals();
+            }
+            filed
+        };
         if filed.close {
             batch.act(self, Action::Close);
         }
@@ -444,8 +453,8 @@ impl Shared {
     #[inline(always)]
     pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
         batch.wakers.extend(filed.wake);
-        if filed.start_run {
-            batch.act(self, Action::Run);
+        if let Some(handed) = filed.run {
+            batch.start(self, handed);
         }
         if filed.over_share {
             self.note_end(End::Memory, batch);

@@ -18,7 +18,7 @@ use super::ready::Ready;
 use super::{Accept, Endpoint};
 
 /// What a poller can be asked to do.
-pub(crate) enum Command<E> {
+pub(crate) enum Command<E: Endpoint> {
     /// Take in a connected stream.
     Attach(Arc<E>, Arc<Socket>),
     /// Connect, then take in.
@@ -29,8 +29,8 @@ pub(crate) enum Command<E> {
     Unlisten(Arc<dyn Accept>),
     /// Run a task that was woken; workers, if there are any, may do it as well.
     Run(Runnable, Option<Workers>),
-    /// Start another run of a connection's handler.
-    Again(Arc<E>),
+    /// Begin another run of a connection's handler.
+    Again(Arc<E>, E::Handed),
     /// Go on with the run that waits for its flush.
     Continue(Arc<E>),
     /// Close it if there is nothing to do.
@@ -66,7 +66,7 @@ impl<E: Endpoint> Command<E> {
             // A task, or a kept run, that is dropped ends its run. The others are about endpoints
             // and listeners that were removed when the poller ended.
             Command::Run(..)
-            | Command::Again(_)
+            | Command::Again(..)
             | Command::Continue(_)
             | Command::CloseIfIdle(_)
             | Command::Send(_)
@@ -80,7 +80,7 @@ impl<E: Endpoint> Command<E> {
 }
 
 /// A poller, as everybody else sees it.
-pub(crate) struct Remote<E> {
+pub(crate) struct Remote<E: Endpoint> {
     inbox: Inbox<Command<E>>,
     pub(super) ready: Ready<E>,
     wake: Arc<Wake>,

@@ -13,6 +13,9 @@ use crate::task::Run;
 /// What a slot holds for a connection: the calls upward. They come from the poller's thread, unless
 /// they say otherwise; none may block.
 pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
+    /// What a run works with. It is taken from the endpoint as the run starts.
+    type Handed: Send;
+
     /// This thread is `remote`'s poller from now on.
     fn enter_poller(remote: &Arc<Remote<Self>>);
     fn token(&self) -> Token;
@@ -35,17 +38,19 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn is_armed(&self, at_ns: u64) -> bool;
     /// The slot is given up; the backend has dropped the socket.
     fn on_removed(self: &Arc<Self>);
-    /// Runs what the endpoint put into the batch; this is where user code runs. What is returned is
-    /// a run that waits for its flush, and for nothing else: the poller keeps it, and goes on with
-    /// it on [`Action::Continue`].
-    fn act(self: Arc<Self>, action: Action) -> Option<Run>;
+    /// Begins a run that the endpoint has put into the batch; this is where user code runs. What is
+    /// returned is a run that waits for its flush, and for nothing else: the poller keeps it, and
+    /// goes on with it on [`Action::Continue`].
+    fn begin(self: &Arc<Self>, handed: Self::Handed) -> Option<Run>;
+    /// Does what else the endpoint has put into the batch. Runs user code as well.
+    fn act(self: &Arc<Self>, action: Action);
     /// Goes on with a run that was kept.
     fn go_on(self: &Arc<Self>, run: Run) -> Option<Run>;
     /// Whether workers may do its runs. From any thread, with locks held: it only looks.
     fn is_movable(&self) -> bool;
     /// Has workers do a run that this poller does not come to. From any thread; only where it is
     /// [movable](Self::is_movable).
-    fn run_elsewhere(self: Arc<Self>);
+    fn run_elsewhere(self: Arc<Self>, handed: Self::Handed);
     /// Sends `first`, then what else a flusher has left to a poller that does not come to it: so
     /// the caller has `first`, or the [`Command::Send`](super::Command::Send), and the poller has
     /// neither. From any thread.
@@ -68,8 +73,6 @@ pub(crate) trait Accept: Send + Sync {
 /// What an endpoint wants run once everything is collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// A run of the connection's handler.
-    Run,
     /// More of the run that waits for its flush. It stays with its poller, however long that is
     /// held up.
     Continue,
@@ -82,7 +85,7 @@ pub(crate) enum Action {
 }
 
 /// What a round collected.
-pub(crate) struct Batch<E> {
+pub(crate) struct Batch<E: Endpoint> {
     pub(crate) jobs: Vec<Job<E>>,
     pub(crate) wakers: Vec<Waker>,
     /// The clock after the last wait that ended with a timer armed.
@@ -92,6 +95,11 @@ pub(crate) struct Batch<E> {
 }
 
 impl<E: Endpoint> Batch<E> {
+    #[inline]
+    pub(crate) fn start(&mut self, endpoint: &Arc<E>, handed: E::Handed) {
+        self.jobs.push(Job::Begin(Arc::clone(endpoint), handed));
+    }
+
     #[inline]
     pub(crate) fn act(&mut self, endpoint: &Arc<E>, action: Action) {
         self.jobs.push(Job::Act(Arc::clone(endpoint), action));

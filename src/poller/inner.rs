@@ -12,11 +12,11 @@ use super::{Accept, Action, Batch, Endpoint, Remote};
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::sys::{Backend, Completion, Flow, Sink, Token};
+use crate::sys::{Backend, Completion, Flow, Received, Sink, Token};
 use crate::task::{self, Run};
 
 /// See the module's documentation.
-pub(super) struct Core<E> {
+pub(super) struct Core<E: Endpoint> {
     pub(super) remote: Arc<Remote<E>>,
     pub(super) slots: Slots<Slot<E>>,
     /// Kept runs of endpoints that have lost their slot.
@@ -63,11 +63,11 @@ impl<E: Endpoint> Core<E> {
     pub(super) fn run(&mut self, job: Job<E>) {
         self.remote.ready.turn();
         let kept = match job {
-            Job::Act(endpoint, Action::Continue) => self.go_on(&endpoint),
-            Job::Act(endpoint, action) => {
-                let token = endpoint.token();
-                endpoint.act(action).map(|run| (token, run))
+            Job::Begin(endpoint, handed) => {
+                endpoint.begin(handed).map(|run| (endpoint.token(), run))
             }
+            Job::Act(endpoint, Action::Continue) => self.go_on(&endpoint),
+            Job::Act(endpoint, action) => return endpoint.act(action),
             Job::Poll(runnable, _) => return task::run(runnable),
         };
         if let Some((token, run)) = kept {
@@ -191,16 +191,36 @@ impl<E: Endpoint> Core<E> {
 }
 
 impl<E: Endpoint> Sink for Core<E> {
+    #[inline(always)]
     fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow {
         self.completions += 1;
+        match completion {
+            Completion::Received(bytes) => self.received(token, bytes),
+            completion => {
+                self.follow(token, completion);
+                Flow::Continue
+            }
+        }
+    }
+}
+
+impl<E: Endpoint> Core<E> {
+    fn received(&mut self, token: Token, bytes: Received<'_>) -> Flow {
+        match self.slots.get(token) {
+            Some(Slot::Endpoint(held)) => held.endpoint.on_received(bytes, &mut self.batch),
+            _ => Flow::Continue,
+        }
+    }
+
+    /// Passes on everything but bytes.
+    #[inline(never)]
+    fn follow(&mut self, token: Token, completion: Completion<'_>) {
         if matches!(completion, Completion::Removed) {
-            self.removed(token);
-            return Flow::Continue;
+            return self.removed(token);
         }
         let batch = &mut self.batch;
         match (self.slots.get(token), completion) {
             (Some(Slot::Endpoint(Held { endpoint, .. })), completion) => match completion {
-                Completion::Received(bytes) => return endpoint.on_received(bytes, batch),
                 Completion::Connected(result) => endpoint.on_connected(result, batch),
                 Completion::HungUp => endpoint.on_hung_up(batch),
                 Completion::Ended(result) => endpoint.on_ended(result, batch),
@@ -209,7 +229,10 @@ impl<E: Endpoint> Sink for Core<E> {
                         self.resend.push(token);
                     }
                 }
-                Completion::Accepted(..) | Completion::AcceptFailed(_) | Completion::Removed => {}
+                Completion::Received(_)
+                | Completion::Accepted(..)
+                | Completion::AcceptFailed(_)
+                | Completion::Removed => {}
             },
             (Some(Slot::Listener(listener)), Completion::Accepted(socket, peer)) => {
                 listener.on_accepted(socket, peer);
@@ -222,6 +245,5 @@ impl<E: Endpoint> Sink for Core<E> {
             }
             _ => {}
         }
-        Flow::Continue
     }
 }

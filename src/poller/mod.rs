@@ -39,7 +39,7 @@ use spin::Spin;
 use timers::{NEVER, Timers, Whom, now_ns};
 
 /// One poller thread's own data.
-pub(crate) struct Poller<B, E> {
+pub(crate) struct Poller<B, E: Endpoint> {
     backend: B,
     core: Core<E>,
     spin: Spin,
@@ -201,7 +201,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let core = &mut self.core;
         match command {
             Command::Run(runnable, workers) => core.batch.jobs.push(Job::Poll(runnable, workers)),
-            Command::Again(endpoint) => core.batch.jobs.push(Job::Act(endpoint, Action::Run)),
+            Command::Again(endpoint, handed) => {
+                core.batch.jobs.push(Job::Begin(endpoint, handed));
+            }
             Command::Continue(endpoint) => {
                 core.batch.jobs.push(Job::Act(endpoint, Action::Continue));
             }

@@ -17,8 +17,10 @@ use crate::sys::usage::ThreadId;
 use crate::task::{Runnable, Used, Watched, Workers};
 
 /// Something to run.
-pub(crate) enum Job<E> {
-    /// An action of an endpoint.
+pub(crate) enum Job<E: Endpoint> {
+    /// A run that has started.
+    Begin(Arc<E>, E::Handed),
+    /// Another action of an endpoint.
     Act(Arc<E>, Action),
     /// A task that was woken, and the workers that may run it as well, if there are any.
     Poll(Runnable, Option<Workers>),
@@ -28,7 +30,8 @@ impl<E: Endpoint> Job<E> {
     /// Whether workers may run it.
     fn is_movable(&self) -> bool {
         match self {
-            Job::Act(endpoint, action) => *action == Action::Run && endpoint.is_movable(),
+            Job::Begin(endpoint, _) => endpoint.is_movable(),
+            Job::Act(..) => false,
             Job::Poll(_, workers) => workers.is_some(),
         }
     }
@@ -36,7 +39,7 @@ impl<E: Endpoint> Job<E> {
     /// Has workers run it.
     fn hand_over(self) {
         match self {
-            Job::Act(endpoint, Action::Run) => endpoint.run_elsewhere(),
+            Job::Begin(endpoint, handed) => endpoint.run_elsewhere(handed),
             Job::Act(_, action) => unreachable!("{action:?} is the poller's"),
             Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
             Job::Poll(_, None) => unreachable!("no workers may run it"),
@@ -48,7 +51,7 @@ impl<E: Endpoint> Job<E> {
 pub(super) type Flushed<E> = Vec<(Arc<E>, Chain)>;
 
 /// What one poller has before it.
-pub(super) struct Ready<E> {
+pub(super) struct Ready<E: Endpoint> {
     jobs: Mutex<VecDeque<Job<E>>>,
     /// What handlers on the poller have flushed while it was watched, and it has not sent yet.
     flushed: Mutex<Flushed<E>>,
@@ -154,14 +157,14 @@ impl<E: Endpoint> Watched for Remote<E> {
         }
         let mut movable = self.ready.take_movable();
         let commands = self.inbox().take_if(config::RELIEF_COMMANDS_MAX, |command| match command {
-            Command::Again(endpoint) => endpoint.is_movable(),
+            Command::Again(endpoint, _) => endpoint.is_movable(),
             Command::Run(_, workers) => workers.is_some(),
             Command::Send(_) => true,
             _ => false,
         });
         for command in commands {
             match command {
-                Command::Again(endpoint) => movable.push(Job::Act(endpoint, Action::Run)),
+                Command::Again(endpoint, handed) => movable.push(Job::Begin(endpoint, handed)),
                 Command::Run(runnable, workers) => movable.push(Job::Poll(runnable, workers)),
                 Command::Send(endpoint) => endpoint.send_here(Chain::new()),
                 _ => unreachable!("the others were left"),

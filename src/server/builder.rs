@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::shutdown::Progress;
-use super::{Bound, Counts, Handlers, Hooks, Inner, Server, runner};
+use super::{Bound, Counts, Handlers, Hooks, Inner, Server};
 use crate::address::{Address, PeerAddr};
 use crate::config::{
     self, Backend, Balance, Limits, Placement, PollMode, SocketOptions, UringOptions, some,
@@ -63,7 +63,7 @@ impl ServerBuilder {
         H: Fn(Connection) -> F + Send + Sync + 'static,
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        self.handlers.connect = Some(runner(handler));
+        self.handlers.connect = Some(Box::new(handler));
         self
     }
 
@@ -78,7 +78,7 @@ impl ServerBuilder {
         H: Fn(Connection) -> F + Send + Sync + 'static,
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        self.handlers.request = Some(runner(handler));
+        self.handlers.request = Some(Box::new(handler));
         self
     }
 

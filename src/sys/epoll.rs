@@ -314,7 +314,7 @@ impl Receiver {
                 Received::Copied(&block.spare()[..bytes])
             } else {
                 let fresh = self.pool.allocate(room);
-                Received::Lent(std::mem::replace(block, fresh).take(bytes))
+                Received::Lent(std::mem::replace(block, fresh).finish(bytes))
             };
             let flow = sink.complete(entry.token, Completion::Received(received));
             let is_full = bytes == room;

@@ -9,26 +9,31 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::Run;
+use super::{Run, Tried, Wait};
 
-/// Puts `future` in its place and has `attempt` poll it, which returns nothing if it is done.
-/// Otherwise returns what is left of it, with what `attempt` returned.
-pub(crate) fn poll_first<F, R>(
+/// Puts `future` in its place and has `attempt` poll it, which tells what it waits for if it is not
+/// done. Then what is left of it is returned as well.
+#[inline]
+pub(crate) fn poll_first<F, T>(
     future: F,
-    attempt: impl FnOnce(Pin<&mut F>) -> Option<R>,
-) -> Option<(Run, R)>
+    attempt: impl FnOnce(Pin<&mut F>) -> Tried<T>,
+) -> Result<T, (Run, Wait)>
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let kept = SPARE.with(Cell::take).and_then(|spare| spare.downcast::<Spare<F>>().ok());
     let mut spare = kept.unwrap_or_else(|| Box::new(Spare(Box::pin(Place { future: None }))));
-    spare.0.as_mut().project().future.set(Some(future));
-    let Some(outcome) = spare.0.as_mut().project().future.as_pin_mut().and_then(attempt) else {
-        spare.0.as_mut().project().future.set(None);
-        SPARE.with(|place| place.set(Some(spare)));
-        return None;
-    };
-    Some((spare.0, outcome))
+    let mut place = spare.0.as_mut().project().future;
+    place.set(Some(future));
+    let tried = place.as_mut().as_pin_mut().map(attempt).expect("it was just put there");
+    match tried {
+        Tried::Done(done) => {
+            place.set(None);
+            SPARE.with(|place| place.set(Some(spare)));
+            Ok(done)
+        }
+        Tried::Waits(wait) => Err((spare.0, wait)),
+    }
 }
 
 thread_local! {
@@ -60,8 +65,11 @@ mod tests {
     use std::sync::Arc;
     use std::task::Waker;
 
-    fn poll<F: Future<Output = ()> + ?Sized>(future: Pin<&mut F>) -> Option<()> {
-        future.poll(&mut Context::from_waker(Waker::noop())).is_pending().then_some(())
+    fn poll<F: Future<Output = ()> + ?Sized>(future: Pin<&mut F>) -> Tried<()> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(()) => Tried::Done(()),
+            Poll::Pending => Tried::Waits(Wait::Open),
+        }
     }
 
     /// Where it lies, if it is ready.
@@ -71,7 +79,7 @@ mod tests {
             place = std::ptr::from_ref(&*future).addr();
             poll(future)
         });
-        assert!(left.is_none());
+        assert!(left.is_ok());
         place
     }
 
@@ -94,9 +102,9 @@ mod tests {
                 pending::<()>().await;
             }
         };
-        let (mut left, ()) = poll_first(wait(false), poll).expect("it waits");
+        let Err((mut left, Wait::Open)) = poll_first(wait(false), poll) else { panic!("it waits") };
         let place = place_of(wait(true));
-        assert_eq!(poll(left.as_mut()), Some(()));
+        assert_eq!(poll(left.as_mut()), Tried::Waits(Wait::Open));
         assert_eq!(place_of(wait(true)), place);
     }
 

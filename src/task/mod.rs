@@ -19,11 +19,11 @@ use std::pin::Pin;
 pub(crate) use async_task::Runnable;
 
 pub(crate) use first::poll_first;
-pub(crate) use placement::{Executor, Host, RuntimeContext, Seat};
+pub(crate) use placement::{Executor, Here, Host, RuntimeContext};
 pub use policy::PlacementStats;
 pub(crate) use queue::Workers;
 pub(crate) use stall::{Used, Watched};
-pub(crate) use trial::{Tried, mark_trial, try_poll};
+pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
 pub use unblock::unblock;
 
 /// What is left of a handler's run.

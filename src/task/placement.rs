@@ -30,9 +30,25 @@ pub(crate) struct Host {
     pub(crate) starved: fn() -> Duration,
 }
 
+/// A run begins on its poller.
+pub(crate) struct Here<'a> {
+    policy: Option<&'a Policy>,
+}
+
+impl Here<'_> {
+    /// Does its first part.
+    #[inline(always)]
+    pub(crate) fn begin<T>(&self, code: impl FnOnce() -> T) -> T {
+        match self.policy {
+            Some(policy) => policy.time(code),
+            None => code(),
+        }
+    }
+}
+
 /// Where a run begins.
 #[derive(Clone)]
-pub(crate) enum Seat {
+enum Seat {
     /// On the poller that owns the connection.
     Inline,
     /// On worker threads.
@@ -83,8 +99,14 @@ impl Executor {
         Ok(Executor { seat, context })
     }
 
-    pub(crate) fn seat(&self) -> &Seat {
-        &self.seat
+    /// Whether the run that a poller is about to begin belongs there.
+    #[inline]
+    pub(crate) fn here(&self) -> Option<Here<'_>> {
+        match &self.seat {
+            Seat::Inline => Some(Here { policy: None }),
+            Seat::Auto(_, policy, _) if policy.is_inline() => Some(Here { policy: Some(policy) }),
+            _ => None,
+        }
     }
 
     pub(crate) fn context(&self) -> &RuntimeContext {
@@ -130,6 +152,24 @@ impl Executor {
         super::run(self.task_near(run, near));
     }
 
+    /// Runs `future` as a task of its own, not on the poller.
+    ///
+    /// # Panics
+    /// When all runs begin on the poller.
+    pub(crate) fn spawn_elsewhere<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match &self.seat {
+            Seat::Inline => unreachable!("the poller polls it"),
+            Seat::Pool(workers) => workers.spawn(future),
+            Seat::Auto(workers, policy, _) => {
+                workers.spawn(Timed::new(Box::pin(future), policy));
+            }
+            Seat::Tokio => self.context.spawn(future),
+        }
+    }
+
     /// Makes a task of `future`, which begins where runs do: in its turn, even on the poller that
     /// this is called on. `near` as for [`spawn_near`](Self::spawn_near).
     pub(crate) fn spawn<F>(
@@ -142,7 +182,7 @@ impl Executor {
         match &self.seat {
             Seat::Inline => super::spawn(future, move |task| near(task, None)).schedule(),
             Seat::Auto(..) => self.task_near(Box::pin(future), near).schedule(),
-            elsewhere => elsewhere.spawn(future, &self.context),
+            _ => self.spawn_elsewhere(future),
         }
     }
 
@@ -167,26 +207,6 @@ impl Executor {
         match &self.seat {
             Seat::Auto(_, policy, _) => Some(policy.stats()),
             _ => None,
-        }
-    }
-}
-
-impl Seat {
-    /// Runs `future` as a task of its own, not on the poller.
-    ///
-    /// # Panics
-    /// When runs begin on the poller.
-    pub(crate) fn spawn<F>(&self, future: F, context: &RuntimeContext)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        match self {
-            Seat::Inline => unreachable!("the poller polls it"),
-            Seat::Pool(workers) => workers.spawn(future),
-            Seat::Auto(workers, policy, _) => {
-                workers.spawn(Timed::new(Box::pin(future), policy));
-            }
-            Seat::Tokio => context.spawn(future),
         }
     }
 }

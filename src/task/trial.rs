@@ -7,41 +7,45 @@
 //! again, with a waker that works.
 
 use std::cell::Cell;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 /// How a trial ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tried {
-    Done,
-    /// It waits for who has marked the trial, and for nobody else.
+pub(crate) enum Tried<T> {
+    Done(T),
+    Waits(Wait),
+}
+
+/// What a future waits for after its trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// For who has marked the trial, and for nobody else.
     Marked,
-    /// It waits for something: as a task it must be polled again.
+    /// For something: as a task it must be polled again.
     Open,
 }
 
-/// Polls `future` once, on behalf of `owner`, an address that stands for it.
+/// Polls a future once, on behalf of `owner`, an address that stands for it.
 #[inline(always)]
-pub(crate) fn try_poll<F>(future: Pin<&mut F>, owner: usize) -> Tried
-where
-    F: Future<Output = ()> + ?Sized,
-{
+pub(crate) fn try_poll<T>(
+    owner: usize,
+    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+) -> Tried<T> {
     let trial = SPARE.with(Cell::take).unwrap_or_else(Trial::new);
     let running = Running::begin(owner, trial.waker.data());
-    let is_done = future.poll(&mut Context::from_waker(&trial.waker)).is_ready();
+    let polled = poll(&mut Context::from_waker(&trial.waker));
     let is_marked = CURRENT.get().is_marked;
     drop(running);
     let is_kept = trial.is_kept();
     if !is_kept {
         SPARE.with(|spare| spare.set(Some(trial)));
     }
-    match is_done {
-        true => Tried::Done,
-        false if is_marked && !is_kept => Tried::Marked,
-        false => Tried::Open,
+    match polled {
+        Poll::Ready(done) => Tried::Done(done),
+        Poll::Pending if is_marked && !is_kept => Tried::Waits(Wait::Marked),
+        Poll::Pending => Tried::Waits(Wait::Open),
     }
 }
 
@@ -129,19 +133,26 @@ impl Drop for Running {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::future::{pending, poll_fn, ready};
+    use std::future::{Future, pending, poll_fn, ready};
     use std::pin::pin;
-    use std::task::Poll;
+
+    fn tried(future: impl Future<Output = ()>, owner: usize) -> Tried<()> {
+        let mut future = pin!(future);
+        try_poll(owner, |cx| future.as_mut().poll(cx))
+    }
+
+    const MARKED: Tried<()> = Tried::Waits(Wait::Marked);
+    const OPEN: Tried<()> = Tried::Waits(Wait::Open);
 
     #[test]
     fn a_future_that_marked_its_trial_need_not_become_a_task() {
-        assert_eq!(try_poll(pin!(ready(())), 1), Tried::Done);
-        assert_eq!(try_poll(pin!(pending::<()>()), 1), Tried::Open);
+        assert_eq!(tried(ready(()), 1), Tried::Done(()));
+        assert_eq!(tried(pending::<()>(), 1), OPEN);
         let marks = poll_fn(|cx| {
             assert!(mark_trial(cx.waker(), 1));
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(marks), 1), Tried::Marked);
+        assert_eq!(tried(marks, 1), MARKED);
     }
 
     #[test]
@@ -152,26 +163,26 @@ mod tests {
             mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(keeps), 1), Tried::Open);
+        assert_eq!(tried(keeps, 1), OPEN);
         let wakes_itself = poll_fn(|cx| {
             cx.waker().wake_by_ref();
             mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(wakes_itself), 1), Tried::Open);
+        assert_eq!(tried(wakes_itself, 1), OPEN);
         let wakes_from_elsewhere = poll_fn(|cx| {
             let clone = cx.waker().clone();
             std::thread::spawn(|| clone.wake()).join().expect("only wakes");
             mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(wakes_from_elsewhere), 1), Tried::Open);
+        assert_eq!(tried(wakes_from_elsewhere, 1), OPEN);
         // The waker that is still kept must not count against the next trial.
         let marks = poll_fn(|cx| {
             mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(marks), 1), Tried::Marked);
+        assert_eq!(tried(marks, 1), MARKED);
         drop(kept);
     }
 
@@ -182,7 +193,7 @@ mod tests {
             assert!(!mark_trial(Waker::noop(), 7));
             Poll::<()>::Pending
         });
-        assert_eq!(try_poll(pin!(marks_another), 7), Tried::Open);
+        assert_eq!(tried(marks_another, 7), OPEN);
         assert!(!mark_trial(Waker::noop(), 7));
     }
 }

@@ -234,7 +234,7 @@ impl Entry {
                 Ok(bytes) => {
                     counters.received_bytes.add_owned(bytes as u64);
                     let received = if bytes >= block.capacity_left() / LENT_PART_MIN {
-                        Received::Lent(block.take(bytes))
+                        Received::Lent(block.finish(bytes))
                     } else {
                         Received::Copied(&block.spare()[..bytes])
                     };
