@@ -100,3 +100,33 @@ fn a_reclaimed_reference_counts_like_a_dropped_one() {
         assert_eq!(witness.returns.load(Ordering::Relaxed), 1);
     });
 }
+
+#[test]
+fn a_block_may_be_finished_while_another_thread_drops_what_was_taken_before() {
+    loom::model(|| {
+        let (witness, mut block) = Witness::lend(2);
+        let earlier = block.take(1);
+        let thread = {
+            let witness = Arc::clone(&witness);
+            thread::spawn(move || witness.read_and_drop(0, earlier))
+        };
+        witness.read_and_drop(1, block.finish(2));
+        thread.join().expect("no panic");
+        assert_eq!(witness.returns.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn what_a_finished_block_gave_is_counted_from_one() {
+    loom::model(|| {
+        let (witness, block) = Witness::lend(2);
+        let slice = block.finish(2);
+        let thread = {
+            let (witness, clone) = (Arc::clone(&witness), slice.clone());
+            thread::spawn(move || witness.read_and_drop(0, clone))
+        };
+        witness.read_and_drop(1, slice);
+        thread.join().expect("no panic");
+        assert_eq!(witness.returns.load(Ordering::Relaxed), 1);
+    });
+}
