@@ -195,14 +195,21 @@ impl Endpoint for Shared {
         let outcome = match guard("handler", || service.begin_run(kind, connection, self, here)) {
             Some(Ok(outcome)) => outcome,
             Some(Err((run, wait))) => {
-                drop(polling);
+                guard("handler", || drop(polling));
                 return take_on(&self.remote, service.executor(), run, wait);
             }
             None => Err(run::panicked()),
         };
         let returned = polling.end();
-        self.end_run(outcome.err(), returned);
+        guard("handler", || self.end_run(outcome.err(), returned));
         None
+    }
+
+    #[cold]
+    fn give_up(self: &Arc<Self>, handed: Handed) {
+        let Handed { reader, writer, .. } = handed;
+        let parts = (reader, writer.unwrap_or_else(spare::writer));
+        guard("handler", || self.end_run(Some(run::given_up()), Some(parts)));
     }
 
     fn act(self: &Arc<Self>, action: Action) {
@@ -303,12 +310,19 @@ impl Shared {
         self.follow(filed, batch)
     }
 
-    /// The connection, as a run has it.
+    /// The connection, as a run has it: with all that came since it started.
     #[inline(always)]
     fn hand_out(self: &Arc<Self>, handed: Handed) -> (Kind, Connection) {
         self.remote.counters.add(|counters| &counters.handler_runs, 1);
-        let Handed { kind, reader, writer } = handed;
-        let writer = writer.unwrap_or_else(spare::writer);
+        let Handed { kind, mut reader, writer } = handed;
+        let mut writer = writer.unwrap_or_else(spare::writer);
+        if self.life.drops_input() {
+            // Closed since the run started: its handler is to find that, and not to serve a request
+            // that cannot be answered any more.
+            (reader, writer) = (spare::reader(), spare::writer());
+        } else if self.has_arrivals() {
+            self.refill(&mut reader, 0);
+        }
         (kind, Connection::handed_out(Arc::clone(self), reader, writer))
     }
 }

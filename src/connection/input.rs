@@ -63,7 +63,8 @@ pub(super) enum End {
     Memory,
 }
 
-/// What a run works with. Taken as it starts; it begins later.
+/// What a run works with. Taken as it starts; it begins later, and what comes until then is in the
+/// inbox.
 pub(crate) struct Handed {
     pub(super) kind: Kind,
     pub(super) reader: Box<Chain>,

@@ -153,8 +153,8 @@ impl Drop for Polling<'_> {
     }
 }
 
-/// The end of a run, or of what was spawned: made when it starts, dropped when its future is done,
-/// has panicked, or was given up.
+/// The end of a run that outlives its first poll on the poller or begins elsewhere, or of what was
+/// spawned: dropped when its future is done, has panicked, or was given up.
 pub(crate) struct RunEnd {
     shared: Arc<Shared>,
     outcome: Option<Result<()>>,
@@ -188,10 +188,16 @@ impl RunEnd {
 /// What a run is called where it fails.
 const HANDLER: &str = "handler";
 
-/// A handler that panicked before its first await.
+/// A handler that panicked in its first poll, or before.
 #[cold]
 pub(super) fn panicked() -> Error {
     Error::panicked(format!("{HANDLER} panicked"))
+}
+
+/// A run that nobody will begin.
+#[cold]
+pub(super) fn given_up() -> Error {
+    Error::closed(&format!("{HANDLER} given up"))
 }
 
 impl Drop for RunEnd {

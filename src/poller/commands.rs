@@ -62,11 +62,11 @@ impl<E: Endpoint> Command<E> {
             | Command::Connect(endpoint, ..)
             | Command::Remove(endpoint) => endpoint.on_removed(),
             Command::Listen(listener, _) => listener.on_removed(),
+            Command::Again(endpoint, handed) => endpoint.give_up(handed),
             Command::WakeAt(_, waker) => waker.wake(),
             // A task, or a kept run, that is dropped ends its run. The others are about endpoints
             // and listeners that were removed when the poller ended.
             Command::Run(..)
-            | Command::Again(..)
             | Command::Continue(_)
             | Command::CloseIfIdle(_)
             | Command::Send(_)

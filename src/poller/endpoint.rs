@@ -42,6 +42,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// returned is a run that waits for its flush, and for nothing else: the poller keeps it, and
     /// goes on with it on [`Action::Continue`].
     fn begin(self: &Arc<Self>, handed: Self::Handed) -> Option<Run>;
+    /// Ends a run that has started, and that nobody will begin.
+    fn give_up(self: &Arc<Self>, handed: Self::Handed);
     /// Does what else the endpoint has put into the batch. Runs user code as well.
     fn act(self: &Arc<Self>, action: Action);
     /// Goes on with a run that was kept.

@@ -107,7 +107,11 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.resend();
             self.run_batch();
         }
-        // What was taken and not obeyed, where the backend failed, and what came after.
+        // What was collected and not run, or taken and not obeyed, where the backend failed, and
+        // what came after.
+        for job in self.core.batch.jobs.drain(..) {
+            job.abandon();
+        }
         let rest = self.core.remote.inbox().close();
         for command in self.commands.into_iter().chain(rest) {
             command.abandon();

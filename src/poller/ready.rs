@@ -36,6 +36,16 @@ impl<E: Endpoint> Job<E> {
         }
     }
 
+    /// Nobody will run it any more.
+    pub(super) fn abandon(self) {
+        match self {
+            Job::Begin(endpoint, handed) => endpoint.give_up(handed),
+            // A task that is dropped ends its run. The others are about endpoints that the end of
+            // the poller removes.
+            Job::Act(..) | Job::Poll(..) => {}
+        }
+    }
+
     /// Has workers run it.
     fn hand_over(self) {
         match self {

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use ringpoll::{Connection, Result};
+use ringpoll::{Connection, Handle, Result};
 use tokio::sync::Semaphore;
 
 use crate::harness::*;
@@ -20,6 +20,8 @@ macro_rules! cases {
             the_handler_runs_until_the_input_is_drained_after_the_peer_closed
             handlers_of_one_connection_never_overlap_and_no_wake_up_is_lost
             bytes_that_arrive_as_the_handler_returns_are_handled
+            a_handler_begins_with_all_that_has_arrived
+            a_connection_closed_before_its_handler_begins_is_not_served
             a_handler_that_consumes_nothing_runs_once_per_arrival
             a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_connection
             bytes_that_arrive_during_a_wait_that_is_given_up_are_handled
@@ -252,6 +254,69 @@ pub(crate) fn bytes_that_arrive_as_the_handler_returns_are_handled(t: &Fixture) 
     }
     Ok(())
 }
+
+/// More than one receive brings.
+pub(crate) fn a_handler_begins_with_all_that_has_arrived(t: &Fixture) -> Check {
+    let gate = Gate::new();
+    let halts = Arc::clone(&gate);
+    let server = t.spawn(t.gated_server().on_request(move |mut conn| {
+        let gate = Arc::clone(&halts);
+        async move {
+            if conn.peek(1).await?[0] == HALT {
+                return gate.echo_frame(conn).await;
+            }
+            let count = conn.readable().await?;
+            conn.skip(count).await?;
+            conn.write_copy(&(count as u32).to_be_bytes())?;
+            conn.flush().await
+        }
+    }));
+    let mut peer = dial(&server)?;
+    gate.hold(&server, || Ok(peer.write_all(&[1; 10_000])?))?;
+    assert_eq!(read_exactly(&peer, 4)?, 10_000u32.to_be_bytes());
+    Ok(())
+}
+
+/// Both have sent a request when the first handler begins, and it closes the other connection.
+pub(crate) fn a_connection_closed_before_its_handler_begins_is_not_served(t: &Fixture) -> Check {
+    let (gate, handles) = (Gate::new(), Arc::new(Mutex::new(Vec::<Handle>::new())));
+    let served = Arc::new(AtomicUsize::new(0));
+    let (halts, others, count) = (Arc::clone(&gate), Arc::clone(&handles), Arc::clone(&served));
+    let server = t.spawn(t.gated_server().on_request(move |mut conn| {
+        let (gate, others, count) = (Arc::clone(&halts), Arc::clone(&others), Arc::clone(&count));
+        async move {
+            if conn.peek(1).await?[0] == HALT {
+                return gate.echo_frame(conn).await;
+            }
+            if conn.next(1).await?[0] == REGISTER {
+                others.lock().expect("nobody panics here").push(conn.handle());
+            } else {
+                count.fetch_add(1, Ordering::Relaxed);
+                let own = conn.peer_addr();
+                let others = others.lock().expect("nobody panics here");
+                others.iter().filter(|handle| handle.peer_addr() != own).for_each(Handle::close);
+            }
+            conn.write_copy(b"!")?;
+            conn.flush().await
+        }
+    }));
+    let peers = [dial(&server)?, dial(&server)?];
+    for mut peer in &peers {
+        peer.write_all(&[REGISTER])?;
+        read_exactly(peer, 1)?;
+    }
+    gate.hold(&server, || peers.iter().try_for_each(|mut peer| Ok(peer.write_all(b"?")?)))?;
+    let mut answers: Vec<_> = peers.iter().map(|mut peer| peer.read(&mut [0]).ok()).collect();
+    answers.sort();
+    assert!(matches!(answers[..], [None | Some(0), Some(1)]), "{answers:?}");
+    assert_eq!(served.load(Ordering::Relaxed), 1);
+    // They keep the server's handlers, which keep them.
+    handles.lock().expect("nobody panics here").clear();
+    Ok(())
+}
+
+/// Asks the handler to remember the connection.
+const REGISTER: u8 = b'r';
 
 /// EV17.
 pub(crate) fn a_handler_that_consumes_nothing_runs_once_per_arrival(t: &Fixture) -> Check {

@@ -134,7 +134,7 @@ struct GateState {
 }
 
 /// The first byte of what [`Gate::hold`] sends; no frame of less than 16 MiB begins with it.
-const HALT: u8 = b'!';
+pub(crate) const HALT: u8 = b'!';
 
 impl Gate {
     pub(crate) fn new() -> Arc<Gate> {
