@@ -198,7 +198,7 @@ impl Endpoint for Shared {
                 guard("handler", || drop(polling));
                 return take_on(&self.remote, service.executor(), run, wait);
             }
-            None => Err(run::panicked()),
+            None => Err(run::panicked(run::HANDLER)),
         };
         let returned = polling.end();
         guard("handler", || self.end_run(outcome.err(), returned));
@@ -209,7 +209,7 @@ impl Endpoint for Shared {
     fn give_up(self: &Arc<Self>, handed: Handed) {
         let Handed { reader, writer, .. } = handed;
         let parts = (reader, writer.unwrap_or_else(spare::writer));
-        guard("handler", || self.end_run(Some(run::given_up()), Some(parts)));
+        guard("handler", || self.end_run(Some(run::given_up(run::HANDLER)), Some(parts)));
     }
 
     fn act(self: &Arc<Self>, action: Action) {

@@ -178,26 +178,25 @@ impl RunEnd {
     fn unfinished(&self) -> Error {
         let what = if self.is_spawned { "spawned future" } else { HANDLER };
         if std::thread::panicking() {
-            return Error::panicked(format!("{what} panicked"));
+            return panicked(what);
         }
         // Its threads have ended, and the connection with them.
-        Error::closed(&format!("{what} given up"))
+        given_up(what)
     }
 }
 
 /// What a run is called where it fails.
-const HANDLER: &str = "handler";
+pub(super) const HANDLER: &str = "handler";
 
-/// A handler that panicked in its first poll, or before.
 #[cold]
-pub(super) fn panicked() -> Error {
-    Error::panicked(format!("{HANDLER} panicked"))
+pub(super) fn panicked(what: &str) -> Error {
+    Error::panicked(format!("{what} panicked"))
 }
 
-/// A run that nobody will begin.
+/// Nobody will begin it, or go on with it.
 #[cold]
-pub(super) fn given_up() -> Error {
-    Error::closed(&format!("{HANDLER} given up"))
+pub(super) fn given_up(what: &str) -> Error {
+    Error::closed(&format!("{what} given up"))
 }
 
 impl Drop for RunEnd {
