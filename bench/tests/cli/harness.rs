@@ -70,6 +70,9 @@ pub(crate) fn load(addr: &impl ToString, extra: &[&str]) -> Vec<String> {
     args
 }
 
+/// Twenty connections of depth 16 are the most that any test has under way as its measurement begins.
+const MOST_IN_FLIGHT: f64 = 320.0;
+
 pub(crate) fn check_line(stdout: &[u8]) -> Value {
     let found: Value = serde_json::from_slice(stdout).unwrap();
     let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {found}"));
@@ -94,8 +97,9 @@ pub(crate) fn check_line(stdout: &[u8]) -> Value {
     let clean = number(&found["clean_requests"]);
     assert!(clean <= number(&found["requests"]), "{found}");
     assert_eq!(clean > 0.0, !found["clean_latency_us"].is_null(), "{found}");
+    // What a gap of the warm-up delayed was asked for in the warm-up.
     if left_out == 0.0 {
-        assert!(clean > 0.0, "{found}");
+        assert!(clean >= number(&found["requests"]) - MOST_IN_FLIGHT, "{found}");
     }
     assert_eq!(found.as_object().unwrap().len(), 14);
     found
