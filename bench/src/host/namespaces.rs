@@ -90,14 +90,18 @@ impl Drop for Name {
     }
 }
 
-/// Removes the names that a process left which was killed while it made them.
+/// Removes the names that a process left which was killed while it made them. Another process may
+/// do the same at the same time.
 fn remove_stale(own_pid: u32) -> Result<()> {
     // There is no such directory before the first namespace.
     let Ok(found) = fs::read_dir(DIRECTORY) else { return Ok(()) };
     let is_alive = |pid| pid != own_pid && Path::new(&format!("/proc/{pid}")).exists();
     for name in found.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         if maker(&name).is_some_and(|pid| !is_alive(pid)) {
-            ip(&["netns", "del", &name])?;
+            let removed = ip(&["netns", "del", &name]);
+            if Path::new(DIRECTORY).join(&name).exists() {
+                removed?;
+            }
         }
     }
     Ok(())
