@@ -160,6 +160,23 @@ mod tests {
     }
 
     #[test]
+    fn several_processes_may_remove_what_a_dead_one_left() {
+        // Above what any process may have for a number.
+        let stale: Vec<_> =
+            (5_000_000..5_000_010).map(|pid| Name(format!("{PREFIX}{pid}-client"))).collect();
+        for name in &stale {
+            if let Err(failure) = ip(&["netns", "add", &name.0]) {
+                return println!("left out: {failure}");
+            }
+        }
+        std::thread::scope(|scope| {
+            let removing = [(); 3].map(|()| scope.spawn(|| remove_stale(std::process::id())));
+            removing.map(|thread| thread.join().unwrap().unwrap());
+        });
+        assert!(stale.iter().all(|name| !Path::new(DIRECTORY).join(&name.0).exists()));
+    }
+
+    #[test]
     fn what_ip_complains_about_is_told_with_its_arguments() {
         let said = ip(&["netns", "del", "ringpoll-0-nobody"]).unwrap_err().to_string();
         assert!(said.contains("missing") || said.contains("ringpoll-0-nobody: "), "{said}");
