@@ -7,23 +7,20 @@
 mod builder;
 mod shutdown;
 
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
-use crate::connection::{
-    self, Begun, Connection, Handle, Kind, RunEnd, Running, Service, Shared, attach,
-};
+use crate::connection::{Handle, Handler, Kind, Service, Shared, attach};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{Executor, Here, PlacementStats, RuntimeContext};
+use crate::task::{Executor, PlacementStats};
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -210,53 +207,6 @@ impl ServerHandle {
     }
 }
 
-/// A handler, whatever the type of its futures.
-trait Handler: Send + Sync {
-    /// See [`Service::begin_run`].
-    fn begin(
-        &self,
-        connection: Connection,
-        context: &RuntimeContext,
-        shared: &Arc<Shared>,
-        here: Here<'_>,
-    ) -> Begun;
-    /// See [`Service::spawn_run`].
-    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor);
-}
-
-impl<H, F> Handler for H
-where
-    H: Fn(Connection) -> F + Send + Sync,
-    F: Future<Output = Result<()>> + Send + 'static,
-{
-    fn begin(
-        &self,
-        connection: Connection,
-        context: &RuntimeContext,
-        shared: &Arc<Shared>,
-        here: Here<'_>,
-    ) -> Begun {
-        let future = context.run(|| self(connection));
-        connection::begin(future, context, shared, &here)
-    }
-
-    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor) {
-        let context = executor.context();
-        let future = context.run(|| self(connection));
-        executor.spawn_elsewhere(Running::new(future, context.clone(), end));
-    }
-}
-
-impl Hooks {
-    fn handler(&self, kind: Kind) -> &dyn Handler {
-        let handler = match kind {
-            Kind::Connect => &self.handlers.connect,
-            Kind::Request => &self.handlers.request,
-        };
-        handler.as_deref().expect("runs start only where there is one")
-    }
-}
-
 impl Service for Hooks {
     fn serves_connect(&self) -> bool {
         self.handlers.connect.is_some()
@@ -278,18 +228,12 @@ impl Service for Hooks {
         prepared
     }
 
-    fn begin_run(
-        &self,
-        kind: Kind,
-        connection: Connection,
-        shared: &Arc<Shared>,
-        here: Here<'_>,
-    ) -> Begun {
-        self.handler(kind).begin(connection, self.executor.context(), shared, here)
-    }
-
-    fn spawn_run(&self, kind: Kind, connection: Connection, end: RunEnd) {
-        self.handler(kind).spawn(connection, end, &self.executor);
+    fn handler(&self, kind: Kind) -> (&dyn Handler, &Executor) {
+        let handler = match kind {
+            Kind::Connect => &self.handlers.connect,
+            Kind::Request => &self.handlers.request,
+        };
+        (handler.as_deref().expect("runs start only where there is one"), &self.executor)
     }
 
     fn executor(&self) -> &Executor {

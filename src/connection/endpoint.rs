@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use super::Connection;
 use super::handle::Handle;
+use super::here;
 use super::input::{End, Handed, Input};
 use super::output::Output;
 use super::run::{self, Polling, RunEnd, take_on};
-use super::shared::{self, POLLER, Remote, Shared, guard};
+use super::shared::{Remote, Shared, guard};
 use super::spare;
 use super::state::Kind;
 use crate::buffer::Chain;
@@ -27,10 +28,7 @@ impl Endpoint for Shared {
     type Handed = Handed;
 
     fn enter_poller(remote: &Arc<Remote>) {
-        POLLER.with(|poller| {
-            // A thread is one poller for its whole life.
-            let _ = poller.set(Arc::clone(remote));
-        });
+        here::enter(remote);
     }
 
     fn token(&self) -> Token {
@@ -62,9 +60,9 @@ impl Endpoint for Shared {
                 batch.start(self, handed);
             }
         }
-        if self.timeouts.watches_idle() {
+        if self.idle_timeout.is_set() {
             self.timeouts.touch(batch.now_ns.max(now_ns()));
-            self.arm(self.timeouts.idle_at());
+            self.arm(self.idle_at());
         }
         true
     }
@@ -80,7 +78,7 @@ impl Endpoint for Shared {
         if self.life.drops_input() {
             return Flow::Pause;
         }
-        if self.timeouts.watches_idle() {
+        if self.idle_timeout.is_set() {
             self.timeouts.touch(batch.now_ns);
         }
         let mut input = lock(&self.input);
@@ -123,7 +121,7 @@ impl Endpoint for Shared {
     }
 
     fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Shared>) -> bool {
-        if self.timeouts.watches_idle() {
+        if self.idle_timeout.is_set() {
             self.timeouts.touch(batch.now_ns);
         }
         let mut output = lock(&self.output);
@@ -151,14 +149,14 @@ impl Endpoint for Shared {
         if let Some(flusher) = flusher {
             flusher.file(self, batch);
         }
-        if self.timeouts.idle_at() <= now_ns {
+        if self.idle_at() <= now_ns {
             if !self.is_occupied() {
                 self.close();
                 return None;
             }
             self.timeouts.touch(now_ns);
         }
-        let next_ns = read_at.min(write_at).min(self.timeouts.idle_at());
+        let next_ns = read_at.min(write_at).min(self.idle_at());
         (next_ns != NEVER && self.timeouts.armed().ask(next_ns)).then_some(next_ns)
     }
 
@@ -185,18 +183,20 @@ impl Endpoint for Shared {
     fn begin(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;
         let (kind, connection) = self.hand_out(handed);
-        let Some(here) = service.executor().here() else {
+        let (handler, executor) = service.handler(kind);
+        let Some(here) = executor.here() else {
             let end = RunEnd::new(Arc::clone(self));
             // A handler that panics before its first await: its end is reported like any other.
-            guard("handler", || service.spawn_run(kind, connection, end));
+            guard("handler", || handler.spawn(connection, end, executor));
             return None;
         };
         let polling = Polling::begin(self, self.owner());
-        let outcome = match guard("handler", || service.begin_run(kind, connection, self, here)) {
+        let began = guard("handler", || handler.begin(connection, executor.context(), self, here));
+        let outcome = match began {
             Some(Ok(outcome)) => outcome,
             Some(Err((run, wait))) => {
                 guard("handler", || drop(polling));
-                return take_on(&self.remote, service.executor(), run, wait);
+                return take_on(&self.remote, executor, run, wait);
             }
             None => Err(run::panicked(run::HANDLER)),
         };
@@ -244,12 +244,15 @@ impl Endpoint for Shared {
         let (kind, connection) = self.hand_out(handed);
         let end = RunEnd::new(self);
         workers.spawn(async move {
-            guard("handler", || service.spawn_run(kind, connection, end));
+            guard("handler", || {
+                let (handler, executor) = service.handler(kind);
+                handler.spawn(connection, end, executor);
+            });
         });
     }
 
     fn send_here(self: &Arc<Self>, first: Chain) {
-        if self.timeouts.watches_idle() {
+        if self.idle_timeout.is_set() {
             self.timeouts.touch(now_ns());
         }
         let (flusher, ask, end) = {
@@ -277,7 +280,7 @@ impl Endpoint for Shared {
     }
 
     fn take_flushed(into: &mut Vec<(Token, Chain)>) {
-        shared::take_flushed(into);
+        here::take_flushed(into);
     }
 }
 
@@ -287,10 +290,11 @@ impl Shared {
         if !output.is_settled() {
             return None;
         }
-        let draining = || self.service.as_ref().is_some_and(|service| service.is_draining());
+        if output.close_when_sent {
+            return Some(Action::Close);
+        }
         // A shutdown left it open for this output alone.
-        let may_be_idle = || draining().then_some(Action::CloseIfIdle);
-        if output.close_when_sent { Some(Action::Close) } else { may_be_idle() }
+        self.life.ends_when_idle().then_some(Action::CloseIfIdle)
     }
 
     /// Takes in bytes for a reader that is out.

@@ -132,9 +132,9 @@ impl Handle {
     /// Closes the connection when no byte has moved for `timeout` and no handler computes; `None`
     /// or zero is never.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.0.timeouts.set_idle(timeout);
+        self.0.idle_timeout.set(timeout);
         self.0.timeouts.touch(now_ns());
-        self.0.arm(self.0.timeouts.idle_at());
+        self.0.arm(self.0.idle_at());
     }
 
     /// Calls `callback` when the connection ends: last added first, once, after the handler that

@@ -7,6 +7,7 @@
 
 mod endpoint;
 mod handle;
+mod here;
 mod input;
 mod lent;
 mod output;
@@ -31,7 +32,7 @@ use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
-use crate::task::{Executor, Here};
+use crate::task::Executor;
 
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
@@ -39,8 +40,9 @@ use reader::impl_reader;
 use wait::{Began, Submission};
 use writer::impl_writer;
 
-pub(crate) use run::{Begun, RunEnd, Running, begin};
-pub(crate) use shared::{Remote, Shared, current_poller};
+pub(crate) use here::current_poller;
+pub(crate) use run::Handler;
+pub(crate) use shared::{Remote, Shared};
 pub(crate) use state::Kind;
 use state::{READER, WRITER};
 
@@ -51,16 +53,8 @@ pub(crate) trait Service: Send + Sync {
     fn is_draining(&self) -> bool;
     /// On the poller, before registration; an error refuses the connection.
     fn prepare(&self, handle: &Handle) -> Result<()>;
-    /// Runs a handler on the calling thread, its connection's poller, up to its first wait.
-    fn begin_run(
-        &self,
-        kind: Kind,
-        connection: Connection,
-        shared: &Arc<Shared>,
-        here: Here<'_>,
-    ) -> Begun;
-    /// Has a handler run elsewhere, where the placement says.
-    fn spawn_run(&self, kind: Kind, connection: Connection, end: RunEnd);
+    /// A handler, which must be there, and what runs it.
+    fn handler(&self, kind: Kind) -> (&dyn Handler, &Executor);
     /// What runs its handlers.
     fn executor(&self) -> &Executor;
     fn disconnected(&self, handle: &Handle);

@@ -107,6 +107,7 @@ impl Output {
 
     /// Takes `bytes` in. While nothing is queued, `leave` may take them from here to the poller by
     /// itself (`true`); otherwise they are sent, or queued.
+    #[inline]
     pub(super) fn submit(
         &mut self,
         bytes: &mut Chain,
@@ -146,6 +147,7 @@ impl Output {
     }
 
     /// Sends what the socket takes now, up to one turn's worth.
+    #[inline]
     fn send_now(&mut self, bytes: &mut Chain, counters: &Counters) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
         let mut turn_bytes = 0;

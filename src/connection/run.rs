@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::Connection;
 use super::shared::{BOTH, Remote, Shared};
 use crate::buffer::{Chain, Staging};
 use crate::error::{Error, Result};
@@ -30,14 +31,46 @@ impl<F: Future<Output = Result<()>>> Running<F> {
     }
 }
 
+/// A handler, whatever the type of its futures.
+pub(crate) trait Handler: Send + Sync {
+    /// Runs it on the calling thread, its connection's poller, up to its first wait.
+    fn begin(
+        &self,
+        connection: Connection,
+        context: &RuntimeContext,
+        shared: &Arc<Shared>,
+        here: Here<'_>,
+    ) -> Begun;
+    /// Has it run elsewhere, where the placement says.
+    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor);
+}
+
+impl<H, F> Handler for H
+where
+    H: Fn(Connection) -> F + Send + Sync,
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    fn begin(
+        &self,
+        connection: Connection,
+        context: &RuntimeContext,
+        shared: &Arc<Shared>,
+        here: Here<'_>,
+    ) -> Begun {
+        let future = context.run(|| self(connection));
+        begin(future, context, shared, &here)
+    }
+
+    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor) {
+        let context = executor.context();
+        let future = context.run(|| self(connection));
+        executor.spawn_elsewhere(Running::new(future, context.clone(), end));
+    }
+}
+
 /// Polls a run on its connection's poller, for the first time.
 #[inline]
-pub(crate) fn begin<F>(
-    future: F,
-    context: &RuntimeContext,
-    shared: &Arc<Shared>,
-    here: &Here<'_>,
-) -> Begun
+fn begin<F>(future: F, context: &RuntimeContext, shared: &Arc<Shared>, here: &Here<'_>) -> Begun
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {

@@ -5,7 +5,6 @@
 //! wake-up; but for a poller's queue, a leaf, which a flush looks into with its output locked.
 
 use std::any::Any;
-use std::cell::{OnceCell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
@@ -17,7 +16,7 @@ use super::output::{Flusher, Output};
 use super::run::Parts;
 use super::spare;
 use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
-use super::timeout::Timeouts;
+use super::timeout::{IdleTimeout, Timeouts};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Staging};
 use crate::config::{self, Limits};
@@ -42,14 +41,15 @@ pub(crate) struct Shared {
     /// Reception is paused until the reader has made room. Changed under the input lock.
     pub(super) paused: AtomicBool,
     pub(super) token: AtomicU64,
-    /// Bytes the kernel has: a look without the lock. Changed under the output lock.
-    pub(super) sent: AtomicU64,
+    pub(super) idle_timeout: IdleTimeout,
     pub(super) remote: Arc<Remote>,
     /// Set on connections that a server accepted.
     pub(super) service: Option<Arc<dyn Service>>,
     pub(super) limits: Arc<Limits>,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
+    /// Bytes the kernel has: a look without the lock. Changed under the output lock.
+    pub(super) sent: AtomicU64,
     pub(super) timeouts: Timeouts,
     pub(super) peer: PeerAddr,
     pub(super) extras: Mutex<Extras>,
@@ -69,35 +69,6 @@ pub(super) struct Extras {
     pub(super) finished: bool,
 }
 
-thread_local! {
-    /// The poller that this thread is.
-    pub(super) static POLLER: OnceCell<Arc<Remote>> = const { OnceCell::new() };
-    /// What handlers on this thread, a poller, have flushed and it has not sent yet.
-    static FLUSHED: RefCell<Vec<(Token, Chain)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Whether this thread is the connection's poller.
-#[inline]
-pub(super) fn is_poller_of(shared: &Shared) -> bool {
-    POLLER.with(|poller| poller.get().is_some_and(|here| Arc::ptr_eq(here, &shared.remote)))
-}
-
-/// Leaves bytes to the poller that this thread is.
-#[inline]
-pub(super) fn flush_here(token: Token, bytes: Chain) {
-    FLUSHED.with_borrow_mut(|flushed| flushed.push((token, bytes)));
-}
-
-/// Swaps what was left into `into`.
-pub(super) fn take_flushed(into: &mut Vec<(Token, Chain)>) {
-    FLUSHED.with_borrow_mut(|flushed| std::mem::swap(flushed, into));
-}
-
-/// The poller that runs this code, if one does.
-pub(crate) fn current_poller() -> Option<Arc<Remote>> {
-    POLLER.with(|poller| poller.get().cloned())
-}
-
 impl Shared {
     pub(crate) fn new(
         remote: &Arc<Remote>,
@@ -110,6 +81,7 @@ impl Shared {
         let serves = service.as_ref().is_some_and(|service| service.serves_requests());
         Arc::new(Shared {
             remote: Arc::clone(remote),
+            idle_timeout: IdleTimeout::new(limits.idle_timeout),
             timeouts: Timeouts::new(limits),
             limits: Arc::clone(limits),
             service,
@@ -150,8 +122,15 @@ impl Shared {
         self.remote.send(Command::Remove(Arc::clone(self)));
     }
 
+    /// Closes as soon as nobody has anything left to do here.
+    pub(crate) fn end_when_idle(self: &Arc<Self>) {
+        // First, so that whoever is at work here finds it when we find them.
+        self.life.end_when_idle();
+        self.close_if_idle();
+    }
+
     /// Closes if nobody has anything left to do here.
-    pub(crate) fn close_if_idle(self: &Arc<Self>) {
+    pub(super) fn close_if_idle(self: &Arc<Self>) {
         let idle = {
             let input = lock(&self.input);
             input.runs == Runs::Home && input.buffered_bytes() == 0
@@ -183,6 +162,11 @@ impl Shared {
 
     pub(super) fn is_serving(&self) -> bool {
         self.service.is_some()
+    }
+
+    /// When the connection has been idle for too long, unless something happens before.
+    pub(super) fn idle_at(&self) -> u64 {
+        self.idle_timeout.end(&self.timeouts)
     }
 
     /// Asks the poller to look at the timers at `at_ns`, unless it will anyway.
@@ -285,7 +269,7 @@ impl Shared {
             peer_gone: input.end.is_some(),
             closed: self.life.is_closed(),
             removed: input.removed,
-            draining: self.service.as_ref().is_some_and(|service| service.is_draining()),
+            ends_when_idle: self.life.ends_when_idle(),
             serves_requests: input.serves,
         };
         input.runs.end(found)
@@ -298,9 +282,9 @@ impl Shared {
             if !output.is_settled() {
                 output.close_when_sent = true;
                 drop(output);
-                self.timeouts.set_idle(Some(config::LINGER));
+                self.idle_timeout.set(Some(config::LINGER));
                 self.timeouts.touch(now_ns());
-                self.arm(self.timeouts.idle_at());
+                self.arm(self.idle_at());
                 return;
             }
         }
@@ -334,9 +318,7 @@ impl Shared {
     /// and the run has not ended. What [`release`](Self::release) does in the usual case.
     fn rest(&self) -> bool {
         let mut input = lock(&self.input);
-        let is_at_rest = self.life.is_active()
-            && !self.paused.load(Ordering::Relaxed)
-            && !self.service.as_ref().is_some_and(|service| service.is_draining());
+        let is_at_rest = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
         is_at_rest && input.rest()
     }
 

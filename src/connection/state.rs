@@ -1,7 +1,8 @@
 //! The life of a connection, as pure transitions.
 //!
 //! Two owners, two facts. [`Life`] are bits that only ever get set, by anyone: whether the
-//! connection was closed, and whether the peer has gone. [`Runs`] says who holds the reader and the
+//! connection was closed, whether the peer has gone, and whether it is to end as soon as it is
+//! idle. [`Runs`] says who holds the reader and the
 //! writer, and lives under the input lock:
 //!
 //! ```text
@@ -23,6 +24,7 @@ pub(super) struct Life(AtomicU8);
 const CLOSED: u8 = 1;
 const PEER_GONE: u8 = 2;
 const DETACHED: u8 = 4;
+const ENDING: u8 = 8;
 
 impl Life {
     pub(super) fn new() -> Life {
@@ -58,6 +60,23 @@ impl Life {
 
     #[inline]
     pub(super) fn is_active(&self) -> bool {
+        self.0.load(Ordering::Acquire) & !ENDING == 0
+    }
+
+    /// The server is shutting down: the connection is to close when nobody has anything left to do
+    /// here.
+    pub(super) fn end_when_idle(&self) {
+        self.0.fetch_or(ENDING, Ordering::AcqRel);
+    }
+
+    #[inline]
+    pub(super) fn ends_when_idle(&self) -> bool {
+        self.0.load(Ordering::Acquire) & ENDING != 0
+    }
+
+    /// Nothing has happened that a run's end would have to look at.
+    #[inline]
+    pub(super) fn is_undisturbed(&self) -> bool {
         self.0.load(Ordering::Acquire) == 0
     }
 }
@@ -100,8 +119,7 @@ pub(super) struct Found {
     pub(super) peer_gone: bool,
     pub(super) closed: bool,
     pub(super) removed: bool,
-    /// The server is shutting down.
-    pub(super) draining: bool,
+    pub(super) ends_when_idle: bool,
     /// There is a handler for requests.
     pub(super) serves_requests: bool,
 }
@@ -167,7 +185,7 @@ impl Runs {
             Found { serves_requests: false, .. } => Next::Close,
             Found { unread: true, .. } if progress => Next::Again,
             Found { peer_gone: true, .. } => Next::Close,
-            Found { draining: true, unread: false, .. } => Next::Close,
+            Found { ends_when_idle: true, unread: false, .. } => Next::Close,
             _ => Next::Rest,
         }
     }
@@ -190,7 +208,7 @@ mod tests {
         peer_gone: false,
         closed: false,
         removed: false,
-        draining: false,
+        ends_when_idle: false,
         serves_requests: true,
     };
 
@@ -252,6 +270,17 @@ mod tests {
         assert!(runs.finish());
         assert!(!runs.finish());
         assert!(!runs.on_news());
+    }
+
+    #[test]
+    fn one_that_ends_when_it_is_idle_is_active_but_not_undisturbed() {
+        let life = Life::new();
+        assert!(life.is_undisturbed() && !life.ends_when_idle());
+        life.end_when_idle();
+        assert!(life.ends_when_idle() && life.is_active() && !life.is_undisturbed());
+        let drained = Found { ends_when_idle: true, ..SERVING };
+        assert_eq!(ended(true, drained), Next::Close);
+        assert_eq!(ended(true, Found { unread: true, ..drained }), Next::Again);
     }
 
     #[test]

@@ -44,11 +44,37 @@ impl Timeout {
     }
 }
 
-/// All the timers of one connection, and the earliest time the poller was asked to look at them.
+/// After how many nanoseconds without a byte the connection ends; 0 is never. Apart from the rest,
+/// because every request asks whether there is one.
+pub(super) struct IdleTimeout(AtomicU64);
+
+impl IdleTimeout {
+    pub(super) fn new(after: Option<Duration>) -> IdleTimeout {
+        IdleTimeout(AtomicU64::new(ns(after)))
+    }
+
+    pub(super) fn set(&self, after: Option<Duration>) {
+        self.0.store(ns(after), Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    /// When it ends the connection, unless something happens before.
+    pub(super) fn end(&self, timeouts: &Timeouts) -> u64 {
+        match self.0.load(Ordering::SeqCst) {
+            0 => NEVER,
+            after_ns => timeouts.last_active_ns.load(Ordering::Relaxed).saturating_add(after_ns),
+        }
+    }
+}
+
+/// The other timers of one connection, and the earliest time the poller was asked to look at them.
 pub(super) struct Timeouts {
     pub(super) read: Timeout,
     pub(super) write: Timeout,
-    idle_ns: AtomicU64,
     last_active_ns: AtomicU64,
     armed: Armed,
 }
@@ -58,32 +84,15 @@ impl Timeouts {
         Timeouts {
             read: Timeout::new(limits.read_timeout),
             write: Timeout::new(limits.write_timeout),
-            idle_ns: AtomicU64::new(ns(limits.idle_timeout)),
             last_active_ns: AtomicU64::new(0),
             armed: Armed::new(),
         }
     }
 
-    pub(super) fn set_idle(&self, after: Option<Duration>) {
-        self.idle_ns.store(ns(after), Ordering::SeqCst);
-    }
-
-    #[inline]
-    pub(super) fn watches_idle(&self) -> bool {
-        self.idle_ns.load(Ordering::Relaxed) != 0
-    }
-
+    /// A byte has moved; kept where an idle timeout asks for it.
     #[inline]
     pub(super) fn touch(&self, now_ns: u64) {
         self.last_active_ns.store(now_ns, Ordering::Relaxed);
-    }
-
-    /// When the connection has been idle for too long, unless something happens before.
-    pub(super) fn idle_at(&self) -> u64 {
-        match self.idle_ns.load(Ordering::SeqCst) {
-            0 => NEVER,
-            idle_ns => self.last_active_ns.load(Ordering::Relaxed).saturating_add(idle_ns),
-        }
     }
 
     pub(super) fn armed(&self) -> &Armed {

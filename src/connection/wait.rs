@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::here::{flush_here, is_poller_of};
 use super::input::End;
 use super::output::{Flusher, Output, Submitted};
-use super::shared::{Shared, flush_here, is_poller_of};
+use super::shared::Shared;
 use crate::buffer::{Chain, Staging};
 use crate::config::uring as config;
 use crate::error::{Error, Result};
@@ -197,6 +198,7 @@ struct Flush {
 }
 
 impl Flush {
+    #[inline(always)]
     fn poll(
         &mut self,
         shared: &Arc<Shared>,
@@ -303,7 +305,7 @@ fn submit_to(
     let counters = &shared.remote.counters;
     let done =
         output.submit(staging.sealed(), counters, |socket, bytes| leave(shared, socket, bytes));
-    if shared.timeouts.watches_idle() {
+    if shared.idle_timeout.is_set() {
         shared.timeouts.touch(now_ns());
     }
     match done {

@@ -191,7 +191,7 @@ impl ServerHandle {
                 remote.send(Command::Unlisten(Arc::clone(&acceptor)));
             }
         }
-        self.0.visit(|connection| connection.close_if_idle());
+        self.0.visit(|connection| connection.end_when_idle());
         Ok(())
     }
 

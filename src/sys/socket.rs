@@ -150,22 +150,18 @@ impl Socket {
 
     /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it.
     /// Returns how much was asked for and how much was taken, which may be nothing.
+    #[inline]
     pub(crate) fn send_chain(
         &self,
         bytes: &mut Chain,
         counters: &Counters,
     ) -> io::Result<(usize, usize)> {
         counters.add(|counters| &counters.send_calls, 1);
-        let mut asked = bytes.len();
-        let done = if bytes.front_slice().len() == asked {
+        let (asked, done) = if bytes.front_slice().len() == bytes.len() {
             // One area needs no message header, which the kernel would have to copy in first.
-            retry_on_intr(|| send(&self.fd, bytes.front_slice(), SEND_FLAGS))
+            (bytes.len(), retry_on_intr(|| send(&self.fd, bytes.front_slice(), SEND_FLAGS)))
         } else {
-            let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
-            let (count, gathered) = bytes.fill_iovs(&mut iovs);
-            asked = gathered;
-            let control = &mut SendAncillaryBuffer::default();
-            retry_on_intr(|| sendmsg(&self.fd, &iovs[..count], control, SEND_FLAGS))
+            self.send_gathered(bytes)
         };
         match done {
             Ok(sent) => {
@@ -176,6 +172,15 @@ impl Socket {
             Err(Errno::AGAIN) => Ok((asked, 0)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Out of the way of those that have one area: the message takes a large stack.
+    #[inline(never)]
+    fn send_gathered(&self, bytes: &Chain) -> (usize, rustix::io::Result<usize>) {
+        let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
+        let (count, asked) = bytes.fill_iovs(&mut iovs);
+        let control = &mut SendAncillaryBuffer::default();
+        (asked, retry_on_intr(|| sendmsg(&self.fd, &iovs[..count], control, SEND_FLAGS)))
     }
 
     pub(crate) fn shutdown(&self, side: Side) -> io::Result<()> {

@@ -171,7 +171,9 @@ mod tests {
         }
         std::thread::scope(|scope| {
             let removing = [(); 3].map(|()| scope.spawn(|| remove_stale(std::process::id())));
-            removing.map(|thread| thread.join().unwrap().unwrap());
+            for removed in removing.map(|thread| thread.join().unwrap()) {
+                removed.unwrap();
+            }
         });
         assert!(stale.iter().all(|name| !Path::new(DIRECTORY).join(&name.0).exists()));
     }
