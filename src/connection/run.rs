@@ -58,7 +58,17 @@ where
         here: Here<'_>,
     ) -> Begun {
         let future = context.run(|| self(connection));
-        begin(future, context, shared, &here)
+        let running = Running { future, context: context.clone(), end: None };
+        task::poll_first(running, |running| {
+            let this = running.project();
+            let context = &*this.context;
+            let poll = |cx: &mut Context<'_>| context.run(|| this.future.poll(cx));
+            let tried = here.begin(|| task::try_poll(shared.owner(), poll));
+            if let Tried::Waits(_) = tried {
+                *this.end = Some(RunEnd::new(Arc::clone(shared)));
+            }
+            tried
+        })
     }
 
     fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor) {
@@ -66,25 +76,6 @@ where
         let future = context.run(|| self(connection));
         executor.spawn_elsewhere(Running::new(future, context.clone(), end));
     }
-}
-
-/// Polls a run on its connection's poller, for the first time.
-#[inline]
-fn begin<F>(future: F, context: &RuntimeContext, shared: &Arc<Shared>, here: &Here<'_>) -> Begun
-where
-    F: Future<Output = Result<()>> + Send + 'static,
-{
-    let running = Running { future, context: context.clone(), end: None };
-    task::poll_first(running, |running| {
-        let this = running.project();
-        let context = &*this.context;
-        let poll = |cx: &mut Context<'_>| context.run(|| this.future.poll(cx));
-        let tried = here.begin(|| task::try_poll(shared.owner(), poll));
-        if let Tried::Waits(_) = tried {
-            *this.end = Some(RunEnd::new(Arc::clone(shared)));
-        }
-        tried
-    })
 }
 
 /// How a run's first poll ended: with its outcome, or with what is left of it.

@@ -251,7 +251,7 @@ fn every_server_answers_every_byte_right() {
         ] {
             let output = run(&load(&server.addr, &[extra, &["--json"]].concat()));
             assert!(output.status.success(), "{extra:?}: {}", text(&output.stderr));
-            check_line(&output.stdout);
+            check_line(&output.stdout, extra);
         }
         server.stop(Signal::TERM);
     }
@@ -306,7 +306,7 @@ fn the_share_of_heavy_requests_is_what_was_asked_for() {
             let args = [extra, &["--heavy-share", share, "--json"]].concat();
             let output = run(&load(&server.addr, &args));
             assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-            let found = check_line(&output.stdout);
+            let found = check_line(&output.stdout, &args);
             let line = server.line.clone();
             let worked = server.stop(Signal::TERM)["work_runs"].as_u64().unwrap();
             let [requests, heavy] =

@@ -29,9 +29,10 @@ fn replies_out_of_order_are_right_only_where_that_is_asked_for() {
     let line = refused(&load(&addr, &["--depth", "4"]));
     assert!(line.contains("wrong reply"), "{line}");
     let addr = reversing();
-    let output = run(&load(&addr, &["--depth", "4", "--unordered", "--json"]));
+    let args = ["--depth", "4", "--unordered", "--json"];
+    let output = run(&load(&addr, &args));
     assert!(output.status.success(), "{}", text(&output.stderr));
-    check_line(&output.stdout);
+    check_line(&output.stdout, &args);
 }
 
 /// A server that answers what has come, the last request first.
@@ -97,7 +98,7 @@ fn every_server_of_the_scenario_mux_answers_every_byte_right() {
             let output = run(&load(&server.addr, &args));
             let line = &server.line;
             assert!(output.status.success(), "{line}, {extra:?}: {}", text(&output.stderr));
-            check_line(&output.stdout);
+            check_line(&output.stdout, &args);
         }
         // One after the other they are in order, and may be of any size and come in pieces.
         let mut stream = connect(&server.addr);

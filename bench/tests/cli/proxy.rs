@@ -16,7 +16,7 @@ fn every_proxy_forwards_every_byte() {
             let extra = ["--connections", connections, "--size", size, "--depth", depth, "--json"];
             let output = run(&load(&server.addr, &extra));
             assert!(output.status.success(), "{proxy:?}: {}", text(&output.stderr));
-            check_line(&output.stdout);
+            check_line(&output.stdout, &extra);
         }
         server.stop(Signal::TERM);
         upstream.stop(Signal::TERM);

@@ -53,7 +53,7 @@ fn every_server_of_rpc_answers_every_byte_right() {
             let fell_behind = error.contains("a queue that grows");
             assert!(output.status.success(), "{}: {args:?}: {error}", server.line);
             assert!(error.is_empty() || fell_behind, "{error}");
-            check_line(&output.stdout);
+            check_line(&output.stdout, &args);
         }
         let line = server.line.clone();
         let counters = server.stop(Signal::TERM);
@@ -76,7 +76,7 @@ fn marked_calls_are_worked_for_and_no_others() {
             let args = ["--protocol", protocol, "--heavy-share", share, "--depth", "4", "--json"];
             let output = run(&load(&server.addr, &args));
             assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-            let found = check_line(&output.stdout);
+            let found = check_line(&output.stdout, &args);
             let line = server.line.clone();
             let worked = server.stop(Signal::TERM)["work_runs"].as_u64().unwrap();
             let [requests, heavy] =
