@@ -170,6 +170,10 @@ impl Endpoint for Shared {
         let (reader, finished) = {
             let mut input = lock(&self.input);
             input.removed = true;
+            if self.life.drops_input() {
+                // What came in while somebody closed.
+                input.discard();
+            }
             (input.take_waker(), !input.runs.is_held())
         };
         let flusher = lock(&self.output).take_flusher();

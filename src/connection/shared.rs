@@ -102,6 +102,13 @@ impl Shared {
         if !self.life.close() {
             return;
         }
+        // Before the socket ends, which the poller hears of as well: whoever waits to read is woken
+        // here, and kept by no one when this returns.
+        let reader = {
+            let mut input = lock(&self.input);
+            input.discard();
+            input.take_waker()
+        };
         let flusher = {
             let mut output = lock(&self.output);
             output.discard();
@@ -112,11 +119,6 @@ impl Shared {
                 let _ = socket.shutdown(crate::poller::Side::Both);
             }
             output.take_flusher()
-        };
-        let reader = {
-            let mut input = lock(&self.input);
-            input.discard();
-            input.take_waker()
         };
         self.wake(reader, flusher);
         self.remote.send(Command::Remove(Arc::clone(self)));
