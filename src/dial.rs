@@ -12,13 +12,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::address::{Address, PeerAddr};
+use crate::clock::now_ns;
 use crate::config::{self, Limits, SocketOptions, some};
 use crate::connection::{
     Connection, Remote, Shared, attach, current_poller, start_connect, wait_connected,
 };
 use crate::error::{Error, Result};
 use crate::poller::Command;
-use crate::poller::timers::{NEVER, now_ns, ns_after};
+use crate::poller::timers::{NEVER, ns_after};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;

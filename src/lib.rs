@@ -45,6 +45,8 @@ mod address;
 pub mod blocking;
 pub mod buffer;
 #[forbid(unsafe_code)]
+mod clock;
+#[forbid(unsafe_code)]
 mod config;
 #[forbid(unsafe_code)]
 mod connection;

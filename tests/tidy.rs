@@ -17,7 +17,7 @@ use source::Project;
 /// Who may import whom. `lib.rs` holds re-exports and is free; a name that a module re-exports
 /// counts as the module it comes from.
 const IMPORTS: ImportTable = ImportTable {
-    leaves: &["sync", "error", "config", "address", "threads", "counters", "random"],
+    leaves: &["sync", "error", "config", "address", "threads", "counters", "random", "clock"],
     modules: &[
         ("sync", &[]),
         ("error", &[]),
@@ -26,6 +26,7 @@ const IMPORTS: ImportTable = ImportTable {
         ("threads", &["error"]),
         ("counters", &[]),
         ("random", &[]),
+        ("clock", &[]),
         ("buffer", &[]),
         ("task", &[]),
         ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),

@@ -18,7 +18,8 @@ use super::shared::{Remote, Shared, guard};
 use super::spare;
 use super::state::Kind;
 use crate::buffer::Chain;
-use crate::poller::timers::{NEVER, now_ns};
+use crate::clock::now_ns;
+use crate::poller::timers::NEVER;
 use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Token};
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, lock};
@@ -271,7 +272,7 @@ impl Endpoint for Shared {
         match end {
             Some(Action::Close) => self.close(),
             // Only the thread that files bytes can tell that there are none.
-            Some(_) => self.remote.send(Command::CloseIfIdle(Arc::clone(self))),
+            Some(other) => self.remote.send(Command::Act(Arc::clone(self), other)),
             None => {}
         }
         if ask {

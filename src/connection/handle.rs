@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use super::run;
 use super::shared::Shared;
 use crate::address::PeerAddr;
+use crate::clock::now_ns;
 use crate::error::{Error, Result};
 use crate::poller::Command;
-use crate::poller::timers::now_ns;
 use crate::sync::lock;
 
 /// A reference to a connection that any thread may hold: closes it, asks about it, moves its

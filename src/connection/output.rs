@@ -67,7 +67,7 @@ impl Flusher {
     pub(super) fn wake(self, shared: &Arc<Shared>) {
         match self {
             Flusher::Task(waker) => waker.wake(),
-            Flusher::Run => shared.remote.send(Command::Continue(Arc::clone(shared))),
+            Flusher::Run => shared.remote.send(Command::Act(Arc::clone(shared), Action::Continue)),
         }
     }
 

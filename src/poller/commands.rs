@@ -15,7 +15,7 @@ use crate::sys::{Outlet, Socket, Wake};
 use crate::task::{Runnable, Workers};
 
 use super::ready::Ready;
-use super::{Accept, Endpoint};
+use super::{Accept, Action, Endpoint};
 
 /// What a poller can be asked to do.
 pub(crate) enum Command<E: Endpoint> {
@@ -31,15 +31,13 @@ pub(crate) enum Command<E: Endpoint> {
     Run(Runnable, Option<Workers>),
     /// Begin another run of a connection's handler.
     Again(Arc<E>, E::Handed),
-    /// Go on with the run that waits for its flush.
-    Continue(Arc<E>),
-    /// Close it if there is nothing to do.
-    CloseIfIdle(Arc<E>),
+    /// Do that for the endpoint.
+    Act(Arc<E>, Action),
     /// Send what the flusher could not.
     Send(Arc<E>),
     /// Receive again after a pause.
     Resume(Arc<E>),
-    /// Look at the endpoint's timers at this time (see [`super::timers::now_ns`]).
+    /// Look at the endpoint's timers at this time (see [`now_ns`](crate::clock::now_ns)).
     Timer(Arc<E>, u64),
     /// Fire the waker at this time.
     WakeAt(u64, Waker),
@@ -67,8 +65,7 @@ impl<E: Endpoint> Command<E> {
             // A task, or a kept run, that is dropped ends its run. The others are about endpoints
             // and listeners that were removed when the poller ended.
             Command::Run(..)
-            | Command::Continue(_)
-            | Command::CloseIfIdle(_)
+            | Command::Act(..)
             | Command::Send(_)
             | Command::Resume(_)
             | Command::Timer(..)

@@ -5,10 +5,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crossbeam_deque::Worker;
+
 use super::ready::Job;
 use super::slots::Slots;
-use super::timers::{self, Timers, Whom, now_ns};
+use super::timers::{self, Timers, Whom};
 use super::{Accept, Action, Batch, Endpoint, Remote};
+use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
@@ -23,6 +26,8 @@ pub(super) struct Core<E: Endpoint> {
     pub(super) leaving: HashMap<Token, Run>,
     pub(super) timers: Timers,
     pub(super) batch: Batch<E>,
+    /// What is about to run, where others can steal it.
+    pub(super) open_jobs: Worker<Job<E>>,
     /// Backlog of connections whose send just ended.
     pub(super) resend: Vec<Token>,
     pub(super) completions: usize,
@@ -46,12 +51,9 @@ impl<E: Endpoint> Core<E> {
         for waker in self.batch.wakers.drain(..) {
             waker.wake();
         }
+        task::pause_timing();
         if self.batch.jobs.len() > 1 && self.remote.ready.is_watched() {
-            self.remote.ready.publish(&mut self.batch.jobs);
-            while let Some(job) = self.remote.ready.take() {
-                self.run(job);
-            }
-            return;
+            return self.run_open();
         }
         let mut jobs = std::mem::take(&mut self.batch.jobs);
         for job in jobs.drain(..) {
@@ -60,22 +62,56 @@ impl<E: Endpoint> Core<E> {
         self.batch.jobs = jobs;
     }
 
+    /// The same where others can steal what has not begun.
+    fn run_open(&mut self) {
+        let has_more = {
+            let mut jobs = self.batch.jobs.drain(..);
+            jobs.by_ref().take(config::OPEN_JOBS_MAX).for_each(|job| self.open_jobs.push(job));
+            let has_more = jobs.len() > 0;
+            if has_more {
+                self.remote.ready.put_behind(jobs);
+            }
+            has_more
+        };
+        loop {
+            while let Some(job) = self.open_jobs.pop() {
+                self.run(job);
+            }
+            if !has_more || !self.remote.ready.take_up(&self.open_jobs) {
+                return;
+            }
+        }
+    }
+
     pub(super) fn run(&mut self, job: Job<E>) {
         self.remote.ready.turn();
         let kept = match job {
             Job::Begin(endpoint, handed) => {
                 endpoint.begin(handed).map(|run| (endpoint.token(), run))
             }
-            Job::Act(endpoint, Action::Continue) => self.go_on(&endpoint),
-            Job::Act(endpoint, action) => return endpoint.act(action),
-            Job::Poll(runnable, _) => return task::run(runnable),
+            job => {
+                let kept = self.run_other(job);
+                task::pause_timing();
+                kept
+            }
         };
         if let Some((token, run)) = kept {
             self.keep(token, run);
         }
     }
 
+    /// Runs what does not begin a run.
     #[inline(never)]
+    fn run_other(&mut self, job: Job<E>) -> Option<(Token, Run)> {
+        match job {
+            Job::Begin(..) => unreachable!("begun by the caller"),
+            Job::Act(endpoint, Action::Continue) => return self.go_on(&endpoint),
+            Job::Act(endpoint, action) => endpoint.act(action),
+            Job::Poll(runnable, _) => task::run(runnable),
+        }
+        None
+    }
+
     fn go_on(&mut self, endpoint: &Arc<E>) -> Option<(Token, Run)> {
         let token = endpoint.token();
         let run = self.kept(token)?;

@@ -22,7 +22,10 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
+use crossbeam_deque::Worker;
+
 use crate::buffer::Chain;
+use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
@@ -36,7 +39,7 @@ use inner::{Core, Held, Slot};
 use ready::{Flushed, Job};
 use slots::Slots;
 use spin::Spin;
-use timers::{NEVER, Timers, Whom, now_ns};
+use timers::{NEVER, Timers, Whom};
 
 /// One poller thread's own data.
 pub(crate) struct Poller<B, E: Endpoint> {
@@ -71,6 +74,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                     now_ns: now_ns(),
                     share_bytes: None,
                 },
+                open_jobs: Worker::new_fifo(),
                 resend: Vec::new(),
                 completions: 0,
             },
@@ -87,7 +91,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         turns::ask_for_turns(config::TURN);
         E::enter_poller(&self.core.remote);
         self.core.remote.counters.own();
-        self.core.remote.ready.own();
+        self.core.remote.ready.own(&self.core.open_jobs);
         // Blocks that come and go on this thread, the usual case, do so without an atomic
         // operation.
         let _attached = self.core.remote.pool.clone().attach();
@@ -208,12 +212,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             Command::Again(endpoint, handed) => {
                 core.batch.jobs.push(Job::Begin(endpoint, handed));
             }
-            Command::Continue(endpoint) => {
-                core.batch.jobs.push(Job::Act(endpoint, Action::Continue));
-            }
-            Command::CloseIfIdle(endpoint) => {
-                core.batch.jobs.push(Job::Act(endpoint, Action::CloseIfIdle));
-            }
+            Command::Act(endpoint, action) => core.batch.jobs.push(Job::Act(endpoint, action)),
             Command::Attach(endpoint, socket) => {
                 let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint)

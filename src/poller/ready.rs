@@ -1,12 +1,14 @@
 //! What a poller is about to run, where others can take it.
 //!
 //! Usually a poller runs what a round has collected from memory of its own. While somebody watches
-//! it ([`Watched`]) it puts the jobs of a round here first, and takes them one by one: then a
-//! handler that holds it up holds up nobody else for long.
+//! it ([`Watched`]) it puts the jobs of a round into a queue first that can be stolen from, and
+//! takes them one by one: then a handler that holds it up holds up nobody else for long.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::thread::Thread;
+
+use crossbeam_deque::{Steal, Stealer, Worker};
 
 use super::{Action, Command, Endpoint, Remote};
 use crate::buffer::Chain;
@@ -46,6 +48,15 @@ impl<E: Endpoint> Job<E> {
         }
     }
 
+    /// Leaves it to its poller after all.
+    fn into_command(self) -> Command<E> {
+        match self {
+            Job::Begin(endpoint, handed) => Command::Again(endpoint, handed),
+            Job::Act(endpoint, action) => Command::Act(endpoint, action),
+            Job::Poll(runnable, workers) => Command::Run(runnable, workers),
+        }
+    }
+
     /// Has workers run it.
     fn hand_over(self) {
         match self {
@@ -62,7 +73,8 @@ pub(super) type Flushed<E> = Vec<(Arc<E>, Chain)>;
 
 /// What one poller has before it.
 pub(super) struct Ready<E: Endpoint> {
-    jobs: Mutex<VecDeque<Job<E>>>,
+    /// Jobs of a round that is too long for the poller's queue, behind those in it.
+    behind: Mutex<VecDeque<Job<E>>>,
     /// What handlers on the poller have flushed while it was watched, and it has not sent yet.
     flushed: Mutex<Flushed<E>>,
     watchers: AtomicUsize,
@@ -70,25 +82,30 @@ pub(super) struct Ready<E: Endpoint> {
     turns: AtomicU64,
     /// Somebody has found the poller held up in its present turn.
     held_up: AtomicBool,
-    /// The poller's thread, once it runs.
-    thread: OnceLock<ThreadId>,
+    /// The poller, once it runs.
+    poller: OnceLock<Running<E>>,
+}
+
+struct Running<E: Endpoint> {
+    thread: ThreadId,
+    jobs: Stealer<Job<E>>,
 }
 
 impl<E: Endpoint> Ready<E> {
     pub(super) fn new() -> Ready<E> {
         Ready {
-            jobs: Mutex::new(VecDeque::new()),
+            behind: Mutex::new(VecDeque::new()),
             flushed: Mutex::new(Vec::new()),
             watchers: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
             held_up: AtomicBool::new(false),
-            thread: OnceLock::new(),
+            poller: OnceLock::new(),
         }
     }
 
-    /// The calling thread is the poller.
-    pub(super) fn own(&self) {
-        self.thread.get_or_init(ThreadId::current);
+    /// The calling thread is the poller, and runs what is in `jobs`.
+    pub(super) fn own(&self, jobs: &Worker<Job<E>>) {
+        self.poller.get_or_init(|| Running { thread: ThreadId::current(), jobs: jobs.stealer() });
     }
 
     #[inline]
@@ -96,14 +113,17 @@ impl<E: Endpoint> Ready<E> {
         self.watchers.load(Ordering::Relaxed) > 0
     }
 
-    /// Puts jobs where others can take them.
-    pub(super) fn publish(&self, jobs: &mut Vec<Job<E>>) {
-        lock(&self.jobs).extend(jobs.drain(..));
+    /// Puts jobs behind those in the poller's queue.
+    pub(super) fn put_behind(&self, jobs: impl Iterator<Item = Job<E>>) {
+        lock(&self.behind).extend(jobs);
     }
 
-    /// The next one of those that were published.
-    pub(super) fn take(&self) -> Option<Job<E>> {
-        lock(&self.jobs).pop_front()
+    /// Takes some of those into the queue, which is empty; `false`: there are none.
+    pub(super) fn take_up(&self, queue: &Worker<Job<E>>) -> bool {
+        let mut behind = lock(&self.behind);
+        let count = behind.len().min(config::OPEN_JOBS_MAX);
+        behind.drain(..count).for_each(|job| queue.push(job));
+        count > 0
     }
 
     /// Swaps what was flushed into `into`, which is empty.
@@ -121,12 +141,19 @@ impl<E: Endpoint> Ready<E> {
         }
     }
 
-    /// Takes what workers may run; the rest stays in order.
-    fn take_movable(&self) -> Vec<Job<E>> {
-        let mut jobs = lock(&self.jobs);
-        let (movable, rest): (Vec<_>, Vec<_>) = jobs.drain(..).partition(Job::is_movable);
-        jobs.extend(rest);
-        movable
+    /// Takes what the poller has not begun, in order.
+    fn steal(&self) -> Vec<Job<E>> {
+        let Some(poller) = self.poller.get() else { return Vec::new() };
+        let mut stolen = Vec::new();
+        loop {
+            match poller.jobs.steal() {
+                Steal::Success(job) => stolen.push(job),
+                Steal::Retry => {}
+                Steal::Empty => break,
+            }
+        }
+        stolen.extend(lock(&self.behind).drain(..));
+        stolen
     }
 }
 
@@ -151,7 +178,7 @@ impl<E: Endpoint> Watched for Remote<E> {
     }
 
     fn used(&self) -> Used {
-        let thread = self.ready.thread.get();
+        let thread = self.ready.poller.get().map(|poller| &poller.thread);
         Used {
             cpu: thread.and_then(|thread| thread.cpu_time()).unwrap_or_default(),
             is_runnable: thread.is_some_and(|thread| thread.is_runnable()),
@@ -165,7 +192,8 @@ impl<E: Endpoint> Watched for Remote<E> {
         for (endpoint, bytes) in flushed {
             endpoint.send_here(bytes);
         }
-        let mut movable = self.ready.take_movable();
+        let (mut movable, rest): (Vec<_>, Vec<_>) =
+            self.ready.steal().into_iter().partition(Job::is_movable);
         let commands = self.inbox().take_if(config::RELIEF_COMMANDS_MAX, |command| match command {
             Command::Again(endpoint, _) => endpoint.is_movable(),
             Command::Run(_, workers) => workers.is_some(),
@@ -180,6 +208,7 @@ impl<E: Endpoint> Watched for Remote<E> {
                 _ => unreachable!("the others were left"),
             }
         }
+        rest.into_iter().for_each(|job| self.send(job.into_command()));
         self.counters.add(|counters| &counters.moved_runs, movable.len() as u64);
         movable.into_iter().for_each(Job::hand_over);
     }

@@ -6,20 +6,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::OnceLock;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crate::clock::now_ns;
 use crate::sys::Token;
 
 /// "Not armed": later than any clock will show.
 pub(crate) const NEVER: u64 = u64::MAX;
-
-/// Nanoseconds of the monotonic clock since this was first asked.
-pub(crate) fn now_ns() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
-}
 
 /// `after` from now, on the clock of [`now_ns`].
 pub(crate) fn ns_after(after: Duration) -> u64 {

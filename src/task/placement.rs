@@ -9,7 +9,7 @@ use crate::config::{self, Placement};
 use crate::error::{Error, Result};
 use crate::threads;
 
-use super::policy::{PlacementStats, Policy, Timed};
+use super::policy::{PlacementStats, Policy, Timed, pause_timing};
 use super::queue::Workers;
 use super::stall::{Watch, Watched};
 use super::{Run, Runnable};
@@ -40,8 +40,12 @@ impl Here<'_> {
     #[inline(always)]
     pub(crate) fn begin<T>(&self, code: impl FnOnce() -> T) -> T {
         match self.policy {
-            Some(policy) => policy.time(code),
-            None => code(),
+            Some(policy) => policy.time_next(code),
+            None => {
+                let done = code();
+                pause_timing();
+                done
+            }
         }
     }
 }

@@ -16,8 +16,9 @@
 //! host takes from a virtual machine nobody tells: a few of the longest runs of each second are
 //! left out.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -26,6 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Run;
+use crate::clock::now_ns;
 use crate::config;
 use crate::sync::{Mutex, lock};
 
@@ -61,20 +63,20 @@ pub struct PlacementStats {
 }
 
 struct Window {
-    began: Instant,
+    /// On the clock of [`now_ns`].
+    began_ns: u64,
     tally: Tally,
     /// Windows in a row in which handlers would have been cheap enough for the poller.
     calm: u32,
     /// How many of them it takes.
     calm_wanted: u32,
     /// When handlers last came back to the poller.
-    came_back: Option<Instant>,
+    came_back_ns: Option<u64>,
     /// Long runs that may still be left out, in parts of a window's share.
     pardons: u32,
 }
 
 /// Run times.
-#[derive(Clone, Copy, Default)]
 struct Tally {
     runs: u32,
     squares: f64,
@@ -93,12 +95,13 @@ struct Harm {
 
 thread_local! {
     /// What this thread has not told yet.
-    static OWN: Cell<Own> = Cell::new(Own::default());
+    static OWN: RefCell<Own> = const { RefCell::new(Own::NONE) };
     static STARVED: Cell<Option<Starved>> = const { Cell::new(None) };
+    /// When the last run ended that this thread has timed, if the next one follows at once.
+    static ENDED_NS: Cell<Option<NonZeroU64>> = const { Cell::new(None) };
 }
 
 /// Runs that a thread has not told yet.
-#[derive(Clone, Copy, Default)]
 struct Own {
     /// The address of the policy that they are for; 0 is none.
     whose: usize,
@@ -110,8 +113,14 @@ struct Own {
 /// For how long a thread had waited for its CPU by then.
 #[derive(Clone, Copy)]
 struct Starved {
-    by: Instant,
+    by_ns: u64,
     total: Duration,
+}
+
+/// Something else than a run comes next on this thread: it is not part of one.
+#[inline]
+pub(crate) fn pause_timing() {
+    ENDED_NS.set(None);
 }
 
 impl Policy {
@@ -124,11 +133,11 @@ impl Policy {
             pollers: pollers.max(1) as u64,
             wake_ns: wake_cost_ns(),
             window: Mutex::new(Window {
-                began: Instant::now(),
-                tally: Tally::default(),
+                began_ns: now_ns(),
+                tally: Tally::NONE,
                 calm: 0,
                 calm_wanted: config::CALM_WINDOWS,
-                came_back: None,
+                came_back_ns: None,
                 pardons: config::PARDONS_MAX * config::WINDOWS_PER_PARDON,
             }),
             delay_ns: AtomicU64::new(0),
@@ -145,66 +154,60 @@ impl Policy {
     /// Runs `code`, which is a poll of a handler, and takes its time.
     #[inline]
     pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
+        pause_timing();
+        self.time_next(code)
+    }
+
+    /// The same, from the end of the run before it on where [nothing else](pause_timing) came
+    /// between them: reading the clock is most of what timing costs.
+    #[inline(always)]
+    pub(crate) fn time_next<T>(&self, code: impl FnOnce() -> T) -> T {
+        let began_ns = ENDED_NS.take().map_or_else(now_ns, NonZeroU64::get);
         let done = code();
-        let ended = Instant::now();
-        let wall = ended.duration_since(began);
-        let is_long = wall.as_nanos() as u64 >= config::LONG_RUN_NS;
-        let before = STARVED.get();
-        let is_old = |starved: Starved| {
-            ended.saturating_duration_since(starved.by) >= config::STARVED_REFRESH
-        };
-        let mut took = wall;
-        if is_long || before.is_none_or(is_old) {
-            let total = (self.starved)();
-            STARVED.set(Some(Starved { by: ended, total }));
-            if is_long {
-                let starved = before.map_or(Duration::ZERO, |before| total - before.total);
-                took = wall.saturating_sub(starved);
-            }
-        }
-        self.record(took.as_nanos() as u64, ended);
+        let ended_ns = now_ns();
+        ENDED_NS.set(NonZeroU64::new(ended_ns));
+        self.account(ended_ns.saturating_sub(began_ns), ended_ns);
         done
     }
 
-    fn record(&self, took_ns: u64, now: Instant) {
-        let here = std::ptr::from_ref(self).addr();
-        let mut own = OWN.get();
-        if own.whose != here {
-            own.strangers += 1;
-            if own.whose != 0 && own.strangers < config::RUNS_PER_TALLY {
-                OWN.set(own);
-                let mut tally = Tally::default();
-                tally.add(took_ns, self.long_ns());
-                return self.tell(&tally, now);
+    fn account(&self, wall_ns: u64, ended_ns: u64) {
+        let is_long = wall_ns >= config::LONG_RUN_NS;
+        let before = STARVED.get();
+        let mut took_ns = wall_ns;
+        if is_long || before.is_none_or(|before| before.is_old(ended_ns)) {
+            let total = (self.starved)();
+            STARVED.set(Some(Starved { by_ns: ended_ns, total }));
+            if is_long {
+                let starved = before.map_or(Duration::ZERO, |before| total - before.total);
+                took_ns = wall_ns.saturating_sub(starved.as_nanos() as u64);
             }
-            // Its policy has not been heard of for a while.
-            own = Own { whose: here, ..Own::default() };
         }
-        own.strangers = 0;
-        own.tally.add(took_ns, self.long_ns());
-        if own.tally.runs < config::RUNS_PER_TALLY && took_ns < config::LONG_RUN_NS {
-            OWN.set(own);
-            return;
-        }
-        OWN.set(Own { tally: Tally::default(), ..own });
-        self.tell(&own.tally, now);
+        self.record(took_ns, ended_ns);
     }
 
-    fn tell(&self, tally: &Tally, now: Instant) {
+    fn record(&self, took_ns: u64, now_ns: u64) {
+        let whose = std::ptr::from_ref(self).addr();
+        let told = OWN.with_borrow_mut(|own| own.add(whose, took_ns, self.long_ns()));
+        if let Some(tally) = told {
+            self.tell(&tally, now_ns);
+        }
+    }
+
+    #[inline(never)]
+    fn tell(&self, tally: &Tally, now_ns: u64) {
         let mut window = lock(&self.window);
         window.tally.merge(tally);
-        let lasted = now.saturating_duration_since(window.began);
-        if lasted >= config::PLACEMENT_WINDOW {
-            self.decide(&mut window, lasted, now);
-            window.tally = Tally::default();
-            window.began = now;
+        let lasted_ns = now_ns.saturating_sub(window.began_ns);
+        if lasted_ns >= config::PLACEMENT_WINDOW.as_nanos() as u64 {
+            self.decide(&mut window, lasted_ns, now_ns);
+            window.tally = Tally::NONE;
+            window.began_ns = now_ns;
         }
     }
 
     /// At once to the workers, and back after a few calm windows.
-    fn decide(&self, window: &mut Window, lasted: Duration, now: Instant) {
-        let lasted_ns = lasted.as_nanos() as u64 * self.pollers;
+    fn decide(&self, window: &mut Window, lasted_ns: u64, now_ns: u64) {
+        let lasted_ns = lasted_ns * self.pollers;
         let is_inline = self.is_inline();
         let is_too_much = |harm: Harm| {
             harm.delay_ns > config::DELAY_WAKES_MAX * self.wake_ns
@@ -224,7 +227,7 @@ impl Policy {
             self.is_inline.store(wants_inline, Ordering::Relaxed);
             self.flips.fetch_add(1, Ordering::Relaxed);
             window.calm = 0;
-            window.turned(wants_inline, now);
+            window.turned(wants_inline, now_ns);
             let Harm { delay_ns, held_up_ppm } = harm;
             let wake_ns = self.wake_ns;
             tracing::debug!(delay_ns, held_up_ppm, wake_ns, wants_inline, "handlers move");
@@ -250,14 +253,14 @@ impl Policy {
 
 impl Window {
     /// Handlers move, to the poller or from it: how many calm windows the next way back takes.
-    fn turned(&mut self, is_inline: bool, now: Instant) {
+    fn turned(&mut self, is_inline: bool, now_ns: u64) {
         if is_inline {
-            self.came_back = Some(now);
+            self.came_back_ns = Some(now_ns);
             return;
         }
-        let was_wrong = self
-            .came_back
-            .is_some_and(|since| now.saturating_duration_since(since) < config::CALM_PROVEN);
+        let proven_ns = config::CALM_PROVEN.as_nanos() as u64;
+        let was_wrong =
+            self.came_back_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) < proven_ns);
         self.calm_wanted = match was_wrong {
             true => (2 * self.calm_wanted).min(config::CALM_WINDOWS_MAX),
             false => config::CALM_WINDOWS,
@@ -282,7 +285,40 @@ impl Window {
     }
 }
 
+impl Starved {
+    #[inline]
+    fn is_old(self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.by_ns) >= config::STARVED_REFRESH.as_nanos() as u64
+    }
+}
+
+impl Own {
+    const NONE: Own = Own { whose: 0, tally: Tally::NONE, strangers: 0 };
+
+    /// Adds a run for that policy. Returns what is to be told.
+    #[inline]
+    fn add(&mut self, whose: usize, took_ns: u64, long_ns: u64) -> Option<Tally> {
+        if self.whose != whose {
+            self.strangers += 1;
+            if self.whose != 0 && self.strangers < config::RUNS_PER_TALLY {
+                let mut tally = Tally::NONE;
+                tally.add(took_ns, long_ns);
+                return Some(tally);
+            }
+            // Its policy has not been heard of for a while.
+            *self = Own { whose, ..Own::NONE };
+        }
+        self.strangers = 0;
+        self.tally.add(took_ns, long_ns);
+        let is_due = self.tally.runs >= config::RUNS_PER_TALLY || took_ns >= config::LONG_RUN_NS;
+        is_due.then(|| std::mem::replace(&mut self.tally, Tally::NONE))
+    }
+}
+
 impl Tally {
+    const NONE: Tally =
+        Tally { runs: 0, squares: 0.0, long_ns: 0, longest_ns: [0; config::PARDONS_MAX as usize] };
+
     #[inline]
     fn add(&mut self, took_ns: u64, long_ns: u64) {
         self.runs += 1;
@@ -382,12 +418,13 @@ mod tests {
     /// Lets `runs` of that length pass in each of `windows`.
     fn pass(policy: &Policy, windows: u32, runs: u32, took: Duration) {
         for _ in 0..windows {
-            let now = lock(&policy.window).began + config::PLACEMENT_WINDOW;
+            let window_ns = config::PLACEMENT_WINDOW.as_nanos() as u64;
+            let now_ns = lock(&policy.window).began_ns + window_ns;
             for _ in 0..runs {
-                policy.record(took.as_nanos() as u64, now - config::PLACEMENT_WINDOW / 2);
+                policy.record(took.as_nanos() as u64, now_ns - window_ns / 2);
             }
             // Ends the window, whatever is left of the tally.
-            policy.record(config::LONG_RUN_NS, now);
+            policy.record(config::LONG_RUN_NS, now_ns);
         }
     }
 
@@ -496,12 +533,32 @@ mod tests {
     }
 
     #[test]
+    fn a_run_begins_where_the_last_one_ended_unless_something_came_between() {
+        let saw_a_long_run = |policy: &Policy| {
+            // By now its window may be over.
+            let longest_ns = lock(&policy.window).tally.longest_ns[0];
+            !policy.is_inline() || longest_ns > 1_000_000_000
+        };
+        let follows = policy(1);
+        ENDED_NS.set(NonZeroU64::new(1));
+        follows.time_next(|| {});
+        assert!(saw_a_long_run(&follows), "it took since the machine was started");
+        let does_not = policy(1);
+        ENDED_NS.set(NonZeroU64::new(1));
+        pause_timing();
+        does_not.time_next(|| {});
+        ENDED_NS.set(NonZeroU64::new(1));
+        does_not.time(|| {});
+        assert!(!saw_a_long_run(&does_not), "{:?}", does_not.stats());
+    }
+
+    #[test]
     fn two_policies_on_one_thread_hear_of_their_runs() {
         let (one, other) = (policy(1), policy(1));
         for _ in 0..200 {
             for policy in [&one, &other] {
-                let now = lock(&policy.window).began;
-                policy.record(40_000, now);
+                let now_ns = lock(&policy.window).began_ns;
+                policy.record(40_000, now_ns);
             }
         }
         for policy in [&one, &other] {

@@ -1,10 +1,11 @@
 //! Looking after pollers that handlers hold up.
 //!
 //! A handler that was taken for cheap, and is not, keeps its poller from everything else. A thread
-//! of its own looks every millisecond whether each poller has done something since, and relieves
-//! one that has not, although it did not wait for its CPU, of the runs it has not come to: workers
-//! do those. While all pollers sleep this thread sleeps as well, until one of them calls it; so it
-//! costs an idle server nothing, and the pollers no system call but that.
+//! of its own looks every few milliseconds whether each poller has done something since, and sooner
+//! again at one that has not. If that still stands still, although it did not wait for its CPU, it
+//! is relieved of the runs it has not come to: workers do those. While all pollers sleep this
+//! thread sleeps as well, until one of them calls it; so it costs an idle server nothing, and the
+//! pollers no system call but that.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -92,8 +93,11 @@ fn look(pollers: &[Arc<dyn Watched>], policy: &Policy, stopping: &AtomicBool) {
     while !stopping.load(Ordering::SeqCst) {
         let mut began = Instant::now();
         if idle_ticks < config::STALL_TICKS_IDLE {
-            let is_inline = policy.is_inline();
-            let tick = if is_inline { config::STALL_TICK } else { config::STALL_TICK_OF_POOL };
+            let tick = match policy.is_inline() {
+                true if seen.iter().any(Seen::is_suspect) => config::STALL_TICK_OF_SUSPECT,
+                true => config::STALL_TICK,
+                false => config::STALL_TICK_OF_POOL,
+            };
             // A poller that has just woken may call although this does not sleep any more.
             while began.elapsed() < tick && !stopping.load(Ordering::SeqCst) {
                 thread::park_timeout(tick.saturating_sub(began.elapsed()));
@@ -126,6 +130,10 @@ enum Seen {
 }
 
 impl Seen {
+    fn is_suspect(&self) -> bool {
+        matches!(self, Seen::Still(..))
+    }
+
     /// Looks after another `tick`, and relieves a poller that has stood still for two of them. Not
     /// one that only waits for its CPU: workers would have to wait for one as well.
     fn look_again(self, poller: &dyn Watched, tick: Duration) -> Seen {

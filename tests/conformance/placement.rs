@@ -20,6 +20,7 @@ macro_rules! cases {
             workers_do_what_a_poller_that_is_held_up_has_not_come_to
             what_was_flushed_before_a_poller_is_held_up_leaves_without_it
             tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
+            a_long_round_is_taken_over_as_a_whole
             what_ends_with_its_output_ends_although_its_poller_is_held_up
         }
     };
@@ -255,6 +256,44 @@ pub(crate) fn tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere(t: &
     blocker.read_exact(&mut [0])?;
     assert!(server.stats().pollers.moved_runs > 0);
     Ok(())
+}
+
+/// More than a poller queues at once.
+pub(crate) fn a_long_round_is_taken_over_as_a_whole(t: &Fixture) -> Check {
+    const PEERS: usize = 100;
+    let (stop, keeper) = Stop::new();
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    let (all, waiting) = (Arc::clone(&permits), Arc::new(AtomicU64::new(0)));
+    let (counts, is_first) = (Arc::clone(&waiting), Arc::new(AtomicBool::new(true)));
+    let server = t.spawn(t.server().pollers(1).on_request(move |mut conn| {
+        let (stop, is_first) = (Arc::clone(&stop), Arc::clone(&is_first));
+        let (permits, counts) = (Arc::clone(&all), Arc::clone(&counts));
+        async move {
+            if conn.next(1).await?[0] == b'w' {
+                counts.fetch_add(1, Ordering::SeqCst);
+                permits.acquire().await.expect("never closed").forget();
+                if is_first.swap(false, Ordering::SeqCst) {
+                    stop.stand();
+                }
+            } else {
+                // On the poller, which comes to those that it wakes when it is through with this.
+                permits.add_permits(PEERS);
+            }
+            conn.write_copy(&[7; 8])?;
+            conn.flush().await
+        }
+    }));
+    let mut peers = (0..PEERS).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+    for peer in &mut peers {
+        peer.write_all(b"w")?;
+        peer.set_nonblocking(true)?;
+    }
+    eventually("all wait", || waiting.load(Ordering::SeqCst) == PEERS as u64);
+    let mut starter = dial(&server)?;
+    starter.write_all(b"s")?;
+    keeper.arrived.recv_timeout(DEADLINE)?;
+    all_but_one_are_served(&keeper, peers)?;
+    Ok(starter.read_exact(&mut [0; 8])?)
 }
 
 /// Connections that close once their output is sent, which others do for a poller that is held up.
