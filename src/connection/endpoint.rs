@@ -222,8 +222,6 @@ impl Endpoint for Shared {
             Action::Disconnected => self.tell_disconnected(),
             Action::Close => self.close_when_sent(),
             Action::CloseIfIdle => self.close_if_idle(),
-            // The poller has the run.
-            Action::Continue => {}
         }
     }
 

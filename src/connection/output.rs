@@ -15,7 +15,7 @@ use crate::buffer::Chain;
 use crate::config;
 use crate::counters::Counters;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command};
+use crate::poller::{Batch, Command};
 use crate::sys::socket::Socket;
 
 use super::shared::Shared;
@@ -67,7 +67,7 @@ impl Flusher {
     pub(super) fn wake(self, shared: &Arc<Shared>) {
         match self {
             Flusher::Task(waker) => waker.wake(),
-            Flusher::Run => shared.remote.send(Command::Act(Arc::clone(shared), Action::Continue)),
+            Flusher::Run => shared.remote.send(Command::Continue(Arc::clone(shared))),
         }
     }
 
@@ -75,7 +75,7 @@ impl Flusher {
     pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch<Shared>) {
         match self {
             Flusher::Task(waker) => batch.wakers.push(waker),
-            Flusher::Run => batch.act(shared, Action::Continue),
+            Flusher::Run => batch.go_on(shared),
         }
     }
 }

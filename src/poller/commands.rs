@@ -31,6 +31,8 @@ pub(crate) enum Command<E: Endpoint> {
     Run(Runnable, Option<Workers>),
     /// Begin another run of a connection's handler.
     Again(Arc<E>, E::Handed),
+    /// Go on with the run that waits for its flush.
+    Continue(Arc<E>),
     /// Do that for the endpoint.
     Act(Arc<E>, Action),
     /// Send what the flusher could not.
@@ -65,6 +67,7 @@ impl<E: Endpoint> Command<E> {
             // A task, or a kept run, that is dropped ends its run. The others are about endpoints
             // and listeners that were removed when the poller ended.
             Command::Run(..)
+            | Command::Continue(_)
             | Command::Act(..)
             | Command::Send(_)
             | Command::Resume(_)

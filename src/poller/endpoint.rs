@@ -3,10 +3,13 @@
 use std::io;
 use std::task::Waker;
 
+use crossbeam_deque::Worker;
+
 use super::ready::Job;
 use super::{Flow, Received, Remote, Socket, Token};
 use crate::address::PeerAddr;
 use crate::buffer::Chain;
+use crate::clock::now_ns;
 use crate::sync::Arc;
 use crate::task::Run;
 
@@ -40,7 +43,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn on_removed(self: &Arc<Self>);
     /// Begins a run that the endpoint has put into the batch; this is where user code runs. What is
     /// returned is a run that waits for its flush, and for nothing else: the poller keeps it, and
-    /// goes on with it on [`Action::Continue`].
+    /// goes on with it when [asked to](Batch::go_on).
     fn begin(self: &Arc<Self>, handed: Self::Handed) -> Option<Run>;
     /// Ends a run that has started, and that nobody will begin.
     fn give_up(self: &Arc<Self>, handed: Self::Handed);
@@ -75,9 +78,6 @@ pub(crate) trait Accept: Send + Sync {
 /// What an endpoint wants run once everything is collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// More of the run that waits for its flush. It stays with its poller, however long that is
-    /// held up.
-    Continue,
     /// Tell the user that the peer has gone.
     Disconnected,
     /// Nothing more will happen: close.
@@ -86,10 +86,16 @@ pub(crate) enum Action {
     CloseIfIdle,
 }
 
-/// What a round collected.
+/// What a round collected, to be done in this order.
 pub(crate) struct Batch<E: Endpoint> {
-    pub(crate) jobs: Vec<Job<E>>,
     pub(crate) wakers: Vec<Waker>,
+    /// Whose kept runs go on. Nobody else may take those, however long the poller is held up.
+    pub(super) go_ons: Vec<Arc<E>>,
+    /// What others can steal. Only while somebody watches the poller.
+    pub(super) open: Worker<Job<E>>,
+    /// How many more jobs this round puts there.
+    pub(super) open_left: usize,
+    pub(super) jobs: Vec<Job<E>>,
     /// The clock after the last wait that ended with a timer armed.
     pub(crate) now_ns: u64,
     /// Set while too much block memory is in use: what each connection may hold.
@@ -97,13 +103,40 @@ pub(crate) struct Batch<E: Endpoint> {
 }
 
 impl<E: Endpoint> Batch<E> {
-    #[inline]
-    pub(crate) fn start(&mut self, endpoint: &Arc<E>, handed: E::Handed) {
-        self.jobs.push(Job::Begin(Arc::clone(endpoint), handed));
+    pub(super) fn new() -> Batch<E> {
+        Batch {
+            wakers: Vec::new(),
+            go_ons: Vec::new(),
+            open: Worker::new_fifo(),
+            open_left: 0,
+            jobs: Vec::new(),
+            now_ns: now_ns(),
+            share_bytes: None,
+        }
     }
 
     #[inline]
+    pub(crate) fn start(&mut self, endpoint: &Arc<E>, handed: E::Handed) {
+        self.push(Job::Begin(Arc::clone(endpoint), handed));
+    }
+
     pub(crate) fn act(&mut self, endpoint: &Arc<E>, action: Action) {
-        self.jobs.push(Job::Act(Arc::clone(endpoint), action));
+        self.push(Job::Act(Arc::clone(endpoint), action));
+    }
+
+    /// Goes on with the run that the poller keeps for the endpoint.
+    #[inline]
+    pub(crate) fn go_on(&mut self, endpoint: &Arc<E>) {
+        self.go_ons.push(Arc::clone(endpoint));
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, job: Job<E>) {
+        if self.open_left > 0 {
+            self.open_left -= 1;
+            self.open.push(job);
+        } else {
+            self.jobs.push(job);
+        }
     }
 }

@@ -5,12 +5,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crossbeam_deque::Worker;
-
 use super::ready::Job;
 use super::slots::Slots;
 use super::timers::{self, Timers, Whom};
-use super::{Accept, Action, Batch, Endpoint, Remote};
+use super::{Accept, Batch, Endpoint, Remote};
 use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
@@ -26,8 +24,6 @@ pub(super) struct Core<E: Endpoint> {
     pub(super) leaving: HashMap<Token, Run>,
     pub(super) timers: Timers,
     pub(super) batch: Batch<E>,
-    /// What is about to run, where others can steal it.
-    pub(super) open_jobs: Worker<Job<E>>,
     /// Backlog of connections whose send just ended.
     pub(super) resend: Vec<Token>,
     pub(super) completions: usize,
@@ -51,71 +47,65 @@ impl<E: Endpoint> Core<E> {
         for waker in self.batch.wakers.drain(..) {
             waker.wake();
         }
+        let mut go_ons = std::mem::take(&mut self.batch.go_ons);
+        for endpoint in go_ons.drain(..) {
+            self.go_on(&endpoint);
+        }
+        self.batch.go_ons = go_ons;
         task::pause_timing();
-        if self.batch.jobs.len() > 1 && self.remote.ready.is_watched() {
-            return self.run_open();
+        if self.batch.open_left < config::OPEN_JOBS_MAX {
+            self.run_open();
         }
         let mut jobs = std::mem::take(&mut self.batch.jobs);
         for job in jobs.drain(..) {
             self.run(job);
         }
         self.batch.jobs = jobs;
+        let is_watched = self.remote.ready.is_watched();
+        self.batch.open_left = if is_watched { config::OPEN_JOBS_MAX } else { 0 };
     }
 
-    /// The same where others can steal what has not begun.
+    /// Runs what others can steal, with the rest behind it while that is so.
     fn run_open(&mut self) {
-        let has_more = {
-            let mut jobs = self.batch.jobs.drain(..);
-            jobs.by_ref().take(config::OPEN_JOBS_MAX).for_each(|job| self.open_jobs.push(job));
-            let has_more = jobs.len() > 0;
-            if has_more {
-                self.remote.ready.put_behind(jobs);
-            }
-            has_more
-        };
+        let has_more = !self.batch.jobs.is_empty() && self.remote.ready.is_watched();
+        if has_more {
+            self.remote.ready.put_behind(self.batch.jobs.drain(..));
+        }
         loop {
-            while let Some(job) = self.open_jobs.pop() {
+            while let Some(job) = self.batch.open.pop() {
                 self.run(job);
             }
-            if !has_more || !self.remote.ready.take_up(&self.open_jobs) {
+            if !has_more || !self.remote.ready.take_up(&self.batch.open) {
                 return;
             }
         }
     }
 
+    #[inline]
     pub(super) fn run(&mut self, job: Job<E>) {
         self.remote.ready.turn();
-        let kept = match job {
-            Job::Begin(endpoint, handed) => {
-                endpoint.begin(handed).map(|run| (endpoint.token(), run))
-            }
-            job => {
-                let kept = self.run_other(job);
-                task::pause_timing();
-                kept
-            }
-        };
-        if let Some((token, run)) = kept {
-            self.keep(token, run);
-        }
-    }
-
-    /// Runs what does not begin a run.
-    #[inline(never)]
-    fn run_other(&mut self, job: Job<E>) -> Option<(Token, Run)> {
         match job {
-            Job::Begin(..) => unreachable!("begun by the caller"),
-            Job::Act(endpoint, Action::Continue) => return self.go_on(&endpoint),
+            Job::Begin(endpoint, handed) => {
+                if let Some(run) = endpoint.begin(handed) {
+                    self.keep(endpoint.token(), run);
+                }
+                return;
+            }
             Job::Act(endpoint, action) => endpoint.act(action),
             Job::Poll(runnable, _) => task::run(runnable),
         }
-        None
+        task::pause_timing();
     }
 
-    fn go_on(&mut self, endpoint: &Arc<E>) -> Option<(Token, Run)> {
+    /// Goes on with the run that is kept for the endpoint.
+    fn go_on(&mut self, endpoint: &Arc<E>) {
+        self.remote.ready.turn();
         let token = endpoint.token();
-        let run = self.kept(token)?;
-        endpoint.go_on(run).map(|run| (token, run))
+        if let Some(run) = self.kept(token)
+            && let Some(run) = endpoint.go_on(run)
+        {
+            self.keep(token, run);
+        }
     }
 
     /// Keeps a run until its flush is through.

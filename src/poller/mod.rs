@@ -22,8 +22,6 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use crossbeam_deque::Worker;
-
 use crate::buffer::Chain;
 use crate::clock::now_ns;
 use crate::config;
@@ -68,13 +66,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 slots: Slots::new(),
                 leaving: HashMap::new(),
                 timers: Timers::new(),
-                batch: Batch {
-                    jobs: Vec::new(),
-                    wakers: Vec::new(),
-                    now_ns: now_ns(),
-                    share_bytes: None,
-                },
-                open_jobs: Worker::new_fifo(),
+                batch: Batch::new(),
                 resend: Vec::new(),
                 completions: 0,
             },
@@ -91,7 +83,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         turns::ask_for_turns(config::TURN);
         E::enter_poller(&self.core.remote);
         self.core.remote.counters.own();
-        self.core.remote.ready.own(&self.core.open_jobs);
+        self.core.remote.ready.own(&self.core.batch.open);
         // Blocks that come and go on this thread, the usual case, do so without an atomic
         // operation.
         let _attached = self.core.remote.pool.clone().attach();
@@ -113,9 +105,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
         // What was collected and not run, or taken and not obeyed, where the backend failed, and
         // what came after.
-        for job in self.core.batch.jobs.drain(..) {
-            job.abandon();
-        }
+        let batch = &mut self.core.batch;
+        std::iter::from_fn(|| batch.open.pop()).chain(batch.jobs.drain(..)).for_each(Job::abandon);
         let rest = self.core.remote.inbox().close();
         for command in self.commands.into_iter().chain(rest) {
             command.abandon();
@@ -208,11 +199,10 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     fn obey(&mut self, command: Command<E>) {
         let core = &mut self.core;
         match command {
-            Command::Run(runnable, workers) => core.batch.jobs.push(Job::Poll(runnable, workers)),
-            Command::Again(endpoint, handed) => {
-                core.batch.jobs.push(Job::Begin(endpoint, handed));
-            }
-            Command::Act(endpoint, action) => core.batch.jobs.push(Job::Act(endpoint, action)),
+            Command::Run(runnable, workers) => core.batch.push(Job::Poll(runnable, workers)),
+            Command::Again(endpoint, handed) => core.batch.push(Job::Begin(endpoint, handed)),
+            Command::Continue(endpoint) => core.batch.go_ons.push(endpoint),
+            Command::Act(endpoint, action) => core.batch.push(Job::Act(endpoint, action)),
             Command::Attach(endpoint, socket) => {
                 let at_once = endpoint.receives_at_once();
                 if let Some(token) = self.insert(endpoint)
