@@ -193,6 +193,7 @@ impl Endpoint for Shared {
             let end = RunEnd::new(Arc::clone(self));
             // A handler that panics before its first await: its end is reported like any other.
             guard("handler", || handler.spawn(connection, end, executor));
+            task::pause_timing();
             return None;
         };
         let polling = Polling::begin(self, self.owner());
@@ -206,7 +207,12 @@ impl Endpoint for Shared {
             None => Err(run::panicked(run::HANDLER)),
         };
         let returned = polling.end();
+        let has_failed = outcome.is_err();
         guard("handler", || self.end_run(outcome.err(), returned));
+        if has_failed {
+            // The user was told.
+            task::pause_timing();
+        }
         None
     }
 

@@ -132,8 +132,8 @@ impl Handle {
     /// Closes the connection when no byte has moved for `timeout` and no handler computes; `None`
     /// or zero is never.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.0.idle_timeout.set(timeout);
         self.0.timeouts.touch(now_ns());
+        self.0.idle_timeout.set(timeout);
         self.0.arm(self.0.idle_at());
     }
 

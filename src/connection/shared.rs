@@ -103,8 +103,8 @@ impl Shared {
         if !self.life.close() {
             return;
         }
-        // Before the socket ends, which the poller hears of as well: whoever waits to read is woken
-        // here, and kept by no one when this returns.
+        // Before the socket ends: the poller hears of that as well, and would take the waker along
+        // until its round is collected.
         let reader = {
             let mut input = lock(&self.input);
             input.discard();
@@ -285,8 +285,8 @@ impl Shared {
             if !output.is_settled() {
                 output.close_when_sent = true;
                 drop(output);
-                self.idle_timeout.set(Some(config::LINGER));
                 self.timeouts.touch(now_ns());
+                self.idle_timeout.set(Some(config::LINGER));
                 self.arm(self.idle_at());
                 return;
             }

@@ -44,6 +44,11 @@ impl<E: Endpoint> Core<E> {
     /// Runs what was collected: first the wake-ups of other threads' tasks, so that these run
     /// beside our handlers, then those.
     pub(super) fn run_batch(&mut self) {
+        // Before anything that may hold the poller up.
+        let has_more = !self.batch.jobs.is_empty() && self.remote.ready.is_watched();
+        if has_more {
+            self.remote.ready.put_behind(self.batch.jobs.drain(..));
+        }
         for waker in self.batch.wakers.drain(..) {
             waker.wake();
         }
@@ -53,9 +58,7 @@ impl<E: Endpoint> Core<E> {
         }
         self.batch.go_ons = go_ons;
         task::pause_timing();
-        if self.batch.open_left < config::OPEN_JOBS_MAX {
-            self.run_open();
-        }
+        self.run_open(has_more);
         let mut jobs = std::mem::take(&mut self.batch.jobs);
         for job in jobs.drain(..) {
             self.run(job);
@@ -65,12 +68,8 @@ impl<E: Endpoint> Core<E> {
         self.batch.open_left = if is_watched { config::OPEN_JOBS_MAX } else { 0 };
     }
 
-    /// Runs what others can steal, with the rest behind it while that is so.
-    fn run_open(&mut self) {
-        let has_more = !self.batch.jobs.is_empty() && self.remote.ready.is_watched();
-        if has_more {
-            self.remote.ready.put_behind(self.batch.jobs.drain(..));
-        }
+    /// Runs what others can steal, with what is behind it, if anything is.
+    fn run_open(&mut self, has_more: bool) {
         loop {
             while let Some(job) = self.batch.open.pop() {
                 self.run(job);

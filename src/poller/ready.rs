@@ -192,25 +192,31 @@ impl<E: Endpoint> Watched for Remote<E> {
         for (endpoint, bytes) in flushed {
             endpoint.send_here(bytes);
         }
-        let (mut movable, rest): (Vec<_>, Vec<_>) =
+        let (movable, rest): (Vec<_>, Vec<_>) =
             self.ready.steal().into_iter().partition(Job::is_movable);
+        let hand_over = |job: Job<E>| {
+            self.counters.add(|counters| &counters.moved_runs, 1);
+            job.hand_over();
+        };
+        // At once: what is sent below may wake anybody, who may panic.
+        movable.into_iter().for_each(hand_over);
+        rest.into_iter().for_each(|job| self.send(job.into_command()));
         let commands = self.inbox().take_if(config::RELIEF_COMMANDS_MAX, |command| match command {
             Command::Again(endpoint, _) => endpoint.is_movable(),
             Command::Run(_, workers) => workers.is_some(),
             Command::Send(_) => true,
             _ => false,
         });
+        let mut sends = Vec::new();
         for command in commands {
             match command {
-                Command::Again(endpoint, handed) => movable.push(Job::Begin(endpoint, handed)),
-                Command::Run(runnable, workers) => movable.push(Job::Poll(runnable, workers)),
-                Command::Send(endpoint) => endpoint.send_here(Chain::new()),
+                Command::Again(endpoint, handed) => hand_over(Job::Begin(endpoint, handed)),
+                Command::Run(runnable, workers) => hand_over(Job::Poll(runnable, workers)),
+                Command::Send(endpoint) => sends.push(endpoint),
                 _ => unreachable!("the others were left"),
             }
         }
-        rest.into_iter().for_each(|job| self.send(job.into_command()));
-        self.counters.add(|counters| &counters.moved_runs, movable.len() as u64);
-        movable.into_iter().for_each(Job::hand_over);
+        sends.into_iter().for_each(|endpoint| endpoint.send_here(Chain::new()));
     }
 }
 

@@ -134,8 +134,8 @@ impl Seen {
         matches!(self, Seen::Still(..))
     }
 
-    /// Looks after another `tick`, and relieves a poller that has stood still for two of them. Not
-    /// one that only waits for its CPU: workers would have to wait for one as well.
+    /// Looks after another `tick`, and relieves a poller that stood still before it and has since.
+    /// Not one that only waits for its CPU: workers would have to wait for one as well.
     fn look_again(self, poller: &dyn Watched, tick: Duration) -> Seen {
         if poller.is_asleep() {
             return Seen::Asleep;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringpoll::ServerHandle;
+use ringpoll::{Connection, ServerHandle};
 
 use crate::harness::*;
 
@@ -21,6 +21,7 @@ macro_rules! cases {
             what_was_flushed_before_a_poller_is_held_up_leaves_without_it
             tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
             a_long_round_is_taken_over_as_a_whole
+            what_cannot_move_is_left_to_its_poller
             what_ends_with_its_output_ends_although_its_poller_is_held_up
         }
     };
@@ -258,41 +259,94 @@ pub(crate) fn tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere(t: &
     Ok(())
 }
 
+/// Handlers that wait for one another: for `w` until one is sent `s`, which wakes all of them in
+/// the order in which they came. The first one stands at the stop then.
+struct Sleepers {
+    stop: Arc<Stop>,
+    permits: tokio::sync::Semaphore,
+    count: AtomicU64,
+    is_first: AtomicBool,
+}
+
+impl Sleepers {
+    fn new() -> (Arc<Sleepers>, StopKeeper) {
+        let (stop, keeper) = Stop::new();
+        let permits = tokio::sync::Semaphore::new(0);
+        let (count, is_first) = (AtomicU64::new(0), AtomicBool::new(true));
+        (Arc::new(Sleepers { stop, permits, count, is_first }), keeper)
+    }
+
+    async fn answer(self: Arc<Self>, mut conn: Connection) -> ringpoll::Result<()> {
+        if conn.next(1).await?[0] == b'w' {
+            self.count.fetch_add(1, Ordering::SeqCst);
+            self.permits.acquire().await.expect("never closed").forget();
+            if self.is_first.swap(false, Ordering::SeqCst) {
+                self.stop.stand();
+            }
+        } else {
+            // On the poller, which comes to those that it wakes when it is through with this.
+            self.permits.add_permits(self.count.load(Ordering::SeqCst) as usize);
+        }
+        conn.write_copy(&[7; 8])?;
+        conn.flush().await
+    }
+
+    /// One more that waits.
+    fn lull(&self, server: &ServerHandle) -> Check<TcpStream> {
+        let before = self.count.load(Ordering::SeqCst);
+        let mut peer = dial(server)?;
+        peer.write_all(b"w")?;
+        eventually("it waits", || self.count.load(Ordering::SeqCst) > before);
+        Ok(peer)
+    }
+
+    /// Wakes them; the first one has come to the stop.
+    fn wake(server: &ServerHandle, keeper: &StopKeeper) -> Check<TcpStream> {
+        let mut starter = dial(server)?;
+        starter.write_all(b"s")?;
+        keeper.arrived.recv_timeout(DEADLINE)?;
+        Ok(starter)
+    }
+}
+
 /// More than a poller queues at once.
 pub(crate) fn a_long_round_is_taken_over_as_a_whole(t: &Fixture) -> Check {
-    const PEERS: usize = 100;
-    let (stop, keeper) = Stop::new();
-    let permits = Arc::new(tokio::sync::Semaphore::new(0));
-    let (all, waiting) = (Arc::clone(&permits), Arc::new(AtomicU64::new(0)));
-    let (counts, is_first) = (Arc::clone(&waiting), Arc::new(AtomicBool::new(true)));
-    let server = t.spawn(t.server().pollers(1).on_request(move |mut conn| {
-        let (stop, is_first) = (Arc::clone(&stop), Arc::clone(&is_first));
-        let (permits, counts) = (Arc::clone(&all), Arc::clone(&counts));
-        async move {
-            if conn.next(1).await?[0] == b'w' {
-                counts.fetch_add(1, Ordering::SeqCst);
-                permits.acquire().await.expect("never closed").forget();
-                if is_first.swap(false, Ordering::SeqCst) {
-                    stop.stand();
-                }
-            } else {
-                // On the poller, which comes to those that it wakes when it is through with this.
-                permits.add_permits(PEERS);
-            }
-            conn.write_copy(&[7; 8])?;
-            conn.flush().await
-        }
-    }));
-    let mut peers = (0..PEERS).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
-    for peer in &mut peers {
-        peer.write_all(b"w")?;
+    let (sleepers, keeper) = Sleepers::new();
+    let all = Arc::clone(&sleepers);
+    let builder = t.server().pollers(1);
+    let server = t.spawn(builder.on_request(move |conn| Arc::clone(&all).answer(conn)));
+    let peers = (0..100).map(|_| sleepers.lull(&server)).collect::<Check<Vec<_>>>()?;
+    let mut starter = Sleepers::wake(&server, &keeper)?;
+    for peer in &peers {
         peer.set_nonblocking(true)?;
     }
-    eventually("all wait", || waiting.load(Ordering::SeqCst) == PEERS as u64);
-    let mut starter = dial(&server)?;
-    starter.write_all(b"s")?;
-    keeper.arrived.recv_timeout(DEADLINE)?;
     all_but_one_are_served(&keeper, peers)?;
+    Ok(starter.read_exact(&mut [0; 8])?)
+}
+
+/// Handlers of another server, which run on the pollers they share with this one and nowhere else.
+pub(crate) fn what_cannot_move_is_left_to_its_poller(t: &Fixture) -> Check {
+    let (sleepers, keeper) = Sleepers::new();
+    let (ours, theirs) = (Arc::clone(&sleepers), Arc::clone(&sleepers));
+    let builder = t.server().pollers(1);
+    let moves = t.spawn(builder.on_request(move |conn| Arc::clone(&ours).answer(conn)));
+    let builder = t.server().placement(Placement::Inline).use_pollers(moves.pollers());
+    let stays = t.spawn(builder.on_request(move |conn| Arc::clone(&theirs).answer(conn)));
+    let mut first = sleepers.lull(&moves)?;
+    let mut others = [sleepers.lull(&stays)?, sleepers.lull(&moves)?, sleepers.lull(&stays)?];
+    let mut starter = Sleepers::wake(&moves, &keeper)?;
+    // Workers have taken over what was behind the first one.
+    others[1].read_exact(&mut [0; 8])?;
+    for waits in [&others[0], &others[2]] {
+        waits.set_nonblocking(true)?;
+        let mut waits = waits;
+        assert!(waits.read(&mut [0; 8]).is_err(), "its poller stands");
+        waits.set_nonblocking(false)?;
+    }
+    keeper.leave.send(())?;
+    first.read_exact(&mut [0; 8])?;
+    others[0].read_exact(&mut [0; 8])?;
+    others[2].read_exact(&mut [0; 8])?;
     Ok(starter.read_exact(&mut [0; 8])?)
 }
 
