@@ -44,7 +44,7 @@ pub(crate) const PARDONS_MAX: u32 = 2;
 pub(crate) const WINDOWS_PER_PARDON: u32 = 10;
 
 /// How often somebody looks whether pollers that are awake stand still. Measured with 1 KB echoes:
-/// every millisecond takes 1 % of a CPU.
+/// every millisecond takes 0.7 % of a CPU, this 0.2 %.
 pub(crate) const STALL_TICK: Duration = Duration::from_millis(4);
 
 /// A poller that was found to stand still is looked at again after so long; one that has stood

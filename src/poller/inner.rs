@@ -42,7 +42,7 @@ pub(super) struct Held<E> {
 
 impl<E: Endpoint> Core<E> {
     /// Runs what was collected: first the wake-ups of other threads' tasks, so that these run
-    /// beside our handlers, then those.
+    /// beside our handlers; then runs that are kept here, and the jobs, which others can steal.
     pub(super) fn run_batch(&mut self) {
         // Before anything that may hold the poller up.
         let has_more = !self.batch.jobs.is_empty() && self.remote.ready.is_watched();
