@@ -82,7 +82,7 @@ impl Executor {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
                 let policy = Arc::new(Policy::new(pollers.len(), host.starved));
-                let count = config::AUTO_WORKERS_PER_CPU * threads::cpu_count(worker_cpus);
+                let count = config::auto_workers(threads::cpu_count(worker_cpus));
                 let workers = Workers::start(count, worker_cpus, host.begin)?;
                 match Watch::start(pollers, &policy) {
                     Ok(watch) => Seat::Auto(workers, policy, Arc::new(watch)),
