@@ -251,6 +251,13 @@ pub(crate) fn auto_workers(cpus: usize) -> usize {
 /// with eight, 1.8 with twelve.
 const AUTO_WORKERS_MORE: usize = 4;
 
+/// The share of its CPUs that a process uses when they are short, in millionths, and below which
+/// they are not any more. Handlers that move take up to a third less or more of them, which shall
+/// not be why they move again.
+pub(crate) const CROWDED_PPM: u64 = 900_000;
+/// See [`CROWDED_PPM`].
+pub(crate) const CROWDED_UNTIL_PPM: u64 = 700_000;
+
 /// How often an idle worker looks for work again before it parks. On the same load a request cost
 /// 3 µs less than with 32 looks, which seldom found anything.
 pub(crate) const WORKER_SPINS_MAX: usize = 4;

@@ -301,6 +301,8 @@ fn auto_counters(auto: &PlacementStats) -> Value {
         "is_inline": auto.is_inline,
         "delay_ns": auto.delay_ns,
         "held_up_ppm": auto.held_up_ppm,
+        "used_ppm": auto.used_ppm,
+        "is_crowded": auto.is_crowded,
         "wake_ns": auto.wake_ns,
         "flips": auto.flips,
     })

@@ -321,6 +321,7 @@ impl ServerBuilder {
         let host = Host {
             begin: || turns::ask_for_turns(config::TURN),
             starved: usage::starved_of_this_thread,
+            used: usage::used_by_process,
         };
         let executor = Executor::start(self.placement, &self.worker_cpus, watched, host, context)?;
         let hooks = Arc::new(Hooks {

@@ -36,6 +36,12 @@ impl ThreadId {
     }
 }
 
+/// The CPU time that this process has used; zero where the kernel does not tell. A system call.
+pub(crate) fn used_by_process() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// Per thread, and by the scheduler's count.
 const CLOCK_OF_THREAD: libc::clockid_t = 4 | 2;
 

@@ -19,9 +19,9 @@ use std::pin::Pin;
 pub(crate) use async_task::Runnable;
 
 pub(crate) use first::poll_first;
-pub(crate) use placement::{Executor, Here, Host, RuntimeContext};
+pub(crate) use placement::{Executor, Here, RuntimeContext};
 pub use policy::PlacementStats;
-pub(crate) use policy::pause_timing;
+pub(crate) use policy::{Host, pause_timing};
 pub(crate) use queue::Workers;
 pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};

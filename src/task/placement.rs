@@ -3,13 +3,12 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::config::{self, Placement};
 use crate::error::{Error, Result};
 use crate::threads;
 
-use super::policy::{PlacementStats, Policy, Timed, pause_timing};
+use super::policy::{Host, PlacementStats, Policy, Timed, pause_timing};
 use super::queue::Workers;
 use super::stall::{Watch, Watched};
 use super::{Run, Runnable};
@@ -19,15 +18,6 @@ use super::{Run, Runnable};
 pub(crate) struct Executor {
     seat: Seat,
     context: RuntimeContext,
-}
-
-/// What the operating system does for threads that run handlers.
-#[derive(Clone, Copy)]
-pub(crate) struct Host {
-    /// Called by each worker at its start.
-    pub(crate) begin: fn(),
-    /// For how long the calling thread was ready to run, in all, and others had the CPU.
-    pub(crate) starved: fn() -> Duration,
 }
 
 /// A run begins on its poller.
@@ -81,7 +71,7 @@ impl Executor {
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
-                let policy = Arc::new(Policy::new(pollers.len(), host.starved));
+                let policy = Arc::new(Policy::new(pollers.len(), threads::cpu_count(&[]), host));
                 let count = config::auto_workers(threads::cpu_count(worker_cpus));
                 let workers = Workers::start(count, worker_cpus, host.begin)?;
                 match Watch::start(pollers, &policy) {

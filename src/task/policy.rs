@@ -10,6 +10,11 @@
 //! time by runs that are worth many wake-ups, the slowest hundredth of the others is theirs, and
 //! handlers run on workers as well.
 //!
+//! All that is about waiting for a poller while CPUs are idle. Where the process has none left,
+//! others wait whoever runs what: then a run only delays them by what it takes more than the
+//! others do, so the sum of the squares is taken about the mean. Handlers of one length all stay on
+//! the poller, which does without the wake-ups, and serve more.
+//!
 //! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
 //! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
 //! waited for anything else is not: a handler that blocks holds up the others for as long. What a
@@ -35,13 +40,27 @@ pub(crate) struct Policy {
     is_inline: AtomicBool,
     pollers: u64,
     wake_ns: u64,
-    /// For how long the calling thread was ready to run, in all, and others had the CPU.
-    starved: fn() -> Duration,
+    /// CPUs that the process may use.
+    cpus: u64,
+    host: Host,
     window: Mutex<Window>,
     /// As of the last window.
+    used_ppm: AtomicU64,
+    is_crowded: AtomicBool,
     delay_ns: AtomicU64,
     held_up_ppm: AtomicU64,
     flips: AtomicU64,
+}
+
+/// What the operating system does for threads that run handlers, and tells of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Host {
+    /// Called by each worker at its start.
+    pub(crate) begin: fn(),
+    /// For how long the calling thread was ready to run, in all, and others had the CPU.
+    pub(crate) starved: fn() -> Duration,
+    /// The CPU time that the process has used.
+    pub(crate) used: fn() -> Duration,
 }
 
 /// What a policy goes by, and what it has decided.
@@ -51,8 +70,14 @@ pub struct PlacementStats {
     /// Handlers run on the poller now.
     pub is_inline: bool,
     /// How long handlers would delay the other connections of a poller, on average, if they ran on
-    /// it: in nanoseconds, over the last window of 20 ms.
+    /// it: in nanoseconds, over the last window of 20 ms. While CPUs are short, what they would
+    /// delay them by for not taking all the same time.
     pub delay_ns: u64,
+    /// How much of its CPUs the process used, and its handlers waited for, in that window: in
+    /// millionths.
+    pub used_ppm: u64,
+    /// CPUs are short: that was nine tenths, and has not been below seven since.
+    pub is_crowded: bool,
     /// For how much of the time a poller would be held up by runs that take longer than 16
     /// wake-ups and 200 µs: in millionths of it, over the same window.
     pub held_up_ppm: u64,
@@ -65,6 +90,8 @@ pub struct PlacementStats {
 struct Window {
     /// On the clock of [`now_ns`].
     began_ns: u64,
+    /// What the process had used by then.
+    used: Duration,
     tally: Tally,
     /// Windows in a row in which handlers would have been cheap enough for the poller.
     calm: u32,
@@ -79,7 +106,10 @@ struct Window {
 /// Run times.
 struct Tally {
     runs: u32,
+    sum_ns: u64,
     squares: f64,
+    /// For how long they were ready to go on, beside that.
+    starved_ns: u64,
     /// The sum of those that hold up a poller.
     long_ns: u64,
     /// In descending order.
@@ -110,6 +140,16 @@ struct Own {
     strangers: u32,
 }
 
+/// A run.
+#[derive(Clone, Copy)]
+struct Took {
+    took_ns: u64,
+    /// For how long it was ready to go on, beside that.
+    starved_ns: u64,
+    /// It holds up a poller.
+    is_long: bool,
+}
+
 /// For how long a thread had waited for its CPU by then.
 #[derive(Clone, Copy)]
 struct Starved {
@@ -124,22 +164,25 @@ pub(crate) fn pause_timing() {
 }
 
 impl Policy {
-    /// For handlers on so many pollers; `starved` tells for how long the calling thread was ready
-    /// to run, in all, and others had the CPU.
-    pub(crate) fn new(pollers: usize, starved: fn() -> Duration) -> Policy {
+    /// For handlers on so many pollers, in a process that may use so many CPUs.
+    pub(crate) fn new(pollers: usize, cpus: usize, host: Host) -> Policy {
         Policy {
-            starved,
+            host,
             is_inline: AtomicBool::new(true),
             pollers: pollers.max(1) as u64,
+            cpus: cpus.max(1) as u64,
             wake_ns: wake_cost_ns(),
             window: Mutex::new(Window {
                 began_ns: now_ns(),
+                used: (host.used)(),
                 tally: Tally::NONE,
                 calm: 0,
                 calm_wanted: config::CALM_WINDOWS,
                 came_back_ns: None,
                 pardons: config::PARDONS_MAX * config::WINDOWS_PER_PARDON,
             }),
+            used_ppm: AtomicU64::new(0),
+            is_crowded: AtomicBool::new(false),
             delay_ns: AtomicU64::new(0),
             held_up_ppm: AtomicU64::new(0),
             flips: AtomicU64::new(0),
@@ -173,21 +216,22 @@ impl Policy {
     fn account(&self, wall_ns: u64, ended_ns: u64) {
         let is_long = wall_ns >= config::LONG_RUN_NS;
         let before = STARVED.get();
-        let mut took_ns = wall_ns;
+        let mut starved_ns = 0;
         if is_long || before.is_none_or(|before| before.is_old(ended_ns)) {
-            let total = (self.starved)();
+            let total = (self.host.starved)();
             STARVED.set(Some(Starved { by_ns: ended_ns, total }));
             if is_long {
                 let starved = before.map_or(Duration::ZERO, |before| total - before.total);
-                took_ns = wall_ns.saturating_sub(starved.as_nanos() as u64);
+                starved_ns = wall_ns.min(starved.as_nanos() as u64);
             }
         }
-        self.record(took_ns, ended_ns);
+        self.record(wall_ns - starved_ns, starved_ns, ended_ns);
     }
 
-    fn record(&self, took_ns: u64, now_ns: u64) {
+    fn record(&self, took_ns: u64, starved_ns: u64, now_ns: u64) {
         let whose = std::ptr::from_ref(self).addr();
-        let told = OWN.with_borrow_mut(|own| own.add(whose, took_ns, self.long_ns()));
+        let run = Took { took_ns, starved_ns, is_long: took_ns >= self.long_ns() };
+        let told = OWN.with_borrow_mut(|own| own.add(whose, run));
         if let Some(tally) = told {
             self.tell(&tally, now_ns);
         }
@@ -205,15 +249,31 @@ impl Policy {
         }
     }
 
+    /// Whether the process has CPUs left.
+    fn look_for_cpus(&self, window: &mut Window, lasted_ns: u64) -> bool {
+        let used = (self.host.used)();
+        let before = std::mem::replace(&mut window.used, used);
+        let used_ns = used.saturating_sub(before).as_nanos() as u64 + window.tally.starved_ns;
+        let used_ppm = (used_ns as f64 / (lasted_ns * self.cpus) as f64 * 1e6) as u64;
+        self.used_ppm.store(used_ppm, Ordering::Relaxed);
+        let is_crowded = match self.is_crowded.load(Ordering::Relaxed) {
+            true => used_ppm >= config::CROWDED_UNTIL_PPM,
+            false => used_ppm >= config::CROWDED_PPM,
+        };
+        self.is_crowded.store(is_crowded, Ordering::Relaxed);
+        is_crowded
+    }
+
     /// At once to the workers, and back after a few calm windows.
     fn decide(&self, window: &mut Window, lasted_ns: u64, now_ns: u64) {
+        let is_crowded = self.look_for_cpus(window, lasted_ns);
         let lasted_ns = lasted_ns * self.pollers;
         let is_inline = self.is_inline();
         let is_too_much = |harm: Harm| {
             harm.delay_ns > config::DELAY_WAKES_MAX * self.wake_ns
                 || harm.held_up_ppm > config::HELD_UP_PPM_MAX
         };
-        let harm = window.harm(lasted_ns, self.long_ns(), is_too_much);
+        let harm = window.harm(lasted_ns, self.long_ns(), is_crowded, is_too_much);
         self.delay_ns.store(harm.delay_ns, Ordering::Relaxed);
         self.held_up_ppm.store(harm.held_up_ppm, Ordering::Relaxed);
         let is_calm =
@@ -244,6 +304,8 @@ impl Policy {
         PlacementStats {
             is_inline: self.is_inline(),
             delay_ns: self.delay_ns.load(Ordering::Relaxed),
+            used_ppm: self.used_ppm.load(Ordering::Relaxed),
+            is_crowded: self.is_crowded.load(Ordering::Relaxed),
             held_up_ppm: self.held_up_ppm.load(Ordering::Relaxed),
             wake_ns: self.wake_ns,
             flips: self.flips.load(Ordering::Relaxed),
@@ -269,16 +331,22 @@ impl Window {
 
     /// What its runs have done to others, without the longest of them while that is too much and
     /// may still be forgiven.
-    fn harm(&mut self, lasted_ns: u64, long_ns: u64, is_too_much: impl Fn(Harm) -> bool) -> Harm {
+    fn harm(
+        &mut self,
+        lasted_ns: u64,
+        long_ns: u64,
+        is_crowded: bool,
+        is_too_much: impl Fn(Harm) -> bool,
+    ) -> Harm {
         let allowed = self.pardons / config::WINDOWS_PER_PARDON;
         let full = config::PARDONS_MAX * config::WINDOWS_PER_PARDON;
         self.pardons = (self.pardons + 1).min(full);
-        let mut harm = self.tally.harm(lasted_ns, long_ns, 0);
+        let mut harm = self.tally.harm(lasted_ns, long_ns, is_crowded, 0);
         for pardoned in 1..=allowed {
             if !is_too_much(harm) {
                 break;
             }
-            harm = self.tally.harm(lasted_ns, long_ns, pardoned as usize);
+            harm = self.tally.harm(lasted_ns, long_ns, is_crowded, pardoned as usize);
             self.pardons -= config::WINDOWS_PER_PARDON;
         }
         harm
@@ -297,33 +365,43 @@ impl Own {
 
     /// Adds a run for that policy. Returns what is to be told.
     #[inline]
-    fn add(&mut self, whose: usize, took_ns: u64, long_ns: u64) -> Option<Tally> {
+    fn add(&mut self, whose: usize, run: Took) -> Option<Tally> {
         if self.whose != whose {
             self.strangers += 1;
             if self.whose != 0 && self.strangers < config::RUNS_PER_TALLY {
                 let mut tally = Tally::NONE;
-                tally.add(took_ns, long_ns);
+                tally.add(run);
                 return Some(tally);
             }
             // Its policy has not been heard of for a while.
             *self = Own { whose, ..Own::NONE };
         }
         self.strangers = 0;
-        self.tally.add(took_ns, long_ns);
-        let is_due = self.tally.runs >= config::RUNS_PER_TALLY || took_ns >= config::LONG_RUN_NS;
+        self.tally.add(run);
+        let is_due =
+            self.tally.runs >= config::RUNS_PER_TALLY || run.took_ns >= config::LONG_RUN_NS;
         is_due.then(|| std::mem::replace(&mut self.tally, Tally::NONE))
     }
 }
 
 impl Tally {
-    const NONE: Tally =
-        Tally { runs: 0, squares: 0.0, long_ns: 0, longest_ns: [0; config::PARDONS_MAX as usize] };
+    const NONE: Tally = Tally {
+        runs: 0,
+        sum_ns: 0,
+        squares: 0.0,
+        starved_ns: 0,
+        long_ns: 0,
+        longest_ns: [0; config::PARDONS_MAX as usize],
+    };
 
     #[inline]
-    fn add(&mut self, took_ns: u64, long_ns: u64) {
+    fn add(&mut self, run: Took) {
+        let took_ns = run.took_ns;
         self.runs += 1;
+        self.sum_ns += took_ns;
         self.squares += (took_ns as f64) * (took_ns as f64);
-        if took_ns >= long_ns {
+        self.starved_ns += run.starved_ns;
+        if run.is_long {
             self.long_ns += took_ns;
         }
         self.keep_longest(took_ns);
@@ -331,7 +409,9 @@ impl Tally {
 
     fn merge(&mut self, other: &Tally) {
         self.runs += other.runs;
+        self.sum_ns += other.sum_ns;
         self.squares += other.squares;
+        self.starved_ns += other.starved_ns;
         self.long_ns += other.long_ns;
         for took_ns in other.longest_ns {
             self.keep_longest(took_ns);
@@ -350,14 +430,19 @@ impl Tally {
 
     /// What these runs, but for the longest `left_out`, have done to others in `lasted_ns`, if they
     /// ran one after the other. Those of `long_ns` hold them up.
-    fn harm(&self, lasted_ns: u64, long_ns: u64, left_out: usize) -> Harm {
-        let longest = || self.longest_ns.iter().take(left_out);
-        let squares: f64 = longest().map(|ns| (*ns as f64) * (*ns as f64)).sum();
-        let long: u64 = longest().filter(|ns| **ns >= long_ns).sum();
+    fn harm(&self, lasted_ns: u64, long_ns: u64, is_crowded: bool, left_out: usize) -> Harm {
+        let longest = || self.longest_ns.iter().take(left_out).copied();
+        let square = |ns: f64| ns * ns;
+        let mut squares = self.squares - longest().map(|ns| square(ns as f64)).sum::<f64>();
+        if is_crowded {
+            let runs = self.runs.saturating_sub(left_out as u32).max(1);
+            squares -= square((self.sum_ns - longest().sum::<u64>()) as f64) / f64::from(runs);
+        }
+        let long: u64 = longest().filter(|ns| *ns >= long_ns).sum();
         let lasted_ns = lasted_ns.max(1) as f64;
         Harm {
             // Rounding may have left less than was taken out.
-            delay_ns: ((self.squares - squares).max(0.0) / (2.0 * lasted_ns)) as u64,
+            delay_ns: (squares.max(0.0) / (2.0 * lasted_ns)) as u64,
             held_up_ppm: ((self.long_ns - long) as f64 / lasted_ns * 1e6) as u64,
         }
     }
@@ -421,15 +506,77 @@ mod tests {
             let window_ns = config::PLACEMENT_WINDOW.as_nanos() as u64;
             let now_ns = lock(&policy.window).began_ns + window_ns;
             for _ in 0..runs {
-                policy.record(took.as_nanos() as u64, now_ns - window_ns / 2);
+                policy.record(took.as_nanos() as u64, 0, now_ns - window_ns / 2);
             }
             // Ends the window, whatever is left of the tally.
-            policy.record(config::LONG_RUN_NS, now_ns);
+            policy.record(config::LONG_RUN_NS, 0, now_ns);
         }
     }
 
     fn policy(pollers: usize) -> Policy {
-        Policy { wake_ns: 5_000, ..Policy::new(pollers, || Duration::ZERO) }
+        Policy { wake_ns: 5_000, ..Policy::new(pollers, 1, IDLE) }
+    }
+
+    const IDLE: Host = Host { begin: || {}, starved: || Duration::ZERO, used: || Duration::ZERO };
+
+    thread_local! {
+        static USED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    /// Lets the process use so many millionths of its CPU in each of `windows`, and `runs` pass.
+    fn pass_used(policy: &Policy, windows: u32, used_ppm: u32, runs: &[(u32, Duration)]) {
+        let window_ns = config::PLACEMENT_WINDOW.as_nanos() as u64;
+        for _ in 0..windows {
+            USED.set(USED.get() + config::PLACEMENT_WINDOW * used_ppm / 1_000_000);
+            let began_ns = lock(&policy.window).began_ns;
+            for (count, took) in runs {
+                for _ in 0..*count {
+                    policy.record(took.as_nanos() as u64, 0, began_ns + window_ns / 2);
+                }
+            }
+            policy.record(config::LONG_RUN_NS, 0, began_ns + window_ns);
+        }
+    }
+
+    fn on_one_cpu() -> Policy {
+        let host = Host { used: || USED.get(), ..IDLE };
+        Policy { wake_ns: 5_000, ..Policy::new(1, 1, host) }
+    }
+
+    #[test]
+    fn handlers_of_one_length_move_only_while_there_are_cpus_left() {
+        let policy = on_one_cpu();
+        let alike = [(280, Duration::from_micros(60))];
+        pass_used(&policy, 50, 950_000, &alike);
+        assert_eq!(policy.stats().flips, 0, "{:?}", policy.stats());
+        pass_used(&policy, 3, 750_000, &alike);
+        assert!(policy.is_inline() && policy.stats().is_crowded, "{:?}", policy.stats());
+        pass_used(&policy, 1, 650_000, &alike);
+        assert!(!policy.is_inline() && !policy.stats().is_crowded, "{:?}", policy.stats());
+        // There they take more, and yet not all.
+        pass_used(&policy, 50, 850_000, &alike);
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+        pass_used(&policy, config::CALM_WINDOWS, 950_000, &alike);
+        assert!(policy.is_inline(), "{:?}", policy.stats());
+    }
+
+    #[test]
+    fn short_ones_do_not_wait_behind_long_ones_even_where_cpus_are_short() {
+        let policy = on_one_cpu();
+        let mixed = [(100, Duration::from_micros(5)), (100, Duration::from_micros(150))];
+        pass_used(&policy, 5, 1_000_000, &mixed);
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+        pass_used(&policy, 50, 1_000_000, &mixed);
+        assert!(!policy.is_inline(), "{:?}", policy.stats());
+    }
+
+    #[test]
+    fn what_handlers_wait_for_a_cpu_says_that_there_is_none() {
+        let policy = policy(1);
+        let began_ns = lock(&policy.window).began_ns;
+        let window_ns = config::PLACEMENT_WINDOW.as_nanos() as u64;
+        policy.record(config::LONG_RUN_NS, window_ns, began_ns + window_ns);
+        assert!(policy.stats().is_crowded, "{:?}", policy.stats());
     }
 
     #[test]
@@ -558,7 +705,7 @@ mod tests {
         for _ in 0..200 {
             for policy in [&one, &other] {
                 let now_ns = lock(&policy.window).began_ns;
-                policy.record(40_000, now_ns);
+                policy.record(40_000, 0, now_ns);
             }
         }
         for policy in [&one, &other] {
@@ -577,7 +724,7 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
             STOOD.set(STOOD.get() + from.elapsed());
         };
-        let policy = Policy { starved: || STOOD.get(), ..policy(1) };
+        let policy = Policy { host: Host { starved: || STOOD.get(), ..IDLE }, ..policy(1) };
         policy.time(|| {});
         assert!(!moves(&policy, starves), "{:?}", policy.stats());
     }

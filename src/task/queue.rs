@@ -123,7 +123,7 @@ impl Workers {
 impl Shared {
     fn find(&self, queue: &Worker<Runnable>, index: usize) -> Option<Runnable> {
         loop {
-            let mut steal = self.injector.steal_batch_and_pop(queue);
+            let mut steal = self.injector.steal_batch_with_limit_and_pop(queue, self.batch());
             for offset in 1..self.stealers.len() {
                 if steal.is_success() {
                     break;
@@ -135,6 +135,13 @@ impl Shared {
                 return steal.success();
             }
         }
+    }
+
+    /// How many tasks a worker takes from the shared queue at once: a quarter of its share of them.
+    /// What it takes waits for it alone until somebody looks for work, and it may get less of a CPU
+    /// than the others.
+    fn batch(&self) -> usize {
+        1 + self.injector.len() / (4 * self.stealers.len())
     }
 
     fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Runnable> {
