@@ -262,6 +262,12 @@ pub(crate) const CROWDED_UNTIL_PPM: u64 = 700_000;
 /// 3 µs less than with 32 looks, which seldom found anything.
 pub(crate) const WORKER_SPINS_MAX: usize = 4;
 
+/// How many tasks a worker takes from the shared queue at once, however few there are. On two CPUs,
+/// with eight workers and 100 connections whose requests all take 300 µs, the P99 was 81 ms where
+/// it takes all it can, 42 with 4, 37 with 1; but with 1, cheap handlers on a pool served a tenth
+/// less.
+pub(crate) const BATCH_MIN: usize = 4;
+
 /// How long a worker that was woken may take to find work before another is woken beside it. Far
 /// more than a wake-up takes on a CPU that is free. On two CPUs, with four workers and 8,000
 /// requests a second of which 1 % take a millisecond, the P99 of the others was 0.4 to 0.5 ms

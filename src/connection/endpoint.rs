@@ -7,13 +7,14 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Context;
 
 use super::Connection;
 use super::handle::Handle;
 use super::here;
 use super::input::{End, Handed, Input};
 use super::output::Output;
-use super::run::{self, Polling, RunEnd, take_on};
+use super::run::{self, InTask, Polling, RunEnd, take_on};
 use super::shared::{Remote, Shared, guard};
 use super::spare;
 use super::state::Kind;
@@ -187,15 +188,14 @@ impl Endpoint for Shared {
     #[inline(always)]
     fn begin(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;
-        let (kind, connection) = self.hand_out(handed);
-        let (handler, executor) = service.handler(kind);
-        let Some(here) = executor.here() else {
-            let end = RunEnd::new(Arc::clone(self));
-            // A handler that panics before its first await: its end is reported like any other.
-            guard("handler", || handler.spawn(connection, end, executor));
+        self.count_run();
+        let Some(here) = service.executor().here() else {
+            service.executor().spawn_elsewhere(InTask::new(Arc::clone(self), handed));
             task::pause_timing();
             return None;
         };
+        let (kind, connection) = self.hand_out(handed);
+        let (handler, executor) = service.handler(kind);
         let polling = Polling::begin(self, self.owner());
         let began = guard("handler", || handler.begin(connection, executor.context(), self, here));
         let outcome = match began {
@@ -247,17 +247,8 @@ impl Endpoint for Shared {
 
     fn run_elsewhere(self: Arc<Self>, handed: Handed) {
         let Some(service) = self.service.clone() else { return };
-        let Some(workers) = service.executor().workers().cloned() else { return };
-        // Handed out here: should the workers end before they come to it, the run ends with what it
-        // was given.
-        let (kind, connection) = self.hand_out(handed);
-        let end = RunEnd::new(self);
-        workers.spawn(async move {
-            guard("handler", || {
-                let (handler, executor) = service.handler(kind);
-                handler.spawn(connection, end, executor);
-            });
-        });
+        self.count_run();
+        service.executor().spawn_elsewhere(InTask::new(self, handed));
     }
 
     fn send_here(self: &Arc<Self>, first: Chain) {
@@ -323,10 +314,26 @@ impl Shared {
         self.follow(filed, batch)
     }
 
+    #[inline]
+    fn count_run(&self) {
+        self.remote.counters.add(|counters| &counters.handler_runs, 1);
+    }
+
+    /// Begins a run inside of a task. What is left of it is returned.
+    pub(super) fn begin_in_task(
+        self: Arc<Self>,
+        handed: Handed,
+        task: &mut Context<'_>,
+    ) -> Option<Run> {
+        let service = self.service.clone()?;
+        let (kind, connection) = self.hand_out(handed);
+        let (handler, executor) = service.handler(kind);
+        handler.begin_in_task(connection, executor.context(), RunEnd::new(self), task)
+    }
+
     /// The connection, as a run has it: with all that came since it started.
     #[inline(always)]
     fn hand_out(self: &Arc<Self>, handed: Handed) -> (Kind, Connection) {
-        self.remote.counters.add(|counters| &counters.handler_runs, 1);
         let Handed { kind, mut reader, writer } = handed;
         let mut writer = writer.unwrap_or_else(spare::writer);
         if self.life.drops_input() {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::Connection;
+use super::input::Handed;
 use super::shared::{BOTH, Remote, Shared};
 use crate::buffer::{Chain, Staging};
 use crate::error::{Error, Result};
-use crate::poller::Command;
+use crate::poller::{Command, Endpoint};
 use crate::task::{self, Executor, Here, Run, RuntimeContext, Tried};
 
 pin_project_lite::pin_project! {
@@ -41,8 +42,14 @@ pub(crate) trait Handler: Send + Sync {
         shared: &Arc<Shared>,
         here: Here<'_>,
     ) -> Begun;
-    /// Has it run elsewhere, where the placement says.
-    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor);
+    /// Runs it in a task, up to its first wait. What is left of it is returned.
+    fn begin_in_task(
+        &self,
+        connection: Connection,
+        context: &RuntimeContext,
+        end: RunEnd,
+        task: &mut Context<'_>,
+    ) -> Option<Run>;
 }
 
 impl<H, F> Handler for H
@@ -71,10 +78,65 @@ where
         })
     }
 
-    fn spawn(&self, connection: Connection, end: RunEnd, executor: &Executor) {
-        let context = executor.context();
+    fn begin_in_task(
+        &self,
+        connection: Connection,
+        context: &RuntimeContext,
+        end: RunEnd,
+        task: &mut Context<'_>,
+    ) -> Option<Run> {
         let future = context.run(|| self(connection));
-        executor.spawn_elsewhere(Running::new(future, context.clone(), end));
+        let running = Running::new(future, context.clone(), end);
+        let begun = task::poll_first(running, |running| match running.poll(task) {
+            Poll::Ready(()) => Tried::Done(()),
+            Poll::Pending => Tried::Waits(task::Wait::Open),
+        });
+        begun.err().map(|(run, _)| run)
+    }
+}
+
+/// A run that begins in a task, on a worker or a runtime. Only there is its connection handed out
+/// and its handler called: so what a run needs comes and goes on one thread, and what waits in a
+/// queue is small.
+pub(super) struct InTask(Progress);
+
+enum Progress {
+    Queued(Arc<Shared>, Handed),
+    Begun(Run),
+    Over,
+}
+
+impl InTask {
+    pub(super) fn new(shared: Arc<Shared>, handed: Handed) -> InTask {
+        InTask(Progress::Queued(shared, handed))
+    }
+}
+
+impl Future for InTask {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // A run that panics is over.
+        let left = match std::mem::replace(&mut self.0, Progress::Over) {
+            Progress::Queued(shared, handed) => shared.begin_in_task(handed, cx),
+            Progress::Begun(mut run) => run.as_mut().poll(cx).is_pending().then_some(run),
+            Progress::Over => None,
+        };
+        match left {
+            Some(run) => {
+                self.0 = Progress::Begun(run);
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for InTask {
+    fn drop(&mut self) {
+        if let Progress::Queued(shared, handed) = std::mem::replace(&mut self.0, Progress::Over) {
+            shared.give_up(handed);
+        }
     }
 }
 

@@ -158,7 +158,7 @@ impl Executor {
             Seat::Inline => unreachable!("the poller polls it"),
             Seat::Pool(workers) => workers.spawn(future),
             Seat::Auto(workers, policy, _) => {
-                workers.spawn(Timed::new(Box::pin(future), policy));
+                workers.spawn(Timed::new(future, policy));
             }
             Seat::Tokio => self.context.spawn(future),
         }

@@ -31,7 +31,6 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Run;
 use crate::clock::now_ns;
 use crate::config;
 use crate::sync::{Mutex, lock};
@@ -448,24 +447,28 @@ impl Tally {
     }
 }
 
-/// A run whose polls are timed.
-pub(crate) struct Timed {
-    run: Run,
-    policy: Arc<Policy>,
+pin_project_lite::pin_project! {
+    /// A run whose polls are timed.
+    pub(crate) struct Timed<F> {
+        #[pin]
+        run: F,
+        policy: Arc<Policy>,
+    }
 }
 
-impl Timed {
-    pub(crate) fn new(run: Run, policy: &Arc<Policy>) -> Timed {
+impl<F> Timed<F> {
+    pub(crate) fn new(run: F, policy: &Arc<Policy>) -> Timed<F> {
         Timed { run, policy: Arc::clone(policy) }
     }
 }
 
-impl Future for Timed {
+impl<F: Future<Output = ()>> Future for Timed<F> {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let policy = Arc::clone(&self.policy);
-        policy.time(|| self.run.as_mut().poll(cx))
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let run = this.run;
+        this.policy.time(|| run.poll(cx))
     }
 }
 

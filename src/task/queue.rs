@@ -137,11 +137,11 @@ impl Shared {
         }
     }
 
-    /// How many tasks a worker takes from the shared queue at once: a quarter of its share of them.
-    /// What it takes waits for it alone until somebody looks for work, and it may get less of a CPU
-    /// than the others.
+    /// How many tasks a worker takes from the shared queue at once: a few, or a quarter of its share
+    /// where there are many. What it takes waits for it alone until somebody looks for work, and it
+    /// may get less of a CPU than the others.
     fn batch(&self) -> usize {
-        1 + self.injector.len() / (4 * self.stealers.len())
+        config::BATCH_MIN.max(self.injector.len() / (4 * self.stealers.len()))
     }
 
     fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Runnable> {

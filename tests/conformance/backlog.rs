@@ -75,15 +75,16 @@ pub(crate) fn a_forced_shutdown_gives_up_what_is_queued_behind_blocked_handlers(
     }
     eventually("the threads are blocked", || latch.count() == THREADS);
     let queues = matches!(placement, Placement::Pool { .. } | Placement::Tokio);
-    let began = || live.load(Ordering::SeqCst) == crowd || !queues;
-    eventually("all runs are queued", began);
+    let queued = || server.stats().pollers.received_bytes == crowd as u64 || !queues;
+    eventually("all runs are queued", queued);
+    assert_eq!(live.load(Ordering::SeqCst), THREADS, "what is queued has no future");
 
     let error = server.shutdown(Duration::from_millis(20)).expect_err("all are busy");
     assert!(error.is_timeout() && error.to_string().contains(&crowd.to_string()), "{error}");
     assert_eq!(server.shutdown_forced(Duration::from_millis(20))?, crowd);
     if let Placement::Pool { .. } = placement {
         // At once, though the workers are still blocked.
-        assert_eq!(live.load(Ordering::SeqCst), THREADS);
+        assert_eq!(server.stats().open, THREADS as u64);
     }
     latch.open();
     eventually("no future is left", || live.load(Ordering::SeqCst) == 0);

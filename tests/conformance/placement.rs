@@ -17,6 +17,7 @@ macro_rules! cases {
         $tests! { $mount, placement:
             handlers_move_when_their_cost_changes_and_nothing_is_lost
             only_the_library_s_own_choice_is_explained
+            a_handler_is_called_where_it_runs
             workers_do_what_a_poller_that_is_held_up_has_not_come_to
             what_was_flushed_before_a_poller_is_held_up_leaves_without_it
             tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
@@ -107,6 +108,31 @@ pub(crate) fn only_the_library_s_own_choice_is_explained(t: &Fixture) -> Check {
     let auto = server.stats().auto.expect("the library chooses");
     assert!(auto.is_inline && auto.wake_ns > 0 && auto.flips == 0, "{auto:?}");
     assert_eq!(server.stats().placement, Placement::Auto);
+    Ok(())
+}
+
+/// Not only its future: a handler may compute before it returns one.
+pub(crate) fn a_handler_is_called_where_it_runs(t: &Fixture) -> Check {
+    let name = || thread::current().name().unwrap_or_default().to_owned();
+    for (placement, threads) in
+        [(Placement::Inline, "ringpoll-p"), (Placement::Pool { workers: 1 }, "ringpoll-w")]
+    {
+        let server = t.spawn(t.server().placement(placement).on_request(move |mut conn| {
+            let called_on = name();
+            async move {
+                conn.next(1).await?;
+                conn.write_copy(format!("{called_on} {}", name()).as_bytes())?;
+                conn.flush().await
+            }
+        }));
+        let mut peer = dial(&server)?;
+        peer.write_all(b"?")?;
+        let mut told = [0; 2 * "ringpoll-p0".len() + 1];
+        peer.read_exact(&mut told)?;
+        let told = str::from_utf8(&told)?;
+        assert!(told.split(' ').all(|on| on.starts_with(threads)), "{placement}: {told}");
+        assert!(told.split(' ').is_sorted_by(|one, other| one == other), "{placement}: {told}");
+    }
     Ok(())
 }
 
