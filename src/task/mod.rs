@@ -9,6 +9,7 @@ pub(crate) mod placement;
 mod policy;
 pub(crate) mod queue;
 mod stall;
+mod tally;
 mod trial;
 mod unblock;
 

@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::tally::{Harm, Tally, Took};
 use crate::clock::now_ns;
 use crate::config;
 use crate::sync::{Mutex, lock};
@@ -102,26 +103,6 @@ struct Window {
     pardons: u32,
 }
 
-/// Run times.
-struct Tally {
-    runs: u32,
-    sum_ns: u64,
-    squares: f64,
-    /// For how long they were ready to go on, beside that.
-    starved_ns: u64,
-    /// The sum of those that hold up a poller.
-    long_ns: u64,
-    /// In descending order.
-    longest_ns: [u64; config::PARDONS_MAX as usize],
-}
-
-/// What runs do to others.
-#[derive(Clone, Copy)]
-struct Harm {
-    delay_ns: u64,
-    held_up_ppm: u64,
-}
-
 thread_local! {
     /// What this thread has not told yet.
     static OWN: RefCell<Own> = const { RefCell::new(Own::NONE) };
@@ -137,16 +118,6 @@ struct Own {
     tally: Tally,
     /// Runs for other policies since: those are told at once.
     strangers: u32,
-}
-
-/// A run.
-#[derive(Clone, Copy)]
-struct Took {
-    took_ns: u64,
-    /// For how long it was ready to go on, beside that.
-    starved_ns: u64,
-    /// It holds up a poller.
-    is_long: bool,
 }
 
 /// For how long a thread had waited for its CPU by then.
@@ -380,70 +351,6 @@ impl Own {
         let is_due =
             self.tally.runs >= config::RUNS_PER_TALLY || run.took_ns >= config::LONG_RUN_NS;
         is_due.then(|| std::mem::replace(&mut self.tally, Tally::NONE))
-    }
-}
-
-impl Tally {
-    const NONE: Tally = Tally {
-        runs: 0,
-        sum_ns: 0,
-        squares: 0.0,
-        starved_ns: 0,
-        long_ns: 0,
-        longest_ns: [0; config::PARDONS_MAX as usize],
-    };
-
-    #[inline]
-    fn add(&mut self, run: Took) {
-        let took_ns = run.took_ns;
-        self.runs += 1;
-        self.sum_ns += took_ns;
-        self.squares += (took_ns as f64) * (took_ns as f64);
-        self.starved_ns += run.starved_ns;
-        if run.is_long {
-            self.long_ns += took_ns;
-        }
-        self.keep_longest(took_ns);
-    }
-
-    fn merge(&mut self, other: &Tally) {
-        self.runs += other.runs;
-        self.sum_ns += other.sum_ns;
-        self.squares += other.squares;
-        self.starved_ns += other.starved_ns;
-        self.long_ns += other.long_ns;
-        for took_ns in other.longest_ns {
-            self.keep_longest(took_ns);
-        }
-    }
-
-    #[inline]
-    fn keep_longest(&mut self, took_ns: u64) {
-        let mut took_ns = took_ns;
-        for longest in &mut self.longest_ns {
-            if took_ns > *longest {
-                std::mem::swap(longest, &mut took_ns);
-            }
-        }
-    }
-
-    /// What these runs, but for the longest `left_out`, have done to others in `lasted_ns`, if they
-    /// ran one after the other. Those of `long_ns` hold them up.
-    fn harm(&self, lasted_ns: u64, long_ns: u64, is_crowded: bool, left_out: usize) -> Harm {
-        let longest = || self.longest_ns.iter().take(left_out).copied();
-        let square = |ns: f64| ns * ns;
-        let mut squares = self.squares - longest().map(|ns| square(ns as f64)).sum::<f64>();
-        if is_crowded {
-            let runs = self.runs.saturating_sub(left_out as u32).max(1);
-            squares -= square((self.sum_ns - longest().sum::<u64>()) as f64) / f64::from(runs);
-        }
-        let long: u64 = longest().filter(|ns| *ns >= long_ns).sum();
-        let lasted_ns = lasted_ns.max(1) as f64;
-        Harm {
-            // Rounding may have left less than was taken out.
-            delay_ns: (squares.max(0.0) / (2.0 * lasted_ns)) as u64,
-            held_up_ppm: ((self.long_ns - long) as f64 / lasted_ns * 1e6) as u64,
-        }
     }
 }
 

@@ -123,7 +123,8 @@ impl Workers {
 impl Shared {
     fn find(&self, queue: &Worker<Runnable>, index: usize) -> Option<Runnable> {
         loop {
-            let mut steal = self.injector.steal_batch_with_limit_and_pop(queue, self.batch());
+            let batch = self.batch();
+            let mut steal = self.injector.steal_batch_with_limit_and_pop(queue, batch);
             for offset in 1..self.stealers.len() {
                 if steal.is_success() {
                     break;
@@ -137,9 +138,9 @@ impl Shared {
         }
     }
 
-    /// How many tasks a worker takes from the shared queue at once: a few, or a quarter of its share
-    /// where there are many. What it takes waits for it alone until somebody looks for work, and it
-    /// may get less of a CPU than the others.
+    /// How many tasks a worker takes from the shared queue at once: a few, or a quarter of its
+    /// share where there are many. What it takes waits for it alone until somebody looks for work,
+    /// and it may get less of a CPU than the others.
     fn batch(&self) -> usize {
         config::BATCH_MIN.max(self.injector.len() / (4 * self.stealers.len()))
     }
