@@ -267,6 +267,8 @@ pub(crate) const WORKER_SPINS_MAX: usize = 4;
 /// it takes all it can, 42 with 4, 37 with 1; but with 1, cheap handlers on a pool served a tenth
 /// less.
 pub(crate) const BATCH_MIN: usize = 4;
+/// And however many: what waits behind one that blocks is taken over by halves.
+pub(crate) const BATCH_MAX: usize = 32;
 
 /// How long a worker that was woken may take to find work before another is woken beside it. Far
 /// more than a wake-up takes on a CPU that is free. On two CPUs, with four workers and 8,000

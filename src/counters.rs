@@ -93,7 +93,7 @@ counters! {
     sent_bytes,
     /// Connections accepted.
     accepts,
-    /// Runs of handlers started.
+    /// Runs of handlers that were begun, or handed to whoever begins them.
     handler_runs,
     /// Runs of handlers that workers took from a poller that was held up.
     moved_runs,

@@ -45,7 +45,8 @@ pub struct ServerStats {
     pub refused: u64,
     /// Connections open now.
     pub open: u64,
-    /// Runs of `on_connect` and `on_request` on the pollers, which other servers may share.
+    /// Runs of `on_connect` and `on_request`, begun or queued for a worker or a runtime, of the
+    /// pollers' connections; other servers may share those.
     pub handler_runs: u64,
     /// Futures of [`Handle::spawn`] that have not ended.
     pub spawned: u64,

@@ -18,6 +18,15 @@ pub(crate) fn cpu_count(cpus: &[usize]) -> usize {
     }
 }
 
+/// The same for the whole process, however few of its CPUs the calling thread may use.
+pub(crate) fn cpus_of_process() -> usize {
+    let (own, all) = (sched_getaffinity(None), sched_getaffinity(Some(rustix::process::getpid())));
+    match (own, all) {
+        (Ok(own), Ok(all)) if all.count() > own.count() => all.count() as usize,
+        _ => cpu_count(&[]),
+    }
+}
+
 /// The CPUs that this thread, and those it starts, may run on.
 pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(None).map_err(|error| Error::io("sched_getaffinity", error))?;

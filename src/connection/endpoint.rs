@@ -1,8 +1,8 @@
 //! What the poller calls: completions, timers, and what it runs for the connection.
 //!
 //! On the poller's thread, but for what a poller that is held up is relieved of: `run_elsewhere`
-//! and `send_here`. User code runs in `on_attached`, `begin`, `act` and `go_on`, and in what
-//! `send_here` wakes.
+//! and `send_here`; and for the runs that tasks begin or give up. User code runs in `on_attached`,
+//! `begin`, `begin_in_task`, `give_up`, `act` and `go_on`, and in what `send_here` wakes.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -189,13 +189,13 @@ impl Endpoint for Shared {
     fn begin(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;
         self.count_run();
-        let Some(here) = service.executor().here() else {
-            service.executor().spawn_elsewhere(InTask::new(Arc::clone(self), handed));
+        let (handler, executor) = service.handler(handed.kind);
+        let Some(here) = executor.here() else {
+            executor.spawn_elsewhere(InTask::new(Arc::clone(self), handed));
             task::pause_timing();
             return None;
         };
-        let (kind, connection) = self.hand_out(handed);
-        let (handler, executor) = service.handler(kind);
+        let connection = self.hand_out(handed);
         let polling = Polling::begin(self, self.owner());
         let began = guard("handler", || handler.begin(connection, executor.context(), self, here));
         let outcome = match began {
@@ -326,15 +326,15 @@ impl Shared {
         task: &mut Context<'_>,
     ) -> Option<Run> {
         let service = self.service.clone()?;
-        let (kind, connection) = self.hand_out(handed);
-        let (handler, executor) = service.handler(kind);
+        let (handler, executor) = service.handler(handed.kind);
+        let connection = self.hand_out(handed);
         handler.begin_in_task(connection, executor.context(), RunEnd::new(self), task)
     }
 
     /// The connection, as a run has it: with all that came since it started.
     #[inline(always)]
-    fn hand_out(self: &Arc<Self>, handed: Handed) -> (Kind, Connection) {
-        let Handed { kind, mut reader, writer } = handed;
+    fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
+        let Handed { mut reader, writer, .. } = handed;
         let mut writer = writer.unwrap_or_else(spare::writer);
         if self.life.drops_input() {
             // Closed since the run started: its handler is to find that, and not to serve a request
@@ -343,6 +343,6 @@ impl Shared {
         } else if self.has_arrivals() {
             self.refill(&mut reader, 0);
         }
-        (kind, Connection::handed_out(Arc::clone(self), reader, writer))
+        Connection::handed_out(Arc::clone(self), reader, writer)
     }
 }

@@ -96,7 +96,7 @@ where
 }
 
 /// A run that begins in a task, on a worker or a runtime. Only there is its connection handed out
-/// and its handler called: so what a run needs comes and goes on one thread, and what waits in a
+/// and its handler called: so its future is allocated and freed on one thread, and what waits in a
 /// queue is small.
 pub(super) struct InTask(Progress);
 

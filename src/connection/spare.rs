@@ -20,16 +20,18 @@ struct Spare {
     writers: Vec<Box<Staging>>,
 }
 
-/// An empty reader.
+/// An empty reader. Where the thread ends there are no spare ones; so below.
 #[inline]
 pub(super) fn reader() -> Box<Chain> {
-    SPARE.with_borrow_mut(|spare| spare.readers.pop()).unwrap_or_default()
+    let kept = SPARE.try_with(|spare| spare.borrow_mut().readers.pop());
+    kept.ok().flatten().unwrap_or_default()
 }
 
 /// An empty writer.
 #[inline]
 pub(super) fn writer() -> Box<Staging> {
-    SPARE.with_borrow_mut(|spare| spare.writers.pop()).unwrap_or_default()
+    let kept = SPARE.try_with(|spare| spare.borrow_mut().writers.pop());
+    kept.ok().flatten().unwrap_or_default()
 }
 
 /// Takes a reader that nobody needs; gives it back if there is something in it.
@@ -38,7 +40,7 @@ pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
         return Some(reader);
     }
     reader.release();
-    // Where the thread ends, it is simply dropped. So below.
+    // There it is simply dropped.
     let _ = SPARE.try_with(|spare| push(&mut spare.borrow_mut().readers, reader));
     None
 }

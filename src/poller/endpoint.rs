@@ -41,9 +41,9 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn is_armed(&self, at_ns: u64) -> bool;
     /// The slot is given up; the backend has dropped the socket.
     fn on_removed(self: &Arc<Self>);
-    /// Begins a run that the endpoint has put into the batch; this is where user code runs. What is
-    /// returned is a run that waits for its flush, and for nothing else: the poller keeps it, and
-    /// goes on with it when [asked to](Batch::go_on).
+    /// Begins a run that the endpoint has put into the batch, here, which runs user code, or
+    /// elsewhere. What is returned is a run that waits for its flush, and for nothing else: the
+    /// poller keeps it, and goes on with it when [asked to](Batch::go_on).
     fn begin(self: &Arc<Self>, handed: Self::Handed) -> Option<Run>;
     /// Ends a run that has started, and that nobody will begin.
     fn give_up(self: &Arc<Self>, handed: Self::Handed);

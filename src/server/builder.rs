@@ -354,7 +354,8 @@ impl ServerBuilder {
             Placement::Inline => 0,
             Placement::Pool { workers } if workers > 0 => workers,
             Placement::Pool { .. } => threads::cpu_count(&self.worker_cpus),
-            Placement::Auto => config::auto_workers(threads::cpu_count(&self.worker_cpus)),
+            // There are more of them than CPUs that they take.
+            Placement::Auto => threads::cpu_count(&self.worker_cpus),
             // How many a runtime has is its own affair.
             Placement::Tokio => threads::cpu_count(&[]),
         };

@@ -71,7 +71,7 @@ impl Executor {
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
-                let policy = Arc::new(Policy::new(pollers.len(), threads::cpu_count(&[]), host));
+                let policy = Arc::new(Policy::new(pollers.len(), threads::cpus_of_process(), host));
                 let count = config::auto_workers(threads::cpu_count(worker_cpus));
                 let workers = Workers::start(count, worker_cpus, host.begin)?;
                 match Watch::start(pollers, &policy) {

@@ -13,7 +13,8 @@
 //! All that is about waiting for a poller while CPUs are idle. Where the process has none left,
 //! others wait whoever runs what: then a run only delays them by what it takes more than the
 //! others do, so the sum of the squares is taken about the mean. Handlers of one length all stay on
-//! the poller, which does without the wake-ups, and serve more.
+//! the poller, which does without the wake-ups, and serve more. (So do those that block alike, if
+//! others use up the CPUs; but not for longer than a run may hold up a poller.)
 //!
 //! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
 //! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
@@ -73,10 +74,10 @@ pub struct PlacementStats {
     /// it: in nanoseconds, over the last window of 20 ms. While CPUs are short, what they would
     /// delay them by for not taking all the same time.
     pub delay_ns: u64,
-    /// How much of its CPUs the process used, and its handlers waited for, in that window: in
-    /// millionths.
+    /// How much of its CPUs the process used, spinning included, and long runs of its handlers
+    /// waited for, in that window: in millionths.
     pub used_ppm: u64,
-    /// CPUs are short: that was nine tenths, and has not been below seven since.
+    /// CPUs are short: that was nine tenths or more, and has not been below seven since.
     pub is_crowded: bool,
     /// For how much of the time a poller would be held up by runs that take longer than 16
     /// wake-ups and 200 µs: in millionths of it, over the same window.

@@ -142,7 +142,8 @@ impl Shared {
     /// share where there are many. What it takes waits for it alone until somebody looks for work,
     /// and it may get less of a CPU than the others.
     fn batch(&self) -> usize {
-        config::BATCH_MIN.max(self.injector.len() / (4 * self.stealers.len()))
+        let share = self.injector.len() / (4 * self.stealers.len());
+        share.clamp(config::BATCH_MIN, config::BATCH_MAX)
     }
 
     fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Runnable> {

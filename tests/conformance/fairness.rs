@@ -185,7 +185,7 @@ fn take_turns_on_their_poller(t: &Fixture, placement: Placement) -> Check {
 }
 
 /// Of two workers one is blocked, with tasks in its queue, and the other always finds some in the
-/// shared one. It looks at its neighbour every 64 runs, and takes half of the 33 tasks at most that
+/// shared one. It looks at its neighbour every 64 runs, and takes half of the 32 tasks at most that
 /// are there: within six looks all of them. Before and after, the queues hold one run of each other
 /// connection.
 fn take_turns_although_a_worker_is_blocked(t: &Fixture) -> Check {
