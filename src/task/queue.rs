@@ -249,6 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_worker_takes_at_once_leaves_the_others_their_share() {
+        let queue = Worker::new_fifo();
+        let shared = Shared {
+            injector: Injector::new(),
+            stealers: vec![queue.stealer(), Worker::new_fifo().stealer()],
+            parking: Parking::new(2),
+            threads: Mutex::new(Vec::new()),
+        };
+        for (queued, taken) in [(1, 1), (20, config::BATCH_MIN), (2000, config::BATCH_MAX)] {
+            (0..queued).for_each(|_| shared.injector.push(crate::task::spawn(async {}, |_| {})));
+            assert!(shared.find(&queue, 0).is_some());
+            // The queue may hand out less than it is asked for.
+            let rest = queued - shared.injector.len();
+            assert!((1..=taken).contains(&rest) && queue.len() == rest - 1, "{rest} of {queued}");
+            drop_all(|| shared.injector.steal());
+            drop_all(|| queue.stealer().steal());
+        }
+    }
+
+    #[test]
     fn a_panicking_task_leaves_its_worker_alive() {
         let workers = Workers::start(1, &[], || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
