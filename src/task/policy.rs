@@ -413,15 +413,7 @@ mod tests {
 
     /// Lets `runs` of that length pass in each of `windows`.
     fn pass(policy: &Policy, windows: u32, runs: u32, took: Duration) {
-        for _ in 0..windows {
-            let window_ns = config::PLACEMENT_WINDOW.as_nanos() as u64;
-            let now_ns = lock(&policy.window).began_ns + window_ns;
-            for _ in 0..runs {
-                policy.record(took.as_nanos() as u64, 0, now_ns - window_ns / 2);
-            }
-            // Ends the window, whatever is left of the tally.
-            policy.record(config::LONG_RUN_NS, 0, now_ns);
-        }
+        pass_used(policy, windows, 0, &[(runs, took)]);
     }
 
     fn policy(pollers: usize) -> Policy {
@@ -445,6 +437,7 @@ mod tests {
                     policy.record(took.as_nanos() as u64, 0, began_ns + window_ns / 2);
                 }
             }
+            // Ends the window, whatever is left of the tally.
             policy.record(config::LONG_RUN_NS, 0, began_ns + window_ns);
         }
     }
