@@ -67,8 +67,13 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
             RATES.iter().map(cell).collect()
         }
         CompareScenario::Heavy => {
-            let questions =
-                [Question::FewHeavy, Question::AllHeavy, Question::AllCheap, Question::Fairness];
+            let questions = [
+                Question::FewHeavy,
+                Question::AllHeavy,
+                Question::AllHeavier,
+                Question::AllCheap,
+                Question::Fairness,
+            ];
             let apart = args.cpus.server_cpus.is_some() || args.cpus.client_cpus.is_some();
             let cell = |question| Cell { shares_cpus: !apart, ..Cell::heavy(question, bytes) };
             let mut cells: Vec<_> = questions.map(cell).into();
