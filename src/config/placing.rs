@@ -36,6 +36,10 @@ pub(crate) const HELD_UP_NS_MIN: u64 = 200_000;
 /// although the mean delay is no more than a wake-up.
 pub(crate) const HELD_UP_PPM_MAX: u64 = 10_000;
 
+/// While CPUs are short: runs that differ by no more, as the variance over the square of the mean,
+/// are of one length. Those of a handler that always computes for 100 µs differed by a tenth.
+pub(crate) const ALIKE_VARIANCE: f64 = 0.25;
+
 /// Long runs that need not count, at most, in one window: a host that takes the CPU away for a
 /// while does so a few times in a second, and seldom more often in a window.
 pub(crate) const PARDONS_MAX: u32 = 2;
@@ -68,9 +72,12 @@ pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
 
-/// A run that is told at once, and whose time is checked against what its thread waited for a CPU.
-/// Shorter ones are not worth the system call, even where they were interrupted.
+/// A run that is told at once, and whose time is checked against what became of its thread's time.
+/// Shorter ones are not worth the system calls, even where they were interrupted.
 pub(crate) const LONG_RUN_NS: u64 = 50_000;
+
+/// A part of a run that takes less is not one: it was about to begin.
+pub(crate) const PART_NS_MIN: u64 = 2_000;
 
 /// How old the figure may be that a long run's waiting is counted from: what its thread waited
 /// between then and the run is taken off as well.

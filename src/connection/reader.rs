@@ -223,6 +223,7 @@ macro_rules! impl_reader {
             fn refill_below(&mut self, bytes: usize) {
                 if self.reader.len() < bytes && self.handle.0.has_arrivals() {
                     self.read_began.forget();
+                    task::next_part();
                     self.handle.0.refill(&mut self.reader, bytes);
                 }
             }

@@ -21,7 +21,7 @@ use crate::pollers::Pollers;
 use crate::sync::Mutex;
 use crate::sys::socket::Socket;
 use crate::sys::{turns, usage};
-use crate::task::{Executor, Host, RuntimeContext};
+use crate::task::{Executor, Host, RuntimeContext, Spent};
 use crate::threads;
 
 /// Says what a server is to be; made by [`Server::builder`].
@@ -321,6 +321,10 @@ impl ServerBuilder {
         let host = Host {
             begin: || turns::ask_for_turns(config::TURN),
             starved: usage::starved_of_this_thread,
+            spent: || {
+                let waits = usage::waits_of_this_thread()?;
+                Some(Spent { ran: usage::ran_of_this_thread(), waits })
+            },
             used: usage::used_by_process,
         };
         let executor = Executor::start(self.placement, &self.worker_cpus, watched, host, context)?;

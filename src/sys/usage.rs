@@ -1,6 +1,7 @@
 //! What the kernel knows about threads of this process.
 
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -58,6 +59,24 @@ pub(crate) fn starved_of_this_thread() -> Duration {
     std::str::from_utf8(&told[..bytes]).ok().and_then(starved).unwrap_or_default()
 }
 
+/// For how long this thread has had a CPU, in all; zero where the kernel does not tell. What a host
+/// takes from a virtual machine is not in it where the kernel is told of that
+/// (`CONFIG_PARAVIRT_TIME_ACCOUNTING`). A system call.
+pub(crate) fn ran_of_this_thread() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// How often this thread has given its CPU up, to wait for something. A system call.
+pub(crate) fn waits_of_this_thread() -> Option<u64> {
+    let mut usage = MaybeUninit::<libc::rusage>::uninit();
+    // SAFETY: `usage` is an `rusage` to write to, and it is not kept.
+    let told = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    // SAFETY: The call has written it.
+    let usage = (told == 0).then(|| unsafe { usage.assume_init() });
+    usage.and_then(|usage| usage.ru_nvcsw.try_into().ok())
+}
+
 /// From what `schedstat` tells: time on a CPU, time waiting for one, turns.
 fn starved(told: &str) -> Option<Duration> {
     told.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
@@ -81,6 +100,18 @@ mod tests {
         let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
         let threads: Vec<_> = (0..threads).map(|_| std::thread::spawn(spin)).collect();
         threads.into_iter().for_each(|thread| thread.join().expect("starves"));
+    }
+
+    #[test]
+    fn a_thread_that_waits_does_not_run_and_one_that_computes_does_not_wait() {
+        let (waits, ran) =
+            (waits_of_this_thread().expect("the kernel tells"), ran_of_this_thread());
+        while ran_of_this_thread() < ran + Duration::from_millis(1) {
+            std::hint::spin_loop();
+        }
+        assert_eq!(waits_of_this_thread(), Some(waits));
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(waits_of_this_thread() > Some(waits));
     }
 
     #[test]

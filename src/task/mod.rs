@@ -22,7 +22,7 @@ pub(crate) use async_task::Runnable;
 pub(crate) use first::poll_first;
 pub(crate) use placement::{Executor, Here, RuntimeContext};
 pub use policy::PlacementStats;
-pub(crate) use policy::{Host, pause_timing};
+pub(crate) use policy::{Host, Spent, next_part, pause_timing};
 pub(crate) use queue::Workers;
 pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};

@@ -18,9 +18,10 @@
 //!
 //! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
 //! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
-//! waited for anything else is not: a handler that blocks holds up the others for as long. What a
-//! host takes from a virtual machine nobody tells: a few of the longest runs of each second are
-//! left out.
+//! waited for anything else is not: a handler that blocks holds up the others for as long. Where
+//! one long run follows another, and the thread waited for nothing, it took what the thread ran:
+//! that leaves out as well what a host took from a virtual machine. Everywhere else nobody tells of
+//! that, so a few of the longest runs of each second are left out.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -35,7 +36,7 @@ use std::time::{Duration, Instant};
 use super::tally::{Harm, Tally, Took};
 use crate::clock::now_ns;
 use crate::config;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, try_lock};
 
 pub(crate) struct Policy {
     is_inline: AtomicBool,
@@ -60,8 +61,19 @@ pub(crate) struct Host {
     pub(crate) begin: fn(),
     /// For how long the calling thread was ready to run, in all, and others had the CPU.
     pub(crate) starved: fn() -> Duration,
+    /// How the calling thread has spent its time. `None`: nobody tells.
+    pub(crate) spent: fn() -> Option<Spent>,
     /// The CPU time that the process has used.
     pub(crate) used: fn() -> Duration,
+}
+
+/// How a thread has spent its time, in all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    /// It had a CPU.
+    pub(crate) ran: Duration,
+    /// How often it gave its CPU up, to wait.
+    pub(crate) waits: u64,
 }
 
 /// What a policy goes by, and what it has decided.
@@ -108,8 +120,12 @@ thread_local! {
     /// What this thread has not told yet.
     static OWN: RefCell<Own> = const { RefCell::new(Own::NONE) };
     static STARVED: Cell<Option<Starved>> = const { Cell::new(None) };
+    /// As of the end of the last run that this thread has timed, if that was a long one.
+    static SPENT: Cell<Option<Spent>> = const { Cell::new(None) };
     /// When the last run ended that this thread has timed, if the next one follows at once.
     static ENDED_NS: Cell<Option<NonZeroU64>> = const { Cell::new(None) };
+    /// Of the run that this thread times.
+    static PARTS: Cell<Option<Parts>> = const { Cell::new(None) };
 }
 
 /// Runs that a thread has not told yet.
@@ -119,6 +135,14 @@ struct Own {
     tally: Tally,
     /// Runs for other policies since: those are told at once.
     strangers: u32,
+}
+
+/// What a run would be on a poller, which receives nothing while it runs.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// When the last one began.
+    since_ns: u64,
+    count: u32,
 }
 
 /// For how long a thread had waited for its CPU by then.
@@ -132,6 +156,19 @@ struct Starved {
 #[inline]
 pub(crate) fn pause_timing() {
     ENDED_NS.set(None);
+}
+
+/// The run that this thread times, if it times one, takes in what came since it began. On a poller
+/// that would be another run's.
+#[inline]
+pub(crate) fn next_part() {
+    if let Some(Parts { since_ns, count }) = PARTS.get() {
+        let now_ns = now_ns();
+        // Unless it has done nothing yet.
+        if now_ns.saturating_sub(since_ns) >= config::PART_NS_MIN {
+            PARTS.set(Some(Parts { since_ns: now_ns, count: count + 1 }));
+        }
+    }
 }
 
 impl Policy {
@@ -168,49 +205,85 @@ impl Policy {
     /// Runs `code`, which is a poll of a handler, and takes its time.
     #[inline]
     pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
-        pause_timing();
-        self.time_next(code)
+        let began_ns = now_ns();
+        PARTS.set(Some(Parts { since_ns: began_ns, count: 1 }));
+        let done = code();
+        self.ended(PARTS.take().map_or(1, |parts| parts.count), began_ns);
+        done
     }
 
-    /// The same, from the end of the run before it on where [nothing else](pause_timing) came
-    /// between them: reading the clock is most of what timing costs.
+    /// The same on a poller, from the end of the run before it on where [nothing
+    /// else](pause_timing) came between them: reading the clock is most of what timing costs.
     #[inline(always)]
     pub(crate) fn time_next<T>(&self, code: impl FnOnce() -> T) -> T {
         let began_ns = ENDED_NS.take().map_or_else(now_ns, NonZeroU64::get);
         let done = code();
-        let ended_ns = now_ns();
-        ENDED_NS.set(NonZeroU64::new(ended_ns));
-        self.account(ended_ns.saturating_sub(began_ns), ended_ns);
+        self.ended(1, began_ns);
         done
     }
 
-    fn account(&self, wall_ns: u64, ended_ns: u64) {
+    #[inline(always)]
+    fn ended(&self, parts: u32, began_ns: u64) {
+        let ended_ns = now_ns();
+        ENDED_NS.set(NonZeroU64::new(ended_ns));
+        self.account(parts, ended_ns.saturating_sub(began_ns), ended_ns);
+    }
+
+    #[inline]
+    fn account(&self, parts: u32, wall_ns: u64, ended_ns: u64) {
         let is_long = wall_ns >= config::LONG_RUN_NS;
-        let before = STARVED.get();
-        let mut starved_ns = 0;
-        if is_long || before.is_none_or(|before| before.is_old(ended_ns)) {
-            let total = (self.host.starved)();
-            STARVED.set(Some(Starved { by_ns: ended_ns, total }));
-            if is_long {
-                let starved = before.map_or(Duration::ZERO, |before| total - before.total);
-                starved_ns = wall_ns.min(starved.as_nanos() as u64);
-            }
+        if is_long || STARVED.get().is_none_or(|before| before.is_old(ended_ns)) {
+            return self.account_long(parts, wall_ns, ended_ns);
         }
-        self.record(wall_ns - starved_ns, starved_ns, ended_ns);
+        SPENT.set(None);
+        self.record(parts, wall_ns, 0, ended_ns);
     }
 
-    fn record(&self, took_ns: u64, starved_ns: u64, now_ns: u64) {
+    /// A run that may have been interrupted; or it is time to look.
+    #[cold]
+    fn account_long(&self, parts: u32, wall_ns: u64, ended_ns: u64) {
+        let is_long = wall_ns >= config::LONG_RUN_NS;
+        let starved_ns = match self.missed_ns(is_long, wall_ns) {
+            Some(missed_ns) => missed_ns,
+            None => wall_ns.min(self.starved_ns(ended_ns).filter(|_| is_long).unwrap_or(0)),
+        };
+        self.record(parts, wall_ns - starved_ns, starved_ns, ended_ns);
+    }
+
+    /// For how much of a long run its thread had no CPU, if it is known to have waited for nothing
+    /// else.
+    fn missed_ns(&self, is_long: bool, wall_ns: u64) -> Option<u64> {
+        let now = if is_long { (self.host.spent)() } else { None };
+        let (before, now) = SPENT.replace(now).zip(now)?;
+        // Since the last long run it never gave up its CPU by itself, and did little else.
+        let ran = now.ran.saturating_sub(before.ran).as_nanos() as u64;
+        (now.waits == before.waits).then(|| wall_ns.saturating_sub(ran))
+    }
+
+    /// For how long this thread has waited for a CPU since it looked before, if it did.
+    fn starved_ns(&self, now_ns: u64) -> Option<u64> {
+        let total = (self.host.starved)();
+        let before = STARVED.replace(Some(Starved { by_ns: now_ns, total }))?;
+        Some((total - before.total).as_nanos() as u64)
+    }
+
+    fn record(&self, parts: u32, took_ns: u64, starved_ns: u64, now_ns: u64) {
         let whose = std::ptr::from_ref(self).addr();
-        let run = Took { took_ns, starved_ns, is_long: took_ns >= self.long_ns() };
+        let each_ns = if parts == 1 { took_ns } else { took_ns / u64::from(parts) };
+        let run = Took { each_ns, parts, starved_ns, is_long: each_ns >= self.long_ns() };
         let told = OWN.with_borrow_mut(|own| own.add(whose, run));
-        if let Some(tally) = told {
-            self.tell(&tally, now_ns);
+        if let Some(tally) = told
+            && !self.tell(&tally, now_ns)
+        {
+            OWN.with_borrow_mut(|own| own.keep(whose, &tally));
         }
     }
 
+    /// `false`: another thread is telling something. Whoever waited for that would wait for its
+    /// turn on a CPU as well.
     #[inline(never)]
-    fn tell(&self, tally: &Tally, now_ns: u64) {
-        let mut window = lock(&self.window);
+    fn tell(&self, tally: &Tally, now_ns: u64) -> bool {
+        let Some(mut window) = try_lock(&self.window) else { return false };
         window.tally.merge(tally);
         let lasted_ns = now_ns.saturating_sub(window.began_ns);
         if lasted_ns >= config::PLACEMENT_WINDOW.as_nanos() as u64 {
@@ -218,6 +291,7 @@ impl Policy {
             window.tally = Tally::NONE;
             window.began_ns = now_ns;
         }
+        true
     }
 
     /// Whether the process has CPUs left.
@@ -350,8 +424,16 @@ impl Own {
         self.strangers = 0;
         self.tally.add(run);
         let is_due =
-            self.tally.runs >= config::RUNS_PER_TALLY || run.took_ns >= config::LONG_RUN_NS;
+            self.tally.runs >= config::RUNS_PER_TALLY || run.each_ns >= config::LONG_RUN_NS;
         is_due.then(|| std::mem::replace(&mut self.tally, Tally::NONE))
+    }
+
+    /// Takes back what could not be told, to tell it with the next run. A stranger's is left out.
+    #[cold]
+    fn keep(&mut self, whose: usize, tally: &Tally) {
+        if self.whose == whose {
+            self.tally.merge(tally);
+        }
     }
 }
 
@@ -410,6 +492,7 @@ fn wake_cost_ns() -> u64 {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::sync::lock;
 
     /// Lets `runs` of that length pass in each of `windows`.
     fn pass(policy: &Policy, windows: u32, runs: u32, took: Duration) {
@@ -420,7 +503,8 @@ mod tests {
         Policy { wake_ns: 5_000, ..Policy::new(pollers, 1, IDLE) }
     }
 
-    const IDLE: Host = Host { begin: || {}, starved: || Duration::ZERO, used: || Duration::ZERO };
+    const IDLE: Host =
+        Host { begin: || {}, starved: || Duration::ZERO, spent: || None, used: || Duration::ZERO };
 
     thread_local! {
         static USED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -434,11 +518,11 @@ mod tests {
             let began_ns = lock(&policy.window).began_ns;
             for (count, took) in runs {
                 for _ in 0..*count {
-                    policy.record(took.as_nanos() as u64, 0, began_ns + window_ns / 2);
+                    policy.record(1, took.as_nanos() as u64, 0, began_ns + window_ns / 2);
                 }
             }
             // Ends the window, whatever is left of the tally.
-            policy.record(config::LONG_RUN_NS, 0, began_ns + window_ns);
+            policy.record(1, config::LONG_RUN_NS, 0, began_ns + window_ns);
         }
     }
 
@@ -460,7 +544,9 @@ mod tests {
         // There they take more, and yet not all.
         pass_used(&policy, 50, 850_000, &alike);
         assert!(!policy.is_inline(), "{:?}", policy.stats());
-        pass_used(&policy, config::CALM_WINDOWS, 950_000, &alike);
+        // They need not be of the very same length.
+        let nearly = [(100, Duration::from_micros(60)), (100, Duration::from_micros(140))];
+        pass_used(&policy, config::CALM_WINDOWS, 950_000, &nearly);
         assert!(policy.is_inline(), "{:?}", policy.stats());
     }
 
@@ -479,7 +565,7 @@ mod tests {
         let policy = policy(1);
         let began_ns = lock(&policy.window).began_ns;
         let window_ns = config::PLACEMENT_WINDOW.as_nanos() as u64;
-        policy.record(config::LONG_RUN_NS, window_ns, began_ns + window_ns);
+        policy.record(1, config::LONG_RUN_NS, window_ns, began_ns + window_ns);
         assert!(policy.stats().is_crowded, "{:?}", policy.stats());
     }
 
@@ -609,7 +695,7 @@ mod tests {
         for _ in 0..200 {
             for policy in [&one, &other] {
                 let now_ns = lock(&policy.window).began_ns;
-                policy.record(40_000, 0, now_ns);
+                policy.record(1, 40_000, 0, now_ns);
             }
         }
         for policy in [&one, &other] {
@@ -631,6 +717,70 @@ mod tests {
         let policy = Policy { host: Host { starved: || STOOD.get(), ..IDLE }, ..policy(1) };
         policy.time(|| {});
         assert!(!moves(&policy, starves), "{:?}", policy.stats());
+    }
+
+    #[test]
+    fn what_a_host_took_from_a_run_that_never_waited_is_not_held_against_it() {
+        thread_local! {
+            static WAITS: Cell<u64> = const { Cell::new(0) };
+        }
+        // It stands for the host, as long as the thread is not said to wait.
+        let stolen = || thread::sleep(Duration::from_millis(1));
+        let spent = || Some(Spent { ran: Duration::ZERO, waits: WAITS.get() });
+        let policy = |spent| Policy { host: Host { spent, ..IDLE }, ..policy(1) };
+        let never_waits = policy(spent);
+        assert!(!moves(&never_waits, stolen), "{:?}", never_waits.stats());
+        assert!(moves(&policy(|| None), stolen));
+        assert!(moves(&policy(spent), || {
+            WAITS.set(WAITS.get() + 1);
+            stolen();
+        }));
+        // Nobody knows what short runs took.
+        let between = policy(spent);
+        let begun = Instant::now();
+        while between.is_inline() && begun.elapsed() < 10 * config::PLACEMENT_WINDOW {
+            between.time(stolen);
+            between.time(|| {});
+        }
+        assert!(!between.is_inline(), "{:?}", between.stats());
+    }
+
+    #[test]
+    fn what_a_run_takes_in_while_it_runs_is_timed_as_another_run() {
+        let policy = policy(1);
+        let count = || PARTS.get().map(|parts| parts.count);
+        policy.time(|| {
+            // It may have only just begun.
+            next_part();
+            let before = count();
+            thread::sleep(Duration::from_nanos(config::PART_NS_MIN));
+            next_part();
+            assert_eq!(count(), before.map(|count| count + 1));
+        });
+        next_part();
+        assert_eq!(count(), None);
+
+        let policy = self::policy(1);
+        let began_ns = lock(&policy.window).began_ns;
+        let each_ns = policy.long_ns() - 1;
+        policy.record(3, 3 * each_ns, 0, began_ns);
+        let window = lock(&policy.window);
+        assert_eq!((window.tally.runs, window.tally.longest_ns[0]), (3, each_ns));
+        let harm = window.tally.harm(1_000_000, policy.long_ns(), true, 0);
+        assert_eq!((harm.delay_ns, harm.held_up_ppm), (0, 0), "they took all the same");
+    }
+
+    #[test]
+    fn nobody_waits_to_tell_of_a_run_and_nothing_is_lost() {
+        let policy = policy(1);
+        let window = lock(&policy.window);
+        let began_ns = window.began_ns;
+        for _ in 0..3 {
+            policy.record(1, config::LONG_RUN_NS, 0, began_ns);
+        }
+        drop(window);
+        policy.record(1, config::LONG_RUN_NS, 0, began_ns);
+        assert_eq!(lock(&policy.window).tally.runs, 4);
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use crate::config;
 
-/// A run.
+/// A run, or several that were timed as one.
 #[derive(Clone, Copy)]
 pub(super) struct Took {
-    pub(super) took_ns: u64,
-    /// For how long it was ready to go on, beside that.
+    /// Each of them.
+    pub(super) each_ns: u64,
+    pub(super) parts: u32,
+    /// For how long all of it was ready to go on, beside that.
     pub(super) starved_ns: u64,
-    /// It holds up a poller.
+    /// Each holds up a poller.
     pub(super) is_long: bool,
 }
 
@@ -44,15 +46,15 @@ impl Tally {
 
     #[inline]
     pub(super) fn add(&mut self, run: Took) {
-        let took_ns = run.took_ns;
-        self.runs += 1;
+        let took_ns = run.each_ns * u64::from(run.parts);
+        self.runs += run.parts;
         self.sum_ns += took_ns;
-        self.squares += (took_ns as f64) * (took_ns as f64);
+        self.squares += (took_ns as f64) * (run.each_ns as f64);
         self.starved_ns += run.starved_ns;
         if run.is_long {
             self.long_ns += took_ns;
         }
-        self.keep_longest(took_ns);
+        self.keep_longest(run.each_ns);
     }
 
     pub(super) fn merge(&mut self, other: &Tally) {
@@ -90,7 +92,9 @@ impl Tally {
         let mut squares = self.squares - longest().map(|ns| square(ns as f64)).sum::<f64>();
         if is_crowded {
             let runs = self.runs.saturating_sub(left_out as u32).max(1);
-            squares -= square((self.sum_ns - longest().sum::<u64>()) as f64) / f64::from(runs);
+            let of_one_length =
+                square((self.sum_ns - longest().sum::<u64>()) as f64) / f64::from(runs);
+            squares -= of_one_length * (1.0 + config::ALIKE_VARIANCE);
         }
         let long: u64 = longest().filter(|ns| *ns >= long_ns).sum();
         let lasted_ns = lasted_ns.max(1) as f64;
