@@ -72,8 +72,8 @@ pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 /// Runs that a thread counts for itself before it tells.
 pub(crate) const RUNS_PER_TALLY: u32 = 64;
 
-/// A run that is told at once, and whose time is checked against what became of its thread's time.
-/// Shorter ones are not worth the system calls, even where they were interrupted.
+/// A run that is told at once, and one whose time on the wall is checked against what became of its
+/// thread's time. Shorter ones are not worth the system calls, even where they were interrupted.
 pub(crate) const LONG_RUN_NS: u64 = 50_000;
 
 /// A part of a run that takes less is not one: it was about to begin.

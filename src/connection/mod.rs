@@ -32,7 +32,7 @@ use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
-use crate::task::{self, Executor};
+use crate::task::Executor;
 
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;

@@ -172,6 +172,14 @@ thread_local! {
     static RETURNED: Cell<Option<(usize, Parts)>> = const { Cell::new(None) };
 }
 
+/// Whoever runs on this thread takes in what has arrived for that connection.
+#[inline]
+pub(super) fn takes_in(shared: &Shared) {
+    if POLLED.get() == shared.owner() {
+        task::next_part();
+    }
+}
+
 /// Most runs drop their connection as they end. What it had is kept here then, and goes home with
 /// the end of the run, at once. Gives back what is not kept.
 #[inline]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::here::{flush_here, is_poller_of};
 use super::input::End;
 use super::output::{Flusher, Output, Submitted};
+use super::run;
 use super::shared::Shared;
 use crate::buffer::{Chain, Staging};
 use crate::clock::now_ns;
@@ -382,6 +383,9 @@ fn poll_fill(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
+    if shared.has_arrivals() {
+        run::takes_in(shared);
+    }
     let mut input = lock(&shared.input);
     input.refill(reader);
     shared.took_arrivals();

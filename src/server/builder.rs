@@ -322,8 +322,8 @@ impl ServerBuilder {
             begin: || turns::ask_for_turns(config::TURN),
             starved: usage::starved_of_this_thread,
             spent: || {
-                let waits = usage::waits_of_this_thread()?;
-                Some(Spent { ran: usage::ran_of_this_thread(), waits })
+                let (ran, waits) = (usage::ran_of_this_thread()?, usage::waits_of_this_thread()?);
+                Some(Spent { ran, waits })
             },
             used: usage::used_by_process,
         };

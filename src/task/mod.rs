@@ -4,6 +4,7 @@
 //! queue, or the workers' queue.
 
 mod first;
+mod own_time;
 mod parking;
 pub(crate) mod placement;
 mod policy;
@@ -20,9 +21,10 @@ use std::pin::Pin;
 pub(crate) use async_task::Runnable;
 
 pub(crate) use first::poll_first;
+pub(crate) use own_time::next_part;
 pub(crate) use placement::{Executor, Here, RuntimeContext};
 pub use policy::PlacementStats;
-pub(crate) use policy::{Host, Spent, next_part, pause_timing};
+pub(crate) use policy::{Host, Spent, pause_timing};
 pub(crate) use queue::Workers;
 pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};

@@ -12,16 +12,20 @@
 //!
 //! All that is about waiting for a poller while CPUs are idle. Where the process has none left,
 //! others wait whoever runs what: then a run only delays them by what it takes more than the
-//! others do, so the sum of the squares is taken about the mean. Handlers of one length all stay on
+//! others do, so the sum of the squares is taken about the mean, and what differs little counts as
+//! alike. Handlers of one length all stay on
 //! the poller, which does without the wake-ups, and serve more. (So do those that block alike, if
 //! others use up the CPUs; but not for longer than a run may hold up a poller.)
 //!
 //! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
 //! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
 //! waited for anything else is not: a handler that blocks holds up the others for as long. Where
-//! one long run follows another, and the thread waited for nothing, it took what the thread ran:
-//! that leaves out as well what a host took from a virtual machine. Everywhere else nobody tells of
-//! that, so a few of the longest runs of each second are left out.
+//! one long run follows another, and the thread waited for nothing, it took what the thread ran, at
+//! most: that leaves out as well what a host took from a virtual machine. Everywhere else nobody
+//! tells of that, so a few of the longest runs of each second are left out.
+//!
+//! A run on a worker also answers what comes in meanwhile. On a poller that would be another run,
+//! so it counts as one.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -33,10 +37,11 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::own_time::{InParts, OwnTime};
 use super::tally::{Harm, Tally, Took};
 use crate::clock::now_ns;
 use crate::config;
-use crate::sync::{Mutex, try_lock};
+use crate::sync::{Mutex, lock, try_lock};
 
 pub(crate) struct Policy {
     is_inline: AtomicBool,
@@ -84,10 +89,10 @@ pub struct PlacementStats {
     pub is_inline: bool,
     /// How long handlers would delay the other connections of a poller, on average, if they ran on
     /// it: in nanoseconds, over the last window of 20 ms. While CPUs are short, what they would
-    /// delay them by for not taking all the same time.
+    /// delay them by for not taking all about the same time.
     pub delay_ns: u64,
     /// How much of its CPUs the process used, spinning included, and long runs of its handlers
-    /// waited for, in that window: in millionths.
+    /// waited for or a host took from them, in that window: in millionths.
     pub used_ppm: u64,
     /// CPUs are short: that was nine tenths or more, and has not been below seven since.
     pub is_crowded: bool,
@@ -119,13 +124,8 @@ struct Window {
 thread_local! {
     /// What this thread has not told yet.
     static OWN: RefCell<Own> = const { RefCell::new(Own::NONE) };
-    static STARVED: Cell<Option<Starved>> = const { Cell::new(None) };
-    /// As of the end of the last run that this thread has timed, if that was a long one.
-    static SPENT: Cell<Option<Spent>> = const { Cell::new(None) };
     /// When the last run ended that this thread has timed, if the next one follows at once.
     static ENDED_NS: Cell<Option<NonZeroU64>> = const { Cell::new(None) };
-    /// Of the run that this thread times.
-    static PARTS: Cell<Option<Parts>> = const { Cell::new(None) };
 }
 
 /// Runs that a thread has not told yet.
@@ -137,38 +137,10 @@ struct Own {
     strangers: u32,
 }
 
-/// What a run would be on a poller, which receives nothing while it runs.
-#[derive(Clone, Copy)]
-struct Parts {
-    /// When the last one began.
-    since_ns: u64,
-    count: u32,
-}
-
-/// For how long a thread had waited for its CPU by then.
-#[derive(Clone, Copy)]
-struct Starved {
-    by_ns: u64,
-    total: Duration,
-}
-
 /// Something else than a run comes next on this thread: it is not part of one.
 #[inline]
 pub(crate) fn pause_timing() {
     ENDED_NS.set(None);
-}
-
-/// The run that this thread times, if it times one, takes in what came since it began. On a poller
-/// that would be another run's.
-#[inline]
-pub(crate) fn next_part() {
-    if let Some(Parts { since_ns, count }) = PARTS.get() {
-        let now_ns = now_ns();
-        // Unless it has done nothing yet.
-        if now_ns.saturating_sub(since_ns) >= config::PART_NS_MIN {
-            PARTS.set(Some(Parts { since_ns: now_ns, count: count + 1 }));
-        }
-    }
 }
 
 impl Policy {
@@ -203,12 +175,20 @@ impl Policy {
     }
 
     /// Runs `code`, which is a poll of a handler, and takes its time.
-    #[inline]
     pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
+        pause_timing();
         let began_ns = now_ns();
-        PARTS.set(Some(Parts { since_ns: began_ns, count: 1 }));
+        let run = InParts::begin(began_ns);
         let done = code();
-        self.ended(PARTS.take().map_or(1, |parts| parts.count), began_ns);
+        let ended_ns = now_ns();
+        let parts = run.end(ended_ns);
+        let wall_ns = ended_ns.saturating_sub(began_ns);
+        let OwnTime { took_ns, starved_ns } = OwnTime::of_run(&self.host, wall_ns, ended_ns);
+        let longest_ns = parts.longest_ns(took_ns, wall_ns);
+        self.record(1, longest_ns, starved_ns, ended_ns);
+        if parts.count > 1 {
+            self.record(parts.count - 1, took_ns - longest_ns, 0, ended_ns);
+        }
         done
     }
 
@@ -218,72 +198,35 @@ impl Policy {
     pub(crate) fn time_next<T>(&self, code: impl FnOnce() -> T) -> T {
         let began_ns = ENDED_NS.take().map_or_else(now_ns, NonZeroU64::get);
         let done = code();
-        self.ended(1, began_ns);
+        let ended_ns = now_ns();
+        ENDED_NS.set(NonZeroU64::new(ended_ns));
+        let wall_ns = ended_ns.saturating_sub(began_ns);
+        let OwnTime { took_ns, starved_ns } = OwnTime::of_run(&self.host, wall_ns, ended_ns);
+        self.record(1, took_ns, starved_ns, ended_ns);
         done
     }
 
-    #[inline(always)]
-    fn ended(&self, parts: u32, began_ns: u64) {
-        let ended_ns = now_ns();
-        ENDED_NS.set(NonZeroU64::new(ended_ns));
-        self.account(parts, ended_ns.saturating_sub(began_ns), ended_ns);
-    }
-
+    /// So many runs that took about the same.
     #[inline]
-    fn account(&self, parts: u32, wall_ns: u64, ended_ns: u64) {
-        let is_long = wall_ns >= config::LONG_RUN_NS;
-        if is_long || STARVED.get().is_none_or(|before| before.is_old(ended_ns)) {
-            return self.account_long(parts, wall_ns, ended_ns);
-        }
-        SPENT.set(None);
-        self.record(parts, wall_ns, 0, ended_ns);
-    }
-
-    /// A run that may have been interrupted; or it is time to look.
-    #[cold]
-    fn account_long(&self, parts: u32, wall_ns: u64, ended_ns: u64) {
-        let is_long = wall_ns >= config::LONG_RUN_NS;
-        let starved_ns = match self.missed_ns(is_long, wall_ns) {
-            Some(missed_ns) => missed_ns,
-            None => wall_ns.min(self.starved_ns(ended_ns).filter(|_| is_long).unwrap_or(0)),
-        };
-        self.record(parts, wall_ns - starved_ns, starved_ns, ended_ns);
-    }
-
-    /// For how much of a long run its thread had no CPU, if it is known to have waited for nothing
-    /// else.
-    fn missed_ns(&self, is_long: bool, wall_ns: u64) -> Option<u64> {
-        let now = if is_long { (self.host.spent)() } else { None };
-        let (before, now) = SPENT.replace(now).zip(now)?;
-        // Since the last long run it never gave up its CPU by itself, and did little else.
-        let ran = now.ran.saturating_sub(before.ran).as_nanos() as u64;
-        (now.waits == before.waits).then(|| wall_ns.saturating_sub(ran))
-    }
-
-    /// For how long this thread has waited for a CPU since it looked before, if it did.
-    fn starved_ns(&self, now_ns: u64) -> Option<u64> {
-        let total = (self.host.starved)();
-        let before = STARVED.replace(Some(Starved { by_ns: now_ns, total }))?;
-        Some((total - before.total).as_nanos() as u64)
-    }
-
-    fn record(&self, parts: u32, took_ns: u64, starved_ns: u64, now_ns: u64) {
+    fn record(&self, count: u32, took_ns: u64, starved_ns: u64, now_ns: u64) {
         let whose = std::ptr::from_ref(self).addr();
-        let each_ns = if parts == 1 { took_ns } else { took_ns / u64::from(parts) };
-        let run = Took { each_ns, parts, starved_ns, is_long: each_ns >= self.long_ns() };
+        let each_ns = if count == 1 { took_ns } else { took_ns / u64::from(count) };
+        let run = Took { each_ns, count, starved_ns, is_long: each_ns >= self.long_ns() };
         let told = OWN.with_borrow_mut(|own| own.add(whose, run));
-        if let Some(tally) = told
-            && !self.tell(&tally, now_ns)
-        {
-            OWN.with_borrow_mut(|own| own.keep(whose, &tally));
+        if let Some(tally) = told {
+            self.tell(whose, &tally, now_ns);
         }
     }
 
-    /// `false`: another thread is telling something. Whoever waited for that would wait for its
-    /// turn on a CPU as well.
     #[inline(never)]
-    fn tell(&self, tally: &Tally, now_ns: u64) -> bool {
-        let Some(mut window) = try_lock(&self.window) else { return false };
+    fn tell(&self, whose: usize, tally: &Tally, now_ns: u64) {
+        // Another thread is telling something where this fails. Whoever waited for that would wait
+        // for its turn on a CPU as well.
+        let mut window = match try_lock(&self.window) {
+            Some(window) => window,
+            None if OWN.with_borrow_mut(|own| own.keep(whose, tally)) => return,
+            None => lock(&self.window),
+        };
         window.tally.merge(tally);
         let lasted_ns = now_ns.saturating_sub(window.began_ns);
         if lasted_ns >= config::PLACEMENT_WINDOW.as_nanos() as u64 {
@@ -291,7 +234,6 @@ impl Policy {
             window.tally = Tally::NONE;
             window.began_ns = now_ns;
         }
-        true
     }
 
     /// Whether the process has CPUs left.
@@ -398,13 +340,6 @@ impl Window {
     }
 }
 
-impl Starved {
-    #[inline]
-    fn is_old(self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.by_ns) >= config::STARVED_REFRESH.as_nanos() as u64
-    }
-}
-
 impl Own {
     const NONE: Own = Own { whose: 0, tally: Tally::NONE, strangers: 0 };
 
@@ -423,17 +358,20 @@ impl Own {
         }
         self.strangers = 0;
         self.tally.add(run);
-        let is_due =
-            self.tally.runs >= config::RUNS_PER_TALLY || run.each_ns >= config::LONG_RUN_NS;
+        let is_due = self.tally.runs >= config::RUNS_PER_TALLY
+            || self.tally.longest_ns[0] >= config::LONG_RUN_NS;
         is_due.then(|| std::mem::replace(&mut self.tally, Tally::NONE))
     }
 
-    /// Takes back what could not be told, to tell it with the next run. A stranger's is left out.
+    /// Takes back what could not be told, to tell it with the next run. `false`: it is a
+    /// stranger's.
     #[cold]
-    fn keep(&mut self, whose: usize, tally: &Tally) {
-        if self.whose == whose {
+    fn keep(&mut self, whose: usize, tally: &Tally) -> bool {
+        let is_own = self.whose == whose;
+        if is_own {
             self.tally.merge(tally);
         }
+        is_own
     }
 }
 
@@ -492,7 +430,6 @@ fn wake_cost_ns() -> u64 {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::lock;
 
     /// Lets `runs` of that length pass in each of `windows`.
     fn pass(policy: &Policy, windows: u32, runs: u32, took: Duration) {
@@ -720,54 +657,34 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_took_from_a_run_that_never_waited_is_not_held_against_it() {
+    fn what_a_host_took_from_runs_that_never_waited_moves_nothing() {
         thread_local! {
-            static WAITS: Cell<u64> = const { Cell::new(0) };
+            static SAID: Cell<Spent> = const { Cell::new(Spent { ran: Duration::ZERO, waits: 0 }) };
         }
-        // It stands for the host, as long as the thread is not said to wait.
-        let stolen = || thread::sleep(Duration::from_millis(1));
-        let spent = || Some(Spent { ran: Duration::ZERO, waits: WAITS.get() });
-        let policy = |spent| Policy { host: Host { spent, ..IDLE }, ..policy(1) };
-        let never_waits = policy(spent);
-        assert!(!moves(&never_waits, stolen), "{:?}", never_waits.stats());
-        assert!(moves(&policy(|| None), stolen));
-        assert!(moves(&policy(spent), || {
-            WAITS.set(WAITS.get() + 1);
-            stolen();
-        }));
-        // Nobody knows what short runs took.
-        let between = policy(spent);
-        let begun = Instant::now();
-        while between.is_inline() && begun.elapsed() < 10 * config::PLACEMENT_WINDOW {
-            between.time(stolen);
-            between.time(|| {});
-        }
-        assert!(!between.is_inline(), "{:?}", between.stats());
+        let spent = |waits| {
+            SAID.set(Spent { ran: SAID.get().ran + Duration::from_micros(1), waits });
+            // It stands for the host, as long as the thread is not said to wait.
+            thread::sleep(Duration::from_millis(1));
+        };
+        let host = Host { spent: || Some(SAID.get()), ..IDLE };
+        let never_waits = Policy { host, ..policy(1) };
+        assert!(!moves(&never_waits, || spent(7)), "{:?}", never_waits.stats());
+        assert!(moves(&Policy { host, ..policy(1) }, || spent(SAID.get().waits + 1)));
+        assert!(moves(&policy(1), || spent(7)));
     }
 
     #[test]
-    fn what_a_run_takes_in_while_it_runs_is_timed_as_another_run() {
+    fn parts_of_a_run_count_as_runs_and_the_longest_for_itself() {
         let policy = policy(1);
-        let count = || PARTS.get().map(|parts| parts.count);
-        policy.time(|| {
-            // It may have only just begun.
-            next_part();
-            let before = count();
-            thread::sleep(Duration::from_nanos(config::PART_NS_MIN));
-            next_part();
-            assert_eq!(count(), before.map(|count| count + 1));
-        });
-        next_part();
-        assert_eq!(count(), None);
-
-        let policy = self::policy(1);
         let began_ns = lock(&policy.window).began_ns;
-        let each_ns = policy.long_ns() - 1;
-        policy.record(3, 3 * each_ns, 0, began_ns);
+        policy.record(1, config::LONG_RUN_NS, 0, began_ns);
+        policy.record(3, 3_000, 0, began_ns);
+        assert_eq!(lock(&policy.window).tally.runs, 1);
+        policy.record(1, config::LONG_RUN_NS, 0, began_ns);
         let window = lock(&policy.window);
-        assert_eq!((window.tally.runs, window.tally.longest_ns[0]), (3, each_ns));
-        let harm = window.tally.harm(1_000_000, policy.long_ns(), true, 0);
-        assert_eq!((harm.delay_ns, harm.held_up_ppm), (0, 0), "they took all the same");
+        assert_eq!((window.tally.runs, window.tally.longest_ns[1]), (5, config::LONG_RUN_NS));
+        let harm = window.tally.harm(1_000, policy.long_ns(), false, 0);
+        assert_eq!(harm.delay_ns, (2 * config::LONG_RUN_NS.pow(2) + 3 * 1_000_000) / 2_000);
     }
 
     #[test]
@@ -779,7 +696,7 @@ mod tests {
             policy.record(1, config::LONG_RUN_NS, 0, began_ns);
         }
         drop(window);
-        policy.record(1, config::LONG_RUN_NS, 0, began_ns);
+        policy.record(1, 1_000, 0, began_ns);
         assert_eq!(lock(&policy.window).tally.runs, 4);
     }
 

@@ -2,13 +2,13 @@
 
 use crate::config;
 
-/// A run, or several that were timed as one.
+/// A run, or several that took about the same.
 #[derive(Clone, Copy)]
 pub(super) struct Took {
     /// Each of them.
     pub(super) each_ns: u64,
-    pub(super) parts: u32,
-    /// For how long all of it was ready to go on, beside that.
+    pub(super) count: u32,
+    /// For how long all of them were ready to go on, beside that, and had no CPU.
     pub(super) starved_ns: u64,
     /// Each holds up a poller.
     pub(super) is_long: bool,
@@ -46,8 +46,8 @@ impl Tally {
 
     #[inline]
     pub(super) fn add(&mut self, run: Took) {
-        let took_ns = run.each_ns * u64::from(run.parts);
-        self.runs += run.parts;
+        let took_ns = run.each_ns * u64::from(run.count);
+        self.runs += run.count;
         self.sum_ns += took_ns;
         self.squares += (took_ns as f64) * (run.each_ns as f64);
         self.starved_ns += run.starved_ns;

@@ -51,7 +51,7 @@ pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[Idle
 fn placing(report: &CellReport) -> Vec<Goal> {
     let judged = Judged { name: OUR_AUTO, report };
     match report.cell.question {
-        Question::Cost | Question::AllHeavier => Vec::new(),
+        Question::Cost | Question::AllLong => Vec::new(),
         Question::FewHeavy => {
             let figure = Figure::CheapP99;
             let least = |row: &&Row| row.spread(figure).map_or(f64::MAX, |spread| spread.median);

@@ -48,8 +48,8 @@ pub(crate) enum Question {
     FewHeavy,
     /// How much gets done where all of them compute.
     AllHeavy,
-    /// How evenly they are served where each computes for longer than it takes to move it.
-    AllHeavier,
+    /// The same where each computes for longer than it takes to move it.
+    AllLong,
     /// What a choice of placement costs where there is nothing to choose.
     AllCheap,
     /// Whether a thousand connections get their turn.
@@ -82,7 +82,7 @@ impl Cell {
         let (name, connections, heavy_percent, work_us) = match question {
             Question::FewHeavy => ("heavy: 1 % of requests burn 1 ms", 100, 1.0, 1000),
             Question::AllHeavy => ("heavy: all requests burn 20 µs", 100, 100.0, 20),
-            Question::AllHeavier => ("heavy: all requests burn 100 µs", 100, 100.0, 100),
+            Question::AllLong => ("heavy: all requests burn 100 µs", 100, 100.0, 100),
             Question::Cost | Question::AllCheap => ("100 × 1, nothing heavy", 100, 0.0, 0),
             Question::Fairness => ("1000 × 1, nothing heavy", 1000, 0.0, 0),
         };

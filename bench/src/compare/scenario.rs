@@ -70,7 +70,7 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
             let questions = [
                 Question::FewHeavy,
                 Question::AllHeavy,
-                Question::AllHeavier,
+                Question::AllLong,
                 Question::AllCheap,
                 Question::Fairness,
             ];

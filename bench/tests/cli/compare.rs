@@ -74,7 +74,7 @@ fn the_scenario_heavy_is_compared_at_one_rate_for_all() {
     let cells = found["cells"].as_array().unwrap();
     let questions: Vec<_> =
         cells.iter().map(|cell| cell["cell"]["question"].as_str().unwrap()).collect();
-    assert_eq!(questions, ["few_heavy", "all_heavy", "all_cheap", "fairness"]);
+    assert_eq!(questions, ["few_heavy", "all_heavy", "all_long", "all_cheap", "fairness"]);
     let mut cheap = 0;
     for cell in cells {
         let few = cell["cell"]["question"] == "few_heavy";
@@ -88,7 +88,9 @@ fn the_scenario_heavy_is_compared_at_one_rate_for_all() {
             let heavy = |round: &Value| round["heavy_requests"].as_u64().unwrap();
             let requests = |round: &Value| round["requests"].as_u64().unwrap();
             match cell["cell"]["question"].as_str().unwrap() {
-                "all_heavy" => assert!(rounds.iter().all(|one| heavy(one) == requests(one))),
+                "all_heavy" | "all_long" => {
+                    assert!(rounds.iter().all(|one| heavy(one) == requests(one)))
+                }
                 "few_heavy" => {
                     cheap += rounds.iter().map(|one| requests(one) - heavy(one)).sum::<u64>()
                 }
