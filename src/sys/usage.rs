@@ -59,9 +59,9 @@ pub(crate) fn starved_of_this_thread() -> Duration {
     std::str::from_utf8(&told[..bytes]).ok().and_then(starved).unwrap_or_default()
 }
 
-/// For how long this thread has had a CPU, in all. What a host
-/// takes from a virtual machine is not in it where the kernel is told of that
-/// (`CONFIG_PARAVIRT_TIME_ACCOUNTING`). A system call.
+/// For how long this thread has had a CPU, in all: [`ThreadId::cpu_time`] with one system call,
+/// which needs no number of the thread. What a host takes from a virtual machine is not in it where
+/// the kernel is told of that (`CONFIG_PARAVIRT_TIME_ACCOUNTING`).
 pub(crate) fn ran_of_this_thread() -> Option<Duration> {
     rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).try_into().ok()
 }

@@ -87,6 +87,10 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    fn one(since_ns: u64) -> Parts {
+        Parts { since_ns, count: 1, longest_ns: 0 }
+    }
+
     /// The longest of them, where all of them took so long themselves.
     pub(super) fn longest_ns(&self, took_ns: u64, wall_ns: u64) -> u64 {
         let share = self.longest_ns as f64 / wall_ns.max(1) as f64;
@@ -114,17 +118,18 @@ pub(crate) fn next_part() {
 }
 
 /// A run that is timed in parts, until this is dropped.
-pub(super) struct InParts(());
+pub(super) struct InParts {
+    began_ns: u64,
+}
 
 impl InParts {
     pub(super) fn begin(began_ns: u64) -> InParts {
-        PARTS.set(Some(Parts { since_ns: began_ns, count: 1, longest_ns: 0 }));
-        InParts(())
+        PARTS.set(Some(Parts::one(began_ns)));
+        InParts { began_ns }
     }
 
     pub(super) fn end(self, ended_ns: u64) -> Parts {
-        let parts = PARTS.get().expect("set when it began");
-        parts.end_one(ended_ns)
+        PARTS.get().unwrap_or_else(|| Parts::one(self.began_ns)).end_one(ended_ns)
     }
 }
 

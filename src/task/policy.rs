@@ -13,9 +13,9 @@
 //! All that is about waiting for a poller while CPUs are idle. Where the process has none left,
 //! others wait whoever runs what: then a run only delays them by what it takes more than the
 //! others do, so the sum of the squares is taken about the mean, and what differs little counts as
-//! alike. Handlers of one length all stay on
-//! the poller, which does without the wake-ups, and serve more. (So do those that block alike, if
-//! others use up the CPUs; but not for longer than a run may hold up a poller.)
+//! alike. Handlers of one length all stay on the poller, which does without the wake-ups, and serve
+//! more. (So do those that block alike, if others use up the CPUs; but not for longer than a run
+//! may hold up a poller.)
 //!
 //! Runs are timed by the clock on the wall. A long one may have been interrupted by other threads,
 //! which says nothing about the handler: what its thread waited for the CPU is taken off. What it
@@ -236,7 +236,7 @@ impl Policy {
         }
     }
 
-    /// Whether the process has CPUs left.
+    /// Whether the process has no CPUs left.
     fn look_for_cpus(&self, window: &mut Window, lasted_ns: u64) -> bool {
         let used = (self.host.used)();
         let before = std::mem::replace(&mut window.used, used);
