@@ -7,8 +7,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, TryLockError};
 use std::time::Instant;
 
 use io_uring::IoUring;
@@ -21,7 +21,7 @@ use super::tag::{Op, user_data};
 use super::tail::{self, Submissions};
 use crate::config::uring::TEARDOWN;
 use crate::counters::Counters;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, lock, try_lock};
 use crate::sys::Token;
 
 /// The ring itself, as everybody shares it.
@@ -192,14 +192,10 @@ impl Lane {
     /// All memory that `sqe` names stays as it is until the operation's last completion was taken,
     /// or for ever.
     pub(super) unsafe fn push_send(&self, sqe: &Entry) -> Result<(), Refused> {
-        let slot = match self.ring.try_lock() {
-            Ok(slot) => slot,
-            Err(TryLockError::WouldBlock) => {
-                self.counters.add(|counters| &counters.send_contentions, 1);
-                lock(&self.ring)
-            }
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        };
+        let slot = try_lock(&self.ring).unwrap_or_else(|| {
+            self.counters.add(|counters| &counters.send_contentions, 1);
+            lock(&self.ring)
+        });
         let Some(ring) = slot.as_ref() else { return Err(Refused::Closed) };
         let sends = ring.sends.load(Ordering::Relaxed);
         // Before its completion can be counted.
