@@ -3,7 +3,7 @@
 //! The only file of this module with `unsafe`. The life of a block:
 //!
 //! ```text
-//! FreeBlock ──lend──▶ Block, which fills the spare ──last drop of all──▶ Home::give_back
+//! FreeBlock ──lend──▶ Block, which fills the spare ──last drop of all──▶ its Home
 //!                       └─take─▶ Slices, which read what was taken
 //! ```
 //!
@@ -17,12 +17,13 @@
 
 use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
-// Not loom's: it cannot hold a `dyn Home`. What loom must see is the reference count, which is in
-// `Header`.
+// Not loom's: it cannot point to a trait object. What loom must see is the reference count, which
+// is in `Header`.
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::pool::FreeLists;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// Immutable bytes that share their memory.
@@ -281,7 +282,7 @@ impl Block {
     ///
     /// # Panics
     /// When `bytes` is more than the spare.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn finish(mut self, bytes: usize) -> Slice {
         let slice = self.take(bytes);
         // SAFETY: `self` holds references, so the header is alive.
@@ -344,9 +345,16 @@ impl Drop for Block {
 pub(crate) struct FreeBlock(Box<Header>);
 
 impl FreeBlock {
-    /// Allocates `capacity` zeroed bytes.
-    pub(crate) fn new(capacity: usize) -> FreeBlock {
-        FreeBlock(Box::new(Header::new(vec![0; capacity], None)))
+    /// Allocates `capacity` zeroed bytes. Its home looks for it in `class`.
+    pub(super) fn new(capacity: usize, class: usize) -> FreeBlock {
+        let mut header = Header::new(vec![0; capacity], None);
+        header.class = class;
+        FreeBlock(Box::new(header))
+    }
+
+    #[inline]
+    pub(super) fn class(&self) -> usize {
+        self.0.class
     }
 
     /// Size in bytes.
@@ -357,7 +365,7 @@ impl FreeBlock {
 
     /// Puts the block to use. It goes to `home` when the block and its last slice are dropped.
     #[inline]
-    pub(crate) fn lend(self, home: Arc<dyn Home>) -> Block {
+    pub(super) fn lend(self, home: Home) -> Block {
         let header = Box::leak(self.0);
         header.home = Some(home);
         let start = NonNull::from(header.memory.as_mut_slice()).cast();
@@ -368,11 +376,13 @@ impl FreeBlock {
     }
 }
 
-/// Where a block goes after use: a pool, or a ring that lends its buffers to the kernel.
-pub(crate) trait Home: Send + Sync {
-    /// Called once for each lent block, on the thread that dropped the last reference to it. `self`
-    /// is the reference to its home that the block held.
-    fn give_back(self: Arc<Self>, block: FreeBlock);
+/// Where a block goes after use, on the thread that dropped the last reference to it.
+pub(super) enum Home {
+    /// A pool's lists.
+    Lists(Arc<FreeLists>),
+    /// What the models see it with.
+    #[cfg(loom)]
+    Model(Arc<dyn Fn() + Send + Sync>),
 }
 
 /// The memory behind slices. Only `refs` is touched between the making of the first slice and the
@@ -380,10 +390,12 @@ pub(crate) trait Home: Send + Sync {
 struct Header {
     refs: AtomicUsize,
     memory: Vec<u8>,
+    /// Among what its home has.
+    class: usize,
     /// Holds the bytes when they came as `Bytes`; `memory` is empty then.
     foreign: Option<Bytes>,
     /// Where the memory goes in the end; it is freed if there is none.
-    home: Option<Arc<dyn Home>>,
+    home: Option<Home>,
 }
 
 /// What the `Send` and `Sync` of slices and blocks rest on.
@@ -394,7 +406,7 @@ const _: () = {
 
 impl Header {
     fn new(memory: Vec<u8>, foreign: Option<Bytes>) -> Header {
-        Header { refs: AtomicUsize::new(0), memory, foreign, home: None }
+        Header { refs: AtomicUsize::new(0), memory, class: 0, foreign, home: None }
     }
 }
 
@@ -426,7 +438,10 @@ unsafe fn release(header: NonNull<Header>, count: usize) {
 unsafe fn retire(header: NonNull<Header>) {
     // SAFETY: every header comes from `Box::leak`, and nobody else can reach this one any more.
     let mut header = unsafe { Box::from_raw(header.as_ptr()) };
-    if let Some(home) = header.home.take() {
-        home.give_back(FreeBlock(header));
+    match header.home.take() {
+        Some(Home::Lists(lists)) => lists.give_back(FreeBlock(header)),
+        #[cfg(loom)]
+        Some(Home::Model(given_back)) => given_back(),
+        None => {}
     }
 }

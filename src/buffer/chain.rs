@@ -42,7 +42,7 @@ impl Chain {
     }
 
     /// Adds `slice` at the end, without copying.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, slice: Slice) {
         if slice.is_empty() {
             return;
@@ -50,8 +50,14 @@ impl Chain {
         if self.len == 0 {
             self.len = slice.len();
             self.head = slice;
-            return;
+        } else {
+            self.push_behind(slice);
         }
+    }
+
+    /// The same for a chain that is not empty.
+    #[inline(never)]
+    fn push_behind(&mut self, slice: Slice) {
         let bytes = slice.len();
         if let Err(slice) = self.last_mut().try_merge(slice) {
             self.rest.push_back(slice);
@@ -63,6 +69,19 @@ impl Chain {
     /// is as large as what the chain already has, so that many small writes take few blocks.
     #[inline]
     pub(crate) fn write_copy(&mut self, data: &[u8], pool: &Pool) {
+        if self.len > 0 || self.tail.is_some() {
+            return self.write_behind(data, pool);
+        }
+        let mut block = pool.allocate(data.len());
+        block.spare()[..data.len()].copy_from_slice(data);
+        self.head = block.take(data.len());
+        self.len = data.len();
+        self.tail = Some(block);
+    }
+
+    /// The same for a chain that has something, if only room.
+    #[inline(never)]
+    fn write_behind(&mut self, data: &[u8], pool: &Pool) {
         let mut rest = data;
         let fitting = self.capacity_left();
         if 0 < fitting && fitting < data.len() {
@@ -101,6 +120,17 @@ impl Chain {
             self.len -= bytes;
             return Some(self.head.split_to(bytes));
         }
+        if bytes == self.len && self.rest.is_empty() {
+            self.len = 0;
+            self.release();
+            return Some(std::mem::take(&mut self.head));
+        }
+        self.next_of_several(bytes, pool)
+    }
+
+    /// The same for bytes that reach the end of the first piece of several, or beyond.
+    #[inline(never)]
+    fn next_of_several(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
         if bytes == self.head.len() {
             return Some(self.pop_front());
         }
@@ -200,7 +230,15 @@ impl Chain {
     /// Drops everything, the spare included.
     #[inline]
     pub(crate) fn clear(&mut self) {
-        *self = Chain::new();
+        self.len = 0;
+        if !self.rest.is_empty() {
+            self.rest.clear();
+        }
+        let head = std::mem::take(&mut self.head);
+        if let Some(mut tail) = self.tail.take() {
+            tail.reclaim(head);
+        }
+        self.release();
     }
 
     /// Drops everything after the first `bytes`.

@@ -18,21 +18,20 @@ struct Witness {
     returns: AtomicUsize,
 }
 
-impl Home for Witness {
-    fn give_back(self: Arc<Self>, _block: FreeBlock) {
-        for has_read in &self.has_read {
-            assert!(has_read.load(Ordering::Relaxed), "reused while read");
-        }
-        self.returns.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 impl Witness {
     fn lend(readers: usize) -> (Arc<Witness>, Block) {
         let has_read = (0..readers).map(|_| AtomicBool::new(false)).collect();
         let witness = Arc::new(Witness { has_read, returns: AtomicUsize::new(0) });
-        let block = FreeBlock::new(8).lend(Arc::clone(&witness) as Arc<dyn Home>);
+        let sees = Arc::clone(&witness);
+        let block = FreeBlock::new(8, 0).lend(Home::Model(Arc::new(move || sees.give_back())));
         (witness, block)
+    }
+
+    fn give_back(&self) {
+        for has_read in &self.has_read {
+            assert!(has_read.load(Ordering::Relaxed), "reused while read");
+        }
+        self.returns.fetch_add(1, Ordering::Relaxed);
     }
 
     fn read_and_drop(&self, reader: usize, slice: Slice) {

@@ -69,8 +69,8 @@ impl Pool {
     pub(crate) fn allocate(&self, bytes_min: usize) -> Block {
         let class = self.0.class(bytes_min);
         match with_local(Arc::as_ptr(&self.0), |local| local?.pop(class)) {
-            Some(entry) => entry.block.lend(entry.home),
-            None => self.0.pop(class, bytes_min).lend(Arc::clone(&self.0) as Arc<dyn Home>),
+            Some(entry) => entry.block.lend(Home::Lists(entry.home)),
+            None => self.0.pop(class, bytes_min).lend(Home::Lists(Arc::clone(&self.0))),
         }
     }
 
@@ -152,7 +152,7 @@ impl Pool {
 }
 
 /// What a pool is: its free blocks, and counts of all blocks.
-struct FreeLists {
+pub(super) struct FreeLists {
     /// The list at index `class` has blocks of `class_bytes(class)`.
     lists: Box<[ArrayQueue<FreeBlock>]>,
     /// How many more of each the attached thread has. Written by that thread only.
@@ -182,12 +182,26 @@ impl FreeLists {
         1 << (self.bytes_min_log2 as usize + class)
     }
 
+    /// Takes back a block that was lent. `self` is the reference to its home that the block held.
+    pub(super) fn give_back(self: Arc<Self>, block: FreeBlock) {
+        let class = block.class();
+        let lists = Arc::as_ptr(&self);
+        let entry = LocalBlock { block, home: self };
+        let rejected = with_local(lists, |local| match local {
+            Some(local) => local.push(class, entry),
+            None => Some(entry),
+        });
+        if let Some(LocalBlock { block, home }) = rejected {
+            home.push(class, block);
+        }
+    }
+
     // Out of the way of the attached thread, whose own lists nearly always do.
     #[inline(never)]
     fn pop(&self, class: usize, bytes_min: usize) -> FreeBlock {
         match self.lists.get(class) {
-            Some(list) => list.pop().unwrap_or_else(|| self.create(self.class_bytes(class))),
-            None => self.create(bytes_min),
+            Some(list) => list.pop().unwrap_or_else(|| self.create(self.class_bytes(class), class)),
+            None => self.create(bytes_min, class),
         }
     }
 
@@ -203,8 +217,8 @@ impl FreeLists {
     }
 
     #[cold]
-    fn create(&self, bytes: usize) -> FreeBlock {
-        let block = FreeBlock::new(bytes);
+    fn create(&self, bytes: usize, class: usize) -> FreeBlock {
+        let block = FreeBlock::new(bytes, class);
         self.blocks.fetch_add(1, Ordering::Relaxed);
         self.block_bytes.fetch_add(bytes, Ordering::Relaxed);
         block
@@ -214,21 +228,6 @@ impl FreeLists {
     fn destroy(&self, block: FreeBlock) {
         self.blocks.fetch_sub(1, Ordering::Relaxed);
         self.block_bytes.fetch_sub(block.capacity(), Ordering::Relaxed);
-    }
-}
-
-impl Home for FreeLists {
-    fn give_back(self: Arc<Self>, block: FreeBlock) {
-        let class = self.class(block.capacity());
-        let lists = Arc::as_ptr(&self);
-        let entry = LocalBlock { block, home: self };
-        let rejected = with_local(lists, |local| match local {
-            Some(local) => local.push(class, entry),
-            None => Some(entry),
-        });
-        if let Some(LocalBlock { block, home }) = rejected {
-            home.push(class, block);
-        }
     }
 }
 
