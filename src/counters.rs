@@ -8,6 +8,7 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
         /// Counts kept while the poller runs; any thread may read them.
         #[derive(Default)]
+        #[repr(C)]
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: Count,)+
         }
@@ -67,16 +68,23 @@ impl Counters {
 }
 
 counters! {
-    /// Sends the kernel has not taken whole yet.
-    sends_in_flight,
+    // First what every request counts, so that it lies together.
     /// Waits for events, or looks for them; with io_uring, what is to be sent goes along.
     wait_calls,
-    /// Visits to the kernel only to hand over submissions, because their queue was full.
-    submit_calls,
     /// Receive calls, empty ones included.
     receive_calls,
+    /// Bytes received.
+    received_bytes,
+    /// Runs of handlers that were begun, or handed to whoever begins them.
+    handler_runs,
     /// Send calls, on whichever thread.
     send_calls,
+    /// Bytes the kernel took.
+    sent_bytes,
+    /// Sends the kernel has not taken whole yet.
+    sends_in_flight,
+    /// Visits to the kernel only to hand over submissions, because their queue was full.
+    submit_calls,
     /// Accept calls, empty ones included.
     accept_calls,
     /// Calls that change what is watched.
@@ -87,14 +95,8 @@ counters! {
     sqpoll_wake_calls,
     /// Calls made once per connection or ring: connect, shutdown, register.
     setup_calls,
-    /// Bytes received.
-    received_bytes,
-    /// Bytes the kernel took.
-    sent_bytes,
     /// Connections accepted.
     accepts,
-    /// Runs of handlers that were begun, or handed to whoever begins them.
-    handler_runs,
     /// Runs of handlers that workers took from a poller that was held up.
     moved_runs,
     /// Completions taken from a ring.

@@ -1,8 +1,8 @@
 //! Servers: listeners, handlers, shutdown.
 //!
-//! A server's connections live on its pollers; each carries an `Arc` of [`Hooks`], which holds the
-//! handlers and the books. Listeners live on the first poller, which accepts and hands connections
-//! out to all, or, with `reuse_port`, one on each poller.
+//! A server's connections live on its pollers; each carries an `Arc` of its [`Service`], which
+//! holds the handlers and, as its hooks, the books. Listeners live on the first poller, which
+//! accepts and hands connections out to all, or, with `reuse_port`, one on each poller.
 
 mod builder;
 mod shutdown;
@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
-use crate::connection::{Handle, Handler, Kind, Service, Shared, attach};
+use crate::connection::{Handle, Hooks, Service, Shared, attach};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::{Accept, Command};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
-use crate::task::{Executor, PlacementStats};
+use crate::task::PlacementStats;
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -74,20 +74,17 @@ type Prepare = Box<dyn Fn(&Handle) -> Result<()> + Send + Sync>;
 type Notify = Box<dyn Fn(&Handle) + Send + Sync>;
 type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
 
-/// The user's code.
+/// The user's code, but for the handlers of connections and requests.
 #[derive(Default)]
-struct Handlers {
+struct Callbacks {
     prepare: Option<Prepare>,
-    connect: Option<Box<dyn Handler>>,
-    request: Option<Box<dyn Handler>>,
     disconnect: Option<Notify>,
     error: Option<Report>,
 }
 
-/// What each connection of a server refers to.
-struct Hooks {
-    handlers: Handlers,
-    executor: Executor,
+/// What all connections of a server share beside its handlers.
+struct Books {
+    callbacks: Callbacks,
     counts: Counts,
     draining: AtomicBool,
     connections_max: usize,
@@ -107,9 +104,9 @@ struct Counts {
 }
 
 struct Inner {
-    hooks: Arc<Hooks>,
-    /// The same, as connections know it.
-    service: Arc<dyn Service>,
+    service: Arc<Service>,
+    /// The hooks of the service.
+    books: Arc<Books>,
     pollers: Pollers,
     owns_pollers: bool,
     limits: Arc<Limits>,
@@ -160,7 +157,7 @@ impl Server {
     /// Closed, if it was shut down before.
     pub fn spawn(self) -> Result<ServerHandle> {
         let inner = self.inner;
-        inner.hooks.progress.start(self.listeners.len())?;
+        inner.books.progress.start(self.listeners.len())?;
         let remotes = inner.pollers.remotes();
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
@@ -186,7 +183,7 @@ impl ServerHandle {
 
     /// What the server did and holds.
     pub fn stats(&self) -> ServerStats {
-        let counts = &self.0.hooks.counts;
+        let counts = &self.0.books.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let pollers = self.0.pollers.stats();
         ServerStats {
@@ -201,48 +198,28 @@ impl ServerHandle {
             cut: read(&counts.cut),
             pollers,
             backend: self.0.pollers.backend(),
-            placement: self.0.hooks.executor.placement(),
-            auto: self.0.hooks.executor.stats(),
+            placement: self.0.service.executor.placement(),
+            auto: self.0.service.executor.stats(),
             poller_count: self.0.pollers.count(),
         }
     }
 }
 
-impl Service for Hooks {
-    fn serves_connect(&self) -> bool {
-        self.handlers.connect.is_some()
-    }
-
-    fn serves_requests(&self) -> bool {
-        self.handlers.request.is_some()
-    }
-
+impl Hooks for Books {
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
     fn prepare(&self, handle: &Handle) -> Result<()> {
-        let prepared = self.handlers.prepare.as_ref().map_or(Ok(()), |prepare| prepare(handle));
+        let prepared = self.callbacks.prepare.as_ref().map_or(Ok(()), |prepare| prepare(handle));
         let stays = prepared.is_ok() && !handle.is_closed();
         let count = if stays { &self.counts.accepted } else { &self.counts.refused };
         count.fetch_add(1, Ordering::Relaxed);
         prepared
     }
 
-    fn handler(&self, kind: Kind) -> (&dyn Handler, &Executor) {
-        let handler = match kind {
-            Kind::Connect => &self.handlers.connect,
-            Kind::Request => &self.handlers.request,
-        };
-        (handler.as_deref().expect("runs start only where there is one"), &self.executor)
-    }
-
-    fn executor(&self) -> &Executor {
-        &self.executor
-    }
-
     fn disconnected(&self, handle: &Handle) {
-        if let Some(disconnect) = &self.handlers.disconnect {
+        if let Some(disconnect) = &self.callbacks.disconnect {
             disconnect(handle);
         }
     }
@@ -251,7 +228,7 @@ impl Service for Hooks {
         let count = if error.is_panicked() { &self.counts.panics } else { &self.counts.errors };
         count.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(peer = %handle.peer_addr(), %error, "handler failed");
-        if let Some(report) = &self.handlers.error {
+        if let Some(report) = &self.callbacks.error {
             report(handle, error);
         }
     }
@@ -286,9 +263,9 @@ struct Acceptor {
 impl Accept for Acceptor {
     fn on_accepted(&self, socket: Socket, peer: PeerAddr) {
         let inner = &self.inner;
-        let counts = &inner.hooks.counts;
-        if inner.hooks.is_draining()
-            || counts.open.load(Ordering::Relaxed) >= inner.hooks.connections_max
+        let counts = &inner.books.counts;
+        if inner.books.is_draining()
+            || counts.open.load(Ordering::Relaxed) >= inner.books.connections_max
         {
             // Accepted and closed: the peer sees an end at once, instead of waiting in the backlog.
             counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -307,13 +284,13 @@ impl Accept for Acceptor {
         const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
         let inner = &self.inner;
         if SHORT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
-            let before = inner.hooks.counts.pauses.fetch_add(1, Ordering::Relaxed);
+            let before = inner.books.counts.pauses.fetch_add(1, Ordering::Relaxed);
             if before == 0 {
                 tracing::warn!(%error, "accept: pausing until there is room");
             }
             return true;
         }
-        inner.hooks.progress.fail(Error::io("accept", copy(error)));
+        inner.books.progress.fail(Error::io("accept", copy(error)));
         false
     }
 
@@ -330,7 +307,7 @@ impl Accept for Acceptor {
             place.map(|place| acceptors.swap_remove(place))
         };
         drop(gone);
-        self.inner.hooks.progress.listener_gone();
+        self.inner.books.progress.listener_gone();
     }
 }
 

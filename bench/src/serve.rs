@@ -207,6 +207,7 @@ fn builder(args: ServeArgs, upstream: Option<Upstream>) -> ServerBuilder {
     }
 }
 
+#[inline]
 fn copy_into_reply(connection: &mut Connection, piece: Slice) -> ringpoll::Result<()> {
     connection.write_copy(&piece)
 }
@@ -241,13 +242,16 @@ async fn answer_all(
 }
 
 /// The next frame if all of it is there.
+#[inline(always)]
 fn buffered_frame(
     connection: &mut Connection,
     frame_max: usize,
 ) -> ringpoll::Result<Option<Slice>> {
     // Nearly every header lies in one piece, and is read there without counting a reference.
-    let bytes = match connection.buffered().first_chunk::<HEADER_BYTES>() {
+    let buffered = connection.buffered();
+    let bytes = match buffered.first_chunk::<HEADER_BYTES>() {
         Some(header) => frame_bytes(header, frame_max)?,
+        None if buffered.is_empty() => return Ok(None),
         None => match connection.try_peek(HEADER_BYTES) {
             Some(header) => frame_bytes(&header, frame_max)?,
             None => return Ok(None),
@@ -257,6 +261,7 @@ fn buffered_frame(
 }
 
 /// How long a frame is, header included.
+#[inline(always)]
 fn frame_bytes(header: &[u8], frame_max: usize) -> ringpoll::Result<usize> {
     let header = *header.first_chunk().expect("four bytes were asked for");
     let bytes = payload_bytes(header, frame_max).map_err(Error::other)?;

@@ -15,7 +15,7 @@ use super::here;
 use super::input::{End, Handed, Input};
 use super::output::Output;
 use super::run::{self, InTask, Polling, RunEnd, take_on};
-use super::shared::{Remote, Shared, guard};
+use super::shared::{BOTH, Remote, Shared, guard};
 use super::spare;
 use super::state::Kind;
 use crate::buffer::Chain;
@@ -48,16 +48,17 @@ impl Endpoint for Shared {
             return false;
         }
         if let Some(service) = &self.service {
-            if service.is_draining() {
+            if service.hooks.is_draining() {
                 // Accepted while the server began to shut down, and too late to be looked at by it.
                 return false;
             }
             let handle = Handle::of(self);
-            let accepted = catch_unwind(AssertUnwindSafe(|| service.prepare(&handle).is_ok()));
+            let accepted =
+                catch_unwind(AssertUnwindSafe(|| service.hooks.prepare(&handle).is_ok()));
             if !accepted.unwrap_or(false) || self.life.is_closed() {
                 return false;
             }
-            if service.serves_connect() {
+            if service.connect.is_some() {
                 let handed = lock(&self.input).start(Kind::Connect);
                 batch.start(self, handed);
             }
@@ -189,7 +190,7 @@ impl Endpoint for Shared {
     fn begin(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;
         self.count_run();
-        let (handler, executor) = service.handler(handed.kind);
+        let (handler, executor) = (service.handler(handed.kind), &service.executor);
         let Some(here) = executor.here() else {
             executor.spawn_elsewhere(InTask::new(Arc::clone(self), handed));
             task::pause_timing();
@@ -206,9 +207,12 @@ impl Endpoint for Shared {
             }
             None => Err(run::panicked(run::HANDLER)),
         };
-        let returned = polling.end();
+        let has_returned = polling.end();
+        if has_returned && outcome.is_ok() && self.rest() {
+            return None;
+        }
         let has_failed = outcome.is_err();
-        guard("handler", || self.end_run(outcome.err(), returned));
+        guard("handler", || self.end_run(outcome.err(), has_returned));
         if has_failed {
             // The user was told.
             task::pause_timing();
@@ -219,8 +223,10 @@ impl Endpoint for Shared {
     #[cold]
     fn give_up(self: &Arc<Self>, handed: Handed) {
         let Handed { reader, writer, .. } = handed;
-        let parts = (reader, writer.unwrap_or_else(spare::writer));
-        guard("handler", || self.end_run(Some(run::given_up(run::HANDLER)), Some(parts)));
+        guard("handler", || {
+            self.release(BOTH, Some(reader), writer);
+            self.end_run(Some(run::given_up(run::HANDLER)), false);
+        });
     }
 
     fn act(self: &Arc<Self>, action: Action) {
@@ -236,19 +242,19 @@ impl Endpoint for Shared {
         let kept =
             guard("handler", || match task::try_poll(self.owner(), |cx| run.as_mut().poll(cx)) {
                 Tried::Done(()) => None,
-                Tried::Waits(wait) => take_on(&self.remote, service.executor(), run, wait),
+                Tried::Waits(wait) => take_on(&self.remote, &service.executor, run, wait),
             });
         kept.flatten()
     }
 
     fn is_movable(&self) -> bool {
-        self.service.as_ref().is_some_and(|service| service.executor().workers().is_some())
+        self.service.as_ref().is_some_and(|service| service.executor.workers().is_some())
     }
 
     fn run_elsewhere(self: Arc<Self>, handed: Handed) {
         let Some(service) = self.service.clone() else { return };
         self.count_run();
-        service.executor().spawn_elsewhere(InTask::new(self, handed));
+        service.executor.spawn_elsewhere(InTask::new(self, handed));
     }
 
     fn send_here(self: &Arc<Self>, first: Chain) {
@@ -326,7 +332,7 @@ impl Shared {
         task: &mut Context<'_>,
     ) -> Option<Run> {
         let service = self.service.clone()?;
-        let (handler, executor) = service.handler(handed.kind);
+        let (handler, executor) = (service.handler(handed.kind), &service.executor);
         let connection = self.hand_out(handed);
         handler.begin_in_task(connection, executor.context(), RunEnd::new(self), task)
     }

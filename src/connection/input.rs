@@ -162,7 +162,7 @@ impl Input {
     }
 
     /// Starts a run, with all that is here.
-    #[inline]
+    #[inline(always)]
     pub(super) fn start(&mut self, kind: Kind) -> Handed {
         debug_assert_eq!(self.inbox_len(), 0, "what is home has been settled");
         // What starts it is not consumed yet.

@@ -6,6 +6,7 @@
 //! when it is dropped.
 
 mod endpoint;
+mod flush;
 mod handle;
 mod here;
 mod input;
@@ -21,6 +22,7 @@ mod wait;
 mod writer;
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -34,10 +36,11 @@ use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
 use crate::task::Executor;
 
+use flush::Submission;
 pub use handle::{ConnectionStats, Handle};
 use lent::Lent;
 use reader::impl_reader;
-use wait::{Began, Submission};
+use wait::Began;
 use writer::impl_writer;
 
 pub(crate) use here::current_poller;
@@ -46,17 +49,35 @@ pub(crate) use shared::{Remote, Shared};
 pub(crate) use state::Kind;
 use state::{READER, WRITER};
 
-/// What a server does for its connections: the calls upward. They run user code.
-pub(crate) trait Service: Send + Sync {
-    fn serves_connect(&self) -> bool;
-    fn serves_requests(&self) -> bool;
+/// What a server does for its connections.
+pub(crate) struct Service {
+    pub(crate) connect: Option<Box<dyn Handler>>,
+    pub(crate) request: Option<Box<dyn Handler>>,
+    /// What runs those.
+    pub(crate) executor: Executor,
+    pub(crate) hooks: Arc<dyn Hooks>,
+}
+
+impl Service {
+    /// The handler for such a run.
+    ///
+    /// # Panics
+    /// If there is none: a run starts only where there is one.
+    #[inline]
+    fn handler(&self, kind: Kind) -> &dyn Handler {
+        let handler = match kind {
+            Kind::Connect => &self.connect,
+            Kind::Request => &self.request,
+        };
+        handler.as_deref().expect("runs start only where there is one")
+    }
+}
+
+/// The other calls upward. They run user code.
+pub(crate) trait Hooks: Send + Sync {
     fn is_draining(&self) -> bool;
     /// On the poller, before registration; an error refuses the connection.
     fn prepare(&self, handle: &Handle) -> Result<()>;
-    /// A handler, which must be there, and what runs it.
-    fn handler(&self, kind: Kind) -> (&dyn Handler, &Executor);
-    /// What runs its handlers.
-    fn executor(&self) -> &Executor;
     fn disconnected(&self, handle: &Handle);
     fn failed(&self, handle: &Handle, error: &Error);
     /// Something was spawned beside the handlers.
@@ -194,7 +215,7 @@ impl WriteHalf {
     /// Waits until nothing more can be written: this side is closed, or the connection has failed.
     /// For a writer that has nothing to flush.
     pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Poll<Error> {
-        wait::poll_end(&self.handle.0, cx)
+        flush::poll_end(&self.handle.0, cx)
     }
 
     /// Withdraws what the last poll has registered.
@@ -225,7 +246,7 @@ impl Drop for Connection {
         let shared = &self.handle.0;
         if !shared.is_serving() {
             shared.close();
-        } else if let Some((reader, writer)) = run::keep_for_end(shared, (reader, writer)) {
+        } else if let Some((reader, writer)) = run::leave_to_end(shared, reader, writer) {
             shared.release(shared::BOTH, Some(reader), Some(writer));
         }
     }

@@ -107,7 +107,7 @@ impl Output {
 
     /// Takes `bytes` in. While nothing is queued, `leave` may take them from here to the poller by
     /// itself (`true`); otherwise they are sent, or queued.
-    #[inline]
+    #[inline(always)]
     pub(super) fn submit(
         &mut self,
         bytes: &mut Chain,
@@ -147,7 +147,7 @@ impl Output {
     }
 
     /// Sends what the socket takes now, up to one turn's worth.
-    #[inline]
+    #[inline(always)]
     fn send_now(&mut self, bytes: &mut Chain, counters: &Counters) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
         let mut turn_bytes = 0;

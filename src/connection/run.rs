@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use super::Connection;
 use super::input::Handed;
 use super::shared::{BOTH, Remote, Shared};
+use super::spare;
 use crate::buffer::{Chain, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Endpoint};
@@ -70,7 +71,9 @@ where
             let this = running.project();
             let context = &*this.context;
             let poll = |cx: &mut Context<'_>| context.run(|| this.future.poll(cx));
-            let tried = here.begin(|| task::try_poll(shared.owner(), poll));
+            let first = here.begin();
+            let tried = task::try_poll(shared.owner(), poll);
+            first.end();
             if let Tried::Waits(_) = tried {
                 *this.end = Some(RunEnd::new(Arc::clone(shared)));
             }
@@ -156,20 +159,17 @@ impl<F: Future<Output = Result<()>>> Future for Running<F> {
         let Poll::Ready(outcome) = this.context.run(|| this.future.poll(cx)) else {
             return Poll::Pending;
         };
-        let returned = polling.end();
-        end.set(outcome, returned);
+        let has_returned = polling.end();
+        end.set(outcome, has_returned);
         Poll::Ready(())
     }
 }
 
-/// The reader and the writer of a connection.
-pub(super) type Parts = (Box<Chain>, Box<Staging>);
-
 thread_local! {
     /// The connection whose run is polled on this thread, by its address; 0 is none.
     static POLLED: Cell<usize> = const { Cell::new(0) };
-    /// What a run has given back in this poll, and whose it is.
-    static RETURNED: Cell<Option<(usize, Parts)>> = const { Cell::new(None) };
+    /// The one that such a run has given back in this poll, with nothing left in it.
+    static RETURNED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Whoever runs on this thread takes in what has arrived for that connection.
@@ -180,28 +180,27 @@ pub(super) fn takes_in(shared: &Shared) {
     }
 }
 
-/// Most runs drop their connection as they end. What it had is kept here then, and goes home with
-/// the end of the run, at once. Gives back what is not kept.
+/// Most runs drop their connection as they end, with nothing left in it. Then it goes home with the
+/// end of the run, at once. Gives back what is to go home now.
 #[inline]
-pub(super) fn keep_for_end(shared: &Shared, parts: Parts) -> Option<Parts> {
+pub(super) fn leave_to_end(
+    shared: &Shared,
+    reader: Box<Chain>,
+    writer: Box<Staging>,
+) -> Option<(Box<Chain>, Box<Staging>)> {
     let owner = shared.owner();
-    if POLLED.get() != owner {
-        return Some(parts);
+    let is_left =
+        POLLED.get() == owner && RETURNED.get() == 0 && reader.is_empty() && writer.is_empty();
+    if !is_left {
+        return Some((reader, writer));
     }
-    RETURNED.with(|returned| match returned.take() {
-        None => {
-            returned.set(Some((owner, parts)));
-            None
-        }
-        others => {
-            returned.set(others);
-            Some(parts)
-        }
-    })
+    spare::keep(reader, writer);
+    RETURNED.set(owner);
+    None
 }
 
-/// One poll of a run. What was given back and is not taken goes home when this is dropped: the run
-/// goes on without its connection, or has panicked.
+/// One poll of a run. A connection that was given back, and is not taken home, goes there when this
+/// is dropped: the run goes on without it, or has panicked.
 pub(super) struct Polling<'a> {
     shared: &'a Arc<Shared>,
     owner: usize,
@@ -210,30 +209,28 @@ pub(super) struct Polling<'a> {
 }
 
 impl<'a> Polling<'a> {
-    /// `owner` is the connection's; 0 keeps nothing for the end.
+    /// `owner` is the connection's; 0 leaves nothing to the end.
     #[inline]
     pub(super) fn begin(shared: &'a Arc<Shared>, owner: usize) -> Polling<'a> {
         Polling { shared, owner, outer: POLLED.replace(owner) }
     }
 
-    /// Ends the poll, and takes what it has given back.
-    #[inline]
-    pub(super) fn end(self) -> Option<Parts> {
-        let returned = self.take();
+    /// Ends the poll. `true`: it has given its connection back, which goes home with the run.
+    #[inline(always)]
+    pub(super) fn end(self) -> bool {
         POLLED.set(self.outer);
+        let has_returned = self.take();
         std::mem::forget(self);
-        returned
+        has_returned
     }
 
     #[inline]
-    fn take(&self) -> Option<Parts> {
-        RETURNED.with(|returned| match returned.take() {
-            Some((owner, parts)) if owner == self.owner => Some(parts),
-            others => {
-                returned.set(others);
-                None
-            }
-        })
+    fn take(&self) -> bool {
+        let has_returned = self.owner != 0 && RETURNED.get() == self.owner;
+        if has_returned {
+            RETURNED.set(0);
+        }
+        has_returned
     }
 }
 
@@ -241,8 +238,8 @@ impl Drop for Polling<'_> {
     #[inline]
     fn drop(&mut self) {
         POLLED.set(self.outer);
-        if let Some((reader, writer)) = self.take() {
-            self.shared.release(BOTH, Some(reader), Some(writer));
+        if self.take() {
+            self.shared.release_empty(BOTH);
         }
     }
 }
@@ -252,20 +249,20 @@ impl Drop for Polling<'_> {
 pub(crate) struct RunEnd {
     shared: Arc<Shared>,
     outcome: Option<Result<()>>,
-    /// What goes home with it.
-    returned: Option<Parts>,
+    /// Its connection goes home with it.
+    has_returned: bool,
     /// It is beside the runs of the connection, and holds none of its parts.
     is_spawned: bool,
 }
 
 impl RunEnd {
     pub(super) fn new(shared: Arc<Shared>) -> RunEnd {
-        RunEnd { shared, outcome: None, returned: None, is_spawned: false }
+        RunEnd { shared, outcome: None, has_returned: false, is_spawned: false }
     }
 
-    fn set(&mut self, outcome: Result<()>, returned: Option<Parts>) {
+    fn set(&mut self, outcome: Result<()>, has_returned: bool) {
         self.outcome = Some(outcome);
-        self.returned = returned;
+        self.has_returned = has_returned;
     }
 
     #[cold]
@@ -301,7 +298,8 @@ impl Drop for RunEnd {
         };
         match self.is_spawned {
             true => self.shared.end_spawned(failure),
-            false => self.shared.end_run(failure, self.returned.take()),
+            false if self.has_returned && failure.is_none() && self.shared.rest() => {}
+            false => self.shared.end_run(failure, self.has_returned),
         }
     }
 }
@@ -319,10 +317,10 @@ where
             "spawn: not a server's connection; spawn on an executor of your own",
         ));
     };
-    service.spawned();
+    service.hooks.spawned();
     let end =
-        RunEnd { shared: Arc::clone(shared), outcome: None, returned: None, is_spawned: true };
-    let executor = service.executor();
+        RunEnd { shared: Arc::clone(shared), outcome: None, has_returned: false, is_spawned: true };
+    let executor = &service.executor;
     let running = Running::new(future, executor.context().clone(), end);
     let remote = Arc::clone(&shared.remote);
     executor.spawn(running, move |task, workers| remote.send(Command::Run(task, workers)));

@@ -13,7 +13,6 @@ use super::Service;
 use super::handle::Handle;
 use super::input::{End, Filed, Input};
 use super::output::{Flusher, Output};
-use super::run::Parts;
 use super::spare;
 use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
 use super::timeout::{IdleTimeout, Timeouts};
@@ -45,7 +44,7 @@ pub(crate) struct Shared {
     pub(super) idle_timeout: IdleTimeout,
     pub(super) remote: Arc<Remote>,
     /// Set on connections that a server accepted.
-    pub(super) service: Option<Arc<dyn Service>>,
+    pub(super) service: Option<Arc<Service>>,
     pub(super) limits: Arc<Limits>,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
@@ -74,12 +73,12 @@ impl Shared {
     pub(crate) fn new(
         remote: &Arc<Remote>,
         limits: &Arc<Limits>,
-        service: Option<Arc<dyn Service>>,
+        service: Option<Arc<Service>>,
         socket: Arc<Socket>,
         peer: PeerAddr,
     ) -> Arc<Shared> {
         remote.load.fetch_add(1, Ordering::Relaxed);
-        let serves = service.as_ref().is_some_and(|service| service.serves_requests());
+        let serves = service.as_ref().is_some_and(|service| service.request.is_some());
         Arc::new(Shared {
             remote: Arc::clone(remote),
             idle_timeout: IdleTimeout::new(limits.idle_timeout),
@@ -143,7 +142,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn belongs_to(&self, service: &Arc<dyn Service>) -> bool {
+    pub(crate) fn belongs_to(&self, service: &Arc<Service>) -> bool {
         self.service.as_ref().is_some_and(|own| Arc::ptr_eq(own, service))
     }
 
@@ -297,29 +296,32 @@ impl Shared {
     pub(super) fn tell_disconnected(self: &Arc<Self>) {
         if let Some(service) = &self.service {
             let handle = Handle::of(self);
-            guard("on_disconnect", || service.disconnected(&handle));
+            guard("on_disconnect", || service.hooks.disconnected(&handle));
         }
     }
 
-    /// A run's future is done.
-    pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>, returned: Option<Parts>) {
+    /// A run's future is done, and its connection goes home with it if `has_returned`.
+    pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>, has_returned: bool) {
         if let Some(error) = failure {
             self.report(&error);
             self.close();
         }
-        let Some((reader, writer)) = returned else {
-            return self.release(FUTURE, None, None);
-        };
-        if reader.is_empty() && writer.is_empty() && self.rest() {
-            spare::keep(reader, writer);
-        } else {
-            self.release(FUTURE | BOTH, Some(reader), Some(writer));
+        match has_returned {
+            true => self.release_empty(FUTURE | BOTH),
+            false => self.release(FUTURE, None, None),
         }
+    }
+
+    /// Takes back a connection with nothing left in it, whose reader and writer are not with it any
+    /// more.
+    pub(super) fn release_empty(self: &Arc<Self>, parts: u8) {
+        self.release(parts, Some(spare::reader()), None);
     }
 
     /// Ends a run that has left nothing, and after which there is nothing to do. `false`: there is,
     /// and the run has not ended. What [`release`](Self::release) does in the usual case.
-    fn rest(&self) -> bool {
+    #[inline]
+    pub(super) fn rest(&self) -> bool {
         let mut input = lock(&self.input);
         let is_at_rest = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
         is_at_rest && input.rest()
@@ -331,14 +333,14 @@ impl Shared {
             self.report(&error);
         }
         if let Some(service) = &self.service {
-            service.spawn_ended();
+            service.hooks.spawn_ended();
         }
     }
 
     fn report(self: &Arc<Self>, error: &Error) {
         if let Some(service) = &self.service {
             let handle = Handle::of(self);
-            guard("on_error", || service.failed(&handle, error));
+            guard("on_error", || service.hooks.failed(&handle, error));
         }
     }
 
@@ -405,7 +407,7 @@ impl Shared {
     fn settle_accounts(&self) {
         self.remote.load.fetch_sub(1, Ordering::Relaxed);
         if let Some(service) = &self.service {
-            service.gone();
+            service.hooks.gone();
         }
     }
 
@@ -471,6 +473,7 @@ pub(super) const BOTH: u8 = READER | WRITER;
 
 /// Runs user code that cannot fail otherwise: a panic is reported by the panic hook and goes
 /// no further.
+#[inline(always)]
 pub(super) fn guard<T>(what: &str, code: impl FnOnce() -> T) -> Option<T> {
     let done = catch_unwind(AssertUnwindSafe(code));
     if done.is_err() {

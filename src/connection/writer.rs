@@ -80,9 +80,9 @@ macro_rules! impl_writer {
             /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then
             /// everything stays as it is; the kernel's.
             pub fn submit(&mut self) -> Result<()> {
-                match wait::submit(&self.handle.0, &mut self.writer)? {
+                match flush::submit(&self.handle.0, &mut self.writer)? {
                     Submission::Sent | Submission::Queued(_) => Ok(()),
-                    Submission::Full(_) => Err(wait::full(&self.handle.0)),
+                    Submission::Full(_) => Err(flush::full(&self.handle.0)),
                 }
             }
 
@@ -93,8 +93,8 @@ macro_rules! impl_writer {
             /// # Errors
             /// Closed, write timeout (submitted bytes are still on their way then), the kernel's.
             #[inline]
-            pub async fn flush(&mut self) -> Result<()> {
-                wait::flush(&self.handle.0, &mut self.writer).await
+            pub fn flush(&mut self) -> impl Future<Output = Result<()>> + Send {
+                flush::Flushing::new(&self.handle.0, &mut self.writer)
             }
 
             /// Flushes, then ends this side of the stream: the peer reads its end, and can still
@@ -120,7 +120,7 @@ macro_rules! impl_writer {
             /// Closed, also when this side of the stream has ended; write timeout; the kernel's.
             pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
                 let began = &mut self.write_began.room;
-                wait::poll_room(&self.handle.0, &mut self.writer, began, cx)
+                flush::poll_room(&self.handle.0, &mut self.writer, began, cx)
             }
 
             /// [`flush`](Self::flush) as a poll. Covers all that was written before the last poll;
@@ -134,7 +134,7 @@ macro_rules! impl_writer {
             /// As for [`flush`](Self::flush).
             pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
                 let began = &mut self.write_began.flush;
-                wait::poll_flush(&self.handle.0, &mut self.writer, began, cx)
+                flush::poll_flush(&self.handle.0, &mut self.writer, began, cx)
             }
 
             /// [`shutdown_write`](Self::shutdown_write) as a poll. Once it has succeeded it does

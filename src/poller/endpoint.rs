@@ -93,6 +93,8 @@ pub(crate) struct Batch<E: Endpoint> {
     pub(super) go_ons: Vec<Arc<E>>,
     /// What others can steal. Only while somebody watches the poller.
     pub(super) open: Worker<Job<E>>,
+    /// Some went there since it was last run empty.
+    pub(super) is_open: bool,
     /// How many more jobs this round puts there.
     pub(super) open_left: usize,
     pub(super) jobs: Vec<Job<E>>,
@@ -108,6 +110,7 @@ impl<E: Endpoint> Batch<E> {
             wakers: Vec::new(),
             go_ons: Vec::new(),
             open: Worker::new_fifo(),
+            is_open: false,
             open_left: 0,
             jobs: Vec::new(),
             now_ns: now_ns(),
@@ -115,7 +118,7 @@ impl<E: Endpoint> Batch<E> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn start(&mut self, endpoint: &Arc<E>, handed: E::Handed) {
         self.push(Job::Begin(Arc::clone(endpoint), handed));
     }
@@ -130,13 +133,19 @@ impl<E: Endpoint> Batch<E> {
         self.go_ons.push(Arc::clone(endpoint));
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&mut self, job: Job<E>) {
         if self.open_left > 0 {
-            self.open_left -= 1;
-            self.open.push(job);
+            self.push_open(job);
         } else {
             self.jobs.push(job);
         }
+    }
+
+    #[inline(never)]
+    fn push_open(&mut self, job: Job<E>) {
+        self.open_left -= 1;
+        self.is_open = true;
+        self.open.push(job);
     }
 }

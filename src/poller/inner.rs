@@ -3,6 +3,7 @@
 //! Apart from the backend, so that the backend can report into it. On the poller's thread.
 
 use std::collections::HashMap;
+use std::task::Waker;
 use std::time::Duration;
 
 use super::ready::Job;
@@ -49,16 +50,21 @@ impl<E: Endpoint> Core<E> {
         if has_more {
             self.remote.ready.put_behind(self.batch.jobs.drain(..));
         }
-        for waker in self.batch.wakers.drain(..) {
-            waker.wake();
+        if !self.batch.wakers.is_empty() {
+            self.batch.wakers.drain(..).for_each(Waker::wake);
         }
-        let mut go_ons = std::mem::take(&mut self.batch.go_ons);
-        for endpoint in go_ons.drain(..) {
-            self.go_on(&endpoint);
+        if !self.batch.go_ons.is_empty() {
+            let mut go_ons = std::mem::take(&mut self.batch.go_ons);
+            for endpoint in go_ons.drain(..) {
+                self.go_on(&endpoint);
+            }
+            self.batch.go_ons = go_ons;
         }
-        self.batch.go_ons = go_ons;
         task::pause_timing();
-        self.run_open(has_more);
+        let is_open = std::mem::take(&mut self.batch.is_open);
+        if is_open || has_more {
+            self.run_open(has_more);
+        }
         let mut jobs = std::mem::take(&mut self.batch.jobs);
         for job in jobs.drain(..) {
             self.run(job);
@@ -69,6 +75,7 @@ impl<E: Endpoint> Core<E> {
     }
 
     /// Runs what others can steal, with what is behind it, if anything is.
+    #[inline(never)]
     fn run_open(&mut self, has_more: bool) {
         loop {
             while let Some(job) = self.batch.open.pop() {
@@ -80,7 +87,8 @@ impl<E: Endpoint> Core<E> {
         }
     }
 
-    #[inline]
+    // Part of its loop, as `Epoll::handle` is, and for the same reason.
+    #[inline(always)]
     pub(super) fn run(&mut self, job: Job<E>) {
         self.remote.ready.turn();
         match job {
@@ -230,6 +238,7 @@ impl<E: Endpoint> Sink for Core<E> {
 }
 
 impl<E: Endpoint> Core<E> {
+    #[inline(always)]
     fn received(&mut self, token: Token, bytes: Received<'_>) -> Flow {
         match self.slots.get(token) {
             Some(Slot::Endpoint(held)) => held.endpoint.on_received(bytes, &mut self.batch),

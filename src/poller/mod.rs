@@ -5,8 +5,8 @@
 //! Nothing here blocks but the backend's wait.
 //!
 //! ```text
-//! commands → wait: completions → endpoints → batch
-//!          → timers → batch: wake-ups, handlers → commands → …
+//! wait: completions → endpoints → batch → timers → batch: wake-ups, handlers
+//!       → commands, if there are any, and what they ask to run → wait …
 //! ```
 
 pub(crate) mod commands;
@@ -88,12 +88,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         // Blocks that come and go on this thread, the usual case, do so without an atomic
         // operation.
         let _attached = self.core.remote.pool.clone().attach();
-        loop {
-            self.obey_all();
-            self.run_batch();
-            if self.stopping && self.core.slots.count() == 0 {
-                break;
-            }
+        while !self.stopping || self.core.slots.count() > 0 {
             if let Err(error) = self.wait() {
                 // EBADF or EINVAL: the backend itself is broken, and waiting again would spin.
                 tracing::error!(%error, "poller ends: its backend cannot wait");
@@ -103,6 +98,11 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.core.fire_timers(&mut self.backend);
             self.resend();
             self.run_batch();
+            // After what has arrived, whose wake-ups and handlers may wait for nothing else.
+            if !self.commands.is_empty() {
+                self.obey_all();
+                self.run_batch();
+            }
         }
         // What was collected and not run, or taken and not obeyed, where the backend failed, and
         // what came after.

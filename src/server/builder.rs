@@ -9,12 +9,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::shutdown::Progress;
-use super::{Bound, Counts, Handlers, Hooks, Inner, Server};
+use super::{Books, Bound, Callbacks, Counts, Inner, Server};
 use crate::address::{Address, PeerAddr};
 use crate::config::{
     self, Backend, Balance, Limits, Placement, PollMode, SocketOptions, UringOptions, some,
 };
-use crate::connection::{Connection, Handle, Service};
+use crate::connection::{Connection, Handle, Handler, Service};
 use crate::error::{Error, Result};
 use crate::poller::group::Plan;
 use crate::pollers::Pollers;
@@ -37,7 +37,9 @@ pub struct ServerBuilder {
     connections_max: Option<usize>,
     reuse_port: bool,
     socket: SocketOptions,
-    handlers: Handlers,
+    connect: Option<Box<dyn Handler>>,
+    request: Option<Box<dyn Handler>>,
+    callbacks: Callbacks,
     listeners: Vec<Bound>,
 }
 
@@ -52,7 +54,7 @@ impl ServerBuilder {
         mut self,
         prepare: impl Fn(&Handle) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        self.handlers.prepare = Some(Box::new(prepare));
+        self.callbacks.prepare = Some(Box::new(prepare));
         self
     }
 
@@ -63,7 +65,7 @@ impl ServerBuilder {
         H: Fn(Connection) -> F + Send + Sync + 'static,
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        self.handlers.connect = Some(Box::new(handler));
+        self.connect = Some(Box::new(handler));
         self
     }
 
@@ -78,7 +80,7 @@ impl ServerBuilder {
         H: Fn(Connection) -> F + Send + Sync + 'static,
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        self.handlers.request = Some(Box::new(handler));
+        self.request = Some(Box::new(handler));
         self
     }
 
@@ -86,13 +88,13 @@ impl ServerBuilder {
     /// running `on_request`: the place to cancel it. Not called for connections that this side
     /// closes. Must not block.
     pub fn on_disconnect(mut self, disconnect: impl Fn(&Handle) + Send + Sync + 'static) -> Self {
-        self.handlers.disconnect = Some(Box::new(disconnect));
+        self.callbacks.disconnect = Some(Box::new(disconnect));
         self
     }
 
     /// Called when a run has failed or panicked, before its connection closes. Must not block.
     pub fn on_error(mut self, report: impl Fn(&Handle, &Error) + Send + Sync + 'static) -> Self {
-        self.handlers.error = Some(Box::new(report));
+        self.callbacks.error = Some(Box::new(report));
         self
     }
 }
@@ -306,7 +308,7 @@ impl ServerBuilder {
         if self.listeners.is_empty() {
             return Err(Error::invalid("server: no listener; call listen or bind"));
         }
-        if self.handlers.connect.is_none() && self.handlers.request.is_none() {
+        if self.connect.is_none() && self.request.is_none() {
             return Err(Error::invalid("server: no handler; set on_request or on_connect"));
         }
         self.limits.check()?;
@@ -328,17 +330,21 @@ impl ServerBuilder {
             used: usage::used_by_process,
         };
         let executor = Executor::start(self.placement, &self.worker_cpus, watched, host, context)?;
-        let hooks = Arc::new(Hooks {
-            handlers: self.handlers,
-            executor,
+        let books = Arc::new(Books {
+            callbacks: self.callbacks,
             counts: Counts::default(),
             draining: AtomicBool::new(false),
             connections_max: self.connections_max.unwrap_or(usize::MAX),
             progress: Progress::new(),
         });
         let inner = Arc::new(Inner {
-            service: Arc::clone(&hooks) as Arc<dyn Service>,
-            hooks,
+            service: Arc::new(Service {
+                connect: self.connect,
+                request: self.request,
+                executor,
+                hooks: Arc::clone(&books) as _,
+            }),
+            books,
             pollers,
             owns_pollers,
             limits: Arc::new(self.limits),

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Hooks, Inner, ServerHandle};
+use super::{Inner, ServerHandle};
 use crate::config;
-use crate::connection::{Service, Shared, current_poller};
+use crate::connection::{Hooks, Shared, current_poller};
 use crate::error::{Error, Result};
 use crate::poller::Command;
 use crate::sync::lock;
@@ -103,7 +103,7 @@ impl ServerHandle {
     /// # Errors
     /// What a listener died of; the server is shut down then, connections included.
     pub fn wait(&self) -> Result<()> {
-        let progress = &self.0.hooks.progress;
+        let progress = &self.0.books.progress;
         progress.wait_until(None, |state| state.ended || state.failure.is_some());
         let failure = progress.lock().failure.take();
         match failure {
@@ -152,7 +152,7 @@ impl ServerHandle {
             return Ok(0);
         }
         let cut = self.open_count();
-        self.0.hooks.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
+        self.0.books.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
         self.0.visit(|connection| connection.close());
         self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
         self.end();
@@ -162,15 +162,15 @@ impl ServerHandle {
     /// Whether the server takes no more connections and waits for its handlers to end. Long-lived
     /// handlers may ask.
     pub fn is_shutting_down(&self) -> bool {
-        self.0.hooks.is_draining()
+        self.0.books.is_draining()
     }
 
     fn open_count(&self) -> usize {
-        self.0.hooks.counts.open.load(Ordering::Acquire)
+        self.0.books.counts.open.load(Ordering::Acquire)
     }
 
     fn spawned_count(&self) -> usize {
-        self.0.hooks.counts.spawned.load(Ordering::SeqCst)
+        self.0.books.counts.spawned.load(Ordering::SeqCst)
     }
 
     /// Nobody has anything left to do.
@@ -184,8 +184,8 @@ impl ServerHandle {
                 "{operation}: called on a poller, which cannot wait for itself"
             )));
         }
-        self.0.hooks.draining.store(true, Ordering::SeqCst);
-        self.0.hooks.progress.lock().ending = true;
+        self.0.books.draining.store(true, Ordering::SeqCst);
+        self.0.books.progress.lock().ending = true;
         for acceptor in std::mem::take(&mut *lock(&self.0.acceptors)) {
             for remote in self.0.pollers.remotes() {
                 remote.send(Command::Unlisten(Arc::clone(&acceptor)));
@@ -198,21 +198,21 @@ impl ServerHandle {
     /// Waits until nothing is open; for ever, if the deadline is beyond the end of time.
     fn wait_empty(&self, deadline: Option<Instant>) -> bool {
         self.0
-            .hooks
+            .books
             .progress
             .wait_until(deadline, |state| state.ended || state.listeners == 0 && self.is_empty())
     }
 
     /// Ends the threads, and joins them unless a handler is stuck on one.
     fn end(&self) {
-        let hooks: &Hooks = &self.0.hooks;
         let join = self.is_empty();
         if self.0.owns_pollers {
             self.0.pollers.stop(join);
         }
-        hooks.executor.stop(join);
-        hooks.progress.lock().ended = true;
-        hooks.progress.changed.notify_all();
+        self.0.service.executor.stop(join);
+        let progress = &self.0.books.progress;
+        progress.lock().ended = true;
+        progress.changed.notify_all();
     }
 }
 

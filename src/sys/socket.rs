@@ -150,7 +150,7 @@ impl Socket {
 
     /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it.
     /// Returns how much was asked for and how much was taken, which may be nothing.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_chain(
         &self,
         bytes: &mut Chain,
@@ -166,7 +166,11 @@ impl Socket {
         match done {
             Ok(sent) => {
                 counters.add(|counters| &counters.sent_bytes, sent as u64);
-                bytes.advance(sent);
+                if sent == bytes.len() {
+                    bytes.clear();
+                } else {
+                    bytes.advance(sent);
+                }
                 Ok((asked, sent))
             }
             Err(Errno::AGAIN) => Ok((asked, 0)),

@@ -8,7 +8,7 @@ use crate::config::{self, Placement};
 use crate::error::{Error, Result};
 use crate::threads;
 
-use super::policy::{Host, PlacementStats, Policy, Timed, pause_timing};
+use super::policy::{Host, PlacementStats, Policy, Timed, Timing, pause_timing};
 use super::queue::Workers;
 use super::stall::{Watch, Watched};
 use super::{Run, Runnable};
@@ -25,17 +25,25 @@ pub(crate) struct Here<'a> {
     policy: Option<&'a Policy>,
 }
 
-impl Here<'_> {
-    /// Does its first part.
-    #[inline(always)]
-    pub(crate) fn begin<T>(&self, code: impl FnOnce() -> T) -> T {
-        match self.policy {
-            Some(policy) => policy.time_next(code),
-            None => {
-                let done = code();
-                pause_timing();
-                done
-            }
+impl<'a> Here<'a> {
+    /// Its first part begins now.
+    #[inline]
+    pub(crate) fn begin(&self) -> FirstPart<'a> {
+        FirstPart(self.policy.map(Policy::time_next))
+    }
+}
+
+/// The first part of a run on its poller.
+#[must_use]
+pub(crate) struct FirstPart<'a>(Option<Timing<'a>>);
+
+impl FirstPart<'_> {
+    /// It has ended, or waits.
+    #[inline]
+    pub(crate) fn end(self) {
+        match self.0 {
+            Some(timing) => timing.end(),
+            None => pause_timing(),
         }
     }
 }

@@ -143,6 +143,25 @@ pub(crate) fn pause_timing() {
     ENDED_NS.set(None);
 }
 
+/// A run that goes on.
+#[must_use]
+pub(crate) struct Timing<'a> {
+    policy: &'a Policy,
+    began_ns: u64,
+}
+
+impl Timing<'_> {
+    /// It has ended, or waits.
+    #[inline]
+    pub(crate) fn end(self) {
+        let ended_ns = now_ns();
+        ENDED_NS.set(NonZeroU64::new(ended_ns));
+        let wall_ns = ended_ns.saturating_sub(self.began_ns);
+        let OwnTime { took_ns, starved_ns } = OwnTime::of_run(&self.policy.host, wall_ns, ended_ns);
+        self.policy.record(1, took_ns, starved_ns, ended_ns);
+    }
+}
+
 impl Policy {
     /// For handlers on so many pollers, in a process that may use so many CPUs.
     pub(crate) fn new(pollers: usize, cpus: usize, host: Host) -> Policy {
@@ -194,16 +213,9 @@ impl Policy {
 
     /// The same on a poller, from the end of the run before it on where [nothing
     /// else](pause_timing) came between them: reading the clock is most of what timing costs.
-    #[inline(always)]
-    pub(crate) fn time_next<T>(&self, code: impl FnOnce() -> T) -> T {
-        let began_ns = ENDED_NS.take().map_or_else(now_ns, NonZeroU64::get);
-        let done = code();
-        let ended_ns = now_ns();
-        ENDED_NS.set(NonZeroU64::new(ended_ns));
-        let wall_ns = ended_ns.saturating_sub(began_ns);
-        let OwnTime { took_ns, starved_ns } = OwnTime::of_run(&self.host, wall_ns, ended_ns);
-        self.record(1, took_ns, starved_ns, ended_ns);
-        done
+    #[inline]
+    pub(crate) fn time_next(&self) -> Timing<'_> {
+        Timing { policy: self, began_ns: ENDED_NS.take().map_or_else(now_ns, NonZeroU64::get) }
     }
 
     /// So many runs that took about the same.
@@ -615,12 +627,12 @@ mod tests {
         };
         let follows = policy(1);
         ENDED_NS.set(NonZeroU64::new(1));
-        follows.time_next(|| {});
+        follows.time_next().end();
         assert!(saw_a_long_run(&follows), "it took since the machine was started");
         let does_not = policy(1);
         ENDED_NS.set(NonZeroU64::new(1));
         pause_timing();
-        does_not.time_next(|| {});
+        does_not.time_next().end();
         ENDED_NS.set(NonZeroU64::new(1));
         does_not.time(|| {});
         assert!(!saw_a_long_run(&does_not), "{:?}", does_not.stats());

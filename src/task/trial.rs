@@ -36,7 +36,7 @@ pub(crate) fn try_poll<T>(
     let trial = SPARE.with(Cell::take).unwrap_or_else(Trial::new);
     let running = Running::begin(owner, trial.waker.data());
     let polled = poll(&mut Context::from_waker(&trial.waker));
-    let is_marked = CURRENT.get().is_marked;
+    let is_marked = MARKED.get();
     drop(running);
     let is_kept = trial.is_kept();
     if !is_kept {
@@ -53,25 +53,18 @@ pub(crate) fn try_poll<T>(
 /// it will see to it that the future is polled again.
 #[inline]
 pub(crate) fn mark_trial(waker: &Waker, owner: usize) -> bool {
-    let current = CURRENT.get();
-    let is_trial = (current.owner, current.waker) == (owner, waker.data().addr());
+    let is_trial = OWNER.get() == owner && WAKER.get() == waker.data().addr();
     if is_trial {
-        CURRENT.set(Current { is_marked: true, ..current });
+        MARKED.set(true);
     }
     is_trial
 }
 
-/// The trial that runs, by the addresses of its owner and its waker.
-#[derive(Clone, Copy)]
-struct Current {
-    owner: usize,
-    waker: usize,
-    is_marked: bool,
-}
-
 thread_local! {
-    static CURRENT: Cell<Current> =
-        const { Cell::new(Current { owner: 0, waker: 0, is_marked: false }) };
+    /// The trial that runs, by the addresses of its owner and its waker.
+    static OWNER: Cell<usize> = const { Cell::new(0) };
+    static WAKER: Cell<usize> = const { Cell::new(0) };
+    static MARKED: Cell<bool> = const { Cell::new(false) };
     /// For the next trial.
     static SPARE: Cell<Option<Trial>> = const { Cell::new(None) };
 }
@@ -112,21 +105,24 @@ impl Wake for Notice {
     }
 }
 
-/// Marks the trial that runs; the one around it, if any, goes on when this is dropped.
+/// Names the trial that runs; the one around it, if any, goes on when this is dropped.
 struct Running {
-    outer: Current,
+    outer: (usize, usize, bool),
 }
 
 impl Running {
     fn begin(owner: usize, waker: *const ()) -> Running {
-        let current = Current { owner, waker: waker.addr(), is_marked: false };
-        Running { outer: CURRENT.replace(current) }
+        let outer = (OWNER.replace(owner), WAKER.replace(waker.addr()), MARKED.replace(false));
+        Running { outer }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        CURRENT.set(self.outer);
+        let (owner, waker, is_marked) = self.outer;
+        OWNER.set(owner);
+        WAKER.set(waker);
+        MARKED.set(is_marked);
     }
 }
 
@@ -141,7 +137,7 @@ mod tests {
         try_poll(owner, |cx| future.as_mut().poll(cx))
     }
 
-    const MARKED: Tried<()> = Tried::Waits(Wait::Marked);
+    const WAITS_MARKED: Tried<()> = Tried::Waits(Wait::Marked);
     const OPEN: Tried<()> = Tried::Waits(Wait::Open);
 
     #[test]
@@ -152,7 +148,7 @@ mod tests {
             assert!(mark_trial(cx.waker(), 1));
             Poll::<()>::Pending
         });
-        assert_eq!(tried(marks, 1), MARKED);
+        assert_eq!(tried(marks, 1), WAITS_MARKED);
     }
 
     #[test]
@@ -182,7 +178,7 @@ mod tests {
             mark_trial(cx.waker(), 1);
             Poll::<()>::Pending
         });
-        assert_eq!(tried(marks, 1), MARKED);
+        assert_eq!(tried(marks, 1), WAITS_MARKED);
         drop(kept);
     }
 

@@ -14,6 +14,7 @@ macro_rules! cases {
         $tests! { $mount, failures:
             a_panicking_handler_closes_only_its_own_connection
             a_panic_before_the_first_await_closes_only_its_own_connection
+            a_panic_after_the_connection_was_given_back_closes_it
             a_panic_in_on_connect_closes_only_its_own_connection
             a_panic_in_a_synchronous_callback_does_not_end_the_server
             a_handler_error_closes_the_connection_and_is_reported
@@ -89,6 +90,33 @@ pub(crate) fn a_panic_before_the_first_await_closes_only_its_own_connection(t: &
         eventually("the panic is counted", || server.stats().handler_panics == round);
     }
     eventually("only the victims are closed", || server.stats().open == 1);
+    Ok(())
+}
+
+/// EV9 for a run that has given its connection back, in its first poll and in a later one.
+pub(crate) fn a_panic_after_the_connection_was_given_back_closes_it(t: &Fixture) -> Check {
+    let (on_error, errors) = errors();
+    let server = t.spawn(
+        t.server()
+            .on_request(|mut conn| async move {
+                let order = conn.next(1).await?;
+                if order[0] == b'w' {
+                    conn.next(1).await?;
+                }
+                drop(conn);
+                panic!("{ON_PURPOSE}");
+            })
+            .on_error(on_error),
+    );
+    for (first, later) in [(b"p", &b""[..]), (b"w", b"p")] {
+        let mut victim = dial(&server)?;
+        victim.write_all(first)?;
+        victim.write_all(later)?;
+        assert_ended(&victim);
+        assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "panicked");
+        eventually("it is finished", || server.stats().open == 0);
+    }
+    assert_eq!(server.stats().handler_panics, 2);
     Ok(())
 }
 
