@@ -67,6 +67,9 @@ fn an_empty_chain_owns_no_block() {
     chain.write_copy(&[1; 100], &pool);
     chain.truncate(0);
     assert_eq!(pool.stats(), PoolStats::default());
+    chain.write_copy(&[1; 100], &pool);
+    chain.clear();
+    assert_eq!(pool.stats(), PoolStats::default());
 
     let mut staging = Staging::new();
     staging.reserve(100, &pool);
@@ -76,13 +79,15 @@ fn an_empty_chain_owns_no_block() {
 
 #[test]
 fn a_long_queue_is_freed_when_the_chain_is_empty() {
-    let mut chain = Chain::new();
-    for _ in 0..10_000 {
-        chain.push(Slice::from("piece"));
+    for empty in [|chain: &mut Chain| chain.advance(50_000), Chain::clear] {
+        let mut chain = Chain::new();
+        for _ in 0..10_000 {
+            chain.push(Slice::from("piece"));
+        }
+        empty(&mut chain);
+        assert!(chain.is_empty() && chain.slices().next().is_none());
+        assert!(chain.queue_capacity() <= CHAIN_PIECES_KEPT);
     }
-    chain.advance(50_000);
-    assert!(chain.is_empty());
-    assert!(chain.queue_capacity() <= CHAIN_PIECES_KEPT);
 }
 
 #[test]
