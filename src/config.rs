@@ -200,8 +200,12 @@ pub(crate) const GATHER_SLICES_MAX: usize = 64;
 /// Bytes one connection may send before the others get their turn.
 pub(crate) const SEND_TURN_BYTES: usize = 1 << 20;
 
-/// How long a connection whose peer has ended its side may take to accept the rest of our output.
+/// How long the peer of a closed connection may take none of what was submitted before the close.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
+
+/// How long a timer waits that was due while bytes had arrived in the kernel that nobody had looked
+/// at: they may need a round or two to come, or a receive buffer.
+pub(crate) const UNSEEN_INPUT_NS: u64 = 1_000_000;
 
 /// How long a forced shutdown waits for the handlers of cut connections to notice.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
@@ -216,9 +220,18 @@ pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// The kernel's queue of connections nobody accepted yet; `net.core.somaxconn` caps it.
 pub(crate) const LISTEN_BACKLOG: i32 = 4096;
 
-/// Block memory one poller may hold before the connections that hold more than their share are
-/// paused, or, where their reader can never be satisfied, closed.
-pub(crate) const POLLER_BLOCK_BYTES_MAX: usize = 1 << 30;
+/// Received bytes that may lie unread at one poller, unless told otherwise, before the connections
+/// that hold more than their share of it are paused, or, where their reader can never be satisfied,
+/// fail.
+pub(crate) const UNREAD_BYTES_MAX: usize = 1 << 30;
+
+/// While a poller's memory is above its budget, the connections are looked at again when that memory
+/// has grown by this part of the budget.
+pub(crate) const BUDGET_LOOKS: usize = 16;
+
+/// And after this time, in which a poller with 10,000 connections spends less than a hundredth on
+/// such a look.
+pub(crate) const BUDGET_LOOK_NS: u64 = 100_000_000;
 
 /// No connection is throttled below this share.
 pub(crate) const SHARE_BYTES_MIN: usize = 16 << 10;

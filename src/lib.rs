@@ -74,6 +74,8 @@ mod sys;
 mod task;
 #[forbid(unsafe_code)]
 mod threads;
+#[forbid(unsafe_code)]
+mod user_code;
 
 pub use address::{Address, Family, PeerAddr};
 pub use buffer::{LinkBuffer, Reader, Slice, Writer};

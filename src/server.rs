@@ -16,11 +16,12 @@ use crate::config::{Backend, Limits, Placement};
 use crate::connection::{Handle, Hooks, Service, Shared, attach};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
-use crate::poller::{Accept, Command};
+use crate::poller::{Accept, Command, Watcher};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
 use crate::task::PlacementStats;
+use crate::user_code;
 
 pub use builder::ServerBuilder;
 use shutdown::Progress;
@@ -114,6 +115,13 @@ struct Inner {
     acceptors: Mutex<Vec<Arc<dyn Accept>>>,
 }
 
+impl Drop for Inner {
+    /// Nobody can serve, watch or end the server any more.
+    fn drop(&mut self) {
+        self.service.executor.stop(false);
+    }
+}
+
 /// A listener before its server runs.
 struct Bound {
     socket: Socket,
@@ -159,6 +167,8 @@ impl Server {
         let inner = self.inner;
         inner.books.progress.start(self.listeners.len())?;
         let remotes = inner.pollers.remotes();
+        let watcher: Arc<dyn Watcher> = Arc::clone(&inner.books) as _;
+        remotes.iter().for_each(|remote| remote.tell_of_failure(&watcher));
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
                 Arc::new(Acceptor { inner: Arc::clone(&inner), path: bound.path });
@@ -251,6 +261,22 @@ impl Hooks for Books {
         if before == 1 {
             self.progress.check();
         }
+    }
+}
+
+impl Watcher for Books {
+    fn poller_failed(&self, why: &str) {
+        self.progress.fail(Error::other(format!("serve: a poller has ended: {why}")));
+    }
+}
+
+impl Drop for Books {
+    fn drop(&mut self) {
+        // What the user's closures hold.
+        let Callbacks { prepare, disconnect, error } = std::mem::take(&mut self.callbacks);
+        user_code::discard(prepare);
+        user_code::discard(disconnect);
+        user_code::discard(error);
     }
 }
 

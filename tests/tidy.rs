@@ -17,7 +17,17 @@ use source::Project;
 /// Who may import whom. `lib.rs` holds re-exports and is free; a name that a module re-exports
 /// counts as the module it comes from.
 const IMPORTS: ImportTable = ImportTable {
-    leaves: &["sync", "error", "config", "address", "threads", "counters", "random", "clock"],
+    leaves: &[
+        "sync",
+        "error",
+        "config",
+        "address",
+        "threads",
+        "counters",
+        "random",
+        "clock",
+        "user_code",
+    ],
     modules: &[
         ("sync", &[]),
         ("error", &[]),
@@ -27,6 +37,7 @@ const IMPORTS: ImportTable = ImportTable {
         ("counters", &[]),
         ("random", &[]),
         ("clock", &[]),
+        ("user_code", &[]),
         ("buffer", &[]),
         ("task", &[]),
         ("sys", &["buffer::block", "buffer::pool", "buffer::chain"]),

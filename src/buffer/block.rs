@@ -25,6 +25,7 @@ use bytes::Bytes;
 
 use super::pool::FreeLists;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::user_code;
 
 /// Immutable bytes that share their memory.
 ///
@@ -75,6 +76,15 @@ impl Slice {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether the drop of the last reference runs a destructor of the user's.
+    #[inline]
+    pub(super) fn is_foreign(&self) -> bool {
+        let Some(header) = self.owner else { return false };
+        // SAFETY: `self` holds a reference, so the header is alive; the field is not written before
+        // the last reference is gone.
+        unsafe { &header.as_ref().foreign }.is_some()
     }
 
     /// A part of the slice, sharing its memory.
@@ -442,6 +452,11 @@ unsafe fn retire(header: NonNull<Header>) {
         Some(Home::Lists(lists)) => lists.give_back(FreeBlock(header)),
         #[cfg(loom)]
         Some(Home::Model(given_back)) => given_back(),
-        None => {}
+        None => {
+            if let Some(foreign) = header.foreign.take() {
+                // Its owner may be a type of the user's, with a destructor.
+                user_code::discard(foreign);
+            }
+        }
     }
 }

@@ -181,6 +181,39 @@ impl Chain {
         self.len -= left;
     }
 
+    /// Drops the first `bytes`, but moves memory of the user's into `spent`: for a caller that holds
+    /// a lock, which a destructor of the user's must not run under.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[inline]
+    pub(crate) fn spend(&mut self, bytes: usize, spent: &mut Spent) {
+        if !self.rest.is_empty() || self.head.is_foreign() {
+            self.spend_several(bytes, spent);
+        } else if bytes == self.len {
+            self.clear();
+        } else {
+            self.advance(bytes);
+        }
+    }
+
+    /// The same for several pieces, or one of the user's.
+    #[inline(never)]
+    fn spend_several(&mut self, bytes: usize, spent: &mut Spent) {
+        assert!(bytes <= self.len, "spend {bytes} of {} bytes", self.len);
+        let mut left = bytes;
+        while left > 0 && left >= self.head.len() {
+            left -= self.head.len();
+            if self.head.is_foreign() {
+                spent.0.push(self.pop_front());
+            } else {
+                self.drop_front();
+            }
+        }
+        self.head.advance(left);
+        self.len -= left;
+    }
+
     /// Index of the first `byte` at or after index `from`.
     pub(crate) fn find(&self, byte: u8, from: usize) -> Option<usize> {
         let mut piece_start = 0;
@@ -427,6 +460,11 @@ impl Chain {
         self.rest.back_mut().unwrap_or(&mut self.head)
     }
 }
+
+/// Memory of the user's that is sent, or never will be. Its destructors are code of the user's: they
+/// run when this is dropped, so whoever takes a lock declares it before the lock.
+#[derive(Default)]
+pub(crate) struct Spent(Vec<Slice>);
 
 impl fmt::Debug for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 pub use adapter::{AsRead, AsWrite, IoReader, IoWriter};
 pub(crate) use block::Block;
 pub use block::Slice;
-pub(crate) use chain::Chain;
+pub(crate) use chain::{Chain, Spent};
 pub use link::LinkBuffer;
 pub(crate) use pool::Pool;
 pub(crate) use staging::Staging;

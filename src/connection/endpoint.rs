@@ -5,7 +5,6 @@
 //! `begin`, `begin_in_task`, `give_up`, `act` and `go_on`, and in what `send_here` wakes.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Context;
 
@@ -13,18 +12,20 @@ use super::Connection;
 use super::handle::Handle;
 use super::here;
 use super::input::{End, Handed, Input};
-use super::output::Output;
+use super::output::{Ending, Output};
 use super::run::{self, InTask, Polling, RunEnd, take_on};
-use super::shared::{BOTH, Remote, Shared, guard};
+use super::shared::{BOTH, Remote, Shared};
 use super::spare;
 use super::state::Kind;
-use crate::buffer::Chain;
+use crate::buffer::{Chain, Spent};
 use crate::clock::now_ns;
+use crate::config;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Token};
+use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Side, Token};
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, lock};
 use crate::task::{self, Run, Tried};
+use crate::user_code;
 
 impl Endpoint for Shared {
     type Handed = Handed;
@@ -53,8 +54,7 @@ impl Endpoint for Shared {
                 return false;
             }
             let handle = Handle::of(self);
-            let accepted =
-                catch_unwind(AssertUnwindSafe(|| service.hooks.prepare(&handle).is_ok()));
+            let accepted = user_code::call("on_prepare", || service.hooks.prepare(&handle).is_ok());
             if !accepted.unwrap_or(false) || self.life.is_closed() {
                 return false;
             }
@@ -79,7 +79,7 @@ impl Endpoint for Shared {
     #[inline(always)]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Shared>) -> Flow {
         if self.life.drops_input() {
-            return Flow::Pause;
+            return Flow::Continue;
         }
         if self.idle_timeout.is_set() {
             self.timeouts.touch(batch.now_ns);
@@ -101,6 +101,10 @@ impl Endpoint for Shared {
 
     fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Shared>) {
         self.note_peer_gone(batch);
+        let started = lock(&self.input).hang_up();
+        if let Some(handed) = started {
+            batch.start(self, handed);
+        }
     }
 
     fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Shared>) {
@@ -108,10 +112,14 @@ impl Endpoint for Shared {
             Ok(()) => End::Eof,
             Err(error) => {
                 // A reset ends both directions.
+                let mut spent = Spent::default();
                 let mut output = lock(&self.output);
-                output.fail(&error);
+                output.fail(&error, &mut spent);
                 if let Some(flusher) = output.take_flusher() {
                     flusher.file(self, batch);
+                }
+                if output.ending == Ending::Lingers {
+                    batch.act(self, Action::End);
                 }
                 End::Failed(error.kind(), error.raw_os_error())
             }
@@ -127,8 +135,9 @@ impl Endpoint for Shared {
         if self.idle_timeout.is_set() {
             self.timeouts.touch(batch.now_ns);
         }
+        let mut spent = Spent::default();
         let mut output = lock(&self.output);
-        if let Some(flusher) = output.on_sent(result) {
+        if let Some(flusher) = output.on_sent(result, &mut spent) {
             flusher.file(self, batch);
         }
         self.sent.store(output.sent(), Ordering::Release);
@@ -142,10 +151,14 @@ impl Endpoint for Shared {
     }
 
     fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Shared>) -> Option<u64> {
-        if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() {
+        if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() && !self.lingers() {
             return None;
         }
         let now_ns = batch.now_ns;
+        if self.has_unseen_input(now_ns) {
+            let again_ns = now_ns.saturating_add(config::UNSEEN_INPUT_NS);
+            return self.timeouts.armed().ask(again_ns).then_some(again_ns);
+        }
         let (reader, read_at) = lock(&self.input).timer(now_ns);
         let (flusher, write_at) = lock(&self.output).timer(now_ns);
         batch.wakers.extend(reader);
@@ -153,11 +166,13 @@ impl Endpoint for Shared {
             flusher.file(self, batch);
         }
         if self.idle_at() <= now_ns {
-            if !self.is_occupied() {
-                self.close();
-                return None;
+            match self.last_moved(now_ns) {
+                Some(moved_ns) => self.timeouts.touch(moved_ns),
+                None => {
+                    batch.act(self, Action::Cut);
+                    return None;
+                }
             }
-            self.timeouts.touch(now_ns);
         }
         let next_ns = read_at.min(write_at).min(self.idle_at());
         (next_ns != NEVER && self.timeouts.armed().ask(next_ns)).then_some(next_ns)
@@ -170,17 +185,17 @@ impl Endpoint for Shared {
     fn on_removed(self: &Arc<Self>) {
         // Also where the poller ends by itself: whoever waits must learn of it.
         self.life.close();
-        let (reader, finished) = {
+        let (unread, reader, finished) = {
             let mut input = lock(&self.input);
             input.removed = true;
-            if self.life.drops_input() {
-                // What came in while somebody closed.
-                input.discard();
-            }
-            (input.take_waker(), !input.runs.is_held())
+            // What came in while somebody closed.
+            let unread = self.life.drops_input().then(|| input.discard());
+            let finished = !input.runs.is_held() && !self.life.is_detached();
+            (unread, input.take_waker(), finished)
         };
         let flusher = lock(&self.output).take_flusher();
         self.wake(reader, flusher);
+        drop(unread);
         if finished {
             self.finish();
         }
@@ -198,11 +213,13 @@ impl Endpoint for Shared {
         };
         let connection = self.hand_out(handed);
         let polling = Polling::begin(self, self.owner());
-        let began = guard("handler", || handler.begin(connection, executor.context(), self, here));
+        let began = user_code::call("handler", || {
+            handler.begin(connection, executor.context(), self, here)
+        });
         let outcome = match began {
             Some(Ok(outcome)) => outcome,
             Some(Err((run, wait))) => {
-                guard("handler", || drop(polling));
+                user_code::call("handler", || drop(polling));
                 return take_on(&self.remote, executor, run, wait);
             }
             None => Err(run::panicked(run::HANDLER)),
@@ -212,7 +229,7 @@ impl Endpoint for Shared {
             return None;
         }
         let has_failed = outcome.is_err();
-        guard("handler", || self.end_run(outcome.err(), has_returned));
+        user_code::call("handler", || self.end_run(outcome.err(), has_returned));
         if has_failed {
             // The user was told.
             task::pause_timing();
@@ -223,7 +240,7 @@ impl Endpoint for Shared {
     #[cold]
     fn give_up(self: &Arc<Self>, handed: Handed) {
         let Handed { reader, writer, .. } = handed;
-        guard("handler", || {
+        user_code::call("handler", || {
             self.release(BOTH, Some(reader), writer);
             self.end_run(Some(run::given_up(run::HANDLER)), false);
         });
@@ -232,18 +249,21 @@ impl Endpoint for Shared {
     fn act(self: &Arc<Self>, action: Action) {
         match action {
             Action::Disconnected => self.tell_disconnected(),
-            Action::Close => self.close_when_sent(),
+            Action::Close => self.close(),
             Action::CloseIfIdle => self.close_if_idle(),
+            Action::End => self.end_socket(|socket| socket.shutdown(Side::Both)),
+            Action::Cut => self.cut(),
         }
     }
 
     fn go_on(self: &Arc<Self>, mut run: Run) -> Option<Run> {
         let service = self.service.as_ref()?;
-        let kept =
-            guard("handler", || match task::try_poll(self.owner(), |cx| run.as_mut().poll(cx)) {
+        let kept = user_code::call("handler", || {
+            match task::try_poll(self.owner(), |cx| run.as_mut().poll(cx)) {
                 Tried::Done(()) => None,
                 Tried::Waits(wait) => take_on(&self.remote, &service.executor, run, wait),
-            });
+            }
+        });
         kept.flatten()
     }
 
@@ -261,9 +281,10 @@ impl Endpoint for Shared {
         if self.idle_timeout.is_set() {
             self.timeouts.touch(now_ns());
         }
+        let mut spent = Spent::default();
         let (flusher, ask, end) = {
             let mut output = lock(&self.output);
-            let (flusher, ask) = output.send_queue(first, &self.remote.counters);
+            let (flusher, ask) = output.send_queue(first, &mut spent, &self.remote.counters);
             self.sent.store(output.sent(), Ordering::Release);
             (flusher, ask, self.after_sending(&output))
         };
@@ -271,7 +292,7 @@ impl Endpoint for Shared {
             flusher.wake(self);
         }
         match end {
-            Some(Action::Close) => self.close(),
+            Some(Action::End) => self.act(Action::End),
             // Only the thread that files bytes can tell that there are none.
             Some(other) => self.remote.send(Command::Act(Arc::clone(self), other)),
             None => {}
@@ -285,6 +306,14 @@ impl Endpoint for Shared {
         Shared::close(self);
     }
 
+    fn cut(self: &Arc<Self>) {
+        Shared::cut(self);
+    }
+
+    fn unread_bytes(&self) -> usize {
+        lock(&self.input).buffered_bytes()
+    }
+
     fn take_flushed(into: &mut Vec<(Token, Chain)>) {
         here::take_flushed(into);
     }
@@ -296,11 +325,39 @@ impl Shared {
         if !output.is_settled() {
             return None;
         }
-        if output.close_when_sent {
-            return Some(Action::Close);
+        match output.ending {
+            Ending::Lingers => Some(Action::End),
+            Ending::Ended => None,
+            // A shutdown left it open for this output alone.
+            Ending::No => self.life.ends_when_idle().then_some(Action::CloseIfIdle),
         }
-        // A shutdown left it open for this output alone.
-        self.life.ends_when_idle().then_some(Action::CloseIfIdle)
+    }
+
+    /// Whether bytes have arrived in the kernel that would make a timer that is due pointless. So
+    /// it is where the poller was held up, or where the ring has no buffers for them.
+    fn has_unseen_input(&self, now_ns: u64) -> bool {
+        let is_due = lock(&self.input).is_due(now_ns) || self.idle_at() <= now_ns;
+        let receives = !self.paused.load(Ordering::Relaxed) && !self.life.is_closed();
+        if !is_due || !receives || lock(&self.input).end.is_some() {
+            return false;
+        }
+        let socket = lock(&self.output).socket.clone();
+        socket.is_some_and(|socket| socket.arrived_bytes().is_ok_and(|bytes| bytes > 0))
+    }
+
+    /// When something has happened last, if the idle timeout was due without having been told: a
+    /// handler computes, or the peer takes what the kernel was given long ago.
+    fn last_moved(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
+        if !self.life.is_closed() && self.is_occupied() {
+            return Some(now_ns);
+        }
+        let socket = lock(&self.output).socket.clone()?;
+        let taken = socket.taken_by_peer().ok()?;
+        if !self.timeouts.note_taken(taken.mark) {
+            return None;
+        }
+        let moved_ns = now_ns.saturating_sub(taken.age.as_nanos() as u64);
+        (self.idle_timeout.end_after(moved_ns) > now_ns).then_some(moved_ns)
     }
 
     /// Takes in bytes for a reader that is out.

@@ -5,13 +5,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use super::here::{flush_here, is_poller_of};
 use super::output::{Flusher, Output, Submitted};
 use super::shared::Shared;
 use super::wait::Began;
-use crate::buffer::{Chain, Staging};
+use crate::buffer::{Chain, Spent, Staging};
 use crate::clock::now_ns;
 use crate::config::uring as config;
 use crate::error::{Error, Result};
@@ -20,6 +20,7 @@ use crate::poller::{Command, Endpoint, Outlet, Socket, Token};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::task;
+use crate::user_code;
 
 /// What became of a submission.
 pub(super) enum Submission {
@@ -39,7 +40,8 @@ pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Subm
 
 #[inline(always)]
 fn submit_here(shared: &Arc<Shared>, staging: &mut Staging) -> Result<Submission> {
-    let (submission, ask) = submit_to(&mut lock(&shared.output), shared, staging)?;
+    let mut spent = Spent::default();
+    let (submission, ask) = submit_to(&mut lock(&shared.output), shared, staging, &mut spent)?;
     ask_if(shared, ask);
     Ok(submission)
 }
@@ -107,41 +109,45 @@ pub(super) fn poll_room(
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
     let bytes_max = shared.limits.output_bytes_max as u64;
-    let mut output = lock(&shared.output);
-    if let Some(error) = output.failure() {
-        return Poll::Ready(Err(Error::io("send", error)));
-    }
-    if shared.life.is_closed() || output.ended {
-        return Poll::Ready(Err(Error::closed("write")));
-    }
-    let mut ask = false;
-    if output.unsent() + staging.len() as u64 >= bytes_max {
-        (_, ask) = submit_to(&mut output, shared, staging)?;
-    }
-    let room = bytes_max.saturating_sub(output.unsent() + staging.len() as u64);
-    let registered = match room {
-        0 => {
-            let target = output.submitted() - bytes_max + 1;
-            wait_for_sent(&mut output, target, shared, began, "write", cx).map(Some)
+    let (mut spent, mut waiter) = (Spent::default(), Waiter::new(cx));
+    let polled = loop {
+        let mut output = lock(&shared.output);
+        if let Some(error) = output.failure() {
+            break Poll::Ready(Err(Error::io("send", error)));
         }
-        _ => Ok(None),
+        if shared.life.is_closed() || output.ended {
+            break Poll::Ready(Err(Error::closed("write")));
+        }
+        let mut ask = false;
+        if output.unsent() + staging.len() as u64 >= bytes_max {
+            (_, ask) = submit_to(&mut output, shared, staging, &mut spent)?;
+        }
+        let room = bytes_max.saturating_sub(output.unsent() + staging.len() as u64);
+        let registered = match room {
+            0 => {
+                let target = output.submitted() - bytes_max + 1;
+                wait_for_sent(&mut output, target, shared, began, "write", &mut waiter)
+            }
+            _ => Ok(Registered::No),
+        };
+        drop(output);
+        ask_if(shared, ask);
+        match registered {
+            Ok(Registered::NeedsWaker) => waiter.clone_waker(),
+            Ok(Registered::Yes) => {
+                shared.arm(write_until_ns(shared, began));
+                return Poll::Pending;
+            }
+            done => break Poll::Ready(done.map(|_| room as usize)),
+        }
     };
-    drop(output);
-    ask_if(shared, ask);
-    match registered {
-        Ok(Some(_)) => {
-            shared.arm(write_until_ns(shared, began));
-            Poll::Pending
-        }
-        done => {
-            began.forget();
-            Poll::Ready(done.map(|_| room as usize))
-        }
-    }
+    began.forget();
+    polled
 }
 
 /// Waits until nothing more can be sent; from poll to poll.
 pub(super) fn poll_end(shared: &Arc<Shared>, cx: &Context<'_>) -> Poll<Error> {
+    let waker = cx.waker().clone();
     let mut output = lock(&shared.output);
     if let Some(error) = output.failure() {
         return Poll::Ready(Error::io("send", error));
@@ -150,9 +156,9 @@ pub(super) fn poll_end(shared: &Arc<Shared>, cx: &Context<'_>) -> Poll<Error> {
         return Poll::Ready(Error::closed("write"));
     }
     // A flush that never comes: whoever closes, or fails, wakes it.
-    let replaced = output.wait_for(u64::MAX, NEVER, false, cx);
+    let replaced = output.wait_for(u64::MAX, NEVER, Flusher::Task(waker));
     drop(output);
-    drop(replaced);
+    user_code::discard(replaced);
     Poll::Pending
 }
 
@@ -172,50 +178,105 @@ impl Flush {
         staging: &mut Staging,
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
-        // Usually the poller has gone on with us because it is so.
+        // The poller resumes a flush only after its bytes are sent, so this usually succeeds.
         if self.target.is_some_and(|target| shared.sent.load(Ordering::Acquire) >= target) {
             return Poll::Ready(Ok(()));
         }
-        let mut ask = false;
-        let mut replaced = None;
-        let mut output = lock(&shared.output);
-        let polled = loop {
+        let (mut spent, mut waiter) = (Spent::default(), Waiter::new(cx));
+        loop {
+            let mut ask = false;
+            let looked = {
+                let mut output = lock(&shared.output);
+                self.look(&mut output, shared, staging, &mut spent, &mut waiter, &mut ask)
+            };
+            ask_if(shared, ask);
+            match looked {
+                Ok(Registered::No) => return Poll::Ready(Ok(())),
+                Ok(Registered::NeedsWaker) => waiter.clone_waker(),
+                Ok(Registered::Yes) => {
+                    shared.arm(write_until_ns(shared, &mut self.began));
+                    return Poll::Pending;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// One look with the lock held. Not registered: everything is in the kernel. `ask`: the poller
+    /// must be asked to send.
+    fn look(
+        &mut self,
+        output: &mut Output,
+        shared: &Arc<Shared>,
+        staging: &mut Staging,
+        spent: &mut Spent,
+        waiter: &mut Waiter<'_>,
+        ask: &mut bool,
+    ) -> Result<Registered> {
+        loop {
             let target = match self.target {
                 Some(target) => target,
-                None => match submit_to(&mut output, shared, staging) {
-                    Ok((Submission::Sent, _)) => break Poll::Ready(Ok(())),
-                    Ok((Submission::Queued(target), must_ask)) => {
-                        ask = must_ask;
+                None => match submit_to(output, shared, staging, spent)? {
+                    (Submission::Sent, _) => return Ok(Registered::No),
+                    (Submission::Queued(target), must_ask) => {
+                        *ask = must_ask;
                         *self.target.insert(target)
                     }
                     // Not handed over: room comes first.
-                    Ok((Submission::Full(target), _)) => target,
-                    Err(error) => break Poll::Ready(Err(error)),
+                    (Submission::Full(target), _) => target,
                 },
             };
             if output.sent() < target {
-                match wait_for_sent(&mut output, target, shared, &mut self.began, "flush", cx) {
-                    Ok(flusher) => replaced = flusher,
-                    Err(error) => break Poll::Ready(Err(error)),
-                }
-                break Poll::Pending;
+                return wait_for_sent(output, target, shared, &mut self.began, "flush", waiter);
             }
             if self.target.is_some() {
-                break Poll::Ready(Ok(()));
+                return Ok(Registered::No);
             }
-        };
-        drop(output);
-        drop(replaced);
-        ask_if(shared, ask);
-        if polled.is_pending() {
-            shared.arm(write_until_ns(shared, &mut self.began));
         }
-        polled
     }
 }
 
-/// Registers a writer until `target` bytes are sent, unless its wait is over already. Returns who
-/// was registered before, to be dropped without the lock.
+/// Whether a wait is registered.
+enum Registered {
+    /// There is nothing to wait for.
+    No,
+    Yes,
+    /// It takes a clone of the waker, which is made without the lock.
+    NeedsWaker,
+}
+
+/// The task that polls. Cloning and dropping wakers runs code of their user's, so both are done
+/// without the output lock: before it is taken, and when this is dropped.
+struct Waiter<'a> {
+    waker: &'a Waker,
+    clone: Option<Waker>,
+    /// Who was registered before.
+    replaced: Option<Flusher>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(cx: &Context<'a>) -> Waiter<'a> {
+        Waiter { waker: cx.waker(), clone: None, replaced: None }
+    }
+
+    fn clone_waker(&mut self) {
+        self.clone = Some(self.waker.clone());
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(clone) = self.clone.take() {
+            user_code::discard(clone);
+        }
+        if let Some(replaced) = self.replaced.take() {
+            user_code::discard(replaced);
+        }
+    }
+}
+
+/// Registers a writer until `target` bytes are sent, unless its wait is over already. A run that
+/// its poller tries keeps no waker, so that it need not become a task.
 #[inline(never)]
 fn wait_for_sent(
     output: &mut Output,
@@ -223,8 +284,8 @@ fn wait_for_sent(
     shared: &Arc<Shared>,
     began: &mut Began,
     operation: &'static str,
-    cx: &Context<'_>,
-) -> Result<Option<Flusher>> {
+    waiter: &mut Waiter<'_>,
+) -> Result<Registered> {
     if let Some(error) = output.failure() {
         return Err(Error::io("send", error));
     }
@@ -239,8 +300,17 @@ fn wait_for_sent(
             return Err(Error::write_timeout(operation, began.elapsed(now_ns)));
         }
     }
-    let is_trial = task::mark_trial(cx.waker(), shared.owner());
-    Ok(output.wait_for(target, until_ns, is_trial, cx))
+    let flusher = if task::mark_trial(waiter.waker, shared.owner()) {
+        Flusher::Run
+    } else if output.renew_wait(target, until_ns, waiter.waker) {
+        return Ok(Registered::Yes);
+    } else if let Some(clone) = waiter.clone.take() {
+        Flusher::Task(clone)
+    } else {
+        return Ok(Registered::NeedsWaker);
+    };
+    waiter.replaced = output.wait_for(target, until_ns, flusher);
+    Ok(Registered::Yes)
 }
 
 fn write_until_ns(shared: &Shared, began: &mut Began) -> u64 {
@@ -253,6 +323,7 @@ fn submit_to(
     output: &mut Output,
     shared: &Arc<Shared>,
     staging: &mut Staging,
+    spent: &mut Spent,
 ) -> Result<(Submission, bool)> {
     // Once this side has ended there is nothing to do, but nothing more can be written either.
     if shared.life.is_closed() || (output.ended && !staging.is_empty()) {
@@ -270,8 +341,8 @@ fn submit_to(
         return Ok((Submission::Full(output.submitted() - unsent_max + 1), false));
     }
     let counters = &shared.remote.counters;
-    let done =
-        output.submit(staging.sealed(), counters, |socket, bytes| leave(shared, socket, bytes));
+    let leave = |socket: &_, bytes: &mut _| leave(shared, socket, bytes);
+    let done = output.submit(staging.sealed(), spent, counters, leave);
     if shared.idle_timeout.is_set() {
         shared.timeouts.touch(now_ns());
     }

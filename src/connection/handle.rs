@@ -44,11 +44,20 @@ impl Handle {
 
     /// Closes the connection. Idempotent, from any thread.
     ///
-    /// Reads and flushes that wait end with a closed error; bytes the kernel does not have yet are
-    /// dropped. The close callbacks run, and the descriptor is closed, once a handler that runs
-    /// now has returned and given its [`Connection`](crate::Connection) back.
+    /// Reads and flushes that wait end with a closed error, and what is only written is dropped.
+    /// What was handed over by a submit or a flush is still sent, as long as the peer takes it:
+    /// where it has taken nothing for 30 s, or for the idle timeout if that is shorter, it
+    /// sees a reset. Then the descriptor is closed, once a handler that runs now has
+    /// returned and given its [`Connection`](crate::Connection) back; the close callbacks run
+    /// before that.
     pub fn close(&self) {
         self.0.close();
+    }
+
+    /// Closes the connection at once. Like [`close`](Self::close), but what the kernel has not sent
+    /// is dropped, whoever handed it over, and a TCP peer sees a reset.
+    pub fn abort(&self) {
+        self.0.abort();
     }
 
     /// Neither side has closed. Turns `false` when the peer does, without a read.
@@ -194,9 +203,7 @@ impl Handle {
     /// Makes a waiting reader compute its end anew.
     fn rouse_reader(&self) {
         let waker = lock(&self.0.input).take_waker();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.0.wake(waker, None);
     }
 
     fn rouse_flusher(&self) {

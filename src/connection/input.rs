@@ -5,7 +5,7 @@
 //! outside it.
 
 use std::io;
-use std::task::{Context, Waker};
+use std::task::Waker;
 
 use crate::buffer::{Chain, Pool, Staging};
 use crate::config::Limits;
@@ -37,6 +37,8 @@ pub(super) struct Input {
     pub(super) removed: bool,
     /// The peer has gone during `on_connect`; the user is told after it.
     disconnect_owed: bool,
+    /// The peer has ended its side; bytes of it may be left in the kernel, while reception is paused.
+    hung_up: bool,
     /// Nothing more will come, and why.
     pub(super) end: Option<End>,
     pub(super) wait: Option<Wait>,
@@ -62,6 +64,9 @@ pub(super) enum End {
     /// The poller's memory is used up by readers that wait for more than their share.
     Memory,
 }
+
+/// See [`Input::discard`].
+pub(super) type Discarded = (Option<Box<Chain>>, Option<Box<Chain>>, Option<Box<Staging>>);
 
 /// What a run works with. Taken as it starts; it begins later, and what comes until then is in the
 /// inbox.
@@ -95,6 +100,7 @@ impl Input {
             end: None,
             runs: Runs::Home,
             removed: false,
+            hung_up: false,
             serves,
             reader: None,
             writer: None,
@@ -154,6 +160,18 @@ impl Input {
             close: home && drained && self.serves,
             ..Filed::default()
         }
+    }
+
+    /// Notes that the peer has ended while reception is paused. A handler gets what there is: in a
+    /// run that is started here, or, where one is out already, in one that follows.
+    pub(super) fn hang_up(&mut self) -> Option<Handed> {
+        self.hung_up = true;
+        let drained = self.runs == Runs::Home && self.buffered_bytes() == 0;
+        if drained { None } else { self.start_for_end() }
+    }
+
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.hung_up
     }
 
     fn start_for_end(&mut self) -> Option<Handed> {
@@ -241,21 +259,21 @@ impl Input {
         }
     }
 
-    /// Registers the reader; `file` wakes it when `bytes` are there. Returns who was registered
-    /// before, to be dropped without the lock: a last waker may drop a task with all it has.
+    /// Registers the reader; `file` wakes it when `bytes` are there. Returns the waker that is not
+    /// needed, to be dropped without the lock: a last one may drop a task with all it has.
     #[must_use]
-    pub(super) fn wait_for(
-        &mut self,
-        bytes: usize,
-        until_ns: u64,
-        cx: &Context<'_>,
-    ) -> Option<Waker> {
-        let (waker, replaced) = match self.take_waker() {
-            Some(waker) if waker.will_wake(cx.waker()) => (waker, None),
-            replaced => (cx.waker().clone(), replaced),
+    pub(super) fn wait_for(&mut self, bytes: usize, until_ns: u64, waker: Waker) -> Option<Waker> {
+        let (waker, unneeded) = match self.take_waker() {
+            Some(known) if known.will_wake(&waker) => (known, Some(waker)),
+            replaced => (waker, replaced),
         };
         self.wait = Some(Wait { bytes, waker, until_ns });
-        replaced
+        unneeded
+    }
+
+    /// Whether a reader's wait is over at `now_ns`.
+    pub(super) fn is_due(&self, now_ns: u64) -> bool {
+        self.wait.as_ref().is_some_and(|wait| wait.until_ns <= now_ns)
     }
 
     /// Whom to wake if its wait is over at `now_ns`, otherwise when to look again.
@@ -290,12 +308,12 @@ impl Input {
         self.received
     }
 
-    /// Drops what nobody will read or send.
-    pub(super) fn discard(&mut self) {
-        self.inbox = None;
+    /// Takes out what nobody will read or send, to be dropped without the lock: the writer may hold
+    /// memory of the user's.
+    #[must_use]
+    pub(super) fn discard(&mut self) -> Discarded {
         self.held_bytes = 0;
-        self.reader = None;
-        self.writer = None;
+        (self.inbox.take(), self.reader.take(), self.writer.take())
     }
 }
 

@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::poller::{Command, Side, Socket};
 use crate::sync::lock;
 use crate::task::Executor;
+use crate::user_code;
 
 use flush::Submission;
 pub use handle::{ConnectionStats, Handle};
@@ -70,6 +71,14 @@ impl Service {
             Kind::Request => &self.request,
         };
         handler.as_deref().expect("runs start only where there is one")
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // What the user's closures hold.
+        user_code::discard(self.connect.take());
+        user_code::discard(self.request.take());
     }
 }
 
@@ -179,19 +188,23 @@ impl Connection {
     }
 
     /// Flushes, then takes the socket away from its poller, with everything received and not read.
-    /// Close callbacks run; the descriptor stays open.
+    /// The close callbacks run before this returns; the descriptor stays open.
+    ///
+    /// A call that is given up before its end closes the connection.
     ///
     /// # Errors
     /// As for [`flush`](Self::flush); the connection closes then.
     pub async fn detach(mut self) -> Result<Detached> {
-        self.flush().await?;
         let shared = Arc::clone(&self.handle.0);
+        let detaching = Detaching(&shared);
+        self.flush().await?;
         if !shared.life.detach() {
             return Err(Error::closed("detach"));
         }
         lock(&shared.output).detaching = true;
         self.handle.request_removal();
         wait::removed(&shared).await;
+        shared.call_back();
         let socket = lock(&shared.output).socket.take();
         let socket = socket.ok_or_else(|| Error::closed("detach"))?;
         let fd = match Arc::try_unwrap(socket) {
@@ -201,7 +214,22 @@ impl Connection {
         };
         lock(&shared.input).refill(&mut self.reader);
         let unread = LinkBuffer::from_chain(std::mem::take(&mut *self.reader));
+        // The socket is its user's from here on: there is nothing left to close.
+        drop(detaching);
         Ok(Detached { fd, unread })
+    }
+}
+
+/// Closes a connection whose detaching ends halfway, and finishes one that is detached.
+struct Detaching<'a>(&'a Arc<Shared>);
+
+impl Drop for Detaching<'_> {
+    fn drop(&mut self) {
+        let shared = self.0;
+        shared.close();
+        if shared.life.is_detached() {
+            shared.end_detaching();
+        }
     }
 }
 
@@ -221,7 +249,7 @@ impl WriteHalf {
     /// Withdraws what the last poll has registered.
     pub(crate) fn forget_wait(&self) {
         let flusher = lock(&self.handle.0.output).take_flusher();
-        drop(flusher);
+        user_code::discard(flusher);
     }
 }
 

@@ -9,14 +9,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::Waker;
 
-use crate::buffer::Chain;
+use crate::buffer::{Chain, Spent};
 use crate::config;
 use crate::counters::Counters;
 use crate::poller::timers::NEVER;
 use crate::poller::{Batch, Command};
 use crate::sys::socket::Socket;
+use crate::user_code;
 
 use super::shared::Shared;
 
@@ -32,13 +33,25 @@ pub(super) struct Output {
     sending: Sending,
     /// The write side was ended on purpose.
     pub(super) ended: bool,
-    /// Close when everything submitted is sent.
-    pub(super) close_when_sent: bool,
+    pub(super) ending: Ending,
+    /// The close callbacks have run.
+    pub(super) finished: bool,
     /// The socket is to outlive the connection.
     pub(super) detaching: bool,
     failed: Option<(io::ErrorKind, Option<i32>)>,
     /// A flush that waits: until so many bytes are sent, by that time.
     wait: Option<Wait>,
+}
+
+/// How far the end of a closed connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Not closed.
+    No,
+    /// Closed, and what was submitted before is still to be sent.
+    Lingers,
+    /// The socket has ended, and its poller was asked to let go of it.
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +79,7 @@ impl Flusher {
     /// From any thread.
     pub(super) fn wake(self, shared: &Arc<Shared>) {
         match self {
-            Flusher::Task(waker) => waker.wake(),
+            Flusher::Task(waker) => user_code::wake(waker),
             Flusher::Run => shared.remote.send(Command::Continue(Arc::clone(shared))),
         }
     }
@@ -100,7 +113,8 @@ impl Output {
             wait: None,
             failed: None,
             ended: false,
-            close_when_sent: false,
+            ending: Ending::No,
+            finished: false,
             detaching: false,
         }
     }
@@ -111,6 +125,7 @@ impl Output {
     pub(super) fn submit(
         &mut self,
         bytes: &mut Chain,
+        spent: &mut Spent,
         counters: &Counters,
         leave: impl FnOnce(&Arc<Socket>, &mut Chain) -> bool,
     ) -> io::Result<Submitted> {
@@ -124,12 +139,12 @@ impl Output {
         if self.socket.as_ref().is_some_and(|socket| leave(socket, bytes)) {
             return Ok(self.append(bytes, false));
         }
-        match self.send_now(bytes, counters) {
+        match self.send_now(bytes, spent, counters) {
             Ok(()) if bytes.is_empty() => Ok(Submitted::Sent),
             Ok(()) => Ok(self.append(bytes, true)),
             Err(error) => {
-                bytes.clear();
-                self.fail(&error);
+                bytes.spend(bytes.len(), spent);
+                self.fail(&error, spent);
                 Err(error)
             }
         }
@@ -148,11 +163,16 @@ impl Output {
 
     /// Sends what the socket takes now, up to one turn's worth.
     #[inline(always)]
-    fn send_now(&mut self, bytes: &mut Chain, counters: &Counters) -> io::Result<()> {
+    fn send_now(
+        &mut self,
+        bytes: &mut Chain,
+        spent: &mut Spent,
+        counters: &Counters,
+    ) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
         let mut turn_bytes = 0;
         while !bytes.is_empty() && turn_bytes < config::SEND_TURN_BYTES {
-            let (asked, sent) = socket.send_chain(bytes, counters)?;
+            let (asked, sent) = socket.send_chain(bytes, spent, counters)?;
             turn_bytes += sent;
             self.sent += sent as u64;
             if sent < asked {
@@ -168,6 +188,7 @@ impl Output {
     pub(super) fn send_queue(
         &mut self,
         first: Chain,
+        spent: &mut Spent,
         counters: &Counters,
     ) -> (Option<Flusher>, bool) {
         let mut bytes = first;
@@ -175,15 +196,17 @@ impl Output {
             bytes.append(&mut queue);
         }
         if self.failed.is_none()
-            && let Err(error) = self.send_now(&mut bytes, counters)
+            && let Err(error) = self.send_now(&mut bytes, spent, counters)
         {
-            self.fail(&error);
+            self.fail(&error, spent);
         }
-        if self.failed.is_none() && !bytes.is_empty() {
+        if self.failed.is_some() {
+            bytes.spend(bytes.len(), spent);
+        } else if !bytes.is_empty() {
             self.queue = Some(Box::new(bytes));
         }
         // Nothing is with the backend.
-        (self.on_sent(Ok(0)), self.queue.is_some())
+        (self.on_sent(Ok(0), spent), self.queue.is_some())
     }
 
     pub(super) fn has_queue(&self) -> bool {
@@ -196,10 +219,14 @@ impl Output {
     }
 
     /// The backend sent what it was given, or failed; returns the flush that waited for it.
-    pub(super) fn on_sent(&mut self, result: io::Result<usize>) -> Option<Flusher> {
+    pub(super) fn on_sent(
+        &mut self,
+        result: io::Result<usize>,
+        spent: &mut Spent,
+    ) -> Option<Flusher> {
         match result {
             Ok(bytes) => self.sent += bytes as u64,
-            Err(error) => self.fail(&error),
+            Err(error) => self.fail(&error, spent),
         }
         if self.queue.is_none() {
             self.sending = Sending::Idle;
@@ -211,9 +238,11 @@ impl Output {
 
     /// The connection failed: nothing more will be sent. The queue is dropped.
     #[cold]
-    pub(super) fn fail(&mut self, error: &io::Error) {
+    pub(super) fn fail(&mut self, error: &io::Error, spent: &mut Spent) {
         self.failed.get_or_insert((error.kind(), error.raw_os_error()));
-        self.queue = None;
+        if let Some(mut queue) = self.queue.take() {
+            queue.spend(queue.len(), spent);
+        }
     }
 
     pub(super) fn failure(&self) -> Option<io::Error> {
@@ -221,19 +250,29 @@ impl Output {
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
     }
 
-    /// Registers the one that waits until `sent` bytes are sent. A run that its poller tries keeps
-    /// no waker, so that it need not become a task. Returns who was registered before, to be
-    /// dropped without the lock.
+    /// Registers the one that waits until `sent` bytes are sent. Returns who was registered before,
+    /// to be dropped without the lock.
     #[must_use]
     pub(super) fn wait_for(
         &mut self,
         sent: u64,
         until_ns: u64,
-        is_trial: bool,
-        cx: &Context<'_>,
+        flusher: Flusher,
     ) -> Option<Flusher> {
-        let flusher = if is_trial { Flusher::Run } else { Flusher::Task(cx.waker().clone()) };
         self.wait.replace(Wait { sent, flusher, until_ns }).map(|replaced| replaced.flusher)
+    }
+
+    /// Changes what the registered task waits for, if it is the one that `waker` wakes.
+    pub(super) fn renew_wait(&mut self, sent: u64, until_ns: u64, waker: &Waker) -> bool {
+        match &mut self.wait {
+            Some(Wait { flusher: Flusher::Task(known), sent: old, until_ns: old_ns })
+                if known.will_wake(waker) =>
+            {
+                (*old, *old_ns) = (sent, until_ns);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Who is to look again if its wait is over at `now_ns`, otherwise when to ask again.
@@ -250,11 +289,6 @@ impl Output {
 
     pub(super) fn take_flusher(&mut self) -> Option<Flusher> {
         self.wait.take().map(|wait| wait.flusher)
-    }
-
-    /// Drops what is queued.
-    pub(super) fn discard(&mut self) {
-        self.queue = None;
     }
 
     pub(super) fn submitted(&self) -> u64 {

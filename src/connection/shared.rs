@@ -5,26 +5,27 @@
 //! wake-up; but for a poller's queue, a leaf, which a flush looks into with its output locked.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::Service;
 use super::handle::Handle;
-use super::input::{End, Filed, Input};
-use super::output::{Flusher, Output};
+use super::input::{Discarded, End, Filed, Input};
+use super::output::{Ending, Flusher, Output};
 use super::spare;
 use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
 use super::timeout::{IdleTimeout, Timeouts};
 use crate::address::PeerAddr;
-use crate::buffer::{Chain, Staging};
+use crate::buffer::{Chain, Spent, Staging};
 use crate::clock::now_ns;
 use crate::config::{self, Limits};
 use crate::error::Error;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
+use crate::poller::{Action, Batch, Command, Flow, Side, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
+use crate::user_code;
 
 pub(crate) type Remote = crate::poller::Remote<Shared>;
 
@@ -98,30 +99,93 @@ impl Shared {
         })
     }
 
+    /// Closes: nothing more is read or written. What was submitted is still sent, as long as the peer
+    /// takes it.
     pub(crate) fn close(self: &Arc<Self>) {
         if !self.life.close() {
             return;
         }
-        // Before the socket ends: the poller hears of that as well, and would take the waker along
-        // until its round is collected.
-        let reader = {
-            let mut input = lock(&self.input);
-            input.discard();
-            input.take_waker()
+        let (unread, reader) = self.stop_reading();
+        let (flusher, lingers) = {
+            let mut output = lock(&self.output);
+            let lingers = !output.is_settled();
+            if lingers {
+                output.ending = Ending::Lingers;
+            }
+            (output.take_flusher(), lingers)
         };
+        if lingers {
+            self.timeouts.touch(now_ns());
+            self.idle_timeout.cap(config::LINGER);
+            self.arm(self.idle_at());
+            // What the peer still sends is dropped. Left in the kernel, it would make the kernel
+            // reset the connection in the end, and drop what the peer has not taken.
+            self.resume();
+        } else {
+            self.end_socket(|socket| socket.shutdown(Side::Both));
+        }
+        self.wake(reader, flusher);
+        drop(unread);
+    }
+
+    /// Closes, and drops what the kernel has not sent. A TCP peer sees a reset, so it cannot take
+    /// what it has for everything.
+    pub(crate) fn abort(self: &Arc<Self>) {
+        self.life.close();
+        if self.life.is_detached() {
+            return;
+        }
+        let (unread, reader) = self.stop_reading();
+        let mut spent = Spent::default();
         let flusher = {
             let mut output = lock(&self.output);
-            output.discard();
-            if let Some(socket) = &output.socket {
-                self.remote.counters.add(|counters| &counters.setup_calls, 1);
-                // Fails where the peer is gone already. The peer hears of the close now, however
-                // long a handler keeps the connection.
-                let _ = socket.shutdown(crate::poller::Side::Both);
-            }
+            output.fail(&io::ErrorKind::ConnectionAborted.into(), &mut spent);
             output.take_flusher()
         };
+        self.end_socket(Socket::reset);
         self.wake(reader, flusher);
+        drop((unread, spent));
+    }
+
+    /// Input that nobody will read, and whoever waited for more.
+    fn stop_reading(&self) -> (Discarded, Option<Waker>) {
+        let mut input = lock(&self.input);
+        (input.discard(), input.take_waker())
+    }
+
+    /// Ends the socket by `end`, and asks the poller to let go of it; once. The peer hears of it
+    /// now, however long a handler keeps the connection.
+    pub(super) fn end_socket(self: &Arc<Self>, end: fn(&Socket) -> io::Result<()>) {
+        {
+            let mut output = lock(&self.output);
+            if output.ending == Ending::Ended {
+                return;
+            }
+            output.ending = Ending::Ended;
+            if let Some(socket) = &output.socket {
+                self.remote.counters.add(|counters| &counters.setup_calls, 1);
+                // Fails where the peer is gone already.
+                let _ = end(socket);
+            }
+        }
         self.remote.send(Command::Remove(Arc::clone(self)));
+    }
+
+    /// Closes without delay. Where output is left, or a handler computes it, the peer sees a reset: it
+    /// cannot take what it has for everything.
+    pub(crate) fn cut(self: &Arc<Self>) {
+        let is_settled = lock(&self.output).is_settled();
+        if is_settled && !self.is_occupied() { self.close() } else { self.abort() }
+    }
+
+    pub(super) fn lingers(&self) -> bool {
+        self.life.is_closed() && lock(&self.output).ending == Ending::Lingers
+    }
+
+    fn resume(self: &Arc<Self>) {
+        if self.paused.swap(false, Ordering::Relaxed) {
+            self.remote.send(Command::Resume(Arc::clone(self)));
+        }
     }
 
     /// Closes as soon as nobody has anything left to do here.
@@ -149,7 +213,7 @@ impl Shared {
     /// Wakes whoever waited here.
     pub(super) fn wake(self: &Arc<Self>, reader: Option<Waker>, flusher: Option<Flusher>) {
         if let Some(waker) = reader {
-            waker.wake();
+            user_code::wake(waker);
         }
         if let Some(flusher) = flusher {
             flusher.wake(self);
@@ -233,12 +297,12 @@ impl Shared {
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
     ) {
-        let stale;
+        let mut unread = Discarded::default();
         let mut input = lock(&self.input);
-        stale = input.bring_home(reader, writer);
+        let stale = input.bring_home(reader, writer);
         if self.life.drops_input() {
             // A handle may keep the rest of the connection for long.
-            input.discard();
+            unread = input.discard();
         }
         let over = input.runs.give_back(parts);
         let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
@@ -248,12 +312,13 @@ impl Shared {
         });
         let disconnected = over && input.take_disconnect_owed();
         self.resume_if_room(input, 0);
-        drop(stale);
+        user_code::discard(stale);
+        drop(unread);
         if disconnected {
             self.tell_disconnected();
         }
         match next {
-            Next::Close => self.close_when_sent(),
+            Next::Close => self.close(),
             Next::Finish => self.finish(),
             Next::Again | Next::Rest => {}
         }
@@ -269,6 +334,7 @@ impl Shared {
             unread: input.buffered_bytes() > 0,
             consumed: input.consumed(),
             peer_gone: input.end.is_some(),
+            hung_up: input.has_hung_up(),
             closed: self.life.is_closed(),
             removed: input.removed,
             ends_when_idle: self.life.ends_when_idle(),
@@ -277,26 +343,10 @@ impl Shared {
         input.runs.end(found)
     }
 
-    /// Closes once the peer has what was submitted, or has had time enough.
-    pub(super) fn close_when_sent(self: &Arc<Self>) {
-        {
-            let mut output = lock(&self.output);
-            if !output.is_settled() {
-                output.close_when_sent = true;
-                drop(output);
-                self.timeouts.touch(now_ns());
-                self.idle_timeout.set(Some(config::LINGER));
-                self.arm(self.idle_at());
-                return;
-            }
-        }
-        self.close();
-    }
-
     pub(super) fn tell_disconnected(self: &Arc<Self>) {
         if let Some(service) = &self.service {
             let handle = Handle::of(self);
-            guard("on_disconnect", || service.hooks.disconnected(&handle));
+            user_code::call("on_disconnect", || service.hooks.disconnected(&handle));
         }
     }
 
@@ -304,7 +354,8 @@ impl Shared {
     pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>, has_returned: bool) {
         if let Some(error) = failure {
             self.report(&error);
-            self.close();
+            // A peer that has taken too long already gets no more time.
+            if error.is_write_timeout() { self.cut() } else { self.close() }
         }
         match has_returned {
             true => self.release_empty(FUTURE | BOTH),
@@ -340,7 +391,7 @@ impl Shared {
     fn report(self: &Arc<Self>, error: &Error) {
         if let Some(service) = &self.service {
             let handle = Handle::of(self);
-            guard("on_error", || service.hooks.failed(&handle, error));
+            user_code::call("on_error", || service.hooks.failed(&handle, error));
         }
     }
 
@@ -349,6 +400,19 @@ impl Shared {
         if !lock(&self.input).runs.finish() {
             return;
         }
+        self.call_back();
+        let socket = {
+            let mut output = lock(&self.output);
+            output.finished = true;
+            if output.detaching { None } else { output.socket.take() }
+        };
+        drop(socket);
+        self.settle_accounts();
+    }
+
+    /// Runs the close callbacks, last added first, each once. Those that are added later run at
+    /// once.
+    pub(super) fn call_back(self: &Arc<Self>) {
         let handle = Handle::of(self);
         loop {
             let callback = {
@@ -358,18 +422,35 @@ impl Shared {
             };
             match callback {
                 Some(callback) => {
-                    guard("close callback", || callback(&handle));
+                    user_code::call("close callback", || callback(&handle));
                 }
                 None => break,
             }
         }
-        {
+    }
+
+    /// The socket of a detached connection is its user's, or was given up: then it closes now, or as
+    /// soon as its poller lets go of it.
+    pub(super) fn end_detaching(self: &Arc<Self>) {
+        self.life.end_detaching();
+        let unread = lock(&self.input).discard();
+        let is_over = {
+            let input = lock(&self.input);
+            input.removed && !input.runs.is_held()
+        };
+        let socket = {
             let mut output = lock(&self.output);
-            if !output.detaching {
-                output.socket = None;
+            output.detaching = false;
+            if let Some(socket) = &output.socket {
+                // Fails where the peer is gone already.
+                let _ = socket.shutdown(Side::Both);
             }
+            if output.finished { output.socket.take() } else { None }
+        };
+        drop((unread, socket));
+        if is_over {
+            self.finish();
         }
-        self.settle_accounts();
     }
 
     /// A connection that its user owns was split.
@@ -397,10 +478,10 @@ impl Shared {
     fn withdraw(&self, part: u8) {
         if part == READER {
             let waker = lock(&self.input).take_waker();
-            drop(waker);
+            user_code::discard(waker);
         } else {
             let flusher = lock(&self.output).take_flusher();
-            drop(flusher);
+            user_code::discard(flusher);
         }
     }
 
@@ -422,7 +503,10 @@ impl Shared {
     }
 
     pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
-        self.note_peer_gone(batch);
+        // A peer whose bytes find no memory here is alive.
+        if !matches!(end, End::Memory) {
+            self.note_peer_gone(batch);
+        }
         let filed = {
             let mut input = lock(&self.input);
             let filed = input.end(end);
@@ -461,6 +545,9 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        let Extras { callbacks, context, .. } = std::mem::take(&mut *lock(&self.extras));
+        callbacks.into_iter().for_each(user_code::discard);
+        user_code::discard(context);
         // A connection that never reached its poller, or whose poller is gone.
         if lock(&self.input).runs.finish() {
             self.settle_accounts();
@@ -470,14 +557,3 @@ impl Drop for Shared {
 
 /// Both halves of a run, taken back at once.
 pub(super) const BOTH: u8 = READER | WRITER;
-
-/// Runs user code that cannot fail otherwise: a panic is reported by the panic hook and goes
-/// no further.
-#[inline(always)]
-pub(super) fn guard<T>(what: &str, code: impl FnOnce() -> T) -> Option<T> {
-    let done = catch_unwind(AssertUnwindSafe(code));
-    if done.is_err() {
-        tracing::error!("{what} panicked");
-    }
-    done.ok()
-}

@@ -1,6 +1,6 @@
 //! The life of a connection, as pure transitions.
 //!
-//! Two owners, two facts. [`Life`] are bits that only ever get set, by anyone: whether the
+//! Two owners, two facts. [`Life`] are bits that get set by anyone: whether the
 //! connection was closed, whether the peer has gone, and whether it is to end as soon as it is
 //! idle. [`Runs`] says who holds the reader and the
 //! writer, and lives under the input lock:
@@ -18,7 +18,7 @@
 
 use crate::sync::atomic::{AtomicU8, Ordering};
 
-/// Bits that only ever get set.
+/// Bits that only ever get set, but for `DETACHED`.
 pub(super) struct Life(AtomicU8);
 
 const CLOSED: u8 = 1;
@@ -42,10 +42,20 @@ impl Life {
         self.0.fetch_or(CLOSED | DETACHED, Ordering::AcqRel) & CLOSED == 0
     }
 
+    /// Detaching is over, one way or the other: what is left is closed.
+    pub(super) fn end_detaching(&self) {
+        self.0.fetch_and(!DETACHED, Ordering::AcqRel);
+    }
+
     /// Bytes that come now are for nobody.
     #[inline]
     pub(super) fn drops_input(&self) -> bool {
         self.0.load(Ordering::Acquire) & (CLOSED | DETACHED) == CLOSED
+    }
+
+    #[inline]
+    pub(super) fn is_detached(&self) -> bool {
+        self.0.load(Ordering::Acquire) & DETACHED != 0
     }
 
     /// `true` for the one caller that notices.
@@ -117,6 +127,8 @@ pub(super) struct Found {
     pub(super) unread: bool,
     pub(super) consumed: u64,
     pub(super) peer_gone: bool,
+    /// The peer has ended, and reception is paused before the end.
+    pub(super) hung_up: bool,
     pub(super) closed: bool,
     pub(super) removed: bool,
     pub(super) ends_when_idle: bool,
@@ -185,6 +197,8 @@ impl Runs {
             Found { serves_requests: false, .. } => Next::Close,
             Found { unread: true, .. } if progress => Next::Again,
             Found { peer_gone: true, .. } => Next::Close,
+            // The input is refused: nobody will make room for the end.
+            Found { unread: true, hung_up: true, .. } => Next::Close,
             Found { ends_when_idle: true, unread: false, .. } => Next::Close,
             _ => Next::Rest,
         }
@@ -206,6 +220,7 @@ mod tests {
         unread: false,
         consumed: 0,
         peer_gone: false,
+        hung_up: false,
         closed: false,
         removed: false,
         ends_when_idle: false,
@@ -248,6 +263,16 @@ mod tests {
         assert_eq!(ended(true, gone), Next::Close);
         assert_eq!(ended(false, Found { unread: true, consumed: 10, ..gone }), Next::Close);
         assert_eq!(ended(true, Found { unread: true, ..gone }), Next::Again);
+    }
+
+    #[test]
+    fn input_that_is_refused_after_the_peer_has_hung_up_ends_the_connection() {
+        let hung_up = Found { hung_up: true, consumed: 10, ..SERVING };
+        assert_eq!(ended(false, Found { unread: true, ..hung_up }), Next::Close);
+        assert_eq!(ended(true, Found { unread: true, ..hung_up }), Next::Again);
+        assert_eq!(ended(false, Found { unread: true, consumed: 11, ..hung_up }), Next::Again);
+        // Reception goes on, and comes to the end.
+        assert_eq!(ended(false, hung_up), Next::Rest);
     }
 
     #[test]

@@ -62,12 +62,26 @@ impl IdleTimeout {
         self.0.load(Ordering::Relaxed) != 0
     }
 
+    /// Makes it no longer than `most`.
+    pub(super) fn cap(&self, most: Duration) {
+        let most_ns = ns(Some(most));
+        let capped =
+            |after_ns: u64| Some(if after_ns == 0 { most_ns } else { after_ns.min(most_ns) });
+        // The closure never refuses.
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, capped);
+    }
+
     /// When it ends the connection, unless something happens before.
     pub(super) fn end(&self, timeouts: &Timeouts) -> u64 {
         match self.0.load(Ordering::SeqCst) {
             0 => NEVER,
-            after_ns => timeouts.last_active_ns.load(Ordering::Relaxed).saturating_add(after_ns),
+            _ => self.end_after(timeouts.last_active_ns.load(Ordering::Relaxed)),
         }
+    }
+
+    /// When it ends a connection on which the last byte moved at `active_ns`.
+    pub(super) fn end_after(&self, active_ns: u64) -> u64 {
+        active_ns.saturating_add(self.0.load(Ordering::SeqCst))
     }
 }
 
@@ -76,6 +90,8 @@ pub(super) struct Timeouts {
     pub(super) read: Timeout,
     pub(super) write: Timeout,
     last_active_ns: AtomicU64,
+    /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last due.
+    taken_mark: AtomicU64,
     armed: Armed,
 }
 
@@ -85,6 +101,7 @@ impl Timeouts {
             read: Timeout::new(limits.read_timeout),
             write: Timeout::new(limits.write_timeout),
             last_active_ns: AtomicU64::new(0),
+            taken_mark: AtomicU64::new(0),
             armed: Armed::new(),
         }
     }
@@ -93,6 +110,11 @@ impl Timeouts {
     #[inline]
     pub(super) fn touch(&self, now_ns: u64) {
         self.last_active_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Whether the peer has taken bytes since this was last asked.
+    pub(super) fn note_taken(&self, mark: u64) -> bool {
+        self.taken_mark.swap(mark, Ordering::Relaxed) != mark
     }
 
     pub(super) fn armed(&self) -> &Armed {

@@ -20,6 +20,7 @@ use crate::clock::now_ns;
 use crate::error::{Error, Result};
 use crate::poller::timers::NEVER;
 use crate::sync::lock;
+use crate::user_code;
 
 /// Waits until `reader` has `bytes`, or nothing more will come.
 #[cold]
@@ -58,19 +59,21 @@ pub(super) fn poll_readable(
 pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std::io::Result<()>> {
     let _withdraw = Withdraw(shared);
     poll_fn(|cx| {
-        let mut input = lock(&shared.input);
-        if let Some(result) = input.connected.take() {
-            return Poll::Ready(Some(result));
-        }
-        if shared.life.is_closed() {
-            return Poll::Ready(Some(Err(std::io::ErrorKind::NotConnected.into())));
-        }
-        if now_ns() >= until_ns {
-            return Poll::Ready(None);
-        }
-        let replaced = input.wait_for(usize::MAX, until_ns, cx);
-        drop(input);
-        drop(replaced);
+        let waker = cx.waker().clone();
+        let unneeded = {
+            let mut input = lock(&shared.input);
+            if let Some(result) = input.connected.take() {
+                return Poll::Ready(Some(result));
+            }
+            if shared.life.is_closed() {
+                return Poll::Ready(Some(Err(std::io::ErrorKind::NotConnected.into())));
+            }
+            if now_ns() >= until_ns {
+                return Poll::Ready(None);
+            }
+            input.wait_for(usize::MAX, until_ns, waker)
+        };
+        user_code::discard(unneeded);
         shared.arm(until_ns);
         Poll::Pending
     })
@@ -80,13 +83,15 @@ pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std
 /// Waits until the poller has let go of the socket.
 pub(super) async fn removed(shared: &Arc<Shared>) {
     poll_fn(|cx| {
-        let mut input = lock(&shared.input);
-        if input.removed {
-            return Poll::Ready(());
-        }
-        let replaced = input.wait_for(usize::MAX, NEVER, cx);
-        drop(input);
-        drop(replaced);
+        let waker = cx.waker().clone();
+        let unneeded = {
+            let mut input = lock(&shared.input);
+            if input.removed {
+                return Poll::Ready(());
+            }
+            input.wait_for(usize::MAX, NEVER, waker)
+        };
+        user_code::discard(unneeded);
         Poll::Pending
     })
     .await;
@@ -104,6 +109,8 @@ fn poll_fill(
     if shared.has_arrivals() {
         run::takes_in(shared);
     }
+    // Before the lock: a waker's code is its user's.
+    let waker = cx.waker().clone();
     let mut input = lock(&shared.input);
     input.refill(reader);
     shared.took_arrivals();
@@ -121,12 +128,12 @@ fn poll_fill(
         let late = now_ns >= until_ns;
         late.then(|| Err(Error::read_timeout(operation, began.elapsed(now_ns))))
     };
-    let replaced = match done {
-        Some(_) => None,
-        None => input.wait_for(bytes, until_ns, cx),
+    let unneeded = match done {
+        Some(_) => Some(waker),
+        None => input.wait_for(bytes, until_ns, waker),
     };
     shared.resume_if_room(input, bytes);
-    drop(replaced);
+    user_code::discard(unneeded);
     match done {
         Some(done) => Poll::Ready(done),
         None => {
@@ -163,7 +170,7 @@ struct Withdraw<'a>(&'a Arc<Shared>);
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
         let waker = lock(&self.0.input).take_waker();
-        drop(waker);
+        user_code::discard(waker);
     }
 }
 

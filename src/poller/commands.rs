@@ -3,6 +3,7 @@
 //! A queue and a flag under one lock, so no wake-up is lost: the sender that pushes to a sleeping
 //! poller takes the flag and wakes it. While the poller is awake a command costs no system call.
 
+use std::sync::Weak;
 use std::task::Waker;
 use std::thread::Thread;
 
@@ -12,10 +13,11 @@ use crate::counters::Counters;
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Socket, Wake};
-use crate::task::{Runnable, Workers};
+use crate::task::{self, Runnable, Workers};
+use crate::user_code;
 
 use super::ready::Ready;
-use super::{Accept, Action, Endpoint};
+use super::{Accept, Action, Endpoint, Watcher};
 
 /// What a poller can be asked to do.
 pub(crate) enum Command<E: Endpoint> {
@@ -63,17 +65,17 @@ impl<E: Endpoint> Command<E> {
             | Command::Remove(endpoint) => endpoint.on_removed(),
             Command::Listen(listener, _) => listener.on_removed(),
             Command::Again(endpoint, handed) => endpoint.give_up(handed),
-            Command::WakeAt(_, waker) => waker.wake(),
-            // A task, or a kept run, that is dropped ends its run. The others are about endpoints
-            // and listeners that were removed when the poller ended.
-            Command::Run(..)
-            | Command::Continue(_)
+            Command::WakeAt(_, waker) => user_code::wake(waker),
+            // A task that is dropped ends its run.
+            Command::Run(runnable, _) => task::give_up(runnable),
+            Command::Visit(visit) => drop(visit),
+            // The others are about endpoints and listeners that were removed when the poller ended.
+            Command::Continue(_)
             | Command::Act(..)
             | Command::Send(_)
             | Command::Resume(_)
             | Command::Timer(..)
             | Command::Unlisten(_)
-            | Command::Visit(_)
             | Command::Stop => {}
         }
     }
@@ -91,6 +93,7 @@ pub(crate) struct Remote<E: Endpoint> {
     pub(crate) load: AtomicUsize,
     pub(crate) listeners: AtomicUsize,
     pub(crate) timers: AtomicUsize,
+    watchers: Mutex<Vec<Weak<dyn Watcher>>>,
 }
 
 impl<E: Endpoint> Remote<E> {
@@ -110,6 +113,7 @@ impl<E: Endpoint> Remote<E> {
             load: AtomicUsize::new(0),
             listeners: AtomicUsize::new(0),
             timers: AtomicUsize::new(0),
+            watchers: Mutex::new(Vec::new()),
         }
     }
 
@@ -129,6 +133,21 @@ impl<E: Endpoint> Remote<E> {
     /// before it sleeps. `false`: it was not handed over.
     pub(crate) fn send_if_awake(&self, command: Command<E>) -> bool {
         self.inbox.push_if_awake(command).is_ok()
+    }
+
+    /// Tells `watcher` if the poller fails.
+    pub(crate) fn tell_of_failure(&self, watcher: &Arc<dyn Watcher>) {
+        let mut watchers = lock(&self.watchers);
+        watchers.retain(|known| known.strong_count() > 0);
+        watchers.push(Arc::downgrade(watcher));
+    }
+
+    /// The poller has failed.
+    #[cold]
+    pub(super) fn fail(&self, why: &str) {
+        tracing::error!("a poller has ended: {why}");
+        let watchers = std::mem::take(&mut *lock(&self.watchers));
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.poller_failed(why));
     }
 
     pub(super) fn inbox(&self) -> &Inbox<Command<E>> {

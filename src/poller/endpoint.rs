@@ -60,8 +60,12 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// the caller has `first`, or the [`Command::Send`](super::Command::Send), and the poller has
     /// neither. From any thread.
     fn send_here(self: &Arc<Self>, first: Chain);
-    /// Asks for the removal of the endpoint.
+    /// Closes it, and asks for its removal once its output is sent.
     fn close(self: &Arc<Self>);
+    /// Closes it, and asks for its removal at once: what it was to send is dropped.
+    fn cut(self: &Arc<Self>);
+    /// Bytes that it has been given and nobody has read.
+    fn unread_bytes(&self) -> usize;
     /// Swaps what was flushed on this thread since the last time into `into`, which is empty.
     fn take_flushed(into: &mut Vec<(Token, Chain)>);
 }
@@ -75,6 +79,11 @@ pub(crate) trait Accept: Send + Sync {
     fn on_removed(&self);
 }
 
+/// Hears of a poller that has failed: that has ended though nobody asked it to.
+pub(crate) trait Watcher: Send + Sync {
+    fn poller_failed(&self, why: &str);
+}
+
 /// What an endpoint wants run once everything is collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -84,6 +93,10 @@ pub(crate) enum Action {
     Close,
     /// Close if there is nothing to do.
     CloseIfIdle,
+    /// It is closed, and the last of its output is sent: let go of the socket.
+    End,
+    /// No byte has moved for too long.
+    Cut,
 }
 
 /// What a round collected, to be done in this order.

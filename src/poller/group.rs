@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 
+use super::memory::Budget;
 use super::spin::Spin;
 use super::{Command, Endpoint, Poller, Remote};
 use crate::buffer::Pool;
@@ -35,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) cpus: Vec<usize>,
     pub(crate) sqpoll_cpus: Vec<usize>,
     pub(crate) name: String,
+    /// Received bytes that may lie unread at each poller.
+    pub(crate) unread_bytes_max: usize,
     pub(crate) uring: UringOptions,
 }
 
@@ -79,6 +82,7 @@ impl Default for Plan {
             cpus: Vec::new(),
             sqpoll_cpus: Vec::new(),
             name: "ringpoll".to_owned(),
+            unread_bytes_max: config::UNREAD_BYTES_MAX,
             uring: UringOptions::default(),
         }
     }
@@ -192,7 +196,7 @@ impl<E: Endpoint> Group<E> {
             let remote = Arc::new(Remote::new(wake, Pool::new(), outlet, counters));
             let spin = Spin::new(plan.poll_mode, affordable);
             let name = format!("{}-p{index}", plan.name);
-            let thread = start::<B, E>(&name, &plan.cpus, &remote, spin, options)?;
+            let thread = start::<B, E>(&name, plan, &remote, spin, options)?;
             group.remotes.push(remote);
             lock(&group.threads).push(thread);
         }
@@ -268,15 +272,16 @@ impl<E: Endpoint> Drop for Group<E> {
 
 fn start<B: Backend, E: Endpoint>(
     name: &str,
-    cpus: &[usize],
+    plan: &Plan,
     remote: &Arc<Remote<E>>,
     spin: Spin,
     options: B::Options,
 ) -> Result<JoinHandle<()>> {
     let (ready, wait) = mpsc::sync_channel::<io::Result<()>>(1);
     let remote = Arc::clone(remote);
-    let thread = threads::spawn(name, cpus.to_vec(), move || {
-        let poller = Poller::<B, E>::new(remote, spin, &options);
+    let budget = Budget::new(plan.unread_bytes_max);
+    let thread = threads::spawn(name, plan.cpus.clone(), move || {
+        let poller = Poller::<B, E>::new(remote, spin, budget, &options);
         let (poller, started) = match poller {
             Ok(poller) => (Some(poller), Ok(())),
             Err(error) => (None, Err(error)),

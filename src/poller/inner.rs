@@ -3,9 +3,9 @@
 //! Apart from the backend, so that the backend can report into it. On the poller's thread.
 
 use std::collections::HashMap;
-use std::task::Waker;
 use std::time::Duration;
 
+use super::memory::Budget;
 use super::ready::Job;
 use super::slots::Slots;
 use super::timers::{self, Timers, Whom};
@@ -16,6 +16,7 @@ use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sys::{Backend, Completion, Flow, Received, Sink, Token};
 use crate::task::{self, Run};
+use crate::user_code;
 
 /// See the module's documentation.
 pub(super) struct Core<E: Endpoint> {
@@ -28,6 +29,11 @@ pub(super) struct Core<E: Endpoint> {
     /// Backlog of connections whose send just ended.
     pub(super) resend: Vec<Token>,
     pub(super) completions: usize,
+    /// The clock when the pass that is under way began.
+    pub(super) pass_began_ns: Option<u64>,
+    /// The clock when the last complete pass over the kernel's events began.
+    pub(super) looked_ns: u64,
+    pub(super) budget: Budget,
 }
 
 pub(super) enum Slot<E> {
@@ -51,7 +57,7 @@ impl<E: Endpoint> Core<E> {
             self.remote.ready.put_behind(self.batch.jobs.drain(..));
         }
         if !self.batch.wakers.is_empty() {
-            self.batch.wakers.drain(..).for_each(Waker::wake);
+            self.batch.wakers.drain(..).for_each(user_code::wake);
         }
         if !self.batch.go_ons.is_empty() {
             let mut go_ons = std::mem::take(&mut self.batch.go_ons);
@@ -135,11 +141,12 @@ impl<E: Endpoint> Core<E> {
     }
 
     pub(super) fn fire_timers<B: Backend>(&mut self, backend: &mut B) {
-        let now_ns = self.batch.now_ns;
         if self.timers.count() == 0 {
             return;
         }
-        while let Some(entry) = self.timers.pop_due(now_ns) {
+        // Not those that came due since: what has arrived by then was not looked at yet, and may
+        // make them pointless.
+        while let Some(entry) = self.timers.pop_due(self.looked_ns) {
             let token = match entry.whom {
                 Whom::Waker(waker) => {
                     self.batch.wakers.push(waker);
@@ -196,11 +203,15 @@ impl<E: Endpoint> Core<E> {
     /// Decides what each connection may hold, and lets go of memory that nobody will use soon.
     pub(super) fn tidy_memory(&mut self) {
         let pool = &self.remote.pool;
-        let over = pool.memory_bytes() > config::POLLER_BLOCK_BYTES_MAX;
-        self.batch.share_bytes = over.then(|| {
-            let share = config::POLLER_BLOCK_BYTES_MAX / self.slots.count().max(1);
-            share.max(config::SHARE_BYTES_MIN)
-        });
+        let slots = &self.slots;
+        self.batch.share_bytes =
+            self.budget.share_bytes(pool.memory_bytes(), slots.count(), || {
+                let unread = |slot: &Slot<E>| match slot {
+                    Slot::Endpoint(held) => held.endpoint.unread_bytes(),
+                    Slot::Listener(_) => 0,
+                };
+                slots.iter().map(|(_, slot)| unread(slot)).sum()
+            });
         if self.slots.count() == 0 {
             pool.trim();
         }

@@ -13,6 +13,7 @@ pub(crate) mod commands;
 mod endpoint;
 pub(crate) mod group;
 mod inner;
+mod memory;
 mod ready;
 mod slots;
 mod spin;
@@ -20,7 +21,6 @@ pub(crate) mod timers;
 
 use std::collections::HashMap;
 use std::io;
-use std::task::Waker;
 use std::time::Duration;
 
 use crate::buffer::Chain;
@@ -29,12 +29,14 @@ use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sys::{Backend, turns};
+use crate::user_code;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Received, Token};
 pub(crate) use commands::{Command, Remote};
-pub(crate) use endpoint::{Accept, Action, Batch, Endpoint};
+pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Watcher};
 use inner::{Core, Held, Slot};
+use memory::Budget;
 use ready::{Flushed, Job};
 use slots::Slots;
 use spin::Spin;
@@ -54,9 +56,10 @@ pub(crate) struct Poller<B, E: Endpoint> {
 }
 
 impl<B: Backend, E: Endpoint> Poller<B, E> {
-    pub(crate) fn new(
+    fn new(
         remote: Arc<Remote<E>>,
         spin: Spin,
+        budget: Budget,
         options: &B::Options,
     ) -> io::Result<Poller<B, E>> {
         let backend = B::new(remote.wake_handle(), &remote.pool, &remote.counters, options)?;
@@ -70,6 +73,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 batch: Batch::new(),
                 resend: Vec::new(),
                 completions: 0,
+                pass_began_ns: None,
+                looked_ns: 0,
+                budget,
             },
             spin,
             commands: Vec::new(),
@@ -79,7 +85,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         })
     }
 
-    /// Runs until told to stop and everything is closed.
+    /// Runs until told to stop and everything is closed, or until it fails: then those who depend on
+    /// it are told why.
     pub(crate) fn run(mut self) {
         turns::ask_for_turns(config::TURN);
         E::enter_poller(&self.core.remote);
@@ -88,12 +95,18 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         // Blocks that come and go on this thread, the usual case, do so without an atomic
         // operation.
         let _attached = self.core.remote.pool.clone().attach();
+        match user_code::call("poller", || self.rounds()) {
+            Some(Ok(())) => {}
+            // EBADF or EINVAL: the backend itself is broken, and waiting again would spin.
+            Some(Err(error)) => self.core.remote.fail(&format!("its backend cannot wait: {error}")),
+            None => self.core.remote.fail("it panicked"),
+        }
+        self.end();
+    }
+
+    fn rounds(&mut self) -> io::Result<()> {
         while !self.stopping || self.core.slots.count() > 0 {
-            if let Err(error) = self.wait() {
-                // EBADF or EINVAL: the backend itself is broken, and waiting again would spin.
-                tracing::error!(%error, "poller ends: its backend cannot wait");
-                break;
-            }
+            self.wait()?;
             self.core.remote.ready.turn();
             self.core.fire_timers(&mut self.backend);
             self.resend();
@@ -104,21 +117,29 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 self.run_batch();
             }
         }
-        // What was collected and not run, or taken and not obeyed, where the backend failed, and
-        // what came after.
-        let batch = &mut self.core.batch;
-        batch.wakers.drain(..).for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Gives up what was collected and not run, or taken and not obeyed, what comes from now on, and
+    /// every slot. There is some of it only where the poller has failed.
+    fn end(self) {
+        let Core { remote, mut slots, leaving, mut batch, .. } = self.core;
+        batch.wakers.drain(..).for_each(user_code::wake);
         std::iter::from_fn(|| batch.open.pop()).chain(batch.jobs.drain(..)).for_each(Job::abandon);
-        let rest = self.core.remote.inbox().close();
+        let rest = remote.inbox().close();
         for command in self.commands.into_iter().chain(rest) {
             command.abandon();
         }
-        for (_, slot) in self.core.slots.iter() {
+        for slot in slots.drain() {
             match slot {
-                Slot::Endpoint(held) => held.endpoint.on_removed(),
+                Slot::Endpoint(held) => {
+                    held.endpoint.on_removed();
+                    user_code::discard(held.kept);
+                }
                 Slot::Listener(listener) => listener.on_removed(),
             }
         }
+        leaving.into_values().for_each(user_code::discard);
     }
 
     /// Waits for events: spinning first where that pays, then asleep. Leaves the commands that came
@@ -134,7 +155,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let began_ns = self.spin.is_enabled().then(now_ns);
         let sleep = self.core.remote.inbox().prepare_sleep(&mut self.commands);
         let timeout = if sleep { self.core.due_in() } else { Some(Duration::ZERO) };
-        let waited = self.backend.wait(timeout, &mut self.core);
+        let waited = self.look(timeout);
         if sleep {
             self.core.remote.inbox().take(&mut self.commands);
         }
@@ -143,6 +164,18 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
         self.core.read_clock();
         waited
+    }
+
+    /// Has the backend file what is done. A pass over all of that may take several looks; timers
+    /// that are due by the time it began have had their chance then, and come up.
+    fn look(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let core = &mut self.core;
+        let began_ns = *core.pass_began_ns.get_or_insert(core.batch.now_ns);
+        if self.backend.wait(timeout, core)? {
+            self.core.looked_ns = began_ns;
+            self.core.pass_began_ns = None;
+        }
+        Ok(())
     }
 
     /// Looks for work without sleeping, as long as it pays. `true`: there is some.
@@ -155,7 +188,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let began_ns = now_ns();
         loop {
             self.core.remote.ready.turn();
-            self.backend.wait(Some(Duration::ZERO), &mut self.core)?;
+            self.look(Some(Duration::ZERO))?;
             let spun_ns = now_ns() - began_ns;
             let counters = &self.core.remote.counters;
             if self.core.completions > 0 || !self.core.remote.inbox().is_empty() {
@@ -308,7 +341,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         self.stopping = true;
         for (token, slot) in self.core.slots.iter() {
             match slot {
-                Slot::Endpoint(held) => held.endpoint.close(),
+                Slot::Endpoint(held) => held.endpoint.cut(),
                 Slot::Listener(_) => self.backend.remove(token),
             }
         }

@@ -16,7 +16,7 @@ use crate::config;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::usage::ThreadId;
-use crate::task::{Runnable, Used, Watched, Workers};
+use crate::task::{self, Runnable, Used, Watched, Workers};
 
 /// Something to run.
 pub(crate) enum Job<E: Endpoint> {
@@ -42,9 +42,10 @@ impl<E: Endpoint> Job<E> {
     pub(super) fn abandon(self) {
         match self {
             Job::Begin(endpoint, handed) => endpoint.give_up(handed),
-            // A task that is dropped ends its run. The others are about endpoints that the end of
-            // the poller removes.
-            Job::Act(..) | Job::Poll(..) => {}
+            // A task that is dropped ends its run.
+            Job::Poll(runnable, _) => task::give_up(runnable),
+            // About an endpoint that the end of the poller removes.
+            Job::Act(..) => {}
         }
     }
 

@@ -51,6 +51,12 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// Empties every slot.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.free.clear();
+        self.slots.drain(..).filter_map(|slot| slot.value)
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }

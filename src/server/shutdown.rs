@@ -11,6 +11,7 @@ use crate::connection::{Hooks, Shared, current_poller};
 use crate::error::{Error, Result};
 use crate::poller::Command;
 use crate::sync::lock;
+use crate::task;
 
 /// Where the server is between start and end; those who wait for it wait here.
 pub(super) struct Progress {
@@ -123,8 +124,8 @@ impl ServerHandle {
     ///
     /// # Errors
     /// Timeout, with the number of connections that are still busy: they go on, close when their
-    /// handlers return, and this may be called again. Unsupported on a poller, which would wait
-    /// for itself.
+    /// handlers return, and this may be called again. Unsupported on a poller or a worker, thus
+    /// in most handlers: it would wait for itself.
     pub fn shutdown(&self, deadline: Duration) -> Result<()> {
         let started = Instant::now();
         self.drain("shutdown")?;
@@ -143,7 +144,7 @@ impl ServerHandle {
     /// abandoned, and so is the thread it blocks, and what was spawned and does not end.
     ///
     /// # Errors
-    /// Unsupported on a poller, which would wait for itself.
+    /// Unsupported on a poller or a worker, thus in most handlers: it would wait for itself.
     pub fn shutdown_forced(&self, deadline: Duration) -> Result<usize> {
         let started = Instant::now();
         self.drain("shutdown_forced")?;
@@ -153,7 +154,7 @@ impl ServerHandle {
         }
         let cut = self.open_count();
         self.0.books.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
-        self.0.visit(|connection| connection.close());
+        self.0.visit(Shared::cut);
         self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
         self.end();
         Ok(cut)
@@ -179,9 +180,9 @@ impl ServerHandle {
     }
 
     fn drain(&self, operation: &str) -> Result<()> {
-        if current_poller().is_some() {
+        if current_poller().is_some() || task::is_worker() {
             return Err(Error::unsupported(format!(
-                "{operation}: called on a poller, which cannot wait for itself"
+                "{operation}: called on a poller or a worker, which cannot wait for itself"
             )));
         }
         self.0.books.draining.store(true, Ordering::SeqCst);

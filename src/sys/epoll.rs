@@ -6,8 +6,8 @@
 //!
 //! TCP streams are watched edge-triggered: a level-triggered event is put back on the kernel's list
 //! and polled once more by the next wait, only to be found stale. Unix sockets are level-triggered,
-//! because a receive there may be short at a border that the sender made. So would one of TCP be at
-//! urgent data, which we do not offer: a peer that sends it stalls itself until its next segment.
+//! because a receive there may be short at a border that the sender made. A receive from TCP is
+//! short at a byte that the peer has marked as urgent: then there may be more behind it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,11 +21,11 @@ use rustix::io::Errno;
 
 use super::{Backend, Completion, Flow, Received, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
-use crate::buffer::{Block, Chain, Pool};
+use crate::buffer::{Block, Chain, Pool, Spent};
 use crate::config;
 use crate::counters::Counters;
 
-const READ: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+const READ: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::PRI);
 const GONE: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
 
 pub(crate) struct Epoll {
@@ -171,7 +171,7 @@ impl Backend for Epoll {
         self.done.push((token, Completion::Removed));
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool> {
         let busy = !self.done.is_empty() || !self.unfinished.is_empty();
         let timeout = if busy { Some(Duration::ZERO) } else { timeout };
         if busy {
@@ -196,7 +196,7 @@ impl Backend for Epoll {
             self.handle(Token::from_bits(event.data.u64()), event.flags, sink);
         }
         self.handled = end;
-        Ok(())
+        Ok(end == self.events.len())
     }
 }
 
@@ -299,8 +299,8 @@ impl Epoll {
 }
 
 impl Receiver {
-    /// Receives once; again where that has filled the small block, and while the peer is known to
-    /// have finished, to report its end in the same pass. `true`: there may be more.
+    /// Receives once; again where that has filled the small block, where a byte was marked as
+    /// urgent, and while the peer is known to have finished, to report its end in the same pass. `true`: there may be more.
     #[inline(always)]
     fn receive(
         &mut self,
@@ -311,6 +311,9 @@ impl Receiver {
     ) -> bool {
         if !flags.intersects(READ | GONE) {
             return false;
+        }
+        if flags.contains(EventFlags::PRI) {
+            entry.socket.discard_urgent();
         }
         loop {
             counters.receive_calls.add_owned(1);
@@ -337,7 +340,7 @@ impl Receiver {
                 entry.paused = true;
                 return false;
             }
-            if !flags.intersects(GONE) && (was_bulk || !is_full) {
+            if !flags.intersects(GONE.union(EventFlags::PRI)) && (was_bulk || !is_full) {
                 return is_full;
             }
         }
@@ -387,7 +390,7 @@ enum Turn {
 /// Sends one turn's worth.
 fn advance_send(entry: &mut Entry, counters: &Counters) -> Turn {
     let Some(sending) = &mut entry.sending else { return Turn::Waits };
-    let mut turn_bytes = 0;
+    let (mut turn_bytes, mut spent) = (0, Spent::default());
     let result = loop {
         if sending.rest.is_empty() {
             break Ok(sending.sent_bytes);
@@ -395,7 +398,7 @@ fn advance_send(entry: &mut Entry, counters: &Counters) -> Turn {
         if turn_bytes >= config::SEND_TURN_BYTES {
             return Turn::Unfinished;
         }
-        match entry.socket.send_chain(&mut sending.rest, counters) {
+        match entry.socket.send_chain(&mut sending.rest, &mut spent, counters) {
             Ok((asked, sent)) => {
                 sending.sent_bytes += sent;
                 turn_bytes += sent;

@@ -14,6 +14,7 @@
 //! 4. `Received` comes in stream order; nothing follows `Ended` but `Sent` and `Removed`.
 
 pub(crate) mod epoll;
+mod progress;
 pub(crate) mod socket;
 pub(crate) mod turns;
 pub(crate) mod uring;
@@ -149,6 +150,7 @@ pub(crate) trait Backend: Sized {
     fn remove(&mut self, token: Token);
 
     /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and
-    /// files them in `sink`.
-    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()>;
+    /// files them in `sink`. `true`: that ends a pass, so all that was done when the pass began is
+    /// filed. The next call begins another one.
+    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool>;
 }

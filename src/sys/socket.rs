@@ -14,14 +14,16 @@ use std::path::{Path, PathBuf};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny,
-    SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect, getpeername,
-    getsockname, listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
+    SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect, connect_unspec,
+    getpeername, getsockname, listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
 };
 
 use crate::address::PeerAddr;
-use crate::buffer::Chain;
+use crate::buffer::{Chain, Spent};
 use crate::config::{self, SocketOptions};
 use crate::counters::Counters;
+
+pub(crate) use super::progress::Taken;
 
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
@@ -148,12 +150,14 @@ impl Socket {
         Ok(received)
     }
 
-    /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it.
-    /// Returns how much was asked for and how much was taken, which may be nothing.
+    /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it; memory
+    /// of the user's goes to `spent`. Returns how much was asked for and how much was taken, which
+    /// may be nothing.
     #[inline(always)]
     pub(crate) fn send_chain(
         &self,
         bytes: &mut Chain,
+        spent: &mut Spent,
         counters: &Counters,
     ) -> io::Result<(usize, usize)> {
         counters.add(|counters| &counters.send_calls, 1);
@@ -166,11 +170,7 @@ impl Socket {
         match done {
             Ok(sent) => {
                 counters.add(|counters| &counters.sent_bytes, sent as u64);
-                if sent == bytes.len() {
-                    bytes.clear();
-                } else {
-                    bytes.advance(sent);
-                }
+                bytes.spend(sent, spent);
                 Ok((asked, sent))
             }
             Err(Errno::AGAIN) => Ok((asked, 0)),
@@ -193,6 +193,33 @@ impl Socket {
             Side::Both => Shutdown::Both,
         };
         shutdown(&self.fd, how).map_err(io::Error::from)
+    }
+
+    /// Ends the connection at once: what the kernel has not sent is dropped. The peer of a TCP
+    /// connection sees a reset; a Unix socket has none.
+    pub(crate) fn reset(&self) -> io::Result<()> {
+        if !self.is_tcp {
+            return self.shutdown(Side::Both);
+        }
+        // The kernel's way to abort: see connect(2) on AF_UNSPEC, and `tcp_disconnect`.
+        connect_unspec(&self.fd).map_err(io::Error::from)
+    }
+
+    /// How far the peer has got in taking what was sent.
+    pub(crate) fn taken_by_peer(&self) -> io::Result<Taken> {
+        super::progress::taken_by_peer(self.fd.as_fd(), self.is_tcp)
+    }
+
+    /// Bytes that have arrived in the kernel and were not received.
+    pub(crate) fn arrived_bytes(&self) -> io::Result<u64> {
+        Ok(rustix::io::ioctl_fionread(&self.fd)?)
+    }
+
+    /// Takes the byte that the peer has marked as urgent out of the stream, so that it marks nothing
+    /// any more.
+    pub(crate) fn discard_urgent(&self) {
+        // There is none where the mark has come before its byte, which then arrives as any other.
+        let _ = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::OOB | RecvFlags::DONTWAIT);
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<PeerAddr> {

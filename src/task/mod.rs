@@ -15,17 +15,18 @@ mod trial;
 mod unblock;
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 
 pub(crate) use async_task::Runnable;
+
+use crate::user_code;
 
 pub(crate) use first::poll_first;
 pub(crate) use own_time::next_part;
 pub(crate) use placement::{Executor, Here, RuntimeContext};
 pub use policy::PlacementStats;
 pub(crate) use policy::{Host, Spent, pause_timing};
-pub(crate) use queue::Workers;
+pub(crate) use queue::{Workers, is_worker};
 pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
 pub use unblock::unblock;
@@ -48,11 +49,10 @@ where
 /// Polls the task once. A panic ends the task, whose own guards report it, and goes no further.
 pub(crate) fn run(runnable: Runnable) {
     // The future is dropped by the unwinding; nothing else is shared with it.
-    let _ = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+    user_code::call("task", || runnable.run());
 }
 
 /// Drops the task unfinished. A panic of what it held goes no further.
-fn give_up(runnable: Runnable) {
-    // As above.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(runnable)));
+pub(crate) fn give_up(runnable: Runnable) {
+    user_code::discard(runnable);
 }

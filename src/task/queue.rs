@@ -120,6 +120,11 @@ impl Workers {
     }
 }
 
+/// Whether the calling thread is a worker.
+pub(crate) fn is_worker() -> bool {
+    LOCAL.with(|local| local.borrow().is_some())
+}
+
 impl Shared {
     fn find(&self, queue: &Worker<Runnable>, index: usize) -> Option<Runnable> {
         loop {

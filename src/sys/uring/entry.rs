@@ -56,6 +56,9 @@ pub(super) struct Entry {
     /// that comes upon bytes and the end at once may report the bytes and then wait for ever; see
     /// docs/IO_URING.md for which kernels and when.
     pub(super) peer_ended: bool,
+    /// The peer has marked a byte as urgent, before which the kernel takes the socket for empty: what
+    /// has arrived is received without the ring.
+    pub(super) has_urgent: bool,
     /// A poll can tell when the peer ends.
     watches_end: bool,
     /// Nothing more will be received.
@@ -107,6 +110,7 @@ impl Entry {
             streak: 0,
             paused: false,
             peer_ended: false,
+            has_urgent: false,
             watches_end: true,
             ended: false,
             watching: false,
@@ -142,7 +146,7 @@ impl Entry {
 
     /// The same, without the ring.
     pub(super) fn is_to_drain(&self) -> bool {
-        self.peer_ended && self.is_to_arm()
+        (self.peer_ended || self.has_urgent) && self.is_to_arm()
     }
 
     /// What is under way is not what is wanted.
@@ -151,6 +155,7 @@ impl Entry {
             && (self.paused
                 || self.armed_size != self.wanted_size
                 || self.peer_ended
+                || self.has_urgent
                 || self.removing)
     }
 
@@ -159,6 +164,7 @@ impl Entry {
         self.role == Role::Stream
             && self.watches_end
             && !self.peer_ended
+            && !self.has_urgent
             && !self.ended
             && !self.watching
             && !self.removing
@@ -241,16 +247,18 @@ impl Entry {
                     let flow = sink.complete(self.token, Completion::Received(received));
                     self.paused = flow == Flow::Pause;
                 }
-                // It has not ended after all; watching on would tell us the same again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !std::mem::take(&mut self.has_urgent) {
+                        // The peer has not ended after all; to watch on would tell the same again.
+                        self.watches_end = false;
+                    }
                     self.peer_ended = false;
-                    self.watches_end = false;
                     return;
                 }
                 Err(error) => self.end(Err(error), sink),
             }
         }
-        if !self.ended {
+        if self.peer_ended && !self.ended {
             // A reader that is behind learns of the end before it comes to it.
             sink.complete(self.token, Completion::HungUp);
         }

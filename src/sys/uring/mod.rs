@@ -78,6 +78,8 @@ pub(crate) struct Uring {
     spare_sendings: Vec<Box<Sending>>,
     /// Operations in flight, cancellations not counted.
     outstanding: usize,
+    /// Completions of the pass that is under way, and not collected yet.
+    pass_left: usize,
 }
 
 impl Backend for Uring {
@@ -170,7 +172,7 @@ impl Backend for Uring {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool> {
         let has_sends = self.flushes.as_mut().is_some_and(|flushes| {
             flushes.retry(&self.entries, &self.counters);
             flushes.has_completions()
@@ -189,7 +191,12 @@ impl Backend for Uring {
             None => Until::Completion,
         };
         self.enter(until, sink)?;
-        self.collect(sink)
+        if self.pass_left == 0 {
+            self.pass_left = self.ring.completion_count();
+        }
+        self.pass_left = self.pass_left.saturating_sub(COMPLETIONS_PER_ROUND);
+        self.collect(sink)?;
+        Ok(self.pass_left == 0)
     }
 }
 
@@ -224,6 +231,7 @@ impl Uring {
             completions: Vec::new(),
             spare_sendings: Vec::new(),
             outstanding: 0,
+            pass_left: 0,
         };
         uring.watch_wake();
         Ok(uring)
@@ -280,7 +288,7 @@ impl Uring {
             self.ring.cancel(target, user_data(Op::Cancel, token));
         }
         if must_watch {
-            self.watch(token, libc::POLLRDHUP);
+            self.watch(token, libc::POLLRDHUP | libc::POLLPRI);
         }
     }
 
@@ -428,8 +436,12 @@ impl Uring {
             entry.ended = connected.is_err();
             sink.complete(token, Completion::Connected(connected));
         } else if result > 0 && !entry.ended && !entry.removing {
-            entry.peer_ended = true;
-            if entry.paused {
+            if result & i32::from(libc::POLLPRI) != 0 {
+                entry.has_urgent = true;
+                entry.socket.discard_urgent();
+            }
+            entry.peer_ended = result & !i32::from(libc::POLLPRI) != 0;
+            if entry.paused && entry.peer_ended {
                 sink.complete(token, Completion::HungUp);
             }
         }

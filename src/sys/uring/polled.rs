@@ -284,6 +284,12 @@ impl Collector {
         !queue.is_empty()
     }
 
+    pub(super) fn completion_count(&self) -> usize {
+        // SAFETY: the collector is the ring's only one and does not leave its thread meanwhile.
+        let queue = unsafe { self.0.io.completion_shared() };
+        queue.len()
+    }
+
     /// Completions that found no room wait for somebody to enter.
     pub(super) fn has_overflowed(&self) -> bool {
         self.0.has_overflowed()

@@ -233,6 +233,14 @@ impl Ring {
         }
     }
 
+    /// How many completions are there.
+    pub(super) fn completion_count(&mut self) -> usize {
+        match &mut self.driver {
+            Driver::Owner(io) => io.completion().len(),
+            Driver::Thread(collector, _) => collector.completion_count(),
+        }
+    }
+
     /// Submits what is queued and collects completions; waits for one as `until` says, unless some
     /// are there or not everything could be submitted.
     ///

@@ -1,0 +1,82 @@
+//! How much of what a poller has received may lie unread.
+//!
+//! Owned by the poller thread. What counts is what nobody has read: memory that the application
+//! keeps is its own. To count that takes a look at every connection, so it is done only while the
+//! poller's block memory, which costs nothing to ask for, is above the budget; and then again when
+//! that memory has grown by a part, or time has passed.
+
+use crate::clock::now_ns;
+use crate::config;
+
+pub(super) struct Budget {
+    bytes_max: usize,
+    /// Unread bytes, as of the last look.
+    unread_bytes: usize,
+    /// The block memory then.
+    memory_bytes: usize,
+    next_look_ns: u64,
+}
+
+impl Budget {
+    pub(super) fn new(bytes_max: usize) -> Budget {
+        Budget { bytes_max, unread_bytes: 0, memory_bytes: 0, next_look_ns: 0 }
+    }
+
+    /// What each of so many connections may hold while more than the budget is unread.
+    #[inline]
+    pub(super) fn share_bytes(
+        &mut self,
+        memory_bytes: usize,
+        connections: usize,
+        count_unread: impl FnOnce() -> usize,
+    ) -> Option<usize> {
+        if memory_bytes <= self.bytes_max {
+            return None;
+        }
+        self.look(memory_bytes, now_ns(), count_unread);
+        let share = self.bytes_max / connections.max(1);
+        (self.unread_bytes > self.bytes_max).then_some(share.max(config::SHARE_BYTES_MIN))
+    }
+
+    #[cold]
+    fn look(&mut self, memory_bytes: usize, now_ns: u64, count_unread: impl FnOnce() -> usize) {
+        let grown = memory_bytes.saturating_sub(self.memory_bytes);
+        if now_ns < self.next_look_ns && grown < self.bytes_max / config::BUDGET_LOOKS {
+            return;
+        }
+        self.unread_bytes = count_unread();
+        self.memory_bytes = memory_bytes;
+        self.next_look_ns = now_ns.saturating_add(config::BUDGET_LOOK_NS);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn only_what_is_unread_counts() {
+        let mut budget = Budget::new(16 * MIB);
+        assert_eq!(budget.share_bytes(16 * MIB, 4, || unreachable!("below the budget")), None);
+        assert_eq!(budget.share_bytes(17 * MIB, 4, || MIB), None, "the application keeps the rest");
+        assert_eq!(budget.share_bytes(40 * MIB, 4, || 17 * MIB), Some(4 * MIB));
+    }
+
+    #[test]
+    fn connections_are_looked_at_again_when_memory_has_grown() {
+        let mut budget = Budget::new(16 * MIB);
+        assert_eq!(budget.share_bytes(17 * MIB, 4, || MIB), None);
+        let part = 16 * MIB / config::BUDGET_LOOKS;
+        assert_eq!(budget.share_bytes(17 * MIB + part - 1, 4, || 20 * MIB), None);
+        assert_eq!(budget.share_bytes(17 * MIB + part, 4, || 20 * MIB), Some(4 * MIB));
+    }
+
+    #[test]
+    fn nobody_is_throttled_below_the_least_share() {
+        let mut budget = Budget::new(MIB);
+        let share = budget.share_bytes(2 * MIB, 1 << 20, || 2 * MIB);
+        assert_eq!(share, Some(config::SHARE_BYTES_MIN));
+    }
+}
