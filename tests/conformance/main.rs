@@ -42,6 +42,7 @@ mod sqpoll_sends;
 mod timeouts;
 mod turns;
 mod unblock;
+mod user_code;
 mod writing;
 
 macro_rules! mount {
@@ -50,12 +51,12 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                clients unblock turns fairness polls mux spawning);
+                clients unblock turns fairness polls mux spawning user_code);
             at!(inline: $backend, Placement::Inline, Side::Server =>
-                failures runtime clients unblock turns fairness mux spawning);
+                failures runtime clients unblock turns fairness mux spawning user_code);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
-                runtime clients unblock turns fairness backlog polls mux spawning);
+                runtime clients unblock turns fairness backlog polls mux spawning user_code);
             at!(tokio: $backend, Placement::Tokio, Side::Server =>
                 data_path flushing requests events failures shutdown races runtime clients unblock
                 turns mux spawning);
