@@ -24,6 +24,7 @@ mod listeners;
 mod mux;
 mod placement;
 mod polls;
+mod promises;
 mod races;
 mod requests;
 mod ring_arming;
@@ -51,7 +52,8 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                clients unblock turns fairness polls mux spawning user_code);
+                clients unblock turns fairness polls mux spawning user_code
+                promises);
             at!(inline: $backend, Placement::Inline, Side::Server =>
                 failures runtime clients unblock turns fairness mux spawning user_code);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
@@ -61,7 +63,7 @@ macro_rules! mount {
                 data_path flushing requests events failures shutdown races runtime clients unblock
                 turns mux spawning);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing flushing timeouts close races polls mux);
+                data_path writing flushing timeouts close races polls mux promises);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
     };

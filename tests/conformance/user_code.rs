@@ -379,8 +379,9 @@ impl Stage {
             drop(handle);
         }
         drop(other);
-        let only_bystander = || server.stats().open == 1 && server.stats().spawned == 0;
-        assert!(holds_within(DEADLINE, only_bystander), "left open: {:?}", server.stats());
+        let left = || (server.stats().open, server.stats().spawned);
+        let is_clean = holds_within(DEADLINE, || left() == (1, 0));
+        assert!(is_clean, "connections and spawned futures are left, with one's own: {:?}", left());
         drop(bystander);
         left_with(&server, 0);
         let ending = server.clone();

@@ -35,6 +35,7 @@ pub(super) const HANDLERS: &[Piece] = &[
     own("on_request, first poll", Place::RequestPoll, no_order, by_a_request),
     own("on_request, later poll", Place::RequestLaterPoll, waits_for_more, by_more),
     own("on_request, drop of its future", Place::RequestDrop, no_order, by_a_request),
+    own("on_request, drop of one that waited", Place::RequestDrop, waits_for_more, by_more),
     own("on_disconnect", Place::Disconnect, no_order, by_leaving),
     own("on_error", Place::Error, fails, by_an_order),
     own("close callback, peer closes", Place::Close, no_order, by_leaving),
