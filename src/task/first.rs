@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::{Run, Tried, Wait};
+use crate::user_code;
 
 /// Puts `future` in its place and has `attempt` poll it, which tells what it waits for if it is not
 /// done. Then what is left of it is returned as well.
@@ -44,9 +45,23 @@ thread_local! {
 struct Spare<F>(Pin<Box<Place<F>>>);
 
 pin_project_lite::pin_project! {
-    struct Place<F> {
+    /// A future, dropped as code of the user's: a panic of its destructor goes no further. One that
+    /// reached `async_task` would end the process.
+    pub(super) struct Place<F> {
         #[pin]
         future: Option<F>,
+    }
+
+    impl<F> PinnedDrop for Place<F> {
+        fn drop(this: Pin<&mut Self>) {
+            user_code::call("destructor", || this.project().future.set(None));
+        }
+    }
+}
+
+impl<F> Place<F> {
+    pub(super) fn of(future: F) -> Place<F> {
+        Place { future: Some(future) }
     }
 }
 

@@ -41,7 +41,7 @@ where
     F: Future<Output = ()> + Send + 'static,
     S: Fn(Runnable) + Send + Sync + 'static,
 {
-    let (runnable, task) = async_task::spawn(future, schedule);
+    let (runnable, task) = async_task::spawn(first::Place::of(future), schedule);
     task.detach();
     runnable
 }
