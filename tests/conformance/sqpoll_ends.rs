@@ -24,7 +24,7 @@ macro_rules! cases {
             descriptors_reused_under_load_never_carry_bytes_of_others
             clients_closed_with_sends_in_flight_never_send_to_others
             stuck_sends_hold_up_nobody_on_their_ring
-            closing_stuck_sends_all_at_once_leaves_nothing
+            aborting_stuck_sends_all_at_once_leaves_nothing
             stuck_sends_that_outnumber_the_queues_starve_nobody
             a_server_with_stuck_sends_can_be_shut_down
             pollers_dropped_with_sends_in_flight_end
@@ -359,9 +359,9 @@ pub(crate) fn stuck_sends_hold_up_nobody_on_their_ring(t: &Fixture) -> Check {
 }
 
 /// Many more ends than the ring has room for, all at once.
-pub(crate) fn closing_stuck_sends_all_at_once_leaves_nothing(t: &Fixture) -> Check {
+pub(crate) fn aborting_stuck_sends_all_at_once_leaves_nothing(t: &Fixture) -> Check {
     let (server, stuck) = with_stuck(builder(t, crowded(t)), t, 60)?;
-    stuck.handles.iter().for_each(Handle::close);
+    stuck.handles.iter().for_each(Handle::abort);
     stuck.assert_ended()?;
     // The descriptors go although the peers' ends stay.
     left_with(&server, 0);
