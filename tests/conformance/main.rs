@@ -34,6 +34,7 @@ mod ring_options;
 mod ring_queues;
 mod runtime;
 mod server;
+mod server_promises;
 mod shutdown;
 mod spawning;
 mod sqpoll_ends;
@@ -53,7 +54,7 @@ macro_rules! mount {
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
                 clients unblock turns fairness polls mux spawning user_code
-                promises);
+                promises server_promises);
             at!(inline: $backend, Placement::Inline, Side::Server =>
                 failures runtime clients unblock turns fairness mux spawning user_code);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>

@@ -1,14 +1,16 @@
 //! The table: every piece of user code that the library calls or drops.
 
+use std::fmt;
 use std::future::Future;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringpoll::{Connection, Mux, Result, unblock};
@@ -78,6 +80,11 @@ pub(super) const DESTRUCTORS: &[Piece] = &[
     made("owner of bytes, written and closed", writes_owner_and_closes, by_an_order),
     made("owner of bytes, written and closed at home", writes_owner, by_a_close_at_home),
     made("owner of bytes, written and idle", writes_owner_and_goes_idle, by_an_order),
+    made("error that a handler returns", fails_with_a_value, by_an_order),
+    made("payload of a handler's panic", panics_with_a_value, by_an_order),
+    made("payload of a callback's panic", closes_with_a_value, by_an_order),
+    made("payload of a spawned future's panic", spawns_a_panic, by_an_order),
+    made("payload of a panic in unblock", unblocks_a_panic, by_an_order),
 ];
 
 /// Code that runs beside the handlers.
@@ -231,12 +238,16 @@ fn by_reading_a_little(stage: &Stage) -> Check {
 /// The peer reads until the trap has sprung, or there is nothing more to read.
 fn read_until_sprung(stage: &Stage, mut victim: TcpStream) -> Check {
     let scene = Arc::clone(&stage.scene);
+    // It looks again after each such time.
+    victim.set_read_timeout(Some(SHORT))?;
     let reading = on_thread(move || {
-        let mut buffer = vec![0; 64 << 10];
-        while scene.began.load(Ordering::SeqCst) == 0 {
+        let (mut buffer, start) = (vec![0; 64 << 10], Instant::now());
+        while scene.began.load(Ordering::SeqCst) == 0 && start.elapsed() < DEADLINE {
             match victim.read(&mut buffer) {
-                Ok(0) | Err(_) => break,
+                Ok(0) => break,
                 Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                Err(_) => {}
             }
         }
         Ok(victim)
@@ -514,6 +525,65 @@ fn writes_owner_and_goes_idle(mut conn: Connection, scene: Arc<Scene>) -> Done {
         conn.write(bytes)?;
         conn.set_idle_timeout(Some(SHORT));
         Ok(())
+    })
+}
+
+/// An error that springs the trap when it is dropped.
+struct Failed(#[allow(dead_code, reason = "it is there to be dropped")] Value);
+
+impl fmt::Debug for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(ON_PURPOSE)
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(ON_PURPOSE)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+fn fails_with_a_value(conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        Err(ringpoll::Error::other(Failed(Value(scene))))
+    })
+}
+
+/// Panics, past the panic hook, with a payload that springs the trap when it is dropped.
+fn panic_with(scene: Arc<Scene>) -> ! {
+    resume_unwind(Box::new(Value(scene)))
+}
+
+fn panics_with_a_value(conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        panic_with(scene)
+    })
+}
+
+fn closes_with_a_value(conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        conn.on_close(move |_| panic_with(scene));
+        conn.close();
+        Ok(())
+    })
+}
+
+fn spawns_a_panic(conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        conn.spawn(async move { panic_with(scene) })
+    })
+}
+
+fn unblocks_a_panic(conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        unblock(move || panic_with(scene)).await
     })
 }
 
