@@ -1,5 +1,5 @@
-//! Promises about ends and about time, to whoever holds a connection: what is on its way arrives, and
-//! what is given up is let go of.
+//! Promises about ends and about time, to whoever holds a connection: what is on its way arrives,
+//! and what is given up is let go of.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -85,7 +85,8 @@ pub(crate) fn a_peer_that_half_closes_on_refused_input_is_closed(t: &Fixture) ->
     })
 }
 
-/// Connections that a poller finds all at once when it was held up: more than it looks at in one go.
+/// Connections that a poller finds all at once when it was held up: more than it looks at in one
+/// go.
 const CROWD: usize = 200;
 /// When their timers are due, and for how long their poller is held up.
 const DUE: Duration = Duration::from_millis(500);

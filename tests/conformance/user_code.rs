@@ -28,6 +28,7 @@ macro_rules! cases {
         $tests! { $mount, user_code:
             a_panicking_handler_or_callback_costs_its_own_connection_at_most
             a_panicking_waker_costs_its_own_connection_at_most
+            a_forced_shutdown_gets_past_a_panicking_waker
             a_panicking_destructor_costs_its_own_connection_at_most
             a_panic_beside_the_handlers_costs_its_own_connection_at_most
             handlers_and_callbacks_may_call_anything
@@ -47,6 +48,25 @@ pub(crate) fn a_panicking_handler_or_callback_costs_its_own_connection_at_most(
 
 pub(crate) fn a_panicking_waker_costs_its_own_connection_at_most(t: &Fixture) -> Check {
     try_all(t, Deed::Panic, pieces::WAKERS)
+}
+
+/// It closes the connections on their poller, and so wakes whoever waits for them there.
+pub(crate) fn a_forced_shutdown_gets_past_a_panicking_waker(t: &Fixture) -> Check {
+    let order = pieces::reads_until_closed;
+    let piece = Piece { name: "", place: Place::Order, order, provoke: |_| Ok(()) };
+    let scene = Scene::new(Deed::Panic, &piece);
+    let stage = Stage::new(t, Arc::clone(&scene))?;
+    let victim = stage.reached()?;
+    scene.set_trap();
+    let server = stage.server.clone();
+    let cut = on_thread(move || Ok(server.shutdown_forced(Duration::ZERO)?)).wait();
+    assert!(cut > 0, "nothing was cut");
+    stage.sprung()?;
+    assert_ended(&victim);
+    assert_ended(&stage.bystander);
+    let open = stage.server.stats().open;
+    assert_eq!(open, 0, "connections are left");
+    Ok(())
 }
 
 pub(crate) fn a_panicking_destructor_costs_its_own_connection_at_most(t: &Fixture) -> Check {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::panic::resume_unwind;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
@@ -60,6 +60,9 @@ pub(super) const WAKERS: &[Piece] = &[
     made("flusher's waker, woken by a close", flushes::<WAKE>, by_a_close),
     made("flusher's waker, woken by a new timeout", flushes::<WAKE>, by_a_new_timeout),
     made("writer's waker, woken by room", waits_for_room, by_reading),
+    made("waker of a read's future, woken by bytes", polls_a_read, by_more),
+    made("waker of a flush's future, woken by progress", polls_a_flush, by_reading),
+    made("waker of a read's future, dropped with it", gives_up_a_read, by_an_order),
     made("reader's waker, dropped once woken", reads::<DROP>, by_more),
     made("flusher's waker, dropped once woken", flushes::<DROP>, by_reading),
     made("reader's waker, dropped for the next one", replaces_reader, by_an_order),
@@ -351,6 +354,18 @@ fn reads<const ON: u8>(mut conn: Connection, scene: Arc<Scene>) -> Done {
     })
 }
 
+/// Stays until its connection is closed.
+pub(super) fn reads_until_closed(mut conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        with_loud::<WAKE>(&mut conn, &scene, poll_read);
+        scene.reach();
+        while !conn.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    })
+}
+
 fn reads_in_time(conn: Connection, scene: Arc<Scene>) -> Done {
     conn.set_read_timeout(Some(SHORT));
     reads::<WAKE>(conn, scene)
@@ -383,6 +398,45 @@ fn waits_for_room(mut conn: Connection, scene: Arc<Scene>) -> Done {
         with_loud::<WAKE>(&mut conn, &scene, |conn, cx| conn.poll_writable(cx).is_pending());
         scene.reach();
         scene.stay().await;
+        Ok(())
+    })
+}
+
+/// Polls a future once, by hand.
+fn poll_loudly<const ON: u8, T>(scene: &Arc<Scene>, future: Pin<&mut impl Future<Output = T>>) {
+    let waker = Waker::from(Arc::new(Loud::<ON>(Arc::clone(scene))));
+    let polled = future.poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending(), "it has nothing to wait for");
+}
+
+fn polls_a_read(mut conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        let mut read = pin!(conn.next(1));
+        poll_loudly::<WAKE, _>(&scene, read.as_mut());
+        scene.reach();
+        scene.stay().await;
+        Ok(())
+    })
+}
+
+fn polls_a_flush(mut conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        conn.write(&TOO_MUCH[..])?;
+        let mut flush = pin!(conn.flush());
+        poll_loudly::<WAKE, _>(&scene, flush.as_mut());
+        scene.reach();
+        scene.stay().await;
+        Ok(())
+    })
+}
+
+fn gives_up_a_read(mut conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        let mut read = pin!(conn.next(1));
+        poll_loudly::<DROP, _>(&scene, read.as_mut());
         Ok(())
     })
 }
