@@ -191,6 +191,23 @@ impl Capabilities {
     pub fn backend(&self) -> Backend {
         if self.tier.is_some() { Backend::Uring } else { Backend::Epoll }
     }
+
+    /// No ring works, for this reason.
+    pub(crate) fn without_rings(reason: String) -> Capabilities {
+        Capabilities {
+            tier: None,
+            sqpoll: false,
+            sqpoll_reason: reason.clone(),
+            reason,
+            no_sq_array: false,
+            no_iowait: false,
+            receive_budget: false,
+            receive_bundles: false,
+            incremental_buffers: false,
+            zero_copy_send: false,
+            napi_busy_poll: false,
+        }
+    }
 }
 
 /// Submissions between two visits to the kernel; more cost another visit.
