@@ -107,7 +107,8 @@ impl UringOptions {
 
     /// Send from the memory itself, without the kernel's copy, where at least `bytes` go out at
     /// once; `None` is never. Pays on a network card, from about 3 KB on; over loopback the kernel
-    /// copies all the same. Ignored where the probe finds no support.
+    /// copies all the same. Ignored where the probe finds no support, on Unix sockets, and on a
+    /// connection for which the kernel has refused it.
     #[must_use]
     pub fn zero_copy_send(mut self, bytes_min: Option<usize>) -> Self {
         self.zero_copy_bytes_min = bytes_min;

@@ -10,6 +10,7 @@ mod name;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
@@ -32,6 +33,8 @@ const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 pub(crate) struct Socket {
     fd: OwnedFd,
     is_tcp: bool,
+    /// The kernel may be asked to send from our memory, without a copy.
+    takes_zero_copy: AtomicBool,
 }
 
 /// Which sides of a stream to end.
@@ -209,6 +212,16 @@ impl Socket {
         self.is_tcp
     }
 
+    /// Whether to ask for sends without a copy: over TCP, until the kernel has refused one.
+    pub(crate) fn takes_zero_copy(&self) -> bool {
+        self.takes_zero_copy.load(Ordering::Relaxed)
+    }
+
+    /// The kernel has refused to send without a copy.
+    pub(crate) fn refuse_zero_copy(&self) {
+        self.takes_zero_copy.store(false, Ordering::Relaxed);
+    }
+
     /// Another descriptor of the same socket.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
@@ -224,7 +237,7 @@ impl Socket {
     }
 
     fn of_kind(fd: OwnedFd, is_tcp: bool) -> Socket {
-        Socket { fd, is_tcp }
+        Socket { fd, is_tcp, takes_zero_copy: AtomicBool::new(is_tcp) }
     }
 }
 
