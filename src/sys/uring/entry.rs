@@ -272,10 +272,11 @@ impl Entry {
                 // The address is not told by a multishot accept: its one place for it would be
                 // overwritten.
                 counters.setup_calls.add_owned(1);
-                // The kernel names no peer of a socket that never had one, which none is here.
+                // `SO_PEERNAME` names the peer of every connection that was accepted, so this does
+                // not fail on Linux.
                 let Ok((accepted, peer)) = self.socket.accepted(fd) else { return };
                 let flow = sink.complete(self.token, Completion::Accepted(accepted, peer));
-                self.paused = flow == Flow::Pause;
+                self.paused |= flow == Flow::Pause;
                 return;
             }
             Err(error) => error,

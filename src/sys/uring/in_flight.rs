@@ -120,8 +120,8 @@ impl Sending {
                 libc::EAGAIN | libc::EINTR | libc::ENOMEM | libc::ENOBUFS | libc::ECANCELED => {
                     Progress::Unfinished
                 }
-                // So does a TCP socket with an upper layer protocol, such as TLS in the kernel. The
-                // next send makes a copy.
+                // The kernel takes no send without a copy on some TCP sockets: with multipath TCP,
+                // or with TLS in the kernel. The next send is made with a copy.
                 libc::EOPNOTSUPP if self.is_zero_copy => {
                     socket.refuse_zero_copy();
                     Progress::Unfinished
