@@ -10,7 +10,8 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 
 /// Where to listen or connect: `HOST:PORT`, `:PORT`, `[::1]:PORT`, with `tcp:`, `tcp4:` or `tcp6:`
-/// in front, or `unix:PATH`.
+/// in front, or `unix:PATH`. A path has at most 108 bytes, as the kernel has it (unix(7)). What is
+/// something else, such as a URL, is an invalid argument, and the error says why.
 ///
 /// `:PORT` means every local address when listening, and loopback when connecting.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -104,24 +105,89 @@ impl FromStr for Address {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Address> {
-        let (family, rest) = match text.split_once(':') {
-            Some(("unix", "")) => return Err(malformed(text, "empty path")),
-            Some(("unix", path)) => return Ok(Address::Unix(PathBuf::from(path))),
-            Some(("tcp", rest)) if rest.contains(':') => (Family::Any, rest),
-            Some(("tcp4", rest)) => (Family::V4, rest),
-            Some(("tcp6", rest)) => (Family::V6, rest),
-            _ => (Family::Any, text),
+        let parsed = match text.strip_prefix("unix:") {
+            Some(path) => parse_path(path),
+            None => parse_tcp(text),
         };
-        let (host, port) = rest.rsplit_once(':').ok_or_else(|| malformed(text, "no port"))?;
-        let port =
-            port.parse().map_err(|_| malformed(text, "the port is not a number up to 65535"))?;
-        let host = match host.strip_prefix('[') {
-            Some(inner) => inner.strip_suffix(']').ok_or_else(|| malformed(text, "missing ]"))?,
-            None if host.contains(':') => return Err(malformed(text, "IPv6 needs [ ]")),
-            None => host,
-        };
-        Ok(Address::Tcp { host: host.to_owned(), port, family })
+        parsed.map_err(|why| {
+            Error::invalid(format!("bad address {text:?}: {why}; use HOST:PORT or unix:PATH"))
+        })
     }
+}
+
+/// What follows `unix:`.
+fn parse_path(path: &str) -> Result<Address, String> {
+    let bytes = path.len();
+    if path.is_empty() {
+        return Err("the path is empty".to_owned());
+    }
+    if path.contains('\0') {
+        return Err("a path has no NUL byte".to_owned());
+    }
+    if path.ends_with('/') {
+        return Err("a path that ends with a slash is a directory".to_owned());
+    }
+    if bytes > UNIX_PATH_BYTES_MAX {
+        return Err(format!("the path has {bytes} bytes, and at most {UNIX_PATH_BYTES_MAX} fit"));
+    }
+    Ok(Address::Unix(PathBuf::from(path)))
+}
+
+fn parse_tcp(text: &str) -> Result<Address, String> {
+    if text.contains("://") {
+        return Err("a URL is not an address".to_owned());
+    }
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("it has a space or a control character".to_owned());
+    }
+    if let Some((before, _)) = text.split_once('/') {
+        let has_port = before.rsplit_once(':').is_some_and(|(_, port)| parse_port(port).is_some());
+        let why = if has_port { "nothing may follow the port" } else { "a path needs unix:" };
+        return Err(why.to_owned());
+    }
+    let (family, rest) = match text.split_once(':') {
+        Some(("tcp", rest)) if rest.contains(':') => (Family::Any, rest),
+        Some(("tcp4", rest)) => (Family::V4, rest),
+        Some(("tcp6", rest)) => (Family::V6, rest),
+        _ => (Family::Any, text),
+    };
+    let (host, port) = split_port(rest)?;
+    if port.is_empty() {
+        return Err("the port is missing".to_owned());
+    }
+    let port = parse_port(port).ok_or("the port is not a number up to 65535")?;
+    Ok(Address::Tcp { host: host.to_owned(), port, family })
+}
+
+/// `HOST` and `PORT`; brackets around the host are taken off.
+fn split_port(text: &str) -> Result<(&str, &str), String> {
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let (host, rest) = bracketed.split_once(']').ok_or("the ] is missing")?;
+        if host.is_empty() {
+            return Err("there is no IPv6 address in the [ ]".to_owned());
+        }
+        let port = rest.strip_prefix(':').ok_or("the port is missing")?;
+        return Ok((host, port));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
+    if host.contains(':') {
+        let is_ipv6 = |text: &str| {
+            let ip = text.split('%').next().unwrap_or(text);
+            ip.parse::<Ipv6Addr>().is_ok()
+        };
+        let why = if is_ipv6(host) || is_ipv6(text) {
+            "an IPv6 address needs [ ] around it"
+        } else {
+            "only tcp:, tcp4:, tcp6: and unix: may come before the host"
+        };
+        return Err(why.to_owned());
+    }
+    Ok((host, port))
+}
+
+/// Digits alone: the standard library would take a sign.
+fn parse_port(text: &str) -> Option<u16> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 impl fmt::Display for Address {
@@ -169,9 +235,9 @@ fn resolve(host: &str, port: u16, family: Family) -> Result<Vec<PeerAddr>> {
     Ok(addrs)
 }
 
-fn malformed(text: &str, why: &str) -> Error {
-    Error::invalid(format!("bad address {text:?}: {why}; use HOST:PORT or unix:PATH"))
-}
+/// How many bytes of a path fit into the address of a Unix socket: `sun_path` in unix(7), without a
+/// NUL byte at its end.
+pub(crate) const UNIX_PATH_BYTES_MAX: usize = 108;
 
 #[cfg(test)]
 mod tests {
@@ -187,10 +253,49 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_with_the_reason() {
-        for text in ["", "127.0.0.1", "h:99999", "::1:80", "[::1:80", "unix:", "h:"] {
+        let (longest, longer) = ("x".repeat(108), "x".repeat(109));
+        for (text, reason) in [
+            ("", "port is missing"),
+            ("127.0.0.1", "port is missing"),
+            ("h:", "port is missing"),
+            ("[::1]", "port is missing"),
+            ("[::1]80", "port is missing"),
+            ("h:99999", "up to 65535"),
+            ("h:+80", "up to 65535"),
+            ("h:http", "up to 65535"),
+            ("::1:80", "IPv6"),
+            ("::1", "IPv6"),
+            ("fe80::1%eth0:80", "IPv6"),
+            ("[::1:80", "]"),
+            ("[]:80", "no IPv6 address"),
+            ("udp:1.2.3.4:5", "before the host"),
+            ("TCP:h:80", "before the host"),
+            ("http://host:80", "URL"),
+            ("http://host", "URL"),
+            ("tcp://host:80", "URL"),
+            ("/run/socket", "unix:"),
+            ("./socket", "unix:"),
+            ("run/socket:1", "unix:"),
+            ("UNIX:/run/socket", "unix:"),
+            ("h:80/", "follow the port"),
+            ("h:80/index", "follow the port"),
+            (" h:80", "space"),
+            ("h :80", "space"),
+            ("h:80\n", "space"),
+            ("unix:", "empty"),
+            ("unix:/run/", "slash"),
+            ("unix:/a\0b", "NUL"),
+            (&format!("unix:{longer}"), "109 bytes"),
+        ] {
             let error = text.parse::<Address>().unwrap_err();
             assert!(error.is_invalid(), "{text}: {error}");
+            let message = error.to_string();
+            // What is said to all of them has words of its own.
+            let why = message.strip_suffix("; use HOST:PORT or unix:PATH").unwrap();
+            let why = why.strip_prefix(&format!("bad address {text:?}: ")).unwrap();
+            assert!(why.contains(reason), "{text:?}: {why:?} does not tell of {reason:?}");
         }
+        assert!(format!("unix:{longest}").parse::<Address>().is_ok());
     }
 
     #[test]

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+mod listening;
 mod placing;
 pub(crate) mod sqpoll;
 pub(crate) mod uring;
 
+pub(crate) use listening::*;
 pub(crate) use placing::*;
 pub use sqpoll::{SqpollOptions, SqpollPreset};
 pub use uring::{Capabilities, RingTier, UringOptions};
@@ -213,12 +215,6 @@ pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 /// Timers of connections that are gone stay until they would be due; above this many more than
 /// there are connections, they are swept out.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;
-
-/// How long accepting pauses when the process or the host is out of descriptors or memory.
-pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-
-/// The kernel's queue of connections nobody accepted yet; `net.core.somaxconn` caps it.
-pub(crate) const LISTEN_BACKLOG: i32 = 4096;
 
 /// Received bytes that may lie unread at one poller, unless told otherwise, before the connections
 /// that hold more than their share of it are paused, or, where their reader can never be satisfied,

@@ -166,7 +166,7 @@ impl fmt::Debug for Pollers {
 }
 
 /// What this host offers. Probed once per process, on the first call or the first start of a
-/// poller; see [`Capabilities::reason`].
+/// poller, by a thread that has ended when this returns; see [`Capabilities::reason`].
 pub fn capabilities() -> &'static Capabilities {
     crate::poller::group::capabilities()
 }

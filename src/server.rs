@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::poller::{Accept, Command, Watcher};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
-use crate::sys::socket::Socket;
+use crate::sys::socket::{Socket, SocketFile};
 use crate::task::PlacementStats;
 use crate::user_code;
 
@@ -124,10 +124,10 @@ impl Drop for Inner {
 
 /// A listener before its server runs.
 struct Bound {
-    socket: Socket,
+    socket: Arc<Socket>,
     addr: PeerAddr,
-    /// The socket file, which is ours to remove.
-    path: Option<std::path::PathBuf>,
+    /// The socket file, if it is ours to remove.
+    file: Option<SocketFile>,
 }
 
 impl Server {
@@ -171,10 +171,10 @@ impl Server {
         remotes.iter().for_each(|remote| remote.tell_of_failure(&watcher));
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
-                Arc::new(Acceptor { inner: Arc::clone(&inner), path: bound.path });
+                Arc::new(Acceptor { inner: Arc::clone(&inner), file: Mutex::new(bound.file) });
             lock(&inner.acceptors).push(Arc::clone(&acceptor));
             let remote = &remotes[index % remotes.len()];
-            remote.send(Command::Listen(acceptor, Arc::new(bound.socket)));
+            remote.send(Command::Listen(acceptor, bound.socket));
         }
         Ok(ServerHandle(inner))
     }
@@ -283,7 +283,7 @@ impl Drop for Books {
 /// Takes the connections of one listener. It keeps its server alive until that is shut down.
 struct Acceptor {
     inner: Arc<Inner>,
-    path: Option<std::path::PathBuf>,
+    file: Mutex<Option<SocketFile>>,
 }
 
 impl Accept for Acceptor {
@@ -321,10 +321,9 @@ impl Accept for Acceptor {
     }
 
     fn on_removed(&self) {
-        if let Some(path) = &self.path {
-            // Somebody else may have removed it.
-            let _ = std::fs::remove_file(path);
-        }
+        // Before the address counts as free.
+        let file = lock(&self.file).take();
+        drop(file);
         // We keep the server alive, and it keeps us to end us: that is over.
         let here = std::ptr::from_ref(self).addr();
         let gone = {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 use harness::{connect, exchange, fds, holds_within};
 use ringpoll::{Backend, Error, Pollers, RingTier, Server, UringOptions};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -199,6 +202,41 @@ fn a_filter_that_lets_rings_through_leaves_them_in_use() {
             assert_eq!(serve(Backend::Auto).expect("rings work"), Backend::Uring);
             assert_nothing_left();
         }
+    });
+}
+
+/// What the kernel takes apart of the probe's rings late, it takes apart elsewhere.
+#[test]
+fn the_probe_does_not_interrupt_what_its_caller_does_next() {
+    const TEST: &str = "the_probe_does_not_interrupt_what_its_caller_does_next";
+    for round in 0..5 {
+        alone(TEST, &format!("round {round}"), &[], || {
+            if !host_has_rings(TEST) {
+                return;
+            }
+            // poll(2) would be restarted; epoll_wait(2) never is (signal(7)).
+            let epoll = epoll::create(CreateFlags::CLOEXEC).expect("an epoll instance");
+            let moment = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+            let mut events = [const { MaybeUninit::uninit() }; 1];
+            let ready = epoll::wait(&epoll, &mut events, Some(&moment));
+            assert!(ready.is_ok_and(|(ready, _)| ready.is_empty()), "epoll_wait was interrupted");
+        });
+    }
+}
+
+/// A host may have no room for one more thread.
+#[test]
+fn no_thread_for_the_probe_is_a_reason_and_no_panic() {
+    const TEST: &str = "no_thread_for_the_probe_is_a_reason_and_no_panic";
+    alone(TEST, "no thread", &[], || {
+        refuse(libc::SYS_clone3, SeccompAction::Errno(libc::EAGAIN as u32));
+        let found = ringpoll::capabilities();
+        assert_eq!((found.tier, found.backend()), (None, Backend::Epoll), "{found:?}");
+        for reason in [&found.reason, &found.sqpoll_reason] {
+            assert!(reason.contains("thread") && reason.contains("os error 11)"), "{reason:?}");
+        }
+        let error = Pollers::builder().backend(Backend::Uring).count(1).build().err();
+        assert!(error.is_some_and(|error| error.is_unsupported()));
     });
 }
 

@@ -107,7 +107,8 @@ impl UringOptions {
 
     /// Send from the memory itself, without the kernel's copy, where at least `bytes` go out at
     /// once; `None` is never. Pays on a network card, from about 3 KB on; over loopback the kernel
-    /// copies all the same. Ignored where the probe finds no support.
+    /// copies all the same. Ignored where the probe finds no support, on Unix sockets, and on a
+    /// connection for which the kernel has refused it.
     #[must_use]
     pub fn zero_copy_send(mut self, bytes_min: Option<usize>) -> Self {
         self.zero_copy_bytes_min = bytes_min;
@@ -190,6 +191,23 @@ impl Capabilities {
     /// The backend that [`Backend::Auto`] is here.
     pub fn backend(&self) -> Backend {
         if self.tier.is_some() { Backend::Uring } else { Backend::Epoll }
+    }
+
+    /// No ring works, for this reason.
+    pub(crate) fn without_rings(reason: String) -> Capabilities {
+        Capabilities {
+            tier: None,
+            sqpoll: false,
+            sqpoll_reason: reason.clone(),
+            reason,
+            no_sq_array: false,
+            no_iowait: false,
+            receive_budget: false,
+            receive_bundles: false,
+            incremental_buffers: false,
+            zero_copy_send: false,
+            napi_busy_poll: false,
+        }
     }
 }
 

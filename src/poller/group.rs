@@ -302,5 +302,26 @@ fn start<B: Backend, E: Endpoint>(
 /// See [`crate::capabilities`].
 pub(crate) fn capabilities() -> &'static Capabilities {
     static FOUND: OnceLock<Capabilities> = OnceLock::new();
-    FOUND.get_or_init(uring::probe::probe)
+    FOUND.get_or_init(|| {
+        let found = probe_apart();
+        let (backend, reason) = (found.backend(), &found.reason);
+        tracing::info!(%backend, tier = ?found.tier, reason, "probed io_uring");
+        found
+    })
+}
+
+/// Probes on a thread that ends. The kernel takes a ring apart late, and interrupts what the thread
+/// that made the ring waits for then: its system calls would end with EINTR.
+fn probe_apart() -> Capabilities {
+    let (tells, told) = mpsc::sync_channel(1);
+    let thread = threads::spawn("ringpoll-probe", Vec::new(), move || {
+        // The caller waits for this message, so it is there to receive it.
+        let _ = tells.send(uring::probe::probe());
+    });
+    let ended = thread.map(JoinHandle::join);
+    match (told.try_recv(), ended) {
+        (Ok(found), _) => found,
+        (Err(_), Err(error)) => Capabilities::without_rings(error.to_string()),
+        (Err(_), Ok(_)) => Capabilities::without_rings("the probe panicked".to_owned()),
+    }
 }

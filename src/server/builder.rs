@@ -1,6 +1,7 @@
 //! Setting a server up.
 
 use std::future::Future;
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::poller::group::Plan;
 use crate::pollers::Pollers;
 use crate::sync::Mutex;
-use crate::sys::socket::Socket;
+use crate::sys::socket::{ListenOptions, Listener, Socket, listen};
 use crate::sys::{turns, usage};
 use crate::task::{Executor, Host, RuntimeContext, Spent};
 use crate::threads;
@@ -36,6 +37,7 @@ pub struct ServerBuilder {
     limits: Limits,
     connections_max: Option<usize>,
     reuse_port: bool,
+    keeps_socket_file: bool,
     socket: SocketOptions,
     connect: Option<Box<dyn Handler>>,
     request: Option<Box<dyn Handler>>,
@@ -229,10 +231,20 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets SO_REUSEPORT on the listeners added after this: several processes, or several listeners
-    /// of this one, may share an address, and the kernel spreads the connections.
+    /// Sets SO_REUSEPORT on the TCP listeners added after this: several processes, or several
+    /// listeners of this one, may share an address, and the kernel spreads the connections. Says
+    /// nothing to Unix listeners.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
+        self
+    }
+
+    /// Leaves the socket files of the Unix listeners added after this where they are when the
+    /// server ends. Without this, the end of the server, or of a builder or server that never
+    /// served, removes the file that [`listen`](Self::listen) has made, and no other file that has
+    /// come to its path.
+    pub fn keep_socket_file(mut self, keep: bool) -> Self {
+        self.keeps_socket_file = keep;
         self
     }
 
@@ -255,27 +267,34 @@ impl ServerBuilder {
 
 /// Listeners.
 impl ServerBuilder {
-    /// Adds a listener on `address` (see [`Address`]).
+    /// Adds a listener on `address` (see [`Address`]). Where the address is in use, blocks for up
+    /// to 50 ms for it to become free: a server that was killed may hold it for a moment longer.
+    ///
+    /// At a path, a socket file that no process has bound any more is replaced; of several servers
+    /// that start at once, one gets the path. For this they lock the directory (`flock(2)`). Where
+    /// another program holds that lock, or the directory cannot be read, `listen` waits up to half
+    /// a second, and then takes a free path but replaces no file.
     ///
     /// # Errors
     /// Invalid address; the kernel's, for example when the address is in use.
     pub fn listen(mut self, address: &str) -> Result<Self> {
         let parsed: Address = address.parse()?;
-        let (mut addr, both_ip) = parsed.resolve_local()?;
-        let failed = |error| Error::io(format_args!("listen {address}"), error);
-        let mut socket = Socket::listen(&addr, both_ip, self.reuse_port, &self.socket);
-        if both_ip && socket.is_err() {
-            // A host without IPv6.
-            addr =
-                PeerAddr::Inet(([0, 0, 0, 0], addr.as_inet().map_or(0, |inet| inet.port())).into());
-            socket = Socket::listen(&addr, false, self.reuse_port, &self.socket);
-        }
-        let path = match &addr {
-            PeerAddr::Unix(path) => path.clone(),
-            PeerAddr::Inet(_) => None,
+        let (addr, both_ip) = parsed.resolve_local()?;
+        let options = ListenOptions {
+            both_ip,
+            reuse_port: self.reuse_port,
+            keeps_file: self.keeps_socket_file,
+            socket: &self.socket,
         };
-        let socket = socket.map_err(failed)?;
-        self.add(socket, path)?;
+        let mut made = listen(&addr, options);
+        if both_ip && made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AddrInUse) {
+            // A host without IPv6.
+            let port = addr.as_inet().map_or(0, |inet| inet.port());
+            let addr = PeerAddr::Inet(([0, 0, 0, 0], port).into());
+            made = listen(&addr, ListenOptions { both_ip: false, ..options });
+        }
+        let made = made.map_err(|error| Error::io(format_args!("listen {address}"), error))?;
+        self.add(made)?;
         Ok(self)
     }
 
@@ -286,7 +305,7 @@ impl ServerBuilder {
     pub fn listener(mut self, listener: TcpListener) -> Result<Self> {
         let socket = adopt(listener.into())?;
         socket.set_nodelay().map_err(|error| Error::io("listen", error))?;
-        self.add(socket, None)?;
+        self.add(Listener { socket: Arc::new(socket), file: None })?;
         Ok(self)
     }
 
@@ -296,7 +315,7 @@ impl ServerBuilder {
     /// The kernel's.
     pub fn unix_listener(mut self, listener: UnixListener) -> Result<Self> {
         let socket = adopt(listener.into())?;
-        self.add(socket, None)?;
+        self.add(Listener { socket: Arc::new(socket), file: None })?;
         Ok(self)
     }
 
@@ -381,9 +400,9 @@ impl ServerBuilder {
         Pollers::start(&plan)
     }
 
-    fn add(&mut self, socket: Socket, path: Option<std::path::PathBuf>) -> Result<()> {
+    fn add(&mut self, Listener { socket, file }: Listener) -> Result<()> {
         let addr = socket.local_addr().map_err(|error| Error::io("getsockname", error))?;
-        self.listeners.push(Bound { socket, addr, path });
+        self.listeners.push(Bound { socket, addr, file });
         Ok(())
     }
 }

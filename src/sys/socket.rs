@@ -3,19 +3,19 @@
 //! A [`Socket`] closes its descriptor when the last `Arc` to it drops: backends and connections
 //! share it that way, so a number is never reused while an operation still names it.
 
-use std::ffi::OsStr;
+mod file;
+mod listen;
+mod name;
+
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny,
-    SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect, connect_unspec,
-    getpeername, getsockname, listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType,
+    connect_unspec, recv, send, sendmsg, shutdown, socket_with, sockopt,
 };
 
 use crate::address::PeerAddr;
@@ -24,6 +24,8 @@ use crate::config::{self, SocketOptions};
 use crate::counters::Counters;
 
 pub(crate) use super::progress::Taken;
+pub(crate) use file::SocketFile;
+pub(crate) use listen::{ListenOptions, Listener, listen};
 
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
@@ -31,6 +33,8 @@ const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 pub(crate) struct Socket {
     fd: OwnedFd,
     is_tcp: bool,
+    /// The kernel may be asked to send from our memory, without a copy.
+    takes_zero_copy: AtomicBool,
 }
 
 /// Which sides of a stream to end.
@@ -49,39 +53,7 @@ impl Socket {
         rustix::io::ioctl_fionbio(&fd, true)?;
         let domain = sockopt::socket_domain(&fd)?;
         let is_tcp = matches!(domain, AddressFamily::INET | AddressFamily::INET6);
-        Ok(Socket { fd, is_tcp })
-    }
-
-    /// A listener on `addr`. A socket file nobody listens on any more is replaced.
-    /// Accepted sockets inherit `options`.
-    pub(crate) fn listen(
-        addr: &PeerAddr,
-        both_ip: bool,
-        reuse_port: bool,
-        options: &SocketOptions,
-    ) -> io::Result<Socket> {
-        let fd = new_stream(addr)?;
-        set_options(&fd, addr, options)?;
-        if let PeerAddr::Inet(inet) = addr {
-            sockopt::set_socket_reuseaddr(&fd, true)?;
-            // Accepted sockets inherit it, which saves a call for each.
-            sockopt::set_tcp_nodelay(&fd, true)?;
-            if inet.is_ipv6() {
-                sockopt::set_ipv6_v6only(&fd, !both_ip)?;
-            }
-        }
-        if reuse_port {
-            sockopt::set_socket_reuseport(&fd, true)?;
-        }
-        match bind_to(&fd, addr) {
-            Err(Errno::ADDRINUSE) => {
-                remove_stale_socket_file(addr)?;
-                bind_to(&fd, addr)?;
-            }
-            done => done?,
-        }
-        listen(&fd, config::LISTEN_BACKLOG)?;
-        Ok(Socket { fd, is_tcp: is_inet(addr) })
+        Ok(Socket::of_kind(fd, is_tcp))
     }
 
     /// An unconnected stream for `peer`, bound to `local` if given.
@@ -97,19 +69,15 @@ impl Socket {
         }
         if let Some(local) = local {
             sockopt::set_socket_reuseaddr(&fd, true)?;
-            bind(&fd, &local)?;
+            name::bind(fd.as_fd(), &PeerAddr::Inet(local))?;
         }
-        Ok(Socket { fd, is_tcp: is_inet(peer) })
+        Ok(Socket::new(fd, peer))
     }
 
     /// Starts connecting. `WouldBlock` from TCP means it is under way; from a unix socket, that the
     /// backlog is full.
     pub(crate) fn connect(&self, peer: &PeerAddr) -> io::Result<()> {
-        let done = retry_on_intr(|| match peer {
-            PeerAddr::Inet(addr) => connect(&self.fd, addr),
-            PeerAddr::Unix(path) => connect(&self.fd, &unix_addr(path.as_deref())?),
-        });
-        done.map_err(io::Error::from)
+        name::connect(self.as_fd(), peer)
     }
 
     /// Why connecting failed, if it did.
@@ -118,14 +86,15 @@ impl Socket {
     }
 
     pub(crate) fn accept(&self) -> io::Result<(Socket, PeerAddr)> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (fd, addr) = retry_on_intr(|| acceptfrom_with(&self.fd, flags))?;
-        Ok((Socket { fd, is_tcp: self.is_tcp }, from_any(addr)))
+        let (fd, peer) = name::accept(self.as_fd())?;
+        Ok((Socket::of_kind(fd, self.is_tcp), peer))
     }
 
-    /// A connection that the kernel accepted for us on this listener.
-    pub(crate) fn accepted(&self, fd: OwnedFd) -> Socket {
-        Socket { fd, is_tcp: self.is_tcp }
+    /// A connection that the kernel accepted for us on this listener, and its peer, as
+    /// [`accept`](Self::accept) tells it: a peer that is gone already has a name as well.
+    pub(crate) fn accepted(&self, fd: OwnedFd) -> io::Result<(Socket, PeerAddr)> {
+        let peer = name::peer_even_if_reset(fd.as_fd())?;
+        Ok((Socket::of_kind(fd, self.is_tcp), peer))
     }
 
     /// Errors that accept(2) passes on from the new connection; they say nothing of the listener.
@@ -223,11 +192,11 @@ impl Socket {
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<PeerAddr> {
-        Ok(from_any(Some(getsockname(&self.fd)?)))
+        name::local(self.as_fd())
     }
 
     pub(crate) fn peer_addr(&self) -> io::Result<PeerAddr> {
-        Ok(from_any(getpeername(&self.fd)?))
+        name::peer(self.as_fd())
     }
 
     /// Turns TCP_NODELAY on where there is one.
@@ -243,6 +212,16 @@ impl Socket {
         self.is_tcp
     }
 
+    /// Whether to ask for sends without a copy: over TCP, until the kernel has refused one.
+    pub(crate) fn takes_zero_copy(&self) -> bool {
+        self.takes_zero_copy.load(Ordering::Relaxed)
+    }
+
+    /// The kernel has refused to send without a copy.
+    pub(crate) fn refuse_zero_copy(&self) {
+        self.takes_zero_copy.store(false, Ordering::Relaxed);
+    }
+
     /// Another descriptor of the same socket.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
@@ -250,6 +229,15 @@ impl Socket {
 
     pub(crate) fn into_fd(self) -> OwnedFd {
         self.fd
+    }
+
+    /// A socket that was made for `addr`.
+    fn new(fd: OwnedFd, addr: &PeerAddr) -> Socket {
+        Socket::of_kind(fd, is_inet(addr))
+    }
+
+    fn of_kind(fd: OwnedFd, is_tcp: bool) -> Socket {
+        Socket { fd, is_tcp, takes_zero_copy: AtomicBool::new(is_tcp) }
     }
 }
 
@@ -288,46 +276,4 @@ fn set_options(fd: &OwnedFd, addr: &PeerAddr, options: &SocketOptions) -> io::Re
         sockopt::set_socket_send_buffer_size(fd, options.send_buffer_bytes)?;
     }
     Ok(())
-}
-
-fn bind_to(fd: &OwnedFd, addr: &PeerAddr) -> Result<(), Errno> {
-    match addr {
-        PeerAddr::Inet(addr) => bind(fd, addr),
-        PeerAddr::Unix(path) => bind(fd, &unix_addr(path.as_deref())?),
-    }
-}
-
-/// A server that died leaves its socket file behind, and nobody can bind to the path. It is safe to
-/// remove where a connect is refused: then no process listens.
-fn remove_stale_socket_file(addr: &PeerAddr) -> io::Result<()> {
-    let in_use = io::Error::from(Errno::ADDRINUSE);
-    let PeerAddr::Unix(Some(path)) = addr else { return Err(in_use) };
-    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(in_use);
-    }
-    let probe = Socket { fd: new_stream(addr)?, is_tcp: false };
-    match probe.connect(addr) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
-        _ => Err(in_use),
-    }
-}
-
-fn unix_addr(path: Option<&Path>) -> Result<SocketAddrUnix, Errno> {
-    match path {
-        Some(path) => SocketAddrUnix::new(path),
-        None => Err(Errno::INVAL),
-    }
-}
-
-fn from_any(addr: Option<SocketAddrAny>) -> PeerAddr {
-    let Some(addr) = addr else { return PeerAddr::Unix(None) };
-    if let Ok(inet) = SocketAddr::try_from(addr.clone()) {
-        return PeerAddr::Inet(inet);
-    }
-    let path = SocketAddrUnix::try_from(addr)
-        .ok()
-        .and_then(|unix| unix.path_bytes().map(|path| PathBuf::from(OsStr::from_bytes(path))));
-    PeerAddr::Unix(path)
 }

@@ -24,6 +24,7 @@ macro_rules! cases {
             a_family_prefix_restricts_the_address
             host_names_are_resolved_to_listen
             a_listener_drains_a_burst_of_connects
+            bytes_sent_before_a_reset_reach_the_handler_that_is_accepted_later
             names_of_settings_parse_and_print
             malformed_addresses_are_invalid
             addresses_parse_into_their_parts
@@ -174,6 +175,47 @@ pub(crate) fn a_listener_drains_a_burst_of_connects(t: &Fixture) -> Check {
         assert_eq!(exchange(peer, b"burst")?, b"burst");
     }
     assert_eq!(server.stats().accepted, 100);
+    Ok(())
+}
+
+/// The kernel still has the bytes, and hands them over before the error.
+pub(crate) fn bytes_sent_before_a_reset_reach_the_handler_that_is_accepted_later(
+    t: &Fixture,
+) -> Check {
+    const COUNT: usize = 5;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let addr = listener.local_addr()?;
+    let mut names = Vec::new();
+    for _ in 0..COUNT {
+        let mut peer = connect(addr)?;
+        names.push(PeerAddr::Inet(peer.local_addr()?));
+        peer.write_all(b"hello")?;
+        reset(peer)?;
+    }
+    let (tells, told) = channel();
+    let builder = t.server().on_connect(move |mut conn| {
+        let tells = tells.clone();
+        async move {
+            let name = conn.peer_addr().clone();
+            let bytes = conn.next(5).await.map(|bytes| bytes.to_vec());
+            let end = conn.next(1).await.map(|bytes| bytes.to_vec());
+            tells.send((name, bytes, end)).expect("the test listens");
+            Ok(())
+        }
+    });
+    let server = t.spawn_bound(builder.listener(listener)?.build()?);
+    let mut served = Vec::new();
+    for _ in 0..COUNT {
+        let (name, bytes, end) = told.recv_timeout(DEADLINE)?;
+        served.push(name);
+        assert_eq!(bytes?, b"hello");
+        let error = end.expect_err("the peer is gone");
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET), "{error:?}");
+    }
+    served.sort_by_key(PeerAddr::to_string);
+    names.sort_by_key(PeerAddr::to_string);
+    assert_eq!(served, names);
+    assert_eq!(server.stats().accepted, COUNT as u64);
     Ok(())
 }
 

@@ -44,6 +44,7 @@ mod sqpoll_sends;
 mod timeouts;
 mod turns;
 mod unblock;
+mod unix_sockets;
 mod user_code;
 mod writing;
 
@@ -53,7 +54,7 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                clients unblock turns fairness polls mux spawning user_code
+                clients unblock turns fairness polls mux spawning unix_sockets user_code
                 promises server_promises);
             at!(inline: $backend, Placement::Inline, Side::Server =>
                 failures runtime clients unblock turns fairness mux spawning user_code);

@@ -1,7 +1,9 @@
 //! Every setting of a ring carries the same bytes; only those no kernel takes are refused.
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use ringpoll::{Pollers, RingTier, ServerHandle, UringOptions};
@@ -17,6 +19,8 @@ macro_rules! cases {
             bundles_of_incremental_buffers_carry_every_byte
             sends_without_a_copy_carry_every_byte
             sends_without_a_copy_from_some_size_on_carry_every_byte
+            unix_sockets_are_served_whatever_is_asked_of_sends
+            sends_that_the_kernel_refuses_without_a_copy_are_made_with_one
             busy_polling_carries_every_byte
             lesser_rings_carry_every_byte
             the_best_tier_is_an_upper_bound
@@ -52,6 +56,52 @@ pub(crate) fn sends_without_a_copy_carry_every_byte(t: &Fixture) -> Check {
 
 pub(crate) fn sends_without_a_copy_from_some_size_on_carry_every_byte(t: &Fixture) -> Check {
     every_byte(t, UringOptions::new().zero_copy_send(Some(3000)))
+}
+
+/// The kernel sends without a copy over networks only.
+pub(crate) fn unix_sockets_are_served_whatever_is_asked_of_sends(t: &Fixture) -> Check {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("socket");
+    let builder = t.server().uring(UringOptions::new().zero_copy_send(Some(0)));
+    let server = builder.on_request(echo_frame).bind(&format!("unix:{}", path.display()))?;
+    let server = t.spawn_bound(server);
+    let mut peer = UnixStream::connect(&path)?;
+    bound_unix(&peer)?;
+    // The last fills the socket, so that the backend sends the rest whoever flushed.
+    for size in [1, 5000, 1 << 20] {
+        peer.write_all(&frame(size, size))?;
+        expect_frame(&peer, size, size)?;
+    }
+    assert_eq!(server.stats().handler_errors, 0);
+    Ok(())
+}
+
+/// Multipath TCP is TCP to us, and the kernel refuses to send over it without a copy.
+pub(crate) fn sends_that_the_kernel_refuses_without_a_copy_are_made_with_one(t: &Fixture) -> Check {
+    let listener = match mptcp() {
+        Ok(listener) => listener,
+        Err(error) => return skip("a refused send without a copy", error),
+    };
+    rustix::net::bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    rustix::net::listen(&listener, 1)?;
+    let listener = TcpListener::from(listener);
+    let addr = listener.local_addr()?;
+    let builder = t.server().uring(UringOptions::new().zero_copy_send(Some(0)));
+    let server = t.spawn_bound(builder.on_request(echo_frame).listener(listener)?.build()?);
+    let peer = mptcp()?;
+    rustix::net::connect(&peer, &addr)?;
+    let peer = TcpStream::from(peer);
+    bound(&peer)?;
+    for size in [1, 5000, 1 << 20] {
+        exchange_frame(&peer, size, size)?;
+    }
+    assert_eq!(server.stats().handler_errors, 0);
+    Ok(())
+}
+
+fn mptcp() -> rustix::io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+    socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP))
 }
 
 pub(crate) fn busy_polling_carries_every_byte(t: &Fixture) -> Check {

@@ -167,7 +167,7 @@ impl Uring {
     pub(super) fn on_flushed(&mut self, done: Done, is_last: bool, sink: &mut impl Sink) {
         // SAFETY: the completion is of a flush, and is handled once.
         let mut flushed = unsafe { reclaim(done.user_data) };
-        let progress = flushed.sending.complete(done, &self.counters);
+        let progress = flushed.complete(done, &self.counters);
         if !is_last {
             // The kernel still has the memory, and its next completion brings the record again.
             let _ = Box::into_raw(flushed);

@@ -13,12 +13,15 @@ use super::ring::Done;
 use crate::buffer::Chain;
 use crate::config;
 use crate::counters::Counters;
+use crate::sys::Socket;
 
 pub(super) struct Sending {
     rest: Chain,
     sent_bytes: usize,
     /// Asked for by the operation under way.
     asked_bytes: usize,
+    /// The operation under way sends from our memory, without a copy.
+    is_zero_copy: bool,
     iovs: Vec<libc::iovec>,
     header: libc::msghdr,
     /// The result of a send whose memory the kernel still uses.
@@ -42,6 +45,7 @@ impl Sending {
             rest: Chain::new(),
             sent_bytes: 0,
             asked_bytes: 0,
+            is_zero_copy: false,
             iovs: Vec::new(),
             header: empty_header(),
             waits_for_notice: None,
@@ -68,18 +72,18 @@ impl Sending {
     /// [`complete`](Self::complete) has said that the operation is over.
     pub(super) fn prepare(&mut self, fd: Fd, user_data: u64, zero_copy_bytes_min: usize) -> Entry {
         let front = self.rest.front_slice();
-        let zero_copy = self.rest.len() >= zero_copy_bytes_min;
+        self.is_zero_copy = self.rest.len() >= zero_copy_bytes_min;
         let sqe = if front.len() == self.rest.len() {
             self.asked_bytes = front.len().min(BYTES_MAX);
             let (start, bytes) = (front.as_ptr(), self.asked_bytes as u32);
-            if zero_copy {
+            if self.is_zero_copy {
                 opcode::SendZc::new(fd, start, bytes).flags(FLAGS).build()
             } else {
                 opcode::Send::new(fd, start, bytes).flags(FLAGS).build()
             }
         } else {
             self.gather();
-            if zero_copy {
+            if self.is_zero_copy {
                 opcode::SendMsgZc::new(fd, &raw const self.header).flags(FLAGS as u32).build()
             } else {
                 opcode::SendMsg::new(fd, &raw const self.header).flags(FLAGS as u32).build()
@@ -88,12 +92,17 @@ impl Sending {
         sqe.user_data(user_data)
     }
 
-    /// Takes one completion of the operation.
-    pub(super) fn complete(&mut self, done: Done, counters: &Counters) -> Progress {
+    /// Takes one completion of the operation, which was on `socket`.
+    pub(super) fn complete(
+        &mut self,
+        done: Done,
+        socket: &Socket,
+        counters: &Counters,
+    ) -> Progress {
         if cqueue::notif(done.flags) {
             // The kernel has let go of the memory.
             return match self.waits_for_notice.take() {
-                Some(result) => self.settle(result, counters),
+                Some(result) => self.settle(result, socket, counters),
                 None => Progress::Pending,
             };
         }
@@ -101,14 +110,20 @@ impl Sending {
             self.waits_for_notice = Some(done.result);
             return Progress::Pending;
         }
-        self.settle(done.result, counters)
+        self.settle(done.result, socket, counters)
     }
 
-    fn settle(&mut self, result: i32, counters: &Counters) -> Progress {
+    fn settle(&mut self, result: i32, socket: &Socket, counters: &Counters) -> Progress {
         let Ok(bytes) = usize::try_from(result) else {
             return match -result {
                 // Nothing was sent, and nothing is wrong with the connection.
                 libc::EAGAIN | libc::EINTR | libc::ENOMEM | libc::ENOBUFS | libc::ECANCELED => {
+                    Progress::Unfinished
+                }
+                // The kernel takes no send without a copy on some TCP sockets: with multipath TCP,
+                // or with TLS in the kernel. The next send is made with a copy.
+                libc::EOPNOTSUPP if self.is_zero_copy => {
+                    socket.refuse_zero_copy();
                     Progress::Unfinished
                 }
                 errno => Progress::Done(Err(std::io::Error::from_raw_os_error(errno))),
@@ -135,6 +150,14 @@ impl Sending {
         }
         self.header.msg_iov = self.iovs.as_mut_ptr();
         self.header.msg_iovlen = self.iovs.len();
+    }
+}
+
+/// From how many bytes on a send on `socket` is to go without a copy.
+pub(super) fn zero_copy_bytes_min(asked: Option<usize>, socket: &Socket) -> usize {
+    match asked {
+        Some(bytes_min) if socket.takes_zero_copy() => bytes_min,
+        _ => usize::MAX,
     }
 }
 

@@ -49,7 +49,7 @@ use crate::counters::Counters;
 use buffers::{Buffers, Size};
 use entry::{Entry, Reception, Role};
 use flushes::Flushes;
-use in_flight::{Progress, Sending};
+use in_flight::{Progress, Sending, zero_copy_bytes_min};
 use raw::Until;
 use ring::{Done, Receive, Ring};
 use tag::{Op, token_of, user_data};
@@ -348,11 +348,11 @@ impl Uring {
         let fd = entry.fd();
         let Some(sending) = &mut entry.sending else { return };
         self.outstanding += 1;
-        let zero_copy_bytes_min = self.options.zero_copy_bytes_min.unwrap_or(usize::MAX);
+        let bytes_min = zero_copy_bytes_min(self.options.zero_copy_bytes_min, &entry.socket);
         let user_data = user_data(Op::Send, token);
         // SAFETY: the entry keeps the box until `on_send` has seen the operation end; an entry that
         // has one is not forgotten, and our drop leaks those whose operation does not end.
-        unsafe { self.ring.push(sending.prepare(fd, user_data, zero_copy_bytes_min)) }
+        unsafe { self.ring.push(sending.prepare(fd, user_data, bytes_min)) }
     }
 
     /// Takes a round's completions, and gives the kernel buffers for those it has filled.
@@ -451,7 +451,7 @@ impl Uring {
     fn on_send(&mut self, token: Token, done: Done, is_last: bool, sink: &mut impl Sink) {
         let Some(entry) = find(&mut self.entries, token) else { return };
         let Some(sending) = &mut entry.sending else { return };
-        let progress = sending.complete(done, &self.counters);
+        let progress = sending.complete(done, &entry.socket, &self.counters);
         if !is_last {
             return;
         }

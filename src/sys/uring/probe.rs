@@ -23,21 +23,10 @@ use crate::config::{Capabilities, RingTier, SMALL_BUFFER_BYTES, UringOptions};
 use crate::counters::Counters;
 use crate::sys::Received;
 
-/// Probes. Takes about a millisecond, and leaves nothing behind.
+/// Probes. Takes about a millisecond. The kernel interrupts the calling thread some milliseconds
+/// later, so that thread should have ended by then.
 pub(crate) fn probe() -> Capabilities {
-    let mut found = Capabilities {
-        tier: None,
-        reason: String::new(),
-        sqpoll: false,
-        sqpoll_reason: String::new(),
-        no_sq_array: false,
-        no_iowait: false,
-        receive_budget: false,
-        receive_bundles: false,
-        incremental_buffers: false,
-        zero_copy_send: false,
-        napi_busy_poll: false,
-    };
+    let mut found = Capabilities::without_rings(String::new());
     match try_all(&mut found) {
         Ok(tier) => {
             found.tier = Some(tier);
@@ -56,8 +45,6 @@ pub(crate) fn probe() -> Capabilities {
         }
         Err(reason) => reason,
     };
-    let backend = found.backend();
-    tracing::info!(%backend, tier = ?found.tier, reason = found.reason, "probed io_uring");
     found
 }
 

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use io_uring::types::Fd;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::in_flight::Sending;
+use super::in_flight::{Progress, Sending, zero_copy_bytes_min};
 use super::kernel_threads::{KernelThreads, ThreadUse};
 use super::polled::{Lane, Refused};
+use super::ring::Done;
 use super::tag::Op;
 use crate::buffer::Chain;
 use crate::config::sqpoll::SqpollPlan;
@@ -26,7 +27,7 @@ use crate::sys::{Socket, Token};
 pub(crate) struct SendRings {
     lanes: Box<[Arc<Lane>]>,
     seed: u64,
-    zero_copy_bytes_min: usize,
+    zero_copy_bytes_min: Option<usize>,
     counters: Arc<Counters>,
     threads: Mutex<KernelThreads>,
 }
@@ -42,7 +43,7 @@ impl SendRings {
             // Without send rings there is one lane: into the receive ring.
             lanes: (0..plan.send_rings.max(1)).map(lane).collect(),
             seed: plan.seed.unwrap_or_else(random::seed),
-            zero_copy_bytes_min: zero_copy_bytes_min.unwrap_or(usize::MAX),
+            zero_copy_bytes_min,
             counters: Arc::clone(counters),
             threads: Mutex::default(),
         }
@@ -68,7 +69,8 @@ impl SendRings {
         let lane = self.lane(flushed.token);
         let fd = Fd(flushed.socket.as_fd().as_raw_fd());
         let user_data = flushed.user_data();
-        let sqe = flushed.sending.prepare(fd, user_data, self.zero_copy_bytes_min);
+        let bytes_min = zero_copy_bytes_min(self.zero_copy_bytes_min, &flushed.socket);
+        let sqe = flushed.sending.prepare(fd, user_data, bytes_min);
         let record = Box::into_raw(flushed);
         // SAFETY: the operation names memory that the record owns. It is nobody's until the
         // operation's last completion, from which `reclaim` takes it.
@@ -122,6 +124,11 @@ impl Flushed {
         let mut sending = Sending::new();
         sending.begin(bytes);
         Box::new(Flushed { token, socket: Arc::clone(socket), sending })
+    }
+
+    /// Takes one completion of its operation.
+    pub(super) fn complete(&mut self, done: Done, counters: &Counters) -> Progress {
+        self.sending.complete(done, &self.socket, counters)
     }
 
     /// Where the record is, and that it is one.

@@ -13,6 +13,7 @@ mod kernel;
 mod load;
 mod peer;
 mod random;
+mod unix;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub(crate) use load::*;
 pub(crate) use peer::*;
 pub(crate) use random::{Random, assert_pattern, pattern};
 pub(crate) use ringpoll::{Backend, Placement};
+pub(crate) use unix::*;
 pub(crate) use wait::*;
 
 /// Where a group of tests is mounted.

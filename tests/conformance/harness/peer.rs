@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use ringpoll::{Error, Handle};
@@ -19,6 +20,12 @@ pub(crate) fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
 
 /// Lets no call on the stream wait longer than [`DEADLINE`].
 pub(crate) fn bound(stream: &TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))
+}
+
+/// [`bound`] for a unix socket.
+pub(crate) fn bound_unix(stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))
 }

@@ -1,0 +1,255 @@
+//! Socket addresses in the kernel's form, and the calls that take or return them.
+//!
+//! A name of a Unix socket ends where its length says: a NUL byte may come before that, or not at
+//! all, where a path fills the address. Whoever connects chooses the name, so decoding accepts
+//! every one.
+
+use std::ffi::OsStr;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::retry_on_intr;
+
+use crate::address::{PeerAddr, UNIX_PATH_BYTES_MAX};
+
+/// Room for any address, and how much of it is one.
+#[repr(C, align(8))]
+struct RawAddr {
+    bytes: [u8; ROOM],
+    len: libc::socklen_t,
+}
+
+pub(super) fn bind(fd: BorrowedFd<'_>, addr: &PeerAddr) -> io::Result<()> {
+    let raw = match addr {
+        PeerAddr::Inet(addr) => return Ok(rustix::net::bind(fd, addr)?),
+        PeerAddr::Unix(path) => RawAddr::of_path(path.as_deref())?,
+    };
+    // SAFETY: the kernel reads `len` bytes, and `of_path` has filled as many of `raw`.
+    check(unsafe { libc::bind(fd.as_raw_fd(), raw.as_ptr(), raw.len) })?;
+    Ok(())
+}
+
+pub(super) fn connect(fd: BorrowedFd<'_>, addr: &PeerAddr) -> io::Result<()> {
+    let raw = match addr {
+        PeerAddr::Inet(addr) => return Ok(retry_on_intr(|| rustix::net::connect(fd, addr))?),
+        PeerAddr::Unix(path) => RawAddr::of_path(path.as_deref())?,
+    };
+    retry(|| {
+        // SAFETY: the kernel reads `len` bytes, and `of_path` has filled as many of `raw`.
+        unsafe { libc::connect(fd.as_raw_fd(), raw.as_ptr(), raw.len) }
+    })?;
+    Ok(())
+}
+
+/// A connection of the listener `fd`, non-blocking and close-on-exec, and its peer.
+pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, PeerAddr)> {
+    let mut raw = RawAddr::new();
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let accepted = retry(|| {
+        let (addr, len) = raw.room();
+        // SAFETY: the kernel writes at most `len` bytes to `addr`, which has room for as many.
+        unsafe { libc::accept4(fd.as_raw_fd(), addr, len, flags) }
+    })?;
+    // SAFETY: the call has just made this descriptor, and told nobody else of it.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    Ok((accepted, raw.decode()))
+}
+
+pub(super) fn local(fd: BorrowedFd<'_>) -> io::Result<PeerAddr> {
+    let mut raw = RawAddr::new();
+    let (addr, len) = raw.room();
+    // SAFETY: the kernel writes at most `len` bytes to `addr`, which has room for as many.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), addr, len) })?;
+    Ok(raw.decode())
+}
+
+pub(super) fn peer(fd: BorrowedFd<'_>) -> io::Result<PeerAddr> {
+    let mut raw = RawAddr::new();
+    let (addr, len) = raw.room();
+    // SAFETY: the kernel writes at most `len` bytes to `addr`, which has room for as many.
+    check(unsafe { libc::getpeername(fd.as_raw_fd(), addr, len) })?;
+    Ok(raw.decode())
+}
+
+/// The peer of a connection that may have been reset: getpeername(2) says that such a one is not
+/// connected, and `SO_PEERNAME` still names the peer.
+pub(super) fn peer_even_if_reset(fd: BorrowedFd<'_>) -> io::Result<PeerAddr> {
+    match peer(fd) {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+        done => return done,
+    }
+    // The kernel refuses room for more than the address. Both ends have one of the same family,
+    // whose addresses have one length.
+    let mut raw = RawAddr::new();
+    let (addr, len) = raw.room();
+    // SAFETY: the kernel writes at most `len` bytes to `addr`, which has room for as many.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), addr, len) })?;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERNAME);
+    // SAFETY: `len` is that of the address just written, so `addr` has room for as many bytes.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, addr.cast(), len) })?;
+    Ok(raw.decode())
+}
+
+impl RawAddr {
+    fn new() -> RawAddr {
+        RawAddr { bytes: [0; ROOM], len: 0 }
+    }
+
+    fn of_path(path: Option<&Path>) -> io::Result<RawAddr> {
+        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
+        let path = path.map_or(&[][..], |path| path.as_os_str().as_bytes());
+        if path.is_empty() {
+            return Err(invalid("a unix socket needs a path".to_owned()));
+        }
+        if path.contains(&0) {
+            return Err(invalid("a path has no NUL byte".to_owned()));
+        }
+        if path.len() > UNIX_PATH_BYTES_MAX {
+            let bytes = path.len();
+            return Err(invalid(format!("{bytes} bytes of path, {UNIX_PATH_BYTES_MAX} at most")));
+        }
+        let mut raw = RawAddr::new();
+        let end = FAMILY_BYTES + path.len();
+        raw.bytes[..FAMILY_BYTES].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
+        raw.bytes[FAMILY_BYTES..end].copy_from_slice(path);
+        // The NUL byte belongs to the name where there is room for one (unix(7)).
+        raw.len = (end + 1).min(FAMILY_BYTES + UNIX_PATH_BYTES_MAX) as libc::socklen_t;
+        Ok(raw)
+    }
+
+    fn as_ptr(&self) -> *const libc::sockaddr {
+        self.bytes.as_ptr().cast()
+    }
+
+    /// Where the kernel is to write an address, with how much room there is.
+    fn room(&mut self) -> (*mut libc::sockaddr, *mut libc::socklen_t) {
+        self.len = self.bytes.len() as libc::socklen_t;
+        (self.bytes.as_mut_ptr().cast(), &raw mut self.len)
+    }
+
+    /// What the kernel has written. An address of another family counts as a name that is no path.
+    fn decode(&self) -> PeerAddr {
+        let addr = &self.bytes[..self.bytes.len().min(self.len as usize)];
+        let Some((family, name)) = addr.split_first_chunk::<FAMILY_BYTES>() else {
+            return PeerAddr::Unix(None);
+        };
+        let inet = match i32::from(u16::from_ne_bytes(*family)) {
+            libc::AF_UNIX => return PeerAddr::Unix(path_of(name)),
+            libc::AF_INET => inet4(name),
+            libc::AF_INET6 => inet6(name),
+            _ => None,
+        };
+        inet.map_or(PeerAddr::Unix(None), PeerAddr::Inet)
+    }
+}
+
+/// The path; none in the name of an end that was not bound, or that is abstract.
+fn path_of(name: &[u8]) -> Option<PathBuf> {
+    let path = name.split(|byte| *byte == 0).next()?;
+    (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
+}
+
+/// `sockaddr_in` after its family: port and address, the highest byte first.
+fn inet4(name: &[u8]) -> Option<SocketAddr> {
+    let (port, rest) = name.split_first_chunk()?;
+    let ip = rest.first_chunk::<4>()?;
+    Some((Ipv4Addr::from(*ip), u16::from_be_bytes(*port)).into())
+}
+
+/// `sockaddr_in6` after its family: port, flow, address, and a scope in the order of this host.
+fn inet6(name: &[u8]) -> Option<SocketAddr> {
+    let (port, rest) = name.split_first_chunk()?;
+    let (flow, rest) = rest.split_first_chunk()?;
+    let (ip, rest) = rest.split_first_chunk::<16>()?;
+    let scope = u32::from_ne_bytes(*rest.first_chunk()?);
+    let (port, flow) = (u16::from_be_bytes(*port), u32::from_be_bytes(*flow));
+    Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, flow, scope).into())
+}
+
+fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
+    loop {
+        match check(call()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+const ROOM: usize = size_of::<libc::sockaddr_storage>();
+
+const FAMILY_BYTES: usize = size_of::<libc::sa_family_t>();
+
+const _: () = assert!(
+    FAMILY_BYTES + UNIX_PATH_BYTES_MAX == size_of::<libc::sockaddr_un>(),
+    "a path fills the address of a unix socket"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(family: libc::c_int, name: &[u8]) -> PeerAddr {
+        let mut raw = RawAddr::new();
+        raw.bytes[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+        raw.bytes[2..2 + name.len()].copy_from_slice(name);
+        raw.len = (2 + name.len()) as u32;
+        raw.decode()
+    }
+
+    #[test]
+    fn every_name_of_a_unix_socket_decodes() {
+        let path = |path: &str| PeerAddr::Unix(Some(PathBuf::from(path)));
+        let longest = "x".repeat(UNIX_PATH_BYTES_MAX);
+        let terminated = format!("{longest}\0");
+        for (name, addr) in [
+            ("", PeerAddr::Unix(None)),
+            ("\0", PeerAddr::Unix(None)),
+            ("\0abstract", PeerAddr::Unix(None)),
+            ("/a", path("/a")),
+            ("/a\0", path("/a")),
+            ("/a\0b\0\0", path("/a")),
+            (&longest, path(&longest)),
+            (&terminated, path(&longest)),
+        ] {
+            assert_eq!(decoded(libc::AF_UNIX, name.as_bytes()), addr, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_internet_decode_as_the_standard_library_has_them() {
+        let v4 = [0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(decoded(libc::AF_INET, &v4).to_string(), "127.0.0.1:80");
+        let mut v6 = [0; 26];
+        (v6[1], v6[21]) = (80, 1);
+        v6[22..].copy_from_slice(&7u32.to_ne_bytes());
+        assert_eq!(decoded(libc::AF_INET6, &v6).to_string(), "[::1%7]:80");
+    }
+
+    #[test]
+    fn what_the_kernel_cut_off_or_made_of_another_family_decodes_to_no_path() {
+        assert_eq!(RawAddr::new().decode(), PeerAddr::Unix(None));
+        for (family, name) in [(libc::AF_INET, &[0; 5][..]), (libc::AF_INET6, &[0; 25]), (40, &[])]
+        {
+            assert_eq!(decoded(family, name), PeerAddr::Unix(None));
+        }
+    }
+
+    #[test]
+    fn a_path_is_encoded_with_a_nul_byte_where_there_is_room() {
+        let encoded = |path: &str| RawAddr::of_path(Some(Path::new(path)));
+        assert_eq!(encoded("/a").expect("a path").len, 5);
+        assert_eq!(encoded(&"x".repeat(107)).expect("a path").len, 110);
+        assert_eq!(encoded(&"x".repeat(108)).expect("a path").len, 110);
+        for path in ["", "\0a", "/a\0b", &"x".repeat(109)] {
+            let error = encoded(path).err().expect("no path");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}");
+        }
+    }
+}
