@@ -410,12 +410,14 @@ impl Stage {
     }
 }
 
-/// Tries every row, and fails with all that failed.
+/// Tries every row, and fails with all that failed. `RINGPOLL_PIECE` names a single row to be
+/// tried: a process that is aborted does not say which row it was.
 fn try_all(t: &Fixture, deed: Deed, pieces: &[Piece]) -> Check {
     let mut failures = String::new();
     let only = std::env::var("RINGPOLL_PIECE").ok();
     for piece in pieces.iter().filter(|piece| only.as_ref().is_none_or(|only| only == piece.name)) {
         still_runs();
+        eprintln!("{}", piece.name);
         let result = catch_unwind(AssertUnwindSafe(|| try_piece(t, deed, piece)));
         let failure = match result {
             Ok(Ok(())) => continue,
