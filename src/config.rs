@@ -221,8 +221,8 @@ pub(crate) const STALE_TIMERS_MAX: usize = 4096;
 /// fail.
 pub(crate) const UNREAD_BYTES_MAX: usize = 1 << 30;
 
-/// While a poller's memory is above its budget, the connections are looked at again when that memory
-/// has grown by this part of the budget.
+/// While a poller's memory is above its budget, the connections are looked at again when that
+/// memory has grown by this part of the budget.
 pub(crate) const BUDGET_LOOKS: usize = 16;
 
 /// And after this time, in which a poller with 10,000 connections spends less than a hundredth on

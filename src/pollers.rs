@@ -134,7 +134,8 @@ impl PollersBuilder {
 
     /// Received bytes that may lie unread at each poller: 1 GiB unless told otherwise. While there
     /// are more, a connection that holds more than an equal share is paused; a read that can then
-    /// never be satisfied fails with a limit error. Memory that the application keeps does not count.
+    /// never be satisfied fails with a limit error. Memory that the application keeps does not
+    /// count.
     pub fn unread_bytes_max(mut self, bytes: usize) -> Self {
         self.plan.unread_bytes_max = bytes;
         self

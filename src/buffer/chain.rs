@@ -181,8 +181,8 @@ impl Chain {
         self.len -= left;
     }
 
-    /// Drops the first `bytes`, but moves memory of the user's into `spent`: for a caller that holds
-    /// a lock, which a destructor of the user's must not run under.
+    /// Drops the first `bytes`, but moves memory of the user's into `spent`: for a caller that
+    /// holds a lock, which a destructor of the user's must not run under.
     ///
     /// # Panics
     /// When there are fewer.
@@ -461,8 +461,8 @@ impl Chain {
     }
 }
 
-/// Memory of the user's that is sent, or never will be. Its destructors are code of the user's: they
-/// run when this is dropped, so whoever takes a lock declares it before the lock.
+/// Memory of the user's that is sent, or never will be. Its destructors are code of the user's:
+/// they run when this is dropped, so whoever takes a lock declares it before the lock.
 #[derive(Default)]
 pub(crate) struct Spent(Vec<Slice>);
 

@@ -37,7 +37,8 @@ pub(super) struct Input {
     pub(super) removed: bool,
     /// The peer has gone during `on_connect`; the user is told after it.
     disconnect_owed: bool,
-    /// The peer has ended its side; bytes of it may be left in the kernel, while reception is paused.
+    /// The peer has ended its side; bytes of it may be left in the kernel, while reception is
+    /// paused.
     hung_up: bool,
     /// Nothing more will come, and why.
     pub(super) end: Option<End>,

@@ -5,6 +5,7 @@
 //! lock of [`shared`]. In a server a connection is handed out to a run of a handler and comes home
 //! when it is dropped.
 
+mod end;
 mod endpoint;
 mod flush;
 mod handle;

@@ -5,24 +5,22 @@
 //! wake-up; but for a poller's queue, a leaf, which a flush looks into with its output locked.
 
 use std::any::Any;
-use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::Service;
 use super::handle::Handle;
 use super::input::{Discarded, End, Filed, Input};
-use super::output::{Ending, Flusher, Output};
+use super::output::{Flusher, Output};
 use super::spare;
-use super::state::{FUTURE, Found, Kind, Life, Next, READER, Runs, WRITER};
+use super::state::{FUTURE, Found, Kind, Life, Next, READER, WRITER};
 use super::timeout::{IdleTimeout, Timeouts};
 use crate::address::PeerAddr;
-use crate::buffer::{Chain, Spent, Staging};
-use crate::clock::now_ns;
-use crate::config::{self, Limits};
+use crate::buffer::{Chain, Staging};
+use crate::config::Limits;
 use crate::error::Error;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command, Flow, Side, Socket, Token};
+use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::user_code;
@@ -97,113 +95,6 @@ impl Shared {
             output: Mutex::new(Output::new(socket)),
             extras: Mutex::new(Extras::default()),
         })
-    }
-
-    /// Closes: nothing more is read or written. What was submitted is still sent, as long as the peer
-    /// takes it.
-    pub(crate) fn close(self: &Arc<Self>) {
-        if !self.life.close() {
-            return;
-        }
-        let (unread, reader) = self.stop_reading();
-        let (flusher, lingers) = {
-            let mut output = lock(&self.output);
-            let lingers = !output.is_settled();
-            if lingers {
-                output.ending = Ending::Lingers;
-            }
-            (output.take_flusher(), lingers)
-        };
-        if lingers {
-            self.timeouts.touch(now_ns());
-            self.idle_timeout.cap(config::LINGER);
-            self.arm(self.idle_at());
-            // What the peer still sends is dropped. Left in the kernel, it would make the kernel
-            // reset the connection in the end, and drop what the peer has not taken.
-            self.resume();
-        } else {
-            self.end_socket(|socket| socket.shutdown(Side::Both));
-        }
-        self.wake(reader, flusher);
-        drop(unread);
-    }
-
-    /// Closes, and drops what the kernel has not sent. A TCP peer sees a reset, so it cannot take
-    /// what it has for everything.
-    pub(crate) fn abort(self: &Arc<Self>) {
-        self.life.close();
-        if self.life.is_detached() {
-            return;
-        }
-        let (unread, reader) = self.stop_reading();
-        let mut spent = Spent::default();
-        let flusher = {
-            let mut output = lock(&self.output);
-            output.fail(&io::ErrorKind::ConnectionAborted.into(), &mut spent);
-            output.take_flusher()
-        };
-        self.end_socket(Socket::reset);
-        self.wake(reader, flusher);
-        drop((unread, spent));
-    }
-
-    /// Input that nobody will read, and whoever waited for more.
-    fn stop_reading(&self) -> (Discarded, Option<Waker>) {
-        let mut input = lock(&self.input);
-        (input.discard(), input.take_waker())
-    }
-
-    /// Ends the socket by `end`, and asks the poller to let go of it; once. The peer hears of it
-    /// now, however long a handler keeps the connection.
-    pub(super) fn end_socket(self: &Arc<Self>, end: fn(&Socket) -> io::Result<()>) {
-        {
-            let mut output = lock(&self.output);
-            if output.ending == Ending::Ended {
-                return;
-            }
-            output.ending = Ending::Ended;
-            if let Some(socket) = &output.socket {
-                self.remote.counters.add(|counters| &counters.setup_calls, 1);
-                // Fails where the peer is gone already.
-                let _ = end(socket);
-            }
-        }
-        self.remote.send(Command::Remove(Arc::clone(self)));
-    }
-
-    /// Closes without delay. Where output is left, or a handler computes it, the peer sees a reset: it
-    /// cannot take what it has for everything.
-    pub(crate) fn cut(self: &Arc<Self>) {
-        let is_settled = lock(&self.output).is_settled();
-        if is_settled && !self.is_occupied() { self.close() } else { self.abort() }
-    }
-
-    pub(super) fn lingers(&self) -> bool {
-        self.life.is_closed() && lock(&self.output).ending == Ending::Lingers
-    }
-
-    fn resume(self: &Arc<Self>) {
-        if self.paused.swap(false, Ordering::Relaxed) {
-            self.remote.send(Command::Resume(Arc::clone(self)));
-        }
-    }
-
-    /// Closes as soon as nobody has anything left to do here.
-    pub(crate) fn end_when_idle(self: &Arc<Self>) {
-        // First, so that whoever is at work here finds it when we find them.
-        self.life.end_when_idle();
-        self.close_if_idle();
-    }
-
-    /// Closes if nobody has anything left to do here.
-    pub(super) fn close_if_idle(self: &Arc<Self>) {
-        let idle = {
-            let input = lock(&self.input);
-            input.runs == Runs::Home && input.buffered_bytes() == 0
-        };
-        if idle && lock(&self.output).is_settled() {
-            self.close();
-        }
     }
 
     pub(crate) fn belongs_to(&self, service: &Arc<Service>) -> bool {
@@ -395,101 +286,9 @@ impl Shared {
         }
     }
 
-    /// The end: callbacks, the last hold on the socket, the server's books.
-    pub(super) fn finish(self: &Arc<Self>) {
-        if !lock(&self.input).runs.finish() {
-            return;
-        }
-        self.call_back();
-        let socket = {
-            let mut output = lock(&self.output);
-            output.finished = true;
-            if output.detaching { None } else { output.socket.take() }
-        };
-        drop(socket);
-        self.settle_accounts();
-    }
-
-    /// Runs the close callbacks, last added first, each once. Those that are added later run at
-    /// once.
-    pub(super) fn call_back(self: &Arc<Self>) {
-        let handle = Handle::of(self);
-        loop {
-            let callback = {
-                let mut extras = lock(&self.extras);
-                extras.finished = extras.callbacks.is_empty();
-                extras.callbacks.pop()
-            };
-            match callback {
-                Some(callback) => {
-                    user_code::call("close callback", || callback(&handle));
-                }
-                None => break,
-            }
-        }
-    }
-
-    /// The socket of a detached connection is its user's, or was given up: then it closes now, or as
-    /// soon as its poller lets go of it.
-    pub(super) fn end_detaching(self: &Arc<Self>) {
-        self.life.end_detaching();
-        let unread = lock(&self.input).discard();
-        let is_over = {
-            let input = lock(&self.input);
-            input.removed && !input.runs.is_held()
-        };
-        let socket = {
-            let mut output = lock(&self.output);
-            output.detaching = false;
-            if let Some(socket) = &output.socket {
-                // Fails where the peer is gone already.
-                let _ = socket.shutdown(Side::Both);
-            }
-            if output.finished { output.socket.take() } else { None }
-        };
-        drop((unread, socket));
-        if is_over {
-            self.finish();
-        }
-    }
-
     /// A connection that its user owns was split.
     pub(super) fn count_halves(&self) {
         self.halves.store(2, Ordering::Relaxed);
-    }
-
-    /// A half is dropped: it goes home, or the last one closes.
-    pub(super) fn drop_half(
-        self: &Arc<Self>,
-        part: u8,
-        reader: Option<Box<Chain>>,
-        writer: Option<Box<Staging>>,
-    ) {
-        if self.is_serving() {
-            self.release(part, reader, writer);
-        } else if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.close();
-        } else {
-            self.withdraw(part);
-        }
-    }
-
-    /// Forgets whoever a half's last poll has registered.
-    fn withdraw(&self, part: u8) {
-        if part == READER {
-            let waker = lock(&self.input).take_waker();
-            user_code::discard(waker);
-        } else {
-            let flusher = lock(&self.output).take_flusher();
-            user_code::discard(flusher);
-        }
-    }
-
-    fn settle_accounts(&self) {
-        self.remote.load.fetch_sub(1, Ordering::Relaxed);
-        if let Some(service) = &self.service {
-            service.hooks.gone();
-        }
     }
 
     /// The peer has gone: tell the user, once, after `on_connect`.

@@ -90,7 +90,8 @@ pub(super) struct Timeouts {
     pub(super) read: Timeout,
     pub(super) write: Timeout,
     last_active_ns: AtomicU64,
-    /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last due.
+    /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last
+    /// due.
     taken_mark: AtomicU64,
     armed: Armed,
 }

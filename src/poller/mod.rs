@@ -85,8 +85,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         })
     }
 
-    /// Runs until told to stop and everything is closed, or until it fails: then those who depend on
-    /// it are told why.
+    /// Runs until told to stop and everything is closed, or until it fails: then those who depend
+    /// on it are told why.
     pub(crate) fn run(mut self) {
         turns::ask_for_turns(config::TURN);
         E::enter_poller(&self.core.remote);
@@ -120,8 +120,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         Ok(())
     }
 
-    /// Gives up what was collected and not run, or taken and not obeyed, what comes from now on, and
-    /// every slot. There is some of it only where the poller has failed.
+    /// Gives up what was collected and not run, or taken and not obeyed, what comes from now on,
+    /// and every slot. There is some of it only where the poller has failed.
     fn end(self) {
         let Core { remote, mut slots, leaving, mut batch, .. } = self.core;
         batch.wakers.drain(..).for_each(user_code::wake);

@@ -224,8 +224,8 @@ impl ServerBuilder {
 
     /// Received bytes that may lie unread at each poller: 1 GiB unless told otherwise. While there
     /// are more, a connection that holds more than an equal share is paused; a read that can then
-    /// never be satisfied fails with a limit error. Memory that the application keeps does not count.
-    /// Of pollers that exist, it is [their own](crate::PollersBuilder::unread_bytes_max).
+    /// never be satisfied fails with a limit error. Memory that the application keeps does not
+    /// count. Of pollers that exist, it is [their own](crate::PollersBuilder::unread_bytes_max).
     pub fn unread_bytes_max(mut self, bytes: usize) -> Self {
         self.plan.unread_bytes_max = bytes;
         self

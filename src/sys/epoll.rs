@@ -300,7 +300,8 @@ impl Epoll {
 
 impl Receiver {
     /// Receives once; again where that has filled the small block, where a byte was marked as
-    /// urgent, and while the peer is known to have finished, to report its end in the same pass. `true`: there may be more.
+    /// urgent, and while the peer is known to have finished, to report its end in the same pass.
+    /// `true`: there may be more.
     #[inline(always)]
     fn receive(
         &mut self,

@@ -184,8 +184,8 @@ impl Socket {
         Ok(rustix::io::ioctl_fionread(&self.fd)?)
     }
 
-    /// Takes the byte that the peer has marked as urgent out of the stream, so that it marks nothing
-    /// any more.
+    /// Takes the byte that the peer has marked as urgent out of the stream, so that it marks
+    /// nothing any more.
     pub(crate) fn discard_urgent(&self) {
         // There is none where the mark has come before its byte, which then arrives as any other.
         let _ = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::OOB | RecvFlags::DONTWAIT);

@@ -56,8 +56,8 @@ pub(super) struct Entry {
     /// that comes upon bytes and the end at once may report the bytes and then wait for ever; see
     /// docs/IO_URING.md for which kernels and when.
     pub(super) peer_ended: bool,
-    /// The peer has marked a byte as urgent, before which the kernel takes the socket for empty: what
-    /// has arrived is received without the ring.
+    /// The peer has marked a byte as urgent, before which the kernel takes the socket for empty:
+    /// what has arrived is received without the ring.
     pub(super) has_urgent: bool,
     /// A poll can tell when the peer ends.
     watches_end: bool,
@@ -261,6 +261,26 @@ impl Entry {
         if self.peer_ended && !self.ended {
             // A reader that is behind learns of the end before it comes to it.
             sink.complete(self.token, Completion::HungUp);
+        }
+    }
+
+    /// The poll of the socket has completed, with these events or an error.
+    pub(super) fn watched(&mut self, result: i32, sink: &mut impl Sink) {
+        self.watching = false;
+        if self.role == Role::Connecting && !self.removing {
+            let connected = self.socket.take_error();
+            self.role = Role::Stream;
+            self.ended = connected.is_err();
+            sink.complete(self.token, Completion::Connected(connected));
+        } else if result > 0 && !self.ended && !self.removing {
+            if result & i32::from(libc::POLLPRI) != 0 {
+                self.has_urgent = true;
+                self.socket.discard_urgent();
+            }
+            self.peer_ended = result & !i32::from(libc::POLLPRI) != 0;
+            if self.paused && self.peer_ended {
+                sink.complete(self.token, Completion::HungUp);
+            }
         }
     }
 

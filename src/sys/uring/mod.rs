@@ -428,24 +428,10 @@ impl Uring {
     }
 
     fn on_watched(&mut self, token: Token, result: i32, sink: &mut impl Sink) {
-        let Some(entry) = find(&mut self.entries, token) else { return };
-        entry.watching = false;
-        if entry.role == Role::Connecting && !entry.removing {
-            let connected = entry.socket.take_error();
-            entry.role = Role::Stream;
-            entry.ended = connected.is_err();
-            sink.complete(token, Completion::Connected(connected));
-        } else if result > 0 && !entry.ended && !entry.removing {
-            if result & i32::from(libc::POLLPRI) != 0 {
-                entry.has_urgent = true;
-                entry.socket.discard_urgent();
-            }
-            entry.peer_ended = result & !i32::from(libc::POLLPRI) != 0;
-            if entry.paused && entry.peer_ended {
-                sink.complete(token, Completion::HungUp);
-            }
+        if let Some(entry) = find(&mut self.entries, token) {
+            entry.watched(result, sink);
+            self.follow(token);
         }
-        self.follow(token);
     }
 
     fn on_send(&mut self, token: Token, done: Done, is_last: bool, sink: &mut impl Sink) {
