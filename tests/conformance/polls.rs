@@ -20,6 +20,9 @@ macro_rules! cases {
             writes_and_flushes_that_are_given_up_keep_the_order
             a_flush_covers_what_was_written_between_its_polls
             writes_wait_for_room_and_go_on_with_it
+            room_is_within_the_callers_bound_and_the_connections
+            a_flush_within_a_bound_leaves_that_much_to_the_poller
+            lost_bytes_are_told_by_flushes_that_did_not_wait_for_them
             a_write_timeout_ends_a_wait_for_room
             a_write_timeout_ends_a_flush_however_often_it_is_polled
             a_read_timeout_ends_a_wait_however_often_it_is_polled
@@ -249,6 +252,80 @@ pub(crate) fn writes_wait_for_room_and_go_on_with_it(t: &Fixture) -> Check {
     assert_pattern(&got, 0);
     assert_eq!(got.len(), TOTAL);
     wrote.wait();
+    Ok(())
+}
+
+pub(crate) fn room_is_within_the_callers_bound_and_the_connections(t: &Fixture) -> Check {
+    const LIMIT: usize = 100_000;
+    let tuning = Tuning { output_bytes_max: LIMIT, ..Tuning::default() };
+    let (mut conn, peer) = held(t, tuning)?;
+    let mut at = 0;
+    for within in [LIMIT / 10, usize::MAX, 0] {
+        let bound = within.clamp(1, LIMIT);
+        while let Some(room) = block_on(async {
+            Ok(poll_once(poll_fn(|cx| conn.poll_writable_within(cx, within))).await.transpose()?)
+        })? {
+            assert!((1..=bound).contains(&room), "room for {room} bytes of {bound}");
+            conn.write(pattern(at, room))?;
+            at += room;
+            let waiting = conn.stats().unsent_bytes as usize + conn.pending_len();
+            assert!(waiting <= bound, "{waiting} bytes wait for the peer, of {bound}");
+        }
+    }
+    let reading = on_thread(move || Ok(read_all(&peer)?));
+    block_on(async { Ok(poll_fn(|cx| conn.poll_shutdown_write(cx)).await?) })?;
+    let got = reading.wait();
+    assert_pattern(&got, 0);
+    assert_eq!(got.len(), at);
+    Ok(())
+}
+
+pub(crate) fn a_flush_within_a_bound_leaves_that_much_to_the_poller(t: &Fixture) -> Check {
+    const TOTAL: usize = 4 * TOO_MUCH.len();
+    const BOUND: usize = TOTAL / 2;
+    // A ring counts what one send has gathered at once: several of these.
+    const PIECE: usize = 16 << 10;
+    let (mut conn, peer) = held(t, Tuning::default())?;
+    for _ in 0..TOTAL / PIECE {
+        conn.write(&TOO_MUCH[..PIECE])?;
+    }
+    for (within, is_over) in [(TOTAL, true), (BOUND, false)] {
+        let polled = block_on(async {
+            Ok(poll_once(poll_fn(|cx| conn.poll_flush_within(cx, within))).await.transpose()?)
+        })?;
+        assert_eq!(polled.is_some(), is_over, "within {within} bytes");
+        assert_eq!(conn.pending_len(), 0);
+        assert!(conn.stats().unsent_bytes > BOUND as u64, "the kernel took what nobody reads");
+    }
+    let reading = on_thread(move || {
+        // No more than that has to move for the flush to be over.
+        read_exactly(&peer, BOUND + 128 * PIECE)?;
+        Ok(peer)
+    });
+    block_on(async { Ok(poll_fn(|cx| conn.poll_flush_within(cx, BOUND)).await?) })?;
+    let peer = reading.wait();
+    let unsent = conn.stats().unsent_bytes as usize;
+    assert!((1..=BOUND).contains(&unsent), "{unsent} bytes are unsent, of {BOUND}");
+    let reading = on_thread(move || Ok(read_all(&peer)?.len()));
+    block_on(async { Ok(poll_fn(|cx| conn.poll_shutdown_write(cx)).await?) })?;
+    assert_eq!(reading.wait(), TOTAL - BOUND - 128 * PIECE);
+    Ok(())
+}
+
+pub(crate) fn lost_bytes_are_told_by_flushes_that_did_not_wait_for_them(t: &Fixture) -> Check {
+    let (mut conn, peer) = held(t, Tuning::default())?;
+    conn.write(&TOO_MUCH[..])?;
+    block_on(async { Ok(poll_fn(|cx| conn.poll_flush_within(cx, TOO_MUCH.len())).await?) })?;
+    // It has read nothing of what the kernel took: a reset.
+    drop(peer);
+    eventually("it is reset", || conn.submit().is_err());
+    for _ in 0..2 {
+        let lost = block_on(async {
+            Ok(poll_once(poll_fn(|cx| conn.poll_flush_within(cx, usize::MAX))).await)
+        })?;
+        assert!(lost.expect("it does not wait").is_err());
+        assert!(block_on(async { Ok(conn.flush().await.is_err()) })?);
+    }
     Ok(())
 }
 

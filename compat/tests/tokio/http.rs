@@ -185,7 +185,7 @@ pub(crate) async fn clients_that_leave_with_the_whole_response_are_no_errors(
     t: &mut Fixture,
 ) -> Check {
     const CLIENTS: usize = 8;
-    const ROUNDS: usize = 4;
+    const ROUNDS: usize = 2;
     let builder = t.builder().socket_buffers(0, SEND_BUFFER_BYTES).on_connect(|conn| async move {
         let (stream, service) = (TokioIo::new(TokioStream::from(conn)), service_fn(stream_pieces));
         let served = server::Builder::new().serve_connection(stream, service).await;
