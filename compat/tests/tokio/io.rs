@@ -381,14 +381,20 @@ fn gated(t: &mut Fixture) -> Check<(ServerHandle, Arc<Notify>)> {
     Ok((server, gate))
 }
 
-/// Writes until one write has to wait; returns how many bytes were taken.
+/// Writes until the kernel has taken what it takes for a peer that does not read, and writes have to
+/// wait; returns how many bytes were taken.
 async fn fill(writer: &mut (impl AsyncWrite + Unpin)) -> Check<usize> {
-    let (piece, mut taken) = (pattern(10_000), 0);
-    while let Poll::Ready(count) =
-        poll_fn(|cx| Poll::Ready(Pin::new(&mut *writer).poll_write(cx, &piece))).await
-    {
-        taken += count?;
+    let (piece, mut taken, mut waits) = (pattern(10_000), 0, 0);
+    // The poller, and the kernel's buffers that grow, make room again after a first wait.
+    while waits < 50 {
+        match poll_fn(|cx| Poll::Ready(Pin::new(&mut *writer).poll_write(cx, &piece))).await {
+            Poll::Ready(count) => (taken, waits) = (taken + count?, 0),
+            Poll::Pending => waits += 1,
+        }
         assert!(taken < 1 << 30, "the kernel took {taken} bytes that nobody read");
+        if waits > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         // The budget of a task makes writes wait as well.
         tokio::task::yield_now().await;
     }
