@@ -27,19 +27,29 @@ use traits::{impl_async_read, impl_async_write};
 /// * **Reading** returns `Ok(0)` at the end of the peer's stream. `fill_buf` shows the received
 ///   bytes where they lie.
 /// * **Writing** takes all pieces of a vectored write in one go. Bytes are gathered in the
-///   connection and handed over without waiting when [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX)
-///   have come together, by a flush, or by a read that has to wait: so nobody waits for the answer
-///   to a question that was never sent. The owned halves know nothing of each other: there it takes
-///   a flush. While `output_bytes_max` bytes are on their way to the peer, writes wait.
-/// * **Flushing** waits until the kernel has every byte; **shutting down** does that, then ends
-///   this side of the stream. Reading goes on.
+///   connection and handed over without waiting when
+///   [`GATHERED_BYTES_MAX`](Self::GATHERED_BYTES_MAX) have come together, by a flush, or by a read
+///   that has to wait: so nobody waits for the answer to a question that was never sent. The owned
+///   halves know nothing of each other: there it takes a flush.
+/// * **A bound on output** makes writes wait while [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX)
+///   bytes of this stream, gathered or handed over, are not in the kernel. That is what a peer
+///   that does not read costs; [`with_output_bytes_max`](Self::with_output_bytes_max) moves it. A
+///   write takes no more than there is room for.
+/// * **Flushing** hands over what is gathered and does not wait for the kernel to have it: the
+///   poller sends the rest. It waits only while more than the bound is unsent, which takes output
+///   that was written past this stream, or a bound that was lowered. **Shutting down** waits until
+///   the kernel has every byte, then ends this side of the stream. Reading goes on. So whoever
+///   wants to know that everything has left shuts down, and nothing else tells.
+/// * **Errors** of bytes that were handed over come with the next write, flush or shutdown.
 /// * **Timeouts and deadlines** of the connection hold for each wait and come as
-///   [`io::ErrorKind::TimedOut`]; what has arrived by then is kept. A wait goes on when the future
+///   [`io::ErrorKind::TimedOut`]: the write timeout for writes at the bound and for a shutdown.
+///   What has arrived by then is kept. A wait goes on when the future
 ///   that polled it is dropped, and ends when bytes come. hyper reads while its service computes,
 ///   to notice a client that leaves: a read or idle timeout bounds that as well.
 /// * **Cancelling** a read takes no bytes; a write that was not ready has taken none.
 /// * **Dropping** the stream closes the connection, or gives it back to its server. Output that was
 ///   not handed over is lost with the former, and waits for the next handler's flush in the latter.
+///   Output that was handed over is on its way in either case; only a shutdown says that it left.
 /// * **A server's shutdown** waits for handlers that run, also for one that waits for the next
 ///   request on a kept connection, until its deadline.
 ///
@@ -92,66 +102,95 @@ use traits::{impl_async_read, impl_async_write};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct TokioStream(Connection);
+pub struct TokioStream {
+    inner: Connection,
+    /// The most that may wait for the peer, gathered or handed over.
+    output_bytes_max: usize,
+}
 
 /// The reading half of a [`TokioStream`].
 #[derive(Debug)]
-pub struct TokioReadHalf(ReadHalf);
+pub struct TokioReadHalf {
+    inner: ReadHalf,
+}
 
 /// The writing half of a [`TokioStream`]. Dropping it does not end this side of the stream;
 /// shutting it down does.
 #[derive(Debug)]
-pub struct TokioWriteHalf(WriteHalf);
+pub struct TokioWriteHalf {
+    inner: WriteHalf,
+    /// As for the stream.
+    output_bytes_max: usize,
+}
 
 impl TokioStream {
     /// Output that writes gather before it is handed over without a flush, in bytes.
-    pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+    pub const GATHERED_BYTES_MAX: usize = 64 * 1024;
+
+    /// The most output that waits for the peer, in bytes, unless
+    /// [`with_output_bytes_max`](Self::with_output_bytes_max) says otherwise: four times what is
+    /// handed over at once, so that the kernel has more to take while writes gather.
+    pub const OUTPUT_BYTES_MAX: usize = 4 * Self::GATHERED_BYTES_MAX;
+
+    /// Wraps it; input that it has already buffered comes first.
+    pub fn new(inner: Connection) -> TokioStream {
+        TokioStream { inner, output_bytes_max: Self::OUTPUT_BYTES_MAX }
+    }
 
     /// Parts reading from writing, for two tasks. The connection closes, or goes back to its
-    /// server, when both halves are dropped.
+    /// server, when both halves are dropped. The bound on output goes with the writing half.
     pub fn into_split(self) -> (TokioReadHalf, TokioWriteHalf) {
-        let (reader, writer) = self.0.split();
-        (TokioReadHalf(reader), TokioWriteHalf(writer))
+        let TokioStream { inner, output_bytes_max } = self;
+        let (inner, writer) = inner.split();
+        (TokioReadHalf { inner }, TokioWriteHalf { inner: writer, output_bytes_max })
     }
 
     /// Waits for input, for which the peer may need what was written.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let polled = self.0.poll_readable(cx);
-        if polled.is_pending() && self.0.pending_len() > 0 {
+        let polled = self.inner.poll_readable(cx);
+        if polled.is_pending() && self.inner.pending_len() > 0 {
             // What keeps it from leaving is told by the next write or flush, whose business it is.
-            let _ = self.0.submit();
+            let _ = self.inner.submit();
         }
         polled.map_err(io::Error::from)
     }
 }
 
 impl TokioReadHalf {
+    /// Wraps it; input that it has already buffered comes first.
+    pub fn new(inner: ReadHalf) -> TokioReadHalf {
+        TokioReadHalf { inner }
+    }
+
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.0.poll_readable(cx).map_err(io::Error::from)
+        self.inner.poll_readable(cx).map_err(io::Error::from)
+    }
+}
+
+impl TokioWriteHalf {
+    /// Wraps it, with a bound on output of
+    /// [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX).
+    pub fn new(inner: WriteHalf) -> TokioWriteHalf {
+        TokioWriteHalf { inner, output_bytes_max: TokioStream::OUTPUT_BYTES_MAX }
     }
 }
 
 macro_rules! impl_wrapper {
     ($type:ident of $inner:ident) => {
         impl $type {
-            /// Wraps it; input that it has already buffered comes first.
-            pub fn new(inner: $inner) -> $type {
-                $type(inner)
-            }
-
             /// What is wrapped, for timeouts and counters.
             pub fn get_ref(&self) -> &$inner {
-                &self.0
+                &self.inner
             }
 
             /// What is wrapped. Reads and writes there and here are one stream.
             pub fn get_mut(&mut self) -> &mut $inner {
-                &mut self.0
+                &mut self.inner
             }
 
             /// What is wrapped, with all that is unread, and all that is written and not flushed.
             pub fn into_inner(self) -> $inner {
-                self.0
+                self.inner
             }
         }
 
@@ -163,9 +202,29 @@ macro_rules! impl_wrapper {
     };
 }
 
+macro_rules! impl_output_bound {
+    ($type:ident) => {
+        impl $type {
+            /// Makes writes wait while `bytes` bytes, gathered or handed over, are not in the
+            /// kernel, in place of [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX), which are
+            /// 256 KiB. 0 leaves the bound to the connection.
+            ///
+            /// The connection's own `output_bytes_max` holds in any case, so a larger bound comes
+            /// to that one.
+            #[must_use]
+            pub fn with_output_bytes_max(mut self, bytes: usize) -> $type {
+                self.output_bytes_max = if bytes == 0 { usize::MAX } else { bytes };
+                self
+            }
+        }
+    };
+}
+
 impl_wrapper!(TokioStream of Connection);
 impl_wrapper!(TokioReadHalf of ReadHalf);
 impl_wrapper!(TokioWriteHalf of WriteHalf);
+impl_output_bound!(TokioStream);
+impl_output_bound!(TokioWriteHalf);
 
 impl_async_read!(TokioStream);
 impl_async_read!(TokioReadHalf);

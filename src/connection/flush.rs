@@ -87,28 +87,34 @@ impl Future for Flushing<'_> {
     }
 }
 
-/// The same from poll to poll; each covers what was written before it.
+/// The same from poll to poll; each covers what was written before it. Waits no longer than until
+/// the kernel has all but `unsent_bytes_max` bytes.
 pub(super) fn poll_flush(
     shared: &Arc<Shared>,
     staging: &mut Staging,
+    unsent_bytes_max: usize,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
-    let mut flush = Flush { began: *began, ..Flush::default() };
+    let unsent_max = unsent_bytes_max as u64;
+    let mut flush = Flush { unsent_max, began: *began, ..Flush::default() };
     let polled = flush.poll(shared, staging, cx);
     *began = if polled.is_pending() { flush.began } else { Began::default() };
     polled
 }
 
-/// Waits until fewer than `output_bytes_max` bytes are on their way to the peer, those included
-/// that are not handed over; says how many more may be written. From poll to poll.
+/// Waits until fewer than `bytes_max` bytes, or `output_bytes_max` if that is less, are on their
+/// way to the peer, those included that are not handed over; says how many more may be written.
+/// From poll to poll.
 pub(super) fn poll_room(
     shared: &Arc<Shared>,
     staging: &mut Staging,
+    bytes_max: usize,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
-    let bytes_max = shared.limits.output_bytes_max as u64;
+    // There is never room for less than a byte.
+    let bytes_max = bytes_max.min(shared.limits.output_bytes_max).max(1) as u64;
     let (mut spent, mut waiter) = (Spent::default(), Waiter::new(cx));
     let polled = loop {
         let mut output = lock(&shared.output);
@@ -165,8 +171,10 @@ pub(super) fn poll_end(shared: &Arc<Shared>, cx: &Context<'_>) -> Poll<Error> {
 /// One flush.
 #[derive(Default)]
 struct Flush {
-    /// Everything is handed over, and is in the kernel when so many bytes are.
+    /// Everything is handed over, and the wait is over when the kernel has so many bytes.
     target: Option<u64>,
+    /// The kernel need not have so many of the last bytes.
+    unsent_max: u64,
     began: Began,
 }
 
@@ -218,9 +226,9 @@ impl Flush {
                 Some(target) => target,
                 None => match submit_to(output, shared, staging, spent)? {
                     (Submission::Sent, _) => return Ok(Registered::No),
-                    (Submission::Queued(target), must_ask) => {
+                    (Submission::Queued(submitted), must_ask) => {
                         *ask = must_ask;
-                        *self.target.insert(target)
+                        *self.target.insert(submitted.saturating_sub(self.unsent_max))
                     }
                     // Not handed over: room comes first.
                     (Submission::Full(target), _) => target,
@@ -330,11 +338,14 @@ fn submit_to(
         return Err(Error::closed("flush"));
     }
     if staging.is_empty() {
-        let submission = match output.unsent() {
-            0 => Submission::Sent,
-            _ => Submission::Queued(output.submitted()),
+        if output.unsent() == 0 {
+            return Ok((Submission::Sent, false));
+        }
+        return match output.failure() {
+            // What was handed over before is lost.
+            Some(error) => Err(Error::io("send", error)),
+            None => Ok((Submission::Queued(output.submitted()), false)),
         };
-        return Ok((submission, false));
     }
     let unsent_max = shared.limits.output_bytes_max as u64;
     if output.unsent() >= unsent_max {

@@ -119,8 +119,22 @@ macro_rules! impl_writer {
             /// # Errors
             /// Closed, also when this side of the stream has ended; write timeout; the kernel's.
             pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+                self.poll_writable_within(cx, usize::MAX)
+            }
+
+            /// [`poll_writable`](Self::poll_writable) with a bound of the caller's: at most
+            /// `unsent_bytes_max` bytes are to be on their way to the peer, if that is less than
+            /// `output_bytes_max`. 0 counts as 1.
+            ///
+            /// # Errors
+            /// As for [`poll_writable`](Self::poll_writable).
+            pub fn poll_writable_within(
+                &mut self,
+                cx: &mut Context<'_>,
+                unsent_bytes_max: usize,
+            ) -> Poll<Result<usize>> {
                 let began = &mut self.write_began.room;
-                flush::poll_room(&self.handle.0, &mut self.writer, began, cx)
+                flush::poll_room(&self.handle.0, &mut self.writer, unsent_bytes_max, began, cx)
             }
 
             /// [`flush`](Self::flush) as a poll. Covers all that was written before the last poll;
@@ -133,8 +147,22 @@ macro_rules! impl_writer {
             /// # Errors
             /// As for [`flush`](Self::flush).
             pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+                self.poll_flush_within(cx, 0)
+            }
+
+            /// [`poll_flush`](Self::poll_flush) that leaves bytes to the poller: hands over what is
+            /// written, and waits only until the kernel has all but `unsent_bytes_max` of the bytes
+            /// submitted so far. What becomes of those is told by a later poll.
+            ///
+            /// # Errors
+            /// As for [`flush`](Self::flush).
+            pub fn poll_flush_within(
+                &mut self,
+                cx: &mut Context<'_>,
+                unsent_bytes_max: usize,
+            ) -> Poll<Result<()>> {
                 let began = &mut self.write_began.flush;
-                flush::poll_flush(&self.handle.0, &mut self.writer, began, cx)
+                flush::poll_flush(&self.handle.0, &mut self.writer, unsent_bytes_max, began, cx)
             }
 
             /// [`shutdown_write`](Self::shutdown_write) as a poll. Once it has succeeded it does

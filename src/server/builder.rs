@@ -115,9 +115,16 @@ impl ServerBuilder {
         self
     }
 
-    /// Lets handlers use tokio: they run inside the context of this runtime, wherever they are
-    /// placed, so `tokio::time`, `tokio::spawn` and clients built on tokio work in them. With
-    /// [`Placement::Tokio`] they run on it.
+    /// Lets handlers use tokio: they, and what [`Handle::spawn`] runs, run inside the context of
+    /// this runtime, wherever they are placed, so `tokio::time`, `tokio::spawn` and clients built
+    /// on tokio work in them. With [`Placement::Tokio`] they run on it.
+    ///
+    /// Without this it is the runtime in whose context [`build`](Self::build) is called, if there
+    /// is one: in a program with `#[tokio::main]` handlers can use tokio as they are.
+    ///
+    /// The runtime itself is the program's. Timers fire, and spawned tasks run, only while somebody
+    /// drives it: one with threads of its own does that by itself, a `current_thread` one only
+    /// inside `block_on`. Once it is shut down, what handlers ask of it fails or panics.
     #[cfg(feature = "tokio")]
     pub fn tokio(mut self, runtime: tokio::runtime::Handle) -> Self {
         self.context = RuntimeContext::of(runtime);
@@ -327,7 +334,9 @@ impl ServerBuilder {
         self.listen(address)?.build()
     }
 
-    /// Makes the server: starts its threads, which have nothing to do yet.
+    /// Makes the server: starts its threads, which have nothing to do yet. With the feature
+    /// `tokio`, handlers run inside the context of the tokio runtime that this is called in, unless
+    /// `ServerBuilder::tokio` has named another.
     ///
     /// # Errors
     /// Invalid, if there is no listener, no handler, or settings contradict each other; the

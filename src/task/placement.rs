@@ -63,8 +63,9 @@ enum Seat {
 
 impl Executor {
     /// Starts the threads that `placement` calls for beside these pollers, pinned to
-    /// `worker_cpus` unless that is empty. Handlers run inside `context` in any case. `host`
-    /// is what the operating system does for their threads.
+    /// `worker_cpus` unless that is empty. Wherever handlers run, they run inside `context`, or
+    /// where that is none inside the context of the runtime that the caller is in. `host` is what
+    /// the operating system does for their threads.
     ///
     /// # Errors
     /// Invalid: workers that cannot be; a tokio runtime is called for, and none is there.
@@ -75,7 +76,7 @@ impl Executor {
         host: Host,
         context: RuntimeContext,
     ) -> Result<Executor> {
-        let mut context = context;
+        let context = context.or_current();
         let seat = match placement {
             Placement::Inline => Seat::Inline,
             Placement::Auto => {
@@ -94,7 +95,7 @@ impl Executor {
                 Seat::Pool(Workers::start(workers, worker_cpus, host.begin)?)
             }
             Placement::Tokio => {
-                context = context.or_current()?;
+                context.check()?;
                 Seat::Tokio
             }
         };
@@ -227,14 +228,22 @@ impl RuntimeContext {
         RuntimeContext { runtime: Some(runtime) }
     }
 
-    /// The runtime that the caller is in, where none was given.
-    fn or_current(self) -> Result<RuntimeContext> {
-        if self.runtime.is_some() {
-            return Ok(self);
+    /// That of the runtime that the caller is in, if it is in one, where none was given.
+    fn or_current(self) -> RuntimeContext {
+        match self.runtime {
+            Some(_) => self,
+            None => RuntimeContext::current(),
         }
-        tokio::runtime::Handle::try_current().map(RuntimeContext::of).map_err(|_| {
-            Error::invalid("placement tokio: no runtime; give one to ServerBuilder::tokio")
-        })
+    }
+
+    /// Whether handlers can run on the runtime.
+    fn check(&self) -> Result<()> {
+        match self.runtime {
+            Some(_) => Ok(()),
+            None => {
+                Err(Error::invalid("placement tokio: no runtime; give one to ServerBuilder::tokio"))
+            }
+        }
     }
 
     /// That of the runtime that the caller is in, if it is in one.
@@ -261,7 +270,11 @@ impl RuntimeContext {
 
 #[cfg(not(feature = "tokio"))]
 impl RuntimeContext {
-    fn or_current(self) -> Result<RuntimeContext> {
+    fn or_current(self) -> RuntimeContext {
+        self
+    }
+
+    fn check(&self) -> Result<()> {
         Err(Error::unsupported("placement tokio: ringpoll was built without the feature `tokio`"))
     }
 

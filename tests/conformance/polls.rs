@@ -20,6 +20,9 @@ macro_rules! cases {
             writes_and_flushes_that_are_given_up_keep_the_order
             a_flush_covers_what_was_written_between_its_polls
             writes_wait_for_room_and_go_on_with_it
+            room_is_within_the_callers_bound_and_the_connections
+            a_flush_within_a_bound_leaves_that_much_to_the_poller
+            lost_bytes_are_told_by_flushes_that_did_not_wait_for_them
             a_write_timeout_ends_a_wait_for_room
             a_write_timeout_ends_a_flush_however_often_it_is_polled
             a_read_timeout_ends_a_wait_however_often_it_is_polled
@@ -249,6 +252,87 @@ pub(crate) fn writes_wait_for_room_and_go_on_with_it(t: &Fixture) -> Check {
     assert_pattern(&got, 0);
     assert_eq!(got.len(), TOTAL);
     wrote.wait();
+    Ok(())
+}
+
+pub(crate) fn room_is_within_the_callers_bound_and_the_connections(t: &Fixture) -> Check {
+    const LIMIT: usize = 100_000;
+    let tuning = Tuning { output_bytes_max: LIMIT, ..Tuning::default() };
+    let (mut conn, peer) = held(t, tuning)?;
+    let mut at = 0;
+    for within in [LIMIT / 10, usize::MAX, 0] {
+        let bound = within.clamp(1, LIMIT);
+        while let Some(room) = block_on(async {
+            Ok(poll_once(poll_fn(|cx| conn.poll_writable_within(cx, within))).await.transpose()?)
+        })? {
+            assert!((1..=bound).contains(&room), "room for {room} bytes of {bound}");
+            conn.write(pattern(at, room))?;
+            at += room;
+            let waiting = conn.stats().unsent_bytes as usize + conn.pending_len();
+            assert!(waiting <= bound, "{waiting} bytes wait for the peer, of {bound}");
+        }
+    }
+    let reading = on_thread(move || Ok(read_all(&peer)?));
+    block_on(async { Ok(poll_fn(|cx| conn.poll_shutdown_write(cx)).await?) })?;
+    let got = reading.wait();
+    assert_pattern(&got, 0);
+    assert_eq!(got.len(), at);
+    Ok(())
+}
+
+pub(crate) fn a_flush_within_a_bound_leaves_that_much_to_the_poller(t: &Fixture) -> Check {
+    const PART: usize = TOO_MUCH.len();
+    let (mut conn, peer) = held(t, Tuning::default())?;
+    for _ in 0..3 {
+        conn.write(&TOO_MUCH[..])?;
+    }
+    let first = flushed_within(&mut conn, 3 * PART)?;
+    assert!(first.is_some(), "all of it may be left to the poller");
+    // More than a flush sends by itself: the poller has begun with the first three parts, which a
+    // ring counts when all of them are sent.
+    read_exactly(&peer, PART)?;
+    for _ in 0..2 {
+        conn.write(&TOO_MUCH[..])?;
+    }
+    assert!(flushed_within(&mut conn, 2 * PART)?.is_none(), "the kernel took what nobody reads");
+    let reading = on_thread(move || {
+        // No more than that has to move for the flush to be over.
+        read_exactly(&peer, 2 * PART)?;
+        Ok(peer)
+    });
+    block_on(async { Ok(poll_fn(|cx| conn.poll_flush_within(cx, 2 * PART)).await?) })?;
+    let peer = reading.wait();
+    let unsent = conn.stats().unsent_bytes as usize;
+    assert!((1..=2 * PART).contains(&unsent), "{unsent} bytes are unsent");
+    let reading = on_thread(move || Ok(read_all(&peer)?.len()));
+    block_on(async { Ok(poll_fn(|cx| conn.poll_shutdown_write(cx)).await?) })?;
+    assert_eq!(reading.wait(), 2 * PART);
+    Ok(())
+}
+
+/// One poll, which hands over what is written in any case.
+fn flushed_within(conn: &mut Connection, bytes: usize) -> Check<Option<()>> {
+    let polled = block_on(async {
+        Ok(poll_once(poll_fn(|cx| conn.poll_flush_within(cx, bytes))).await.transpose()?)
+    });
+    assert_eq!(conn.pending_len(), 0);
+    polled
+}
+
+pub(crate) fn lost_bytes_are_told_by_flushes_that_did_not_wait_for_them(t: &Fixture) -> Check {
+    let (mut conn, peer) = held(t, Tuning::default())?;
+    conn.write(&TOO_MUCH[..])?;
+    block_on(async { Ok(poll_fn(|cx| conn.poll_flush_within(cx, TOO_MUCH.len())).await?) })?;
+    // It has read nothing of what the kernel took: a reset.
+    drop(peer);
+    eventually("it is reset", || conn.submit().is_err());
+    for _ in 0..2 {
+        let lost = block_on(async {
+            Ok(poll_once(poll_fn(|cx| conn.poll_flush_within(cx, usize::MAX))).await)
+        })?;
+        assert!(lost.expect("it does not wait").is_err());
+        assert!(block_on(async { Ok(conn.flush().await.is_err()) })?);
+    }
     Ok(())
 }
 

@@ -15,6 +15,8 @@ macro_rules! cases {
             files_work_in_handlers
             a_client_on_tokio_works_in_a_handler
             on_connect_is_inside_the_runtime_as_well
+            handlers_are_inside_the_runtime_that_their_server_is_built_in
+            a_runtime_that_was_given_counts_and_not_the_one_around
             a_runtime_that_ends_ends_its_handlers_alone
         }
     };
@@ -101,6 +103,48 @@ pub(crate) fn on_connect_is_inside_the_runtime_as_well(t: &Fixture) -> Check {
         }
         Ok(())
     }));
+    plays(&server, ROUNDS)
+}
+
+/// So is what they spawn.
+pub(crate) fn handlers_are_inside_the_runtime_that_their_server_is_built_in(t: &Fixture) -> Check {
+    let builder = t.server().on_request(|conn| async move {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let slept = tokio::spawn(async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            42
+        });
+        assert_eq!(slept.await.map_err(Error::other)?, 42);
+        let (tells, told) = tokio::sync::oneshot::channel();
+        conn.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            tells.send(tokio::spawn(async { 43 }).await).expect("its handler waits");
+            Ok(())
+        })?;
+        let spawned = told.await.map_err(Error::other)?;
+        assert_eq!(spawned.map_err(Error::other)?, 43);
+        pong(conn).await
+    });
+    let server = {
+        let _inside = runtime().enter();
+        t.spawn(builder)
+    };
+    plays(&server, ROUNDS)
+}
+
+pub(crate) fn a_runtime_that_was_given_counts_and_not_the_one_around(t: &Fixture) -> Check {
+    let mut other = tokio::runtime::Builder::new_multi_thread();
+    let other = other.worker_threads(1).enable_all().build()?;
+    let workers = |runtime: &tokio::runtime::Handle| runtime.metrics().num_workers();
+    assert_ne!(workers(other.handle()), workers(runtime().handle()));
+    let builder = t.server().tokio(other.handle().clone()).on_request(move |conn| async move {
+        assert_eq!(workers(&tokio::runtime::Handle::current()), 1);
+        pong(conn).await
+    });
+    let server = {
+        let _inside = runtime().enter();
+        t.spawn(builder)
+    };
     plays(&server, ROUNDS)
 }
 

@@ -4,7 +4,7 @@
 //! has bytes, or always has room, does not keep the task from yielding. Elsewhere there is no
 //! budget.
 
-/// Implements reading for `$type`, a tuple of one that has a reader, with a method `poll_input`.
+/// Implements reading for `$type`, whose `inner` has a reader, with a method `poll_input`.
 macro_rules! impl_async_read {
     ($type:ident) => {
         impl AsyncRead for $type {
@@ -22,13 +22,13 @@ macro_rules! impl_async_read {
                 budget.made_progress();
                 // The bytes may lie in several blocks.
                 while buffer.remaining() > 0 {
-                    let front = this.0.buffered();
+                    let front = this.inner.buffered();
                     if front.is_empty() {
                         break;
                     }
                     let count = front.len().min(buffer.remaining());
                     buffer.put_slice(&front[..count]);
-                    this.0.try_next(count).expect("the front is here");
+                    this.inner.try_next(count).expect("the front is here");
                 }
                 Poll::Ready(Ok(()))
             }
@@ -43,22 +43,23 @@ macro_rules! impl_async_read {
                 let budget = ready!(coop::poll_proceed(cx));
                 ready!(this.poll_input(cx))?;
                 budget.made_progress();
-                Poll::Ready(Ok(this.0.buffered()))
+                Poll::Ready(Ok(this.inner.buffered()))
             }
 
             /// # Panics
             /// If `count` is more than `fill_buf` has shown.
             fn consume(self: Pin<&mut Self>, count: usize) {
                 let this = self.get_mut();
-                let shown = this.0.buffered().len();
+                let shown = this.inner.buffered().len();
                 assert!(count <= shown, "consume {count} bytes of {shown} shown");
-                this.0.try_next(count).expect("the front is here");
+                this.inner.try_next(count).expect("the front is here");
             }
         }
     };
 }
 
-/// Implements writing for `$type`, a tuple of one that has a writer.
+/// Implements writing for `$type`, whose `inner` has a writer, and whose `output_bytes_max` is the
+/// most that may wait for the peer.
 macro_rules! impl_async_write {
     ($type:ident) => {
         impl AsyncWrite for $type {
@@ -70,7 +71,7 @@ macro_rules! impl_async_write {
                 self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
             }
 
-            /// Takes as much as there is room for: all of it, but for a peer that does not read.
+            /// Takes as much as there is room for, across the pieces.
             fn poll_write_vectored(
                 self: Pin<&mut Self>,
                 cx: &mut Context<'_>,
@@ -79,9 +80,10 @@ macro_rules! impl_async_write {
                 if pieces.iter().all(|piece| piece.is_empty()) {
                     return Poll::Ready(Ok(0));
                 }
-                let writer = &mut self.get_mut().0;
+                let this = self.get_mut();
+                let writer = &mut this.inner;
                 let budget = ready!(coop::poll_proceed(cx));
-                let room = ready!(writer.poll_writable(cx))?;
+                let room = ready!(writer.poll_writable_within(cx, this.output_bytes_max))?;
                 budget.made_progress();
                 let mut taken = 0;
                 for piece in pieces {
@@ -89,7 +91,7 @@ macro_rules! impl_async_write {
                     writer.write_copy(&piece[..count])?;
                     taken += count;
                 }
-                if writer.pending_len() >= TokioStream::OUTPUT_BYTES_MAX {
+                if writer.pending_len() >= TokioStream::GATHERED_BYTES_MAX {
                     writer.submit()?;
                 }
                 Poll::Ready(Ok(taken))
@@ -99,12 +101,15 @@ macro_rules! impl_async_write {
                 true
             }
 
+            // Where it would wait for the kernel to take the last bytes, the peer could have them,
+            // answer, and be gone before its caller knows that they are written.
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                self.get_mut().0.poll_flush(cx).map_err(io::Error::from)
+                let this = self.get_mut();
+                this.inner.poll_flush_within(cx, this.output_bytes_max).map_err(io::Error::from)
             }
 
             fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                self.get_mut().0.poll_shutdown_write(cx).map_err(io::Error::from)
+                self.get_mut().inner.poll_shutdown_write(cx).map_err(io::Error::from)
             }
         }
     };

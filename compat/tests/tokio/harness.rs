@@ -120,6 +120,13 @@ impl Fixture {
     }
 }
 
+/// Returns once `is_so`, with turns for others in between. The deadline of the case bounds it.
+pub(crate) async fn wait_until(mut is_so: impl FnMut() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// `bytes` of a stream in which every offset looks different from its neighbours.
 pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()

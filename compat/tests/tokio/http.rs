@@ -1,11 +1,18 @@
 //! hyper on both ends of a connection.
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use futures_util::stream;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1 as client;
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
@@ -15,7 +22,7 @@ use ringpoll::ServerHandle;
 use ringpoll_compat::TokioStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Check, Fixture, pattern};
+use crate::harness::{Check, Fixture, pattern, wait_until};
 
 macro_rules! cases {
     ($tests:ident, $mount:ident) => {
@@ -24,6 +31,8 @@ macro_rules! cases {
             a_handler_of_requests_may_serve_http
             large_bodies_go_both_ways
             pipelined_requests_are_answered_in_order
+            clients_that_leave_with_the_whole_response_are_no_errors
+            a_response_is_over_before_its_client_can_have_left
         }
     };
 }
@@ -130,6 +139,106 @@ pub(crate) async fn pipelined_requests_are_answered_in_order(t: &mut Fixture) ->
         let answer = format!("</{index}>");
         let at = rest.find(&answer).unwrap_or_else(|| panic!("no {answer} in {rest:?}"));
         rest = &rest[at + answer.len()..];
+    }
+    Ok(())
+}
+
+/// A response of 3 MiB in pieces, chunked.
+type Streamed = StreamBody<stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
+
+async fn stream_pieces(_: Request<Incoming>) -> Result<Response<Streamed>, Infallible> {
+    let pieces = (0..PIECES).map(|_| Ok(Frame::data(Bytes::from_static(&PIECE))));
+    Ok(Response::new(StreamBody::new(stream::iter(pieces.collect::<Vec<_>>()))))
+}
+
+const PIECES: usize = 96;
+/// Far less than hyper hands over at once.
+const SEND_BUFFER_BYTES: usize = 32 << 10;
+static PIECE: [u8; 32 << 10] = [b'x'; 32 << 10];
+
+/// Asks for such a response and reads it to its last byte. Tells `progress` how far it is.
+fn read_pieces(peer: &mut TcpStream, last: bool, progress: &Progress) -> std::io::Result<()> {
+    const END: &[u8] = b"\r\n0\r\n\r\n";
+    let fields = if last { "host: test\r\nconnection: close" } else { "host: test" };
+    write!(peer, "GET / HTTP/1.1\r\n{fields}\r\n\r\n")?;
+    let (mut got, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    while !got.ends_with(END) {
+        let count = peer.read(&mut buffer)?;
+        assert!(count > 0, "cut short after {} bytes", got.len());
+        got.extend_from_slice(&buffer[..count]);
+        progress.is_whole.store(got.ends_with(END), Ordering::Release);
+        progress.bytes.store(got.len() as u64, Ordering::Release);
+    }
+    let body = got.iter().filter(|&&byte| byte == b'x').count();
+    assert_eq!(body, PIECES * PIECE.len());
+    Ok(())
+}
+
+/// What a client has of its response.
+#[derive(Default)]
+struct Progress {
+    bytes: AtomicU64,
+    is_whole: AtomicBool,
+}
+
+pub(crate) async fn clients_that_leave_with_the_whole_response_are_no_errors(
+    t: &mut Fixture,
+) -> Check {
+    const CLIENTS: usize = 8;
+    const ROUNDS: usize = 2;
+    let builder = t.builder().socket_buffers(0, SEND_BUFFER_BYTES).on_connect(|conn| async move {
+        let (stream, service) = (TokioIo::new(TokioStream::from(conn)), service_fn(stream_pieces));
+        let served = server::Builder::new().serve_connection(stream, service).await;
+        served.map_err(ringpoll::Error::other)
+    });
+    let server = t.spawn(builder)?;
+    for round in 0..ROUNDS {
+        let leave = |_| {
+            let addr = server.local_addr().to_string();
+            tokio::task::spawn_blocking(move || {
+                read_pieces(&mut TcpStream::connect(addr)?, round % 2 == 0, &Progress::default())
+            })
+        };
+        for client in (0..CLIENTS).map(leave).collect::<Vec<_>>() {
+            client.await??;
+        }
+    }
+    // That no handler has failed is looked at afterwards.
+    Ok(())
+}
+
+/// Each time hyper is polled, the client has read everything that was handed over before, and has
+/// left if that was all: so nothing of the response may still be waited for then.
+pub(crate) async fn a_response_is_over_before_its_client_can_have_left(t: &mut Fixture) -> Check {
+    for last in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let dialer = t.dialer().socket_buffers(0, SEND_BUFFER_BYTES);
+        let conn = dialer.connect(&listener.local_addr()?.to_string()).await?;
+        let handle = (*conn).clone();
+        let (mut peer, _) = listener.accept()?;
+        let progress = Arc::<Progress>::default();
+        let tells = Arc::clone(&progress);
+        let client = tokio::task::spawn_blocking(move || read_pieces(&mut peer, last, &tells));
+        let stream = TokioIo::new(TokioStream::from(conn));
+        let serves = server::Builder::new().serve_connection(stream, service_fn(stream_pieces));
+        let mut serves = std::pin::pin!(serves);
+        loop {
+            let polled = poll_fn(|cx| Poll::Ready(serves.as_mut().poll(cx))).await;
+            if let Poll::Ready(served) = polled {
+                served?;
+                break;
+            }
+            wait_until(|| {
+                let stats = handle.stats();
+                let read_bytes = progress.bytes.load(Ordering::Acquire);
+                (stats.unsent_bytes, stats.sent_bytes) == (0, read_bytes)
+            })
+            .await;
+            if progress.is_whole.load(Ordering::Acquire) {
+                wait_until(|| !handle.is_active()).await;
+            }
+        }
+        client.await??;
     }
     Ok(())
 }
