@@ -46,7 +46,8 @@ impl Endpoint for Shared {
     fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Shared>) -> bool {
         self.token.store(token.bits(), Ordering::Relaxed);
         if self.life.is_closed() {
-            return false;
+            // What was submitted before the close is still to be sent.
+            return self.lingers();
         }
         if let Some(service) = &self.service {
             if service.hooks.is_draining() {

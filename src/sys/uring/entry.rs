@@ -56,9 +56,6 @@ pub(super) struct Entry {
     /// that comes upon bytes and the end at once may report the bytes and then wait for ever; see
     /// docs/IO_URING.md for which kernels and when.
     pub(super) peer_ended: bool,
-    /// The peer has marked a byte as urgent, before which the kernel takes the socket for empty:
-    /// what has arrived is received without the ring.
-    pub(super) has_urgent: bool,
     /// A poll can tell when the peer ends.
     watches_end: bool,
     /// Nothing more will be received.
@@ -110,7 +107,6 @@ impl Entry {
             streak: 0,
             paused: false,
             peer_ended: false,
-            has_urgent: false,
             watches_end: true,
             ended: false,
             watching: false,
@@ -146,7 +142,7 @@ impl Entry {
 
     /// The same, without the ring.
     pub(super) fn is_to_drain(&self) -> bool {
-        (self.peer_ended || self.has_urgent) && self.is_to_arm()
+        self.peer_ended && self.is_to_arm()
     }
 
     /// What is under way is not what is wanted.
@@ -155,7 +151,6 @@ impl Entry {
             && (self.paused
                 || self.armed_size != self.wanted_size
                 || self.peer_ended
-                || self.has_urgent
                 || self.removing)
     }
 
@@ -164,7 +159,6 @@ impl Entry {
         self.role == Role::Stream
             && self.watches_end
             && !self.peer_ended
-            && !self.has_urgent
             && !self.ended
             && !self.watching
             && !self.removing
@@ -247,18 +241,16 @@ impl Entry {
                     let flow = sink.complete(self.token, Completion::Received(received));
                     self.paused = flow == Flow::Pause;
                 }
+                // The peer has not ended after all; to watch on would tell the same again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !std::mem::take(&mut self.has_urgent) {
-                        // The peer has not ended after all; to watch on would tell the same again.
-                        self.watches_end = false;
-                    }
                     self.peer_ended = false;
+                    self.watches_end = false;
                     return;
                 }
                 Err(error) => self.end(Err(error), sink),
             }
         }
-        if self.peer_ended && !self.ended {
+        if !self.ended {
             // A reader that is behind learns of the end before it comes to it.
             sink.complete(self.token, Completion::HungUp);
         }
@@ -273,12 +265,8 @@ impl Entry {
             self.ended = connected.is_err();
             sink.complete(self.token, Completion::Connected(connected));
         } else if result > 0 && !self.ended && !self.removing {
-            if result & i32::from(libc::POLLPRI) != 0 {
-                self.has_urgent = true;
-                self.socket.discard_urgent();
-            }
-            self.peer_ended = result & !i32::from(libc::POLLPRI) != 0;
-            if self.paused && self.peer_ended {
+            self.peer_ended = true;
+            if self.paused {
                 sink.complete(self.token, Completion::HungUp);
             }
         }

@@ -288,7 +288,7 @@ impl Uring {
             self.ring.cancel(target, user_data(Op::Cancel, token));
         }
         if must_watch {
-            self.watch(token, libc::POLLRDHUP | libc::POLLPRI);
+            self.watch(token, libc::POLLRDHUP);
         }
     }
 
