@@ -3,7 +3,6 @@
 //! Apart from the backend, so that the backend can report into it. On the poller's thread.
 
 use std::collections::HashMap;
-use std::task::Waker;
 use std::time::Duration;
 
 use super::ready::Job;
@@ -51,7 +50,7 @@ impl<E: Endpoint> Core<E> {
             self.remote.ready.put_behind(self.batch.jobs.drain(..));
         }
         if !self.batch.wakers.is_empty() {
-            self.batch.wakers.drain(..).for_each(Waker::wake);
+            task::wake_all(self.batch.wakers.drain(..));
         }
         if !self.batch.go_ons.is_empty() {
             let mut go_ons = std::mem::take(&mut self.batch.go_ons);

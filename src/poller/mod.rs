@@ -20,7 +20,6 @@ pub(crate) mod timers;
 
 use std::collections::HashMap;
 use std::io;
-use std::task::Waker;
 use std::time::Duration;
 
 use crate::buffer::Chain;
@@ -29,6 +28,7 @@ use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sys::{Backend, turns};
+use crate::task;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Received, Token};
@@ -107,7 +107,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         // What was collected and not run, or taken and not obeyed, where the backend failed, and
         // what came after.
         let batch = &mut self.core.batch;
-        batch.wakers.drain(..).for_each(Waker::wake);
+        task::wake_all(batch.wakers.drain(..));
         std::iter::from_fn(|| batch.open.pop()).chain(batch.jobs.drain(..)).for_each(Job::abandon);
         let rest = self.core.remote.inbox().close();
         for command in self.commands.into_iter().chain(rest) {

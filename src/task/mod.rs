@@ -17,6 +17,7 @@ mod unblock;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::task::Waker;
 
 pub(crate) use async_task::Runnable;
 
@@ -55,4 +56,87 @@ pub(crate) fn run(runnable: Runnable) {
 fn give_up(runnable: Runnable) {
     // As above.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(runnable)));
+}
+
+/// Calls each of the wakers: user code, of which one that panics takes no wake-up from the others,
+/// and does not end the calling thread. The panic hook reports it.
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
+    for waker in wakers {
+        quietly(|| waker.wake());
+    }
+}
+
+/// Drops what is a user's, of which a panic goes no further.
+pub(crate) fn drop_quietly<T>(value: T) {
+    quietly(|| drop(value));
+}
+
+fn quietly(code: impl FnOnce()) {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(code)) else { return };
+    // What was thrown is the user's as well, and its end may panic; what that throws is leaked.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(panic))).map_err(std::mem::forget);
+}
+
+/// Wakers for tests.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    /// Panics when it is called.
+    pub(crate) struct Panics;
+
+    impl Panics {
+        pub(crate) fn waker() -> Waker {
+            Waker::from(Arc::new(Panics))
+        }
+    }
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker panics on purpose");
+        }
+    }
+
+    pub(crate) struct CountsWakes(AtomicUsize);
+
+    impl CountsWakes {
+        pub(crate) fn new() -> Arc<CountsWakes> {
+            Arc::new(CountsWakes(AtomicUsize::new(0)))
+        }
+
+        pub(crate) fn waker(self: &Arc<Self>) -> Waker {
+            Waker::from(Arc::clone(self))
+        }
+
+        pub(crate) fn count(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Wake for CountsWakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A waker whose call and whose end demand that `is_free` holds: that no lock is held.
+    pub(crate) fn locks_nothing(is_free: impl Fn() -> bool + Send + Sync + 'static) -> Waker {
+        struct Demands<F: Fn() -> bool>(F);
+
+        impl<F: Fn() -> bool + Send + Sync> Wake for Demands<F> {
+            fn wake(self: Arc<Self>) {
+                assert!((self.0)(), "woken with the lock held");
+            }
+        }
+
+        impl<F: Fn() -> bool> Drop for Demands<F> {
+            fn drop(&mut self) {
+                assert!((self.0)(), "dropped with the lock held");
+            }
+        }
+
+        Waker::from(Arc::new(Demands(is_free)))
+    }
 }
