@@ -206,8 +206,8 @@ pub(crate) const LINGER: Duration = Duration::from_secs(30);
 /// How long a forced shutdown waits for the handlers of cut connections to notice.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// Timers of connections that are gone stay until they would be due; above this many more than
-/// there are connections, they are swept out.
+/// Timers of connections and futures that are gone stay until they would be due; when there are
+/// this many more than twice what the last sweep has left, they are swept out.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;
 
 /// How long accepting pauses when the process or the host is out of descriptors or memory.
@@ -288,6 +288,10 @@ const _: () = assert!(UNBLOCK_THREADS_MAX <= THREADS_MAX);
 /// Calls of synchronous code that wait for one of those threads; further callers wait to get so
 /// far. A few for each thread keep all of them busy.
 pub(crate) const UNBLOCK_QUEUE_MAX: usize = 4 * UNBLOCK_THREADS_MAX;
+
+/// Names that are looked up at a time; further dials wait. A look-up hangs for some ten seconds for
+/// each name server that does not answer (resolv.conf(5)), so most threads are for other calls.
+pub(crate) const LOOKUPS_MAX: usize = UNBLOCK_THREADS_MAX / 4;
 
 /// How long such a thread waits for its next call before it ends: long beside what it costs to
 /// start another.

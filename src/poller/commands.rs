@@ -3,17 +3,17 @@
 //! A queue and a flag under one lock, so no wake-up is lost: the sender that pushes to a sleeping
 //! poller takes the flag and wakes it. While the poller is awake a command costs no system call.
 
-use std::task::Waker;
 use std::thread::Thread;
 
 use crate::address::PeerAddr;
 use crate::buffer::Pool;
 use crate::counters::Counters;
-use crate::sync::atomic::AtomicUsize;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Socket, Wake};
 use crate::task::{Runnable, Workers};
 
+use super::alarm::Bell;
 use super::ready::Ready;
 use super::{Accept, Action, Endpoint};
 
@@ -41,8 +41,8 @@ pub(crate) enum Command<E: Endpoint> {
     Resume(Arc<E>),
     /// Look at the endpoint's timers at this time (see [`now_ns`](crate::clock::now_ns)).
     Timer(Arc<E>, u64),
-    /// Fire the waker at this time.
-    WakeAt(u64, Waker),
+    /// Ring at this time.
+    WakeAt(u64, Bell),
     /// End all operations of the endpoint and give up its slot.
     Remove(Arc<E>),
     /// Call this for every endpoint.
@@ -63,10 +63,10 @@ impl<E: Endpoint> Command<E> {
             | Command::Remove(endpoint) => endpoint.on_removed(),
             Command::Listen(listener, _) => listener.on_removed(),
             Command::Again(endpoint, handed) => endpoint.give_up(handed),
-            Command::WakeAt(_, waker) => waker.wake(),
-            // A task, or a kept run, that is dropped ends its run. The others are about endpoints
-            // and listeners that were removed when the poller ended.
+            // A task, or a kept run, that is dropped ends its run, and a bell rings. The others are
+            // about endpoints and listeners that were removed when the poller ended.
             Command::Run(..)
+            | Command::WakeAt(..)
             | Command::Continue(_)
             | Command::Act(..)
             | Command::Send(_)
@@ -90,7 +90,10 @@ pub(crate) struct Remote<E: Endpoint> {
     /// Connections given to the poller and not yet gone: what balancing looks at.
     pub(crate) load: AtomicUsize,
     pub(crate) listeners: AtomicUsize,
-    pub(crate) timers: AtomicUsize,
+    /// Entries of its timers, those of [`dead_timers`](Self::dead_timers) included.
+    pub(super) timers: AtomicUsize,
+    /// Of these, how many nobody waits for any more.
+    pub(super) dead_timers: Arc<AtomicUsize>,
 }
 
 impl<E: Endpoint> Remote<E> {
@@ -110,6 +113,7 @@ impl<E: Endpoint> Remote<E> {
             load: AtomicUsize::new(0),
             listeners: AtomicUsize::new(0),
             timers: AtomicUsize::new(0),
+            dead_timers: Arc::new(AtomicUsize::new(0)),
         }
     }
 
@@ -129,6 +133,13 @@ impl<E: Endpoint> Remote<E> {
     /// before it sleeps. `false`: it was not handed over.
     pub(crate) fn send_if_awake(&self, command: Command<E>) -> bool {
         self.inbox.push_if_awake(command).is_ok()
+    }
+
+    /// How many timers somebody waits for.
+    pub(super) fn timer_count(&self) -> usize {
+        let count = self.timers.load(Ordering::Relaxed);
+        // One may be dead before its command has reached the poller.
+        count.saturating_sub(self.dead_timers.load(Ordering::Relaxed))
     }
 
     pub(super) fn inbox(&self) -> &Inbox<Command<E>> {

@@ -140,8 +140,8 @@ impl<E: Endpoint> Core<E> {
         }
         while let Some(entry) = self.timers.pop_due(now_ns) {
             let token = match entry.whom {
-                Whom::Waker(waker) => {
-                    self.batch.wakers.push(waker);
+                Whom::Bell(bell) => {
+                    self.batch.wakers.extend(bell.ring());
                     continue;
                 }
                 Whom::Slot(token) => token,
@@ -159,10 +159,10 @@ impl<E: Endpoint> Core<E> {
         self.count_timers();
     }
 
-    /// Drops the timers of connections that are gone, so that a long idle timeout on short
-    /// connections does not pile them up.
+    /// Drops the timers of connections and futures that are gone, so that a long timeout on short
+    /// ones does not pile them up.
     pub(super) fn sweep_timers(&mut self) {
-        if self.timers.count() < 2 * self.slots.count() + config::STALE_TIMERS_MAX {
+        if !self.timers.is_sweep_due() {
             return;
         }
         let slots = &self.slots;

@@ -9,6 +9,7 @@
 //!       → commands, if there are any, and what they ask to run → wait …
 //! ```
 
+mod alarm;
 pub(crate) mod commands;
 mod endpoint;
 pub(crate) mod group;
@@ -32,6 +33,7 @@ use crate::task;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Received, Token};
+pub(crate) use alarm::Alarm;
 pub(crate) use commands::{Command, Remote};
 pub(crate) use endpoint::{Accept, Action, Batch, Endpoint};
 use inner::{Core, Held, Slot};
@@ -237,8 +239,11 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 core.sweep_timers();
                 core.count_timers();
             }
-            Command::WakeAt(at_ns, waker) => {
-                core.timers.arm(at_ns, Whom::Waker(waker));
+            Command::WakeAt(at_ns, bell) => {
+                if !bell.is_dead() {
+                    core.timers.arm(at_ns, Whom::Bell(bell));
+                }
+                core.sweep_timers();
                 core.count_timers();
             }
             Command::Remove(endpoint) => {

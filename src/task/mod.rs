@@ -4,6 +4,7 @@
 //! queue, or the workers' queue.
 
 mod first;
+mod line;
 mod own_time;
 mod parking;
 pub(crate) mod placement;
@@ -29,6 +30,7 @@ pub(crate) use policy::{Host, Spent, pause_timing};
 pub(crate) use queue::Workers;
 pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
+pub(crate) use unblock::look_up;
 pub use unblock::unblock;
 
 /// What is left of a handler's run.

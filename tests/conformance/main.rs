@@ -42,6 +42,7 @@ mod sqpoll_sends;
 mod timeouts;
 mod turns;
 mod unblock;
+mod wakers;
 mod writing;
 
 macro_rules! mount {
@@ -50,9 +51,9 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                clients unblock turns fairness polls mux spawning);
+                clients unblock turns fairness polls mux spawning wakers);
             at!(inline: $backend, Placement::Inline, Side::Server =>
-                failures runtime clients unblock turns fairness mux spawning);
+                failures runtime clients unblock turns fairness mux spawning wakers);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
                 runtime clients unblock turns fairness backlog polls mux spawning);
@@ -60,7 +61,7 @@ macro_rules! mount {
                 data_path flushing requests events failures shutdown races runtime clients unblock
                 turns mux spawning);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing flushing timeouts close races polls mux);
+                data_path writing flushing timeouts close races polls mux wakers);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
     };
