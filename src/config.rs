@@ -210,6 +210,10 @@ pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 /// this many more than twice what the last sweep has left, they are swept out.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;
 
+/// The longest wait of a poller, which then looks at its timers and waits again. Kernels without
+/// `epoll_pwait2` count milliseconds in an `i32`, which 25 days do not fit into.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How long accepting pauses when the process or the host is out of descriptors or memory.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 

@@ -10,7 +10,7 @@ mod harness;
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -375,6 +375,34 @@ fn assert_a_name_is_found(dialer: &Dialer) {
     let dialer = dialer.clone().timeout(harness::DEADLINE);
     let conn = blocking::wait(dialer.connect(&format!("tcp4:localhost:{port}")));
     conn.expect("look-ups have threads again").close();
+}
+
+/// Kernels before 5.11 have no `epoll_pwait2`, nor have some filters: what is left counts
+/// milliseconds in an `i32`, which 25 days do not fit into.
+#[test]
+fn a_timeout_of_sixty_days_serves_where_waits_are_short() {
+    const TEST: &str = "a_timeout_of_sixty_days_serves_where_waits_are_short";
+    alone(TEST, "epoll_pwait2", &[], || {
+        refuse(libc::SYS_epoll_pwait2, ENOSYS);
+        let days = Duration::from_secs(60 * 24 * 60 * 60);
+        let builder = Server::builder().backend(Backend::Epoll).pollers(1).read_timeout(days);
+        let builder = builder.on_request(|mut conn| async move {
+            let request = conn.next(5).await?;
+            conn.write(request)?;
+            conn.flush().await
+        });
+        let server = builder.bind("127.0.0.1:0").expect("a free port").spawn().expect("threads");
+        let mut peer = connect(harness::addr_of(&server)).expect("the server listens");
+        peer.write_all(b"hel").expect("the server is there");
+        let is_set = || server.stats().pollers.timers > 0;
+        assert!(holds_within(harness::DEADLINE, is_set), "the read has no timer");
+        peer.write_all(b"lo").expect("the server is there");
+        // The timer stays set after the read, so the poller has slept with it before the second.
+        assert_eq!(harness::read_exactly(&peer, 5).expect("it answers"), b"hello");
+        assert_eq!(exchange(&peer, b"again").expect("it still answers"), b"again");
+        drop(peer);
+        server.shutdown(harness::DEADLINE).expect("its poller runs");
+    });
 }
 
 /// Rings of older kernels, and memory that is registered, count against it.

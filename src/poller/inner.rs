@@ -177,7 +177,7 @@ impl<E: Endpoint> Core<E> {
     pub(super) fn due_in(&self) -> Option<Duration> {
         match self.timers.count() {
             0 => None,
-            _ => self.timers.next_in(now_ns()),
+            _ => self.timers.next_in(now_ns()).map(|due| due.min(config::WAIT_MAX)),
         }
     }
 
