@@ -95,6 +95,8 @@ pub enum PollMode {
 pub(crate) struct Limits {
     /// How long a read may wait; `None` is for ever.
     pub(crate) read_timeout: Option<Duration>,
+    /// How long after its start a request's run may wait for input; `None` is for ever.
+    pub(crate) request_timeout: Option<Duration>,
     /// How long a flush may wait; `None` is for ever.
     pub(crate) write_timeout: Option<Duration>,
     /// After how long without a byte either way an unoccupied connection is closed.
@@ -123,6 +125,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             read_timeout: None,
+            request_timeout: None,
             write_timeout: None,
             idle_timeout: None,
             // Half a high mark of work is left when reception resumes, so the handler never runs

@@ -97,7 +97,8 @@ impl Dialer {
         self
     }
 
-    /// Bounds each wait of a read; zero is for ever.
+    /// Bounds each wait of a read; zero is for ever. [`Connection::until`] waits anew after each
+    /// byte that comes.
     pub fn read_timeout(mut self, timeout: Duration) -> Dialer {
         self.limits.read_timeout = some(timeout);
         self
