@@ -97,6 +97,8 @@ pub enum PollMode {
 pub(crate) struct Limits {
     /// How long a read may wait; `None` is for ever.
     pub(crate) read_timeout: Option<Duration>,
+    /// How long after its start a request's run may wait for input; `None` is for ever.
+    pub(crate) request_timeout: Option<Duration>,
     /// How long a flush may wait; `None` is for ever.
     pub(crate) write_timeout: Option<Duration>,
     /// After how long without a byte either way an unoccupied connection is closed.
@@ -125,6 +127,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             read_timeout: None,
+            request_timeout: None,
             write_timeout: None,
             idle_timeout: None,
             // Half a high mark of work is left when reception resumes, so the handler never runs
@@ -212,14 +215,18 @@ pub(crate) const UNSEEN_INPUT_NS: u64 = 1_000_000;
 /// How long a forced shutdown waits for the handlers of cut connections to notice.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// Timers of connections that are gone stay until they would be due; above this many more than
-/// there are connections, they are swept out.
+/// Timers of connections and futures that are gone stay until they would be due; when there are
+/// this many more than twice what the last sweep has left, they are swept out.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;
 
 /// Received bytes that may lie unread at one poller, unless told otherwise, before the connections
 /// that hold more than their share of it are paused, or, where their reader can never be satisfied,
 /// fail.
 pub(crate) const UNREAD_BYTES_MAX: usize = 1 << 30;
+
+/// The longest wait of a poller, which then looks at its timers and waits again. Kernels without
+/// `epoll_pwait2` count milliseconds in an `i32`, which 25 days do not fit into.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// While a poller's memory is above its budget, the connections are looked at again when that
 /// memory has grown by this part of the budget.
@@ -297,6 +304,10 @@ const _: () = assert!(UNBLOCK_THREADS_MAX <= THREADS_MAX);
 /// Calls of synchronous code that wait for one of those threads; further callers wait to get so
 /// far. A few for each thread keep all of them busy.
 pub(crate) const UNBLOCK_QUEUE_MAX: usize = 4 * UNBLOCK_THREADS_MAX;
+
+/// Names that are looked up at a time; further dials wait. A look-up hangs for some ten seconds for
+/// each name server that does not answer (resolv.conf(5)), so most threads are for other calls.
+pub(crate) const LOOKUPS_MAX: usize = UNBLOCK_THREADS_MAX / 4;
 
 /// How long such a thread waits for its next call before it ends: long beside what it costs to
 /// start another.

@@ -3,10 +3,11 @@
 //! Runs on the caller's thread; the poller connects and watches the time. Giving up, by a timeout
 //! or by dropping the future, closes the socket.
 
-use std::future::poll_fn;
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -18,11 +19,11 @@ use crate::connection::{
     Connection, Remote, Shared, attach, current_poller, start_connect, wait_connected,
 };
 use crate::error::{Error, Result};
-use crate::poller::Command;
+use crate::poller::Alarm;
 use crate::poller::timers::{NEVER, ns_after};
 use crate::pollers::Pollers;
-use crate::sync::{Mutex, lock};
 use crate::sys::socket::Socket;
+use crate::task;
 
 /// Connects to `address` with the default settings. See [`Dialer`].
 ///
@@ -61,7 +62,8 @@ impl Dialer {
         Dialer::default()
     }
 
-    /// Bounds the making of a connection, all its addresses together; zero is for ever.
+    /// Bounds the making of a connection: looking its name up, and all its addresses together; zero
+    /// is for ever.
     pub fn timeout(mut self, timeout: Duration) -> Dialer {
         self.timeout = some(timeout);
         self
@@ -95,7 +97,8 @@ impl Dialer {
         self
     }
 
-    /// Bounds each wait of a read; zero is for ever.
+    /// Bounds each wait of a read; zero is for ever. [`Connection::until`] waits anew after each
+    /// byte that comes.
     pub fn read_timeout(mut self, timeout: Duration) -> Dialer {
         self.limits.read_timeout = some(timeout);
         self
@@ -133,6 +136,11 @@ impl Dialer {
 
     /// Connects to `address` (see [`Address`]): to each address its name has, in order, until one
     /// answers.
+    ///
+    /// Names are looked up on the threads of [`unblock`](crate::unblock), at most 64 at a time;
+    /// further dials by name wait, in order. A look-up that has begun goes on when its dial is
+    /// dropped or has timed out: so a name server that does not answer holds up dials by name, and
+    /// leaves most of those threads to others.
     ///
     /// # Errors
     /// Invalid address or settings; dial timeout; otherwise what the last address failed with.
@@ -190,7 +198,7 @@ impl Dialer {
         Error::dial_timeout(address, self.timeout.unwrap_or_default())
     }
 
-    /// Asks the resolver on a thread of its own: it blocks.
+    /// Asks the resolver, which blocks, on a thread for that.
     async fn resolve(
         &self,
         address: &Address,
@@ -200,36 +208,13 @@ impl Dialer {
         if !address.needs_resolver() {
             return address.resolve_peers();
         }
-        let answer = Arc::new(Mutex::new((None, None::<std::task::Waker>)));
-        let (asked, place) = (address.clone(), Arc::clone(&answer));
-        crate::threads::spawn("ringpoll-dns", Vec::new(), move || {
-            let found = asked.resolve_peers();
-            let waker = {
-                let mut place = lock(&place);
-                place.0 = Some(found);
-                place.1.take()
-            };
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        })?;
-        let mut timer_set = until_ns == NEVER;
-        poll_fn(|cx| {
-            let mut place = lock(&answer);
-            if let Some(found) = place.0.take() {
-                return Poll::Ready(found);
-            }
-            if now_ns() >= until_ns {
-                return Poll::Ready(Err(self.timed_out(&address.to_string())));
-            }
-            place.1 = Some(cx.waker().clone());
-            drop(place);
-            if !std::mem::replace(&mut timer_set, true) {
-                remote.send(Command::WakeAt(until_ns, cx.waker().clone()));
-            }
-            Poll::Pending
-        })
-        .await
+        let asked = address.clone();
+        let answer = task::look_up(move || asked.resolve_peers());
+        match within(remote, until_ns, answer).await {
+            Some(answer) => answer?,
+            None if now_ns() >= until_ns => Err(self.timed_out(&address.to_string())),
+            None => Err(Error::closed("connect")),
+        }
     }
 
     async fn connect_peer(
@@ -260,7 +245,11 @@ impl Dialer {
                 return Err(if backlog_full { io::ErrorKind::TimedOut.into() } else { error });
             }
             retries += 1;
-            pause(remote, config::DIAL_RETRY_PAUSE).await;
+            let pause_ns = ns_after(config::DIAL_RETRY_PAUSE).min(until_ns);
+            within(remote, pause_ns, pending::<()>()).await;
+            if now_ns() >= until_ns {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
     }
 
@@ -290,17 +279,18 @@ fn is_self_connected(connection: &Connection) -> bool {
     peer.as_inet().is_some() && connection.local_addr().is_ok_and(|local| local == peer)
 }
 
-async fn pause(remote: &Arc<Remote>, pause: Duration) {
-    let until_ns = ns_after(pause);
-    let mut asked = false;
-    poll_fn(|cx| {
-        if now_ns() >= until_ns {
-            return Poll::Ready(());
-        }
-        if !std::mem::replace(&mut asked, true) {
-            remote.send(Command::WakeAt(until_ns, cx.waker().clone()));
-        }
-        Poll::Pending
+/// Waits for `future`, at most until `until_ns`. `None`: that has passed, or the poller has ended.
+async fn within<T>(
+    remote: &Arc<Remote>,
+    until_ns: u64,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = pin!(future);
+    let mut alarm = (until_ns != NEVER).then(|| Alarm::new(remote, until_ns));
+    poll_fn(|cx| match (future.as_mut().poll(cx), &mut alarm) {
+        (Poll::Ready(done), _) => Poll::Ready(Some(done)),
+        (Poll::Pending, Some(alarm)) => alarm.poll(cx).map(|()| None),
+        (Poll::Pending, None) => Poll::Pending,
     })
-    .await;
+    .await
 }

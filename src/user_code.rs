@@ -26,6 +26,12 @@ pub(crate) fn wake(waker: Waker) {
     call("waker", || waker.wake());
 }
 
+/// Wakes each of them: one that panics takes no wake-up from the others.
+#[inline]
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
+    wakers.into_iter().for_each(wake);
+}
+
 /// Drops a value that may be anything, or may hold anything: a waker, a context, a closure.
 #[inline]
 pub(crate) fn discard<T>(value: T) {

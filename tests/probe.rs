@@ -10,15 +10,17 @@ mod harness;
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write as _};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::{connect, exchange, fds, holds_within};
-use ringpoll::{Backend, Error, Pollers, RingTier, Server, UringOptions};
+use ringpoll::{
+    Backend, Dialer, Error, Pollers, RingTier, Server, UringOptions, blocking, unblock,
+};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -343,6 +345,102 @@ fn the_environment_caps_the_tier_and_the_ring_still_serves() {
             assert_nothing_left();
         });
     }
+}
+
+/// What the documentation of `Dialer::connect` says.
+const LOOKUPS_MAX: usize = 64;
+
+/// Names the file in which the resolver looks for aliases of names without a dot, before it asks a
+/// name server. It hangs where that is a pipe that nobody writes to.
+const ALIASES: &str = "HOSTALIASES";
+
+/// A dial ends in time, a look-up goes on: what it holds is bounded, and nobody else waits for it.
+#[test]
+fn a_resolver_that_hangs_takes_a_bounded_number_of_threads() {
+    const TEST: &str = "a_resolver_that_hangs_takes_a_bounded_number_of_threads";
+    let dir = tempfile::tempdir().expect("a directory for the pipe");
+    let path = dir.path().join("pipe").display().to_string();
+    if env::var_os(CASE).is_none() {
+        let made = Command::new("mkfifo").arg(&path).status().expect("a pipe can be made");
+        assert!(made.success(), "mkfifo: {made}");
+    }
+    alone(TEST, "aliases", &[(ALIASES, &path)], || {
+        let pollers = Pollers::builder().backend(Backend::Epoll).count(1).build();
+        let pollers = pollers.expect("epoll works");
+        let dialer = Dialer::new().pollers(pollers.clone()).timeout(Duration::from_millis(100));
+        let error = blocking::wait(dialer.connect("no-such-host:9")).expect_err("no such host");
+        if !error.is_dial_timeout() {
+            // Nothing to wait for: the reason is all there is to tell.
+            return drop(harness::skip(TEST, format_args!("the resolver reads no pipe: {error}")));
+        }
+        harness::runtime();
+        let before = harness::thread_count();
+        let dials: Vec<_> = (0..300)
+            .map(|_| {
+                let dialer = dialer.clone();
+                harness::on_task(
+                    async move { Ok(dialer.connect("no-such-host:9").await.map(drop)) },
+                )
+            })
+            .collect();
+        for dial in dials {
+            let error = dial.wait().expect_err("no such host");
+            assert!(error.is_dial_timeout(), "{error:?}");
+        }
+        assert!(harness::thread_count() <= before, "more threads:\n{}", harness::threads());
+        assert!(harness::unblock_thread_count() <= LOOKUPS_MAX);
+        assert_eq!(blocking::wait(unblock(|| 7)).expect("threads are left for others"), 7);
+        let no_timers = holds_within(harness::DEADLINE, || pollers.stats().timers == 0);
+        assert!(no_timers, "timers are left: {:?}", pollers.stats());
+        let_go(&env::var(ALIASES).expect("the parent has set it"));
+        assert_a_name_is_found(&dialer);
+        pollers.shutdown().expect("nothing is left");
+    });
+}
+
+/// Ends the look-ups that hang at the pipe `path`, and lets no further one hang.
+fn let_go(path: &str) {
+    let pipe = format!("{path}-left");
+    std::fs::rename(path, &pipe).expect("the pipe is there");
+    File::create(path).expect("a file without aliases");
+    // Opened for writing, the pipe opens for whoever reads; then they find its end.
+    File::options().write(true).open(pipe).expect("look-ups hang at it");
+}
+
+fn assert_a_name_is_found(dialer: &Dialer) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("a bound socket has a name").port();
+    let dialer = dialer.clone().timeout(harness::DEADLINE);
+    let conn = blocking::wait(dialer.connect(&format!("tcp4:localhost:{port}")));
+    conn.expect("look-ups have threads again").close();
+}
+
+/// Kernels before 5.11 have no `epoll_pwait2`, nor have some filters: what is left counts
+/// milliseconds in an `i32`, which 25 days do not fit into.
+#[test]
+fn a_timeout_of_sixty_days_serves_where_waits_are_short() {
+    const TEST: &str = "a_timeout_of_sixty_days_serves_where_waits_are_short";
+    alone(TEST, "epoll_pwait2", &[], || {
+        refuse(libc::SYS_epoll_pwait2, ENOSYS);
+        let days = Duration::from_secs(60 * 24 * 60 * 60);
+        let builder = Server::builder().backend(Backend::Epoll).pollers(1).read_timeout(days);
+        let builder = builder.on_request(|mut conn| async move {
+            let request = conn.next(5).await?;
+            conn.write(request)?;
+            conn.flush().await
+        });
+        let server = builder.bind("127.0.0.1:0").expect("a free port").spawn().expect("threads");
+        let mut peer = connect(harness::addr_of(&server)).expect("the server listens");
+        peer.write_all(b"hel").expect("the server is there");
+        let is_set = || server.stats().pollers.timers > 0;
+        assert!(holds_within(harness::DEADLINE, is_set), "the read has no timer");
+        peer.write_all(b"lo").expect("the server is there");
+        // The timer stays set after the read, so the poller has slept with it before the second.
+        assert_eq!(harness::read_exactly(&peer, 5).expect("it answers"), b"hello");
+        assert_eq!(exchange(&peer, b"again").expect("it still answers"), b"again");
+        drop(peer);
+        server.shutdown(harness::DEADLINE).expect("its poller runs");
+    });
 }
 
 /// Rings of older kernels, and memory that is registered, count against it.

@@ -398,7 +398,12 @@ impl Shared {
     /// The connection, as a run has it: with all that came since it started.
     #[inline(always)]
     fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
-        let Handed { mut reader, writer, .. } = handed;
+        let Handed { mut reader, writer, kind } = handed;
+        if let Some(after) = self.limits.request_timeout
+            && kind == Kind::Request
+        {
+            self.timeouts.start_request(after);
+        }
         let mut writer = writer.unwrap_or_else(spare::writer);
         if self.life.drops_input() {
             // Closed since the run started: its handler is to find that, and not to serve a request

@@ -105,7 +105,8 @@ impl Handle {
     }
 
     /// Bounds each wait of a read from now on; `None` or zero is for ever. Clears the read
-    /// deadline.
+    /// deadline. A read of a known length waits once, for all of it;
+    /// [`until`](crate::Connection::until) waits anew after each byte that comes.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.read.set_timeout(timeout);
         self.rouse_reader();

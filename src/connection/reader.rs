@@ -77,6 +77,10 @@ macro_rules! impl_reader {
 
             /// Takes everything up to and including the next `delimiter`.
             ///
+            /// The read timeout bounds the wait for each next byte, not for the delimiter: a peer
+            /// that sends a byte at a time keeps this waiting. A read deadline bounds all of it, as
+            /// [`request_timeout`](crate::ServerBuilder::request_timeout) does for each request.
+            ///
             /// # Errors
             /// As for all reads. At the end of the stream [`Error::partial`] has what came before
             /// it. A limit, when `read_bytes_max` bytes hold no delimiter.

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
-use crate::poller::timers::{NEVER, ns_at};
+use crate::poller::timers::{NEVER, ns_after, ns_at};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// One direction's timeout and deadline.
@@ -89,6 +89,9 @@ impl IdleTimeout {
 pub(super) struct Timeouts {
     pub(super) read: Timeout,
     pub(super) write: Timeout,
+    /// When the waits for input of this run of a request's handler end; kept where there is such a
+    /// bound.
+    request_until_ns: AtomicU64,
     last_active_ns: AtomicU64,
     /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last
     /// due.
@@ -101,6 +104,7 @@ impl Timeouts {
         Timeouts {
             read: Timeout::new(limits.read_timeout),
             write: Timeout::new(limits.write_timeout),
+            request_until_ns: AtomicU64::new(NEVER),
             last_active_ns: AtomicU64::new(0),
             taken_mark: AtomicU64::new(0),
             armed: Armed::new(),
@@ -116,6 +120,17 @@ impl Timeouts {
     /// Whether the peer has taken bytes since this was last asked.
     pub(super) fn note_taken(&self, mark: u64) -> bool {
         self.taken_mark.swap(mark, Ordering::Relaxed) != mark
+    }
+
+    /// A run of a request's handler starts, whose waits for input end `after` from now.
+    #[cold]
+    pub(super) fn start_request(&self, after: Duration) {
+        self.request_until_ns.store(ns_after(after), Ordering::SeqCst);
+    }
+
+    /// When those end.
+    pub(super) fn end_of_request(&self) -> u64 {
+        self.request_until_ns.load(Ordering::SeqCst)
     }
 
     pub(super) fn armed(&self) -> &Armed {

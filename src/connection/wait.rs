@@ -125,6 +125,9 @@ fn poll_fill(
         let now_ns = now_ns();
         let began_ns = began.at_or(|| now_ns);
         until_ns = shared.timeouts.read.end_of_wait(|| began_ns);
+        if shared.limits.request_timeout.is_some() {
+            until_ns = until_ns.min(shared.timeouts.end_of_request());
+        }
         let late = now_ns >= until_ns;
         late.then(|| Err(Error::read_timeout(operation, began.elapsed(now_ns))))
     };

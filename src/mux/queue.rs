@@ -2,7 +2,7 @@
 //!
 //! Everything is under one lock, the wakers too, so no wake-up is lost: who finds nothing to do
 //! registers in the same breath. Producers call this from any thread, the driver from wherever it
-//! is polled. No waker is called, or dropped, with the lock held.
+//! is polled. No waker is cloned, called or dropped with the lock held.
 //!
 //! ```text
 //!           begin_close            end
@@ -15,12 +15,13 @@
 //! gone, and everybody is told why.
 
 use std::collections::BTreeMap;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use crate::buffer::{Chain, Pool, Staging};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, lock};
+use crate::user_code::{discard, wake_all};
 
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -79,46 +80,62 @@ impl Queue {
         place: &mut Place<'_>,
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
-        let mut state = lock(&self.state);
-        if let Some(error) = state.refusal("send") {
-            return Poll::Ready(Err(error));
-        }
-        let queued_bytes = state.staged.len();
-        if queued_bytes >= config::MUX_BYTES_MAX {
-            let replaced = state.senders.wait(place, cx);
-            drop(state);
-            drop(replaced);
-            return Poll::Pending;
-        }
-        put(&mut state.staged, &self.pool);
-        let bytes = state.staged.len() - queued_bytes;
-        state.accepted += bytes as u64;
-        let driver = if bytes > 0 { state.driver.take() } else { None };
-        drop(state);
-        if let Some(driver) = driver {
-            driver.wake();
-        }
+        let accept = |state: &mut State| {
+            if let Some(error) = state.refusal("send") {
+                return Some(Err(error));
+            }
+            let queued_bytes = state.staged.len();
+            if queued_bytes >= config::MUX_BYTES_MAX {
+                return None;
+            }
+            put(&mut state.staged, &self.pool);
+            let bytes = state.staged.len() - queued_bytes;
+            state.accepted += bytes as u64;
+            Some(Ok(if bytes > 0 { state.driver.take() } else { None }))
+        };
+        let register = |state: &mut State, waker| state.senders.wait(place, waker);
+        wake_all(ready!(self.poll_state(cx, accept, register))?);
         Poll::Ready(Ok(()))
     }
 
     /// Everything accepted and not taken, once there is something; `None` when there will be
     /// nothing more. For the driver.
     pub(super) fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<Batch>> {
-        let mut state = lock(&self.state);
-        if state.staged.is_empty() {
-            if matches!(state.life, Life::Closing) {
-                return Poll::Ready(None);
+        let take = |state: &mut State| {
+            if state.staged.is_empty() {
+                return matches!(state.life, Life::Closing).then_some(None);
             }
-            let replaced = state.driver.replace(cx.waker().clone());
-            drop(state);
-            drop(replaced);
-            return Poll::Pending;
+            let batch = Batch { bytes: state.staged.sealed().take(), end: state.accepted };
+            Some(Some((batch, state.senders.take())))
+        };
+        let taken = ready!(self.poll_state(cx, take, |state, waker| state.driver.replace(waker)));
+        Poll::Ready(taken.map(|(batch, senders)| {
+            wake_all(senders);
+            batch
+        }))
+    }
+
+    /// What `look` finds. While it finds nothing, `register` puts a waker where whoever changes
+    /// that takes it, and returns the one that was there.
+    fn poll_state<T>(
+        &self,
+        cx: &Context<'_>,
+        mut look: impl FnMut(&mut State) -> Option<T>,
+        register: impl FnOnce(&mut State, Waker) -> Option<Waker>,
+    ) -> Poll<T> {
+        if let Some(found) = look(&mut lock(&self.state)) {
+            return Poll::Ready(found);
         }
-        let batch = Batch { bytes: state.staged.sealed().take(), end: state.accepted };
-        let senders = state.senders.take();
+        // User code, so without the lock; what is looked for may be there after it.
+        let waker = cx.waker().clone();
+        let mut state = lock(&self.state);
+        let (polled, unused) = match look(&mut state) {
+            Some(found) => (Poll::Ready(found), Some(waker)),
+            None => (Poll::Pending, register(&mut state, waker)),
+        };
         drop(state);
-        wake_all(senders);
-        Poll::Ready(Some(batch))
+        drop(unused);
+        polled
     }
 
     /// The kernel has everything up to the `end` of a batch.
@@ -142,17 +159,12 @@ impl Queue {
         place: &mut Place<'_>,
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
-        let mut state = lock(&self.state);
-        if state.flushed >= bytes {
-            return Poll::Ready(Ok(()));
-        }
-        if let Life::Ended(failure) = &state.life {
-            return Poll::Ready(outcome(failure));
-        }
-        let replaced = state.flushers.wait(place, cx);
-        drop(state);
-        drop(replaced);
-        Poll::Pending
+        let look = |state: &mut State| match &state.life {
+            _ if state.flushed >= bytes => Some(Ok(())),
+            Life::Ended(failure) => Some(outcome(failure)),
+            Life::Open | Life::Closing => None,
+        };
+        self.poll_state(cx, look, |state, waker| state.flushers.wait(place, waker))
     }
 
     /// Accepts nothing more.
@@ -173,14 +185,11 @@ impl Queue {
 
     /// Waits for the end of the driver.
     pub(super) fn poll_ended(&self, place: &mut Place<'_>, cx: &Context<'_>) -> Poll<Result<()>> {
-        let mut state = lock(&self.state);
-        if let Life::Ended(failure) = &state.life {
-            return Poll::Ready(outcome(failure));
-        }
-        let replaced = state.flushers.wait(place, cx);
-        drop(state);
-        drop(replaced);
-        Poll::Pending
+        let look = |state: &mut State| match &state.life {
+            Life::Ended(failure) => Some(outcome(failure)),
+            Life::Open | Life::Closing => None,
+        };
+        self.poll_state(cx, look, |state, waker| state.flushers.wait(place, waker))
     }
 
     /// The driver ends, for this reason if it is not that everything is flushed. Returns what it
@@ -192,7 +201,7 @@ impl Queue {
         let driver = state.driver.take();
         let waiting = state.senders.take().chain(state.flushers.take());
         drop(state);
-        drop(driver);
+        discard(driver);
         wake_all(waiting);
         left
     }
@@ -220,14 +229,14 @@ struct Waiters {
 }
 
 impl Waiters {
-    /// Registers the task of `cx` at `place`. Returns the waker that was there.
+    /// Registers `waker` at `place`. Returns the one that was there.
     #[must_use]
-    fn wait(&mut self, place: &mut Place<'_>, cx: &Context<'_>) -> Option<Waker> {
+    fn wait(&mut self, place: &mut Place<'_>, waker: Waker) -> Option<Waker> {
         let number = *place.number.get_or_insert_with(|| {
             self.next += 1;
             self.next
         });
-        self.wakers.insert(number, cx.waker().clone())
+        self.wakers.insert(number, waker)
     }
 
     fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
@@ -262,10 +271,6 @@ impl Drop for Place<'_> {
     }
 }
 
-fn wake_all(wakers: impl Iterator<Item = Waker>) {
-    wakers.for_each(Waker::wake);
-}
-
 fn outcome(failure: &Option<Error>) -> Result<()> {
     match failure {
         None => Ok(()),
@@ -290,6 +295,8 @@ mod tests {
     #[cfg(not(loom))]
     mod alone {
         use super::*;
+        use crate::sync::{Arc, try_lock};
+        use crate::task::tests::{CountsWakes, Panics, locks_nothing};
 
         fn queue() -> Queue {
             Queue::new(Pool::shared().clone())
@@ -309,6 +316,41 @@ mod tests {
             }
             assert!(lock(&queue.state).senders.wakers.is_empty());
             assert_eq!(queue.accepted(), FULL.len() as u64);
+        }
+
+        #[test]
+        fn a_waker_that_panics_takes_no_wake_up_from_others() {
+            let queue = queue();
+            assert!(matches!(accept(&queue, FULL), Poll::Ready(Ok(()))));
+            let counts = CountsWakes::new();
+            let wakers = [counts.waker(), Panics::waker(), counts.waker()];
+            let mut places = wakers.each_ref().map(|_| Place::of_sender(&queue));
+            for (place, waker) in places.iter_mut().zip(&wakers) {
+                let polled = queue.poll_accept(put(MESSAGE), place, &Context::from_waker(waker));
+                assert!(polled.is_pending());
+            }
+            assert!(queue.poll_batch(&Context::from_waker(Waker::noop())).is_ready());
+            assert_eq!(counts.count(), 2);
+        }
+
+        #[test]
+        fn wakers_are_called_and_dropped_without_the_lock() {
+            let queue = Arc::new(queue());
+            let demands = || {
+                let queue = Arc::downgrade(&queue);
+                locks_nothing(move || {
+                    queue.upgrade().is_none_or(|queue| try_lock(&queue.state).is_some())
+                })
+            };
+            let mut place = Place::of_flusher(&queue);
+            for _ in 0..3 {
+                let waker = demands();
+                let cx = Context::from_waker(&waker);
+                assert!(queue.poll_batch(&cx).is_pending());
+                assert!(queue.poll_flushed(1, &mut place, &cx).is_pending());
+            }
+            queue.flushed(1);
+            queue.end(None);
         }
 
         #[test]

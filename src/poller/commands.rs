@@ -4,18 +4,17 @@
 //! poller takes the flag and wakes it. While the poller is awake a command costs no system call.
 
 use std::sync::Weak;
-use std::task::Waker;
 use std::thread::Thread;
 
 use crate::address::PeerAddr;
 use crate::buffer::Pool;
 use crate::counters::Counters;
-use crate::sync::atomic::AtomicUsize;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Socket, Wake};
 use crate::task::{self, Runnable, Workers};
-use crate::user_code;
 
+use super::alarm::Bell;
 use super::ready::Ready;
 use super::{Accept, Action, Endpoint, Watcher};
 
@@ -43,8 +42,8 @@ pub(crate) enum Command<E: Endpoint> {
     Resume(Arc<E>),
     /// Look at the endpoint's timers at this time (see [`now_ns`](crate::clock::now_ns)).
     Timer(Arc<E>, u64),
-    /// Fire the waker at this time.
-    WakeAt(u64, Waker),
+    /// Ring at this time.
+    WakeAt(u64, Bell),
     /// End all operations of the endpoint and give up its slot.
     Remove(Arc<E>),
     /// Call this for every endpoint.
@@ -65,7 +64,8 @@ impl<E: Endpoint> Command<E> {
             | Command::Remove(endpoint) => endpoint.on_removed(),
             Command::Listen(listener, _) => listener.on_removed(),
             Command::Again(endpoint, handed) => endpoint.give_up(handed),
-            Command::WakeAt(_, waker) => user_code::wake(waker),
+            // A bell that is dropped rings.
+            Command::WakeAt(_, bell) => drop(bell),
             // A task that is dropped ends its run.
             Command::Run(runnable, _) => task::give_up(runnable),
             Command::Visit(visit) => drop(visit),
@@ -92,7 +92,10 @@ pub(crate) struct Remote<E: Endpoint> {
     /// Connections given to the poller and not yet gone: what balancing looks at.
     pub(crate) load: AtomicUsize,
     pub(crate) listeners: AtomicUsize,
-    pub(crate) timers: AtomicUsize,
+    /// Entries of its timers, those of [`dead_timers`](Self::dead_timers) included.
+    pub(super) timers: AtomicUsize,
+    /// Of these, how many nobody waits for any more.
+    pub(super) dead_timers: Arc<AtomicUsize>,
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
 }
 
@@ -114,6 +117,7 @@ impl<E: Endpoint> Remote<E> {
             listeners: AtomicUsize::new(0),
             timers: AtomicUsize::new(0),
             watchers: Mutex::new(Vec::new()),
+            dead_timers: Arc::new(AtomicUsize::new(0)),
         }
     }
 
@@ -148,6 +152,13 @@ impl<E: Endpoint> Remote<E> {
         tracing::error!("a poller has ended: {why}");
         let watchers = std::mem::take(&mut *lock(&self.watchers));
         watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.poller_failed(why));
+    }
+
+    /// How many timers somebody waits for.
+    pub(super) fn timer_count(&self) -> usize {
+        let count = self.timers.load(Ordering::Relaxed);
+        // One may be dead before its command has reached the poller.
+        count.saturating_sub(self.dead_timers.load(Ordering::Relaxed))
     }
 
     pub(super) fn inbox(&self) -> &Inbox<Command<E>> {

@@ -236,7 +236,7 @@ impl<E: Endpoint> Group<E> {
             remote.counters.add_to(&mut stats);
             stats.connections += remote.load.load(Ordering::Relaxed) as u64;
             stats.listeners += remote.listeners.load(Ordering::Relaxed) as u64;
-            stats.timers += remote.timers.load(Ordering::Relaxed) as u64;
+            stats.timers += remote.timer_count() as u64;
             let pool = remote.pool.stats();
             stats.blocks += pool.blocks;
             stats.block_bytes += pool.block_bytes;

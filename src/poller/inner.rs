@@ -57,7 +57,7 @@ impl<E: Endpoint> Core<E> {
             self.remote.ready.put_behind(self.batch.jobs.drain(..));
         }
         if !self.batch.wakers.is_empty() {
-            self.batch.wakers.drain(..).for_each(user_code::wake);
+            user_code::wake_all(self.batch.wakers.drain(..));
         }
         if !self.batch.go_ons.is_empty() {
             let mut go_ons = std::mem::take(&mut self.batch.go_ons);
@@ -148,8 +148,8 @@ impl<E: Endpoint> Core<E> {
         // make them pointless.
         while let Some(entry) = self.timers.pop_due(self.looked_ns) {
             let token = match entry.whom {
-                Whom::Waker(waker) => {
-                    self.batch.wakers.push(waker);
+                Whom::Bell(bell) => {
+                    self.batch.wakers.extend(bell.ring());
                     continue;
                 }
                 Whom::Slot(token) => token,
@@ -167,10 +167,10 @@ impl<E: Endpoint> Core<E> {
         self.count_timers();
     }
 
-    /// Drops the timers of connections that are gone, so that a long idle timeout on short
-    /// connections does not pile them up.
+    /// Drops the timers of connections and futures that are gone, so that a long timeout on short
+    /// ones does not pile them up.
     pub(super) fn sweep_timers(&mut self) {
-        if self.timers.count() < 2 * self.slots.count() + config::STALE_TIMERS_MAX {
+        if !self.timers.is_sweep_due() {
             return;
         }
         let slots = &self.slots;
@@ -185,7 +185,7 @@ impl<E: Endpoint> Core<E> {
     pub(super) fn due_in(&self) -> Option<Duration> {
         match self.timers.count() {
             0 => None,
-            _ => self.timers.next_in(now_ns()),
+            _ => self.timers.next_in(now_ns()).map(|due| due.min(config::WAIT_MAX)),
         }
     }
 

@@ -9,6 +9,7 @@
 //!       → commands, if there are any, and what they ask to run → wait …
 //! ```
 
+mod alarm;
 pub(crate) mod commands;
 mod endpoint;
 pub(crate) mod group;
@@ -33,6 +34,7 @@ use crate::user_code;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Flow, Outlet, Received, Token};
+pub(crate) use alarm::Alarm;
 pub(crate) use commands::{Command, Remote};
 pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Watcher};
 use inner::{Core, Held, Slot};
@@ -124,7 +126,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// and every slot. There is some of it only where the poller has failed.
     fn end(self) {
         let Core { remote, mut slots, leaving, mut batch, .. } = self.core;
-        batch.wakers.drain(..).for_each(user_code::wake);
+        user_code::wake_all(batch.wakers.drain(..));
         std::iter::from_fn(|| batch.open.pop()).chain(batch.jobs.drain(..)).for_each(Job::abandon);
         let rest = remote.inbox().close();
         for command in self.commands.into_iter().chain(rest) {
@@ -270,8 +272,11 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 core.sweep_timers();
                 core.count_timers();
             }
-            Command::WakeAt(at_ns, waker) => {
-                core.timers.arm(at_ns, Whom::Waker(waker));
+            Command::WakeAt(at_ns, bell) => {
+                if !bell.is_dead() {
+                    core.timers.arm(at_ns, Whom::Bell(bell));
+                }
+                core.sweep_timers();
                 core.count_timers();
             }
             Command::Remove(endpoint) => {

@@ -6,10 +6,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::alarm::Bell;
 use crate::clock::now_ns;
+use crate::config;
 use crate::sys::Token;
 
 /// "Not armed": later than any clock will show.
@@ -27,6 +28,8 @@ pub(crate) fn ns_at(instant: Instant) -> u64 {
 
 pub(crate) struct Timers {
     heap: BinaryHeap<Reverse<Entry>>,
+    /// Entries that the last sweep has left, and that may be there still.
+    swept: usize,
 }
 
 /// Ordered by time alone.
@@ -37,12 +40,12 @@ pub(crate) struct Entry {
 
 pub(crate) enum Whom {
     Slot(Token),
-    Waker(Waker),
+    Bell(Bell),
 }
 
 impl Timers {
     pub(crate) fn new() -> Timers {
-        Timers { heap: BinaryHeap::new() }
+        Timers { heap: BinaryHeap::new(), swept: 0 }
     }
 
     pub(crate) fn arm(&mut self, at_ns: u64, whom: Whom) {
@@ -59,15 +62,24 @@ impl Timers {
         if self.heap.peek()?.0.at_ns > now_ns {
             return None;
         }
-        self.heap.pop().map(|Reverse(entry)| entry)
+        let first = self.heap.pop().map(|Reverse(entry)| entry);
+        self.swept = self.swept.min(self.heap.len());
+        first
     }
 
-    /// Keeps the entries of slots for which `live` holds, and all wakers.
+    /// Whether there are so many entries that a sweep is due. A sweep looks at all of them, so the
+    /// next one is due only after as many new ones again.
+    pub(crate) fn is_sweep_due(&self) -> bool {
+        self.heap.len() >= 2 * self.swept + config::STALE_TIMERS_MAX
+    }
+
+    /// Keeps the entries of slots for which `live` holds, and the bells of living alarms.
     pub(crate) fn sweep(&mut self, mut live: impl FnMut(Token, u64) -> bool) {
         self.heap.retain(|Reverse(entry)| match entry.whom {
             Whom::Slot(token) => live(token, entry.at_ns),
-            Whom::Waker(_) => true,
+            Whom::Bell(ref bell) => !bell.is_dead(),
         });
+        self.swept = self.heap.len();
     }
 
     pub(crate) fn count(&self) -> usize {

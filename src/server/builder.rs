@@ -185,9 +185,26 @@ impl ServerBuilder {
 
 /// Bounds.
 impl ServerBuilder {
-    /// Bounds each wait of a read; zero is for ever.
+    /// Bounds each wait of a read; zero is for ever. A read of a known length waits once, for all
+    /// of it; [`until`](crate::Connection::until) waits anew after each byte that comes, so a peer
+    /// that sends a byte at a time is never late. [`request_timeout`](Self::request_timeout) ends
+    /// that.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.limits.read_timeout = some(timeout);
+        self
+    }
+
+    /// Bounds how long a request may take to arrive; zero is for ever. From the moment that a run
+    /// of [`on_request`](Self::on_request) starts, every wait of a read in that run ends after
+    /// `timeout`, with a read timeout, however often the peer sends a little. Timeouts and
+    /// deadlines of the connection still hold; the earliest ends the wait.
+    ///
+    /// Each run has a time of its own, so a handler serves one request in a run where this is set.
+    /// What a run computes or sends is not bounded, and bytes that have come can be read at any
+    /// time. A handler that returns before its request is whole has the whole time again when it is
+    /// called with the next bytes. The waits of [`on_connect`](Self::on_connect) are not bounded.
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.request_timeout = some(timeout);
         self
     }
 

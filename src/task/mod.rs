@@ -4,6 +4,7 @@
 //! queue, or the workers' queue.
 
 mod first;
+mod line;
 mod own_time;
 mod parking;
 pub(crate) mod placement;
@@ -29,6 +30,7 @@ pub(crate) use policy::{Host, Spent, pause_timing};
 pub(crate) use queue::{Workers, is_worker};
 pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
+pub(crate) use unblock::look_up;
 pub use unblock::unblock;
 
 /// What is left of a handler's run.
@@ -55,4 +57,68 @@ pub(crate) fn run(runnable: Runnable) {
 /// Drops the task unfinished. A panic of what it held goes no further.
 pub(crate) fn give_up(runnable: Runnable) {
     user_code::discard(runnable);
+}
+
+/// Wakers for tests.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    /// Panics when it is called.
+    pub(crate) struct Panics;
+
+    impl Panics {
+        pub(crate) fn waker() -> Waker {
+            Waker::from(Arc::new(Panics))
+        }
+    }
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker panics on purpose");
+        }
+    }
+
+    pub(crate) struct CountsWakes(AtomicUsize);
+
+    impl CountsWakes {
+        pub(crate) fn new() -> Arc<CountsWakes> {
+            Arc::new(CountsWakes(AtomicUsize::new(0)))
+        }
+
+        pub(crate) fn waker(self: &Arc<Self>) -> Waker {
+            Waker::from(Arc::clone(self))
+        }
+
+        pub(crate) fn count(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Wake for CountsWakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A waker whose call and whose end demand that `is_free` holds: that no lock is held.
+    pub(crate) fn locks_nothing(is_free: impl Fn() -> bool + Send + Sync + 'static) -> Waker {
+        struct Demands<F: Fn() -> bool>(F);
+
+        impl<F: Fn() -> bool + Send + Sync> Wake for Demands<F> {
+            fn wake(self: Arc<Self>) {
+                assert!((self.0)(), "woken with the lock held");
+            }
+        }
+
+        impl<F: Fn() -> bool> Drop for Demands<F> {
+            fn drop(&mut self) {
+                assert!((self.0)(), "dropped with the lock held");
+            }
+        }
+
+        Waker::from(Arc::new(Demands(is_free)))
+    }
 }

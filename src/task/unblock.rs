@@ -13,7 +13,7 @@
 //! Locks are taken one at a time, never over user code or a wake-up.
 
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -24,9 +24,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::RuntimeContext;
+use super::line::{Line, Place};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::threads;
+use crate::user_code::{discard, wake_all};
 
 /// Runs `work` on a thread where it may block, and waits for what it returns.
 ///
@@ -55,7 +57,8 @@ use crate::threads;
 /// At most 256 threads in the process, started as they are needed, named `ringpoll-b`; one that has
 /// had nothing to do for a second ends. Up to 1024 calls wait for a thread, in the order in which
 /// they came; further callers wait, without blocking, for their turn to join them. So calls that
-/// wait for each other may wait for ever, where there are more of them than threads.
+/// wait for each other may wait for ever, where there are more of them than threads. Dials look
+/// names up on these threads, on 64 of them at most.
 ///
 /// # Cancelling
 /// Nothing happens before the future is polled. Dropped before `work` has begun, it takes `work`
@@ -68,13 +71,32 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    static THREADS: Threads = Threads::new(Bounds {
-        threads_max: config::UNBLOCK_THREADS_MAX,
-        queue_max: config::UNBLOCK_QUEUE_MAX,
-        idle: config::UNBLOCK_IDLE,
-    });
     THREADS.call(work).await
 }
+
+/// Looks a name up: [`unblock`] for calls that hang for long where a name server does not answer,
+/// of which only so many have threads at a time. Further callers wait in order.
+pub(crate) async fn look_up<F, T>(work: F) -> Result<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    static NAMES: Line = Line::new(config::LOOKUPS_MAX);
+    let place = NAMES.place().await;
+    THREADS
+        .call(move || {
+            // Until the call returns, however early its caller is dropped.
+            let _place = place;
+            work()
+        })
+        .await
+}
+
+static THREADS: Threads = Threads::new(Bounds {
+    threads_max: config::UNBLOCK_THREADS_MAX,
+    queue_max: config::UNBLOCK_QUEUE_MAX,
+    idle: config::UNBLOCK_IDLE,
+});
 
 struct Bounds {
     threads_max: usize,
@@ -85,21 +107,23 @@ struct Bounds {
 /// The threads, and what waits for them.
 struct Threads {
     bounds: Bounds,
+    /// The places of the queue.
+    line: Line,
     state: Mutex<State>,
     pushed: Condvar,
 }
 
 struct State {
-    queue: VecDeque<Arc<dyn Job>>,
-    /// Places in the queue that are promised to callers on their way to it.
-    reserved: usize,
-    /// Callers that wait for a place, by their tickets. One that is promised a place is taken out;
-    /// and while there is one here, there is no free place.
-    waiting: BTreeMap<u64, Waker>,
-    next_ticket: u64,
+    queue: VecDeque<Queued>,
     threads: usize,
     /// Of these, how many wait for work.
     idle: usize,
+}
+
+/// A call that has not begun, and its place in the queue.
+struct Queued {
+    job: Arc<dyn Job>,
+    place: Place,
 }
 
 trait Job: Send + Sync {
@@ -108,15 +132,9 @@ trait Job: Send + Sync {
 
 impl Threads {
     const fn new(bounds: Bounds) -> Threads {
-        let state = State {
-            queue: VecDeque::new(),
-            reserved: 0,
-            waiting: BTreeMap::new(),
-            next_ticket: 0,
-            threads: 0,
-            idle: 0,
-        };
-        Threads { bounds, state: Mutex::new(state), pushed: Condvar::new() }
+        let state = State { queue: VecDeque::new(), threads: 0, idle: 0 };
+        let line = Line::new(bounds.queue_max);
+        Threads { bounds, line, state: Mutex::new(state), pushed: Condvar::new() }
     }
 
     async fn call<F, T>(&'static self, work: F) -> Result<T>
@@ -124,13 +142,33 @@ impl Threads {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let place = WaitPlace { threads: self, ticket: None }.await;
+        let place = self.line.place().await;
         let call = Arc::new(Call {
             context: RuntimeContext::current(),
             stage: Mutex::new(Stage::Queued(work, None)),
         });
-        place.push(Arc::clone(&call) as Arc<dyn Job>)?;
+        self.push(Queued { job: Arc::clone(&call) as Arc<dyn Job>, place })?;
         Answer { threads: self, call }.await
+    }
+
+    /// Queues a call, and sees to it that there is a thread for it, or will be.
+    fn push(&'static self, queued: Queued) -> Result<()> {
+        let mut state = lock(&self.state);
+        if state.idle <= state.queue.len() && state.threads < self.bounds.threads_max {
+            // Under the lock: a thread that is counted is there.
+            match self.start_thread() {
+                Ok(()) => state.threads += 1,
+                Err(error) if state.threads == 0 => {
+                    drop(state);
+                    return Err(Error::io("start thread ringpoll-b", error));
+                }
+                Err(error) => tracing::debug!(%error, "start thread ringpoll-b"),
+            }
+        }
+        state.queue.push_back(queued);
+        drop(state);
+        self.pushed.notify_one();
+        Ok(())
     }
 
     fn start_thread(&'static self) -> std::io::Result<()> {
@@ -143,14 +181,11 @@ impl Threads {
         threads::unpin();
         let mut state = lock(&self.state);
         loop {
-            if let Some(job) = state.queue.pop_front() {
-                let next = self.promise(&mut state);
+            if let Some(Queued { job, place }) = state.queue.pop_front() {
                 drop(state);
-                quietly(|| {
-                    wake(next);
-                    job.run();
-                    drop(job);
-                });
+                drop(place);
+                job.run();
+                discard(job);
                 state = lock(&self.state);
                 continue;
             }
@@ -166,123 +201,14 @@ impl Threads {
         }
     }
 
-    fn has_room(&self, state: &State) -> bool {
-        state.queue.len() + state.reserved < self.bounds.queue_max
-    }
-
-    /// Promises a place that has become free to the caller that has waited longest: to be woken.
-    fn promise(&self, state: &mut State) -> Option<Waker> {
-        if !self.has_room(state) {
-            return None;
-        }
-        let (_, waker) = state.waiting.pop_first()?;
-        state.reserved += 1;
-        Some(waker)
-    }
-
-    /// Gives up a place that was promised.
-    fn give_back(&self) {
-        let next = {
-            let mut state = lock(&self.state);
-            state.reserved -= 1;
-            self.promise(&mut state)
-        };
-        wake(next);
-    }
-
     /// Takes a job back that may not have begun.
     fn withdraw(&self, job: &Arc<dyn Job>) {
-        let (next, taken) = {
+        let taken = {
             let mut state = lock(&self.state);
-            let index = state.queue.iter().position(|other| Arc::ptr_eq(other, job));
-            let taken = index.and_then(|index| state.queue.remove(index));
-            (self.promise(&mut state), taken)
+            let index = state.queue.iter().position(|other| Arc::ptr_eq(&other.job, job));
+            index.and_then(|index| state.queue.remove(index))
         };
         drop(taken);
-        wake(next);
-    }
-}
-
-/// Waits for a place in the queue.
-struct WaitPlace {
-    threads: &'static Threads,
-    ticket: Option<u64>,
-}
-
-impl Future for WaitPlace {
-    type Output = Place;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Place> {
-        let threads = self.threads;
-        let mut state = lock(&threads.state);
-        match self.ticket {
-            Some(ticket) => {
-                if let Some(waker) = state.waiting.get_mut(&ticket) {
-                    waker.clone_from(cx.waker());
-                    return Poll::Pending;
-                }
-                // The place that was promised.
-                self.ticket = None;
-            }
-            None if threads.has_room(&state) => state.reserved += 1,
-            None => {
-                let ticket = state.next_ticket;
-                state.next_ticket += 1;
-                state.waiting.insert(ticket, cx.waker().clone());
-                self.ticket = Some(ticket);
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(Place { threads, is_taken: false })
-    }
-}
-
-impl Drop for WaitPlace {
-    fn drop(&mut self) {
-        let Some(ticket) = self.ticket else { return };
-        let waker = lock(&self.threads.state).waiting.remove(&ticket);
-        if waker.is_none() {
-            self.threads.give_back();
-        }
-    }
-}
-
-/// A place in the queue that is promised to its owner.
-struct Place {
-    threads: &'static Threads,
-    is_taken: bool,
-}
-
-impl Place {
-    /// Queues `job`, and sees to it that there is a thread for it, or will be.
-    fn push(mut self, job: Arc<dyn Job>) -> Result<()> {
-        let threads = self.threads;
-        let mut state = lock(&threads.state);
-        if state.idle <= state.queue.len() && state.threads < threads.bounds.threads_max {
-            // Under the lock: a thread that is counted is there.
-            match threads.start_thread() {
-                Ok(()) => state.threads += 1,
-                Err(error) if state.threads == 0 => {
-                    drop(state);
-                    return Err(Error::io("start thread ringpoll-b", error));
-                }
-                Err(error) => tracing::debug!(%error, "start thread ringpoll-b"),
-            }
-        }
-        self.is_taken = true;
-        state.reserved -= 1;
-        state.queue.push_back(job);
-        drop(state);
-        threads.pushed.notify_one();
-        Ok(())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.is_taken {
-            self.threads.give_back();
-        }
     }
 }
 
@@ -319,16 +245,19 @@ where
         let done = catch_unwind(AssertUnwindSafe(|| self.context.run(work)));
         let done = done.map_err(|panic| {
             let error = Error::panicked(format!("unblock: {}", message_of(&*panic)));
-            quietly(|| drop(panic));
+            discard(panic);
             error
         });
         let mut stage = lock(&self.stage);
-        // Nobody waits any more: what it returned is dropped outside the lock.
-        let Stage::Running(waker) = &mut *stage else { return drop((stage, done)) };
+        let Stage::Running(waker) = &mut *stage else {
+            drop(stage);
+            // Nobody waits any more.
+            return discard(done);
+        };
         let waker = waker.take();
         *stage = Stage::Done(done);
         drop(stage);
-        wake(waker);
+        wake_all(waker);
     }
 }
 
@@ -350,13 +279,32 @@ where
     type Output = Result<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        if let Some(done) = self.call.take_done() {
+            return Poll::Ready(done);
+        }
+        // User code, so without the lock; and only for a caller that has to wait.
+        let waker = cx.waker().clone();
         let mut stage = lock(&self.call.stage);
-        if let Stage::Queued(_, waker) | Stage::Running(waker) = &mut *stage {
-            waker.get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+        if let Stage::Queued(_, registered) | Stage::Running(registered) = &mut *stage {
+            let replaced = registered.replace(waker);
+            drop(stage);
+            drop(replaced);
             return Poll::Pending;
         }
+        drop(stage);
+        Poll::Ready(self.call.take_done().expect("it waits no more, so it is done"))
+    }
+}
+
+impl<F, T> Call<F, T> {
+    /// What the call has returned, once it has.
+    fn take_done(&self) -> Option<Result<T>> {
+        let mut stage = lock(&self.stage);
+        if matches!(*stage, Stage::Queued(..) | Stage::Running(_)) {
+            return None;
+        }
         match std::mem::replace(&mut *stage, Stage::Gone) {
-            Stage::Done(done) => Poll::Ready(done),
+            Stage::Done(done) => Some(done),
             _ => unreachable!("polled after its end"),
         }
     }
@@ -377,18 +325,6 @@ where
     }
 }
 
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
-}
-
-/// Runs code of others, of whose panics a thread must not end.
-fn quietly(code: impl FnOnce()) {
-    // The panic hook has reported it.
-    let _ = catch_unwind(AssertUnwindSafe(code));
-}
-
 /// What a panic said: a literal message is a `&str`, a formatted one a `String`.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
@@ -403,6 +339,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::task::tests::{Panics, locks_nothing};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::task::Wake;
     use std::time::Instant;
@@ -495,7 +432,8 @@ mod tests {
         let (calls, told) = numbered(threads, 10);
         {
             let state = lock(&threads.state);
-            assert_eq!((state.threads, state.queue.len(), state.waiting.len()), (1, 2, 8));
+            assert_eq!((state.threads, state.queue.len()), (1, 2));
+            assert_eq!(threads.line.counts(), (2, 8));
         }
         drop(open);
         finish(first).unwrap();
@@ -503,7 +441,7 @@ mod tests {
             assert_eq!(finish(call.expect("not dropped")).unwrap(), number);
         }
         assert_eq!(told.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
-        assert_eq!(lock(&threads.state).reserved, 0);
+        assert_eq!(threads.line.counts(), (0, 0));
     }
 
     #[test]
@@ -531,21 +469,17 @@ mod tests {
         // One in the queue, whose place goes to the first that waits; and one that waits.
         calls[1] = None;
         calls[4] = None;
-        {
-            let state = lock(&threads.state);
-            assert_eq!((state.queue.len(), state.reserved, state.waiting.len()), (1, 1, 2));
-        }
+        assert_eq!((lock(&threads.state).queue.len(), threads.line.counts()), (1, (2, 2)));
         // One that was promised that place, and never came.
         calls[2] = None;
-        assert_eq!(lock(&threads.state).waiting.len(), 1);
+        assert_eq!(threads.line.counts(), (2, 1));
         drop(open);
         finish(first).unwrap();
         for call in calls.into_iter().flatten() {
             finish(call).unwrap();
         }
         assert_eq!(told.try_iter().collect::<Vec<_>>(), [0, 3, 5]);
-        let state = lock(&threads.state);
-        assert_eq!((state.queue.len(), state.reserved, state.waiting.len()), (0, 0, 0));
+        assert_eq!((lock(&threads.state).queue.len(), threads.line.counts()), (0, (0, 0)));
     }
 
     #[test]
@@ -578,6 +512,36 @@ mod tests {
         assert!(error.is_panicked(), "{error:?}");
         assert_eq!(error.to_string(), "unblock: on purpose, 42");
         assert_eq!(finish(call(threads, own)).unwrap(), id);
+    }
+
+    #[test]
+    fn a_waker_that_panics_loses_no_call_of_others() {
+        let threads = threads(1, 1, LONG);
+        let (first, open) = blocked(threads);
+        let (mut calls, told) = numbered(threads, 1);
+        // Waits for a place in the queue, which the thread gives it before it begins the next call.
+        let mut panics = call(threads, || ());
+        let waker = Panics::waker();
+        assert!(panics.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(open);
+        finish(first).unwrap();
+        assert_eq!(finish(calls[0].take().expect("not dropped")).unwrap(), 0);
+        assert_eq!(told.recv_timeout(DEADLINE), Ok(0));
+        finish(panics).unwrap();
+    }
+
+    #[test]
+    fn wakers_are_dropped_without_a_lock() {
+        let threads = threads(1, 1, LONG);
+        let call = Arc::new(Call {
+            context: RuntimeContext::current(),
+            stage: Mutex::new(Stage::Queued(|| (), None)),
+        });
+        let mut answer = Answer { threads, call: Arc::clone(&call) };
+        for waker in [locks_nothing(move || call.stage.try_lock().is_ok()), Waker::noop().clone()] {
+            let polled = Pin::new(&mut answer).poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+        }
     }
 
     #[test]

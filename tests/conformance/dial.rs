@@ -1,10 +1,15 @@
 //! Dialling: every address is tried, every failure is typed, and what was given up leaves nothing.
 
+use std::future::Future;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use ringpoll::{Handle, PeerAddr};
+use ringpoll::{Handle, PeerAddr, unblock};
 use rustix::net::sockopt;
 
 use crate::harness::*;
@@ -35,6 +40,10 @@ macro_rules! cases {
             the_default_group_dials_from_any_thread
             a_handler_may_dial
             dropping_a_client_connection_closes_it
+            a_dial_in_the_first_poll_of_a_handler_ends
+            a_dial_that_waits_for_room_times_out
+            dials_by_name_are_bounded_and_leave_nothing
+            a_dial_by_name_that_is_dropped_pins_nothing
         }
     };
 }
@@ -438,5 +447,134 @@ pub(crate) fn dropping_a_client_connection_closes_it(t: &Fixture) -> Check {
     bound(&peer)?;
     drop(writer);
     assert_eof(&peer);
+    Ok(())
+}
+
+/// A unix listener whose accept queue is full: a connect to it is asked to try again.
+pub(crate) struct FullBacklog {
+    dir: tempfile::TempDir,
+    _listener: UnixListener,
+    _filler: UnixStream,
+}
+
+impl FullBacklog {
+    pub(crate) fn new() -> Check<FullBacklog> {
+        let dir = tempfile::tempdir()?;
+        let listener = UnixListener::bind(dir.path().join("socket"))?;
+        // A second listen() only changes the backlog; the kernel takes one more than that.
+        rustix::net::listen(&listener, 0)?;
+        let filler = UnixStream::connect(dir.path().join("socket"))?;
+        Ok(FullBacklog { dir, _listener: listener, _filler: filler })
+    }
+
+    pub(crate) fn addr(&self) -> String {
+        format!("unix:{}", self.dir.path().join("socket").display())
+    }
+}
+
+/// A dial that pauses in the first poll of a handler on a poller, which has no task yet.
+pub(crate) fn a_dial_in_the_first_poll_of_a_handler_ends(t: &Fixture) -> Check {
+    let foreign = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 9), 0));
+    let dialer = t.dialer().local_addr(foreign).timeout(Duration::from_secs(5));
+    let server = t.spawn(t.server().placement(Placement::Inline).on_request(move |mut conn| {
+        let dialer = dialer.clone();
+        async move {
+            conn.next(1).await?;
+            let error = dialer.connect("127.0.0.1:9").await.expect_err("no address of this host");
+            assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL), "{error:?}");
+            conn.write_copy(b"e")?;
+            conn.flush().await
+        }
+    }));
+    assert_eq!(exchange(&dial(&server)?, b"d")?, b"e");
+    Ok(())
+}
+
+/// On a poller, in the first poll of a handler, and on a task.
+pub(crate) fn a_dial_that_waits_for_room_times_out(t: &Fixture) -> Check {
+    let full = FullBacklog::new()?;
+    let (dialer, addr) = (t.dialer().timeout(Duration::from_millis(100)), full.addr());
+    block_on(async {
+        let error = dialer.connect(&addr).await.expect_err("the backlog is full");
+        assert!(error.is_dial_timeout(), "{error:?}");
+        Ok(())
+    })?;
+    let server = t.spawn(t.server().placement(Placement::Inline).on_request(move |mut conn| {
+        let (dialer, addr) = (dialer.clone(), addr.clone());
+        async move {
+            conn.next(1).await?;
+            let error = dialer.connect(&addr).await.expect_err("the backlog is full");
+            assert!(error.is_dial_timeout(), "{error:?}");
+            conn.write_copy(b"e")?;
+            conn.flush().await
+        }
+    }));
+    assert_eq!(exchange(&dial(&server)?, b"d")?, b"e");
+    Ok(())
+}
+
+/// What the documentation says.
+const UNBLOCK_THREADS_MAX: usize = 256;
+
+/// Blocks every thread that names are looked up on, until the latch opens.
+fn block_threads() -> Check<(Arc<Latch>, Vec<Outcome<()>>)> {
+    let latch = Latch::new();
+    let calls = (0..UNBLOCK_THREADS_MAX).map(|_| {
+        let blocks = Arc::clone(&latch);
+        on_task(async move { Ok(unblock(move || blocks.pass()).await?) })
+    });
+    let calls = calls.collect();
+    eventually("every thread is blocked", || latch.count() == UNBLOCK_THREADS_MAX);
+    Ok((latch, calls))
+}
+
+/// A resolver that does not answer, as a dial sees it: no thread is free to look a name up.
+pub(crate) fn dials_by_name_are_bounded_and_leave_nothing(t: &Fixture) -> Check {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let addr = format!("tcp4:localhost:{}", listener.local_addr()?.port());
+    let (latch, blocked) = block_threads()?;
+    let before = thread_count();
+    let (dialer, soon) = (t.dialer(), Duration::from_millis(20));
+    let dials: Vec<_> = (0..600)
+        .map(|_| {
+            let (dialer, addr) = (dialer.clone().timeout(soon), addr.clone());
+            on_task(async move { Ok(dialer.connect(&addr).await.map(drop)) })
+        })
+        .collect();
+    for dial in dials {
+        let error = dial.wait().expect_err("nobody looks the name up");
+        assert!(error.is_dial_timeout(), "{error:?}");
+    }
+    assert!(thread_count() <= before, "{before} threads before:\n{}", threads());
+    assert!(unblock_thread_count() <= UNBLOCK_THREADS_MAX);
+    eventually("no timer is left", || t.timers() == 0);
+    latch.open();
+    blocked.iter().for_each(Outcome::wait);
+    // Those that timed out have left no place taken.
+    let conn = block_on(async { Ok(dialer.connect(&addr).await?) })?;
+    conn.close();
+    Ok(())
+}
+
+pub(crate) fn a_dial_by_name_that_is_dropped_pins_nothing(t: &Fixture) -> Check {
+    struct Task;
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    let (latch, blocked) = block_threads()?;
+    let dialer = t.dialer().timeout(Duration::from_secs(1000));
+    let task = Arc::new(Task);
+    {
+        let mut dial = pin!(dialer.connect("localhost:9"));
+        let waker = Waker::from(Arc::clone(&task));
+        assert!(dial.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        eventually("its timer is set", || t.timers() == 1);
+    }
+    assert_eq!(Arc::strong_count(&task), 1, "the task is pinned");
+    eventually("its timer is gone", || t.timers() == 0);
+    latch.open();
+    blocked.iter().for_each(Outcome::wait);
     Ok(())
 }

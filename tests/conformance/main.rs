@@ -46,6 +46,7 @@ mod turns;
 mod unblock;
 mod unix_sockets;
 mod user_code;
+mod wakers;
 mod writing;
 
 macro_rules! mount {
@@ -54,10 +55,10 @@ macro_rules! mount {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
                 data_path writing flushing requests timeouts close events failures server
                 shutdown races listeners dial backpressure hostile blocking runtime placement
-                clients unblock turns fairness polls mux spawning unix_sockets user_code
+                clients unblock turns fairness polls mux spawning unix_sockets user_code wakers
                 promises server_promises);
             at!(inline: $backend, Placement::Inline, Side::Server =>
-                failures runtime clients unblock turns fairness mux spawning user_code);
+                failures runtime clients unblock turns fairness mux spawning user_code wakers);
             at!(pool: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path writing flushing requests close events failures server shutdown races
                 runtime clients unblock turns fairness backlog polls mux spawning user_code);
@@ -65,7 +66,7 @@ macro_rules! mount {
                 data_path flushing requests events failures shutdown races runtime clients unblock
                 turns mux spawning);
             at!(client_side: $backend, Placement::Auto, Side::Client =>
-                data_path writing flushing timeouts close races polls mux promises);
+                data_path writing flushing timeouts close races polls mux promises wakers);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
     };

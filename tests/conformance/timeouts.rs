@@ -33,6 +33,10 @@ macro_rules! cases {
             the_longest_times_mean_for_ever
             settings_of_the_server_and_dialer_apply
             a_timeout_that_a_handler_returns_closes_and_is_reported
+            a_request_that_trickles_in_is_cut_at_the_request_timeout
+            each_request_has_the_request_timeout_for_itself
+            a_slow_answer_is_not_cut_by_the_request_timeout
+            the_earlier_of_deadline_and_request_timeout_ends_a_wait
         }
     };
 }
@@ -501,5 +505,113 @@ pub(crate) fn a_timeout_that_a_handler_returns_closes_and_is_reported(t: &Fixtur
     assert_ended(&peer);
     let (is_read_timeout, message) = reported.recv_timeout(DEADLINE)?;
     assert!(is_read_timeout, "{message}");
+    Ok(())
+}
+
+/// Sends a byte each 20 ms until the connection ends.
+fn trickle(mut peer: TcpStream) -> (Arc<AtomicBool>, Outcome<()>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let sending = on_thread(move || {
+        while !stopped.load(Ordering::Relaxed) && peer.write_all(b"x").is_ok() {
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        Ok(())
+    });
+    (stop, sending)
+}
+
+/// The read timeout alone would hold up neither of them.
+pub(crate) fn a_request_that_trickles_in_is_cut_at_the_request_timeout(t: &Fixture) -> Check {
+    const REQUEST: Duration = Duration::from_millis(300);
+    for reads_lines in [true, false] {
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = t.server().read_timeout(Duration::from_secs(5)).request_timeout(REQUEST);
+        let server = t.spawn(server.on_request(move |mut conn| {
+            let tell = tell.clone();
+            async move {
+                let start = Instant::now();
+                let read = match reads_lines {
+                    true => conn.until(b'\n').await,
+                    false => conn.next(100_000).await,
+                };
+                let error = read.expect_err("it never comes whole");
+                // One that goes on is told again.
+                let again = conn.until(b'\n').await.expect_err("no time is left");
+                let _ = tell.send((error, again, start.elapsed()));
+                Err(Error::other("(given up on purpose)"))
+            }
+        }));
+        let (stop, sending) = trickle(dial(&server)?);
+        let (error, again, after) = told.recv_timeout(DEADLINE)?;
+        assert!(error.is_read_timeout() && error.is_timeout(), "{error:?}");
+        assert!(again.is_read_timeout(), "{again:?}");
+        // Its time runs from before the handler is called.
+        assert!(after >= REQUEST / 2, "early, after {after:?}");
+        stop.store(true, Ordering::Relaxed);
+        sending.wait();
+    }
+    Ok(())
+}
+
+pub(crate) fn each_request_has_the_request_timeout_for_itself(t: &Fixture) -> Check {
+    const REQUEST: Duration = Duration::from_millis(400);
+    let server = t.spawn(t.server().request_timeout(REQUEST).on_request(|mut conn| async move {
+        let line = conn.until(b'\n').await?;
+        conn.write(line)?;
+        conn.flush().await
+    }));
+    let mut peer = dial(&server)?;
+    let start = Instant::now();
+    while start.elapsed() < 3 * REQUEST {
+        // In two parts, so that each waits.
+        peer.write_all(b"he")?;
+        eventually("the first part is read", || server.stats().pollers.received_bytes % 3 == 2);
+        peer.write_all(b"\n")?;
+        assert_eq!(read_exactly(&peer, 3)?, b"he\n");
+    }
+    Ok(())
+}
+
+/// Only waits for input are bounded: not the handler, nor its flush.
+pub(crate) fn a_slow_answer_is_not_cut_by_the_request_timeout(t: &Fixture) -> Check {
+    const REQUEST: Duration = Duration::from_millis(50);
+    const ANSWER_BYTES: usize = 8 << 20;
+    let server = t.spawn(t.server().request_timeout(REQUEST).on_request(|mut conn| async move {
+        let request = conn.next(3).await?;
+        ringpoll::unblock(|| thread::sleep(3 * REQUEST)).await?;
+        // What has come is read without a wait.
+        assert_eq!(conn.next(3).await?, request);
+        conn.write(pattern(0, ANSWER_BYTES))?;
+        conn.flush().await
+    }));
+    let mut peer = dial(&server)?;
+    peer.write_all(b"onconc")?;
+    thread::park_timeout(6 * REQUEST);
+    assert_pattern(&read_exactly(&peer, ANSWER_BYTES)?, 0);
+    assert_eq!(server.stats().handler_errors, 0);
+    Ok(())
+}
+
+/// A deadline of the handler's own that is earlier ends the wait; a later one does not move it.
+pub(crate) fn the_earlier_of_deadline_and_request_timeout_ends_a_wait(t: &Fixture) -> Check {
+    let long = Duration::from_secs(1000);
+    for (request, deadline) in [(SHORT, long), (long, SHORT)] {
+        let (tell, told) = std::sync::mpsc::channel();
+        let server = t.server().request_timeout(request).on_request(move |mut conn| {
+            let tell = tell.clone();
+            async move {
+                conn.set_read_deadline(Some(Instant::now() + deadline));
+                let _ = tell.send(conn.next(2).await);
+                conn.close();
+                Ok(())
+            }
+        });
+        let server = t.spawn(server);
+        let mut peer = dial(&server)?;
+        peer.write_all(b"x")?;
+        let error = told.recv_timeout(DEADLINE)?.expect_err("a byte is missing");
+        assert!(error.is_read_timeout(), "{error:?}");
+    }
     Ok(())
 }

@@ -1,0 +1,169 @@
+//! Wake-ups that futures ask a poller for.
+//!
+//! An [`Alarm`] belongs to a future, its [`Bell`] to the poller's timers; what they share is the
+//! waker. A future that is dropped, or polled with another waker, empties that place at once, so
+//! that a bell never keeps a task alive. The future polls on its own thread, and the poller rings
+//! on its; no waker is called or dropped with the lock held.
+//!
+//! ```text
+//!   Set ──► Rung   the time has come, or the poller has ended
+//!    └────► Dead   the future was dropped
+//! ```
+
+use std::task::{Context, Poll, Waker};
+
+use super::{Command, Endpoint, Remote};
+use crate::clock::now_ns;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, lock};
+use crate::user_code;
+
+/// Ends a wait at a time. Asks its poller for that when it first has to wait.
+pub(crate) struct Alarm<E: Endpoint> {
+    remote: Arc<Remote<E>>,
+    at_ns: u64,
+    shared: Option<Arc<Mutex<State>>>,
+}
+
+enum State {
+    Set(Waker),
+    Rung,
+    Dead,
+}
+
+impl<E: Endpoint> Alarm<E> {
+    /// For this time on the clock of [`now_ns`].
+    pub(crate) fn new(remote: &Arc<Remote<E>>, at_ns: u64) -> Alarm<E> {
+        Alarm { remote: Arc::clone(remote), at_ns, shared: None }
+    }
+
+    /// Ready when the time has come, or earlier if the poller ends before.
+    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if now_ns() >= self.at_ns {
+            return Poll::Ready(());
+        }
+        // User code, so without the lock.
+        let waker = cx.waker().clone();
+        let Some(shared) = &self.shared else {
+            let shared = Arc::new(Mutex::new(State::Set(waker)));
+            self.shared = Some(Arc::clone(&shared));
+            let bell = Bell { shared, dead: Arc::clone(&self.remote.dead_timers) };
+            self.remote.send(Command::WakeAt(self.at_ns, bell));
+            // Where the poller has ended, the bell has rung by now, and woken this future.
+            return Poll::Pending;
+        };
+        let mut state = lock(shared);
+        let (polled, replaced) = match &mut *state {
+            State::Set(registered) => (Poll::Pending, Some(std::mem::replace(registered, waker))),
+            State::Rung | State::Dead => (Poll::Ready(()), Some(waker)),
+        };
+        drop(state);
+        drop(replaced);
+        polled
+    }
+}
+
+impl<E: Endpoint> Drop for Alarm<E> {
+    fn drop(&mut self) {
+        let Some(shared) = &self.shared else { return };
+        let mut state = lock(shared);
+        if let State::Set(_) = *state {
+            // Under the lock: the bell takes it back when it finds the alarm dead.
+            self.remote.dead_timers.fetch_add(1, Ordering::Relaxed);
+            let set = std::mem::replace(&mut *state, State::Dead);
+            drop(state);
+            drop(set);
+        }
+    }
+}
+
+/// What the poller has of an alarm. It rings when it is dropped, whyever that is: so no future
+/// waits for a poller that has ended.
+pub(crate) struct Bell {
+    shared: Arc<Mutex<State>>,
+    /// How many bells of the poller are dead.
+    dead: Arc<AtomicUsize>,
+}
+
+impl Bell {
+    /// Nobody listens any more.
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(*lock(&self.shared), State::Dead)
+    }
+
+    /// The waker to call, unless nobody listens any more.
+    pub(super) fn ring(&self) -> Option<Waker> {
+        let mut state = lock(&self.shared);
+        match std::mem::replace(&mut *state, State::Rung) {
+            State::Set(waker) => Some(waker),
+            State::Rung => None,
+            State::Dead => {
+                self.dead.fetch_sub(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        user_code::wake_all(self.ring());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::timers::{Timers, Whom};
+    use super::*;
+    use crate::config;
+    use crate::task::tests::{CountsWakes, locks_nothing};
+
+    fn bell(state: State) -> (Bell, Arc<Mutex<State>>) {
+        let shared = Arc::new(Mutex::new(state));
+        (Bell { shared: Arc::clone(&shared), dead: Arc::new(AtomicUsize::new(1)) }, shared)
+    }
+
+    #[test]
+    fn bells_that_nobody_listens_to_are_swept_out_and_the_others_stay() {
+        let mut timers = Timers::new();
+        let counts = CountsWakes::new();
+        timers.arm(1, Whom::Bell(bell(State::Set(counts.waker())).0));
+        for at_ns in 0..config::STALE_TIMERS_MAX as u64 {
+            assert_eq!(timers.is_sweep_due(), at_ns + 1 >= config::STALE_TIMERS_MAX as u64);
+            let (bell, _) = bell(State::Dead);
+            assert!(bell.is_dead());
+            timers.arm(at_ns, Whom::Bell(bell));
+        }
+        timers.sweep(|_, _| false);
+        assert_eq!((timers.count(), counts.count()), (1, 0));
+        assert!(!timers.is_sweep_due());
+    }
+
+    #[test]
+    fn a_bell_rings_once_and_when_its_poller_drops_it() {
+        let counts = CountsWakes::new();
+        let (rung, _) = bell(State::Set(counts.waker()));
+        assert!(rung.ring().is_some_and(|waker| waker.will_wake(&counts.waker())));
+        drop(rung);
+        assert_eq!(counts.count(), 0);
+        drop(bell(State::Set(counts.waker())).0);
+        assert_eq!(counts.count(), 1);
+    }
+
+    #[test]
+    fn a_dead_bell_is_taken_off_the_count_once() {
+        let (bell, _) = bell(State::Dead);
+        let dead = Arc::clone(&bell.dead);
+        assert!(bell.ring().is_none());
+        drop(bell);
+        assert_eq!(dead.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_bell_rings_without_the_lock() {
+        let (bell, shared) = bell(State::Rung);
+        let waker = locks_nothing(move || crate::sync::try_lock(&shared).is_some());
+        *lock(&bell.shared) = State::Set(waker);
+        drop(bell);
+    }
+}

@@ -1,0 +1,212 @@
+//! A bounded number of places, given out in the order in which they are asked for.
+//!
+//! Callers wait for a place without blocking, on any thread. A caller that is dropped while it
+//! waits leaves the line, and passes on a place that it was promised and never took. No waker is
+//! cloned, called or dropped with the lock held.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+// Not `sync`'s, of which there can be no static.
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::user_code::wake_all;
+
+pub(super) struct Line {
+    places_max: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Places that somebody has, or was promised.
+    taken: usize,
+    /// Callers that wait, by their tickets. One that is promised a place is taken out; and while
+    /// there is one here, there is no free place.
+    waiting: BTreeMap<u64, Waker>,
+    next_ticket: u64,
+}
+
+impl Line {
+    pub(super) const fn new(places_max: usize) -> Line {
+        let state = State { taken: 0, waiting: BTreeMap::new(), next_ticket: 0 };
+        Line { places_max, state: Mutex::new(state) }
+    }
+
+    /// Waits for a place.
+    pub(super) fn place(&'static self) -> WaitPlace {
+        WaitPlace { line: self, ticket: None }
+    }
+
+    /// How many places are taken, and how many callers wait.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.taken, state.waiting.len())
+    }
+
+    /// Takes a place, or leaves `waker` in line for one. Gives back a waker that is to be dropped.
+    fn take_or_wait(
+        &'static self,
+        ticket: &mut Option<u64>,
+        waker: Option<Waker>,
+    ) -> (Option<Place>, Option<Waker>) {
+        let mut state = self.lock();
+        let is_free = match *ticket {
+            // The place was promised once the ticket is gone.
+            Some(number) => !state.waiting.contains_key(&number),
+            None => state.taken < self.places_max,
+        };
+        if is_free {
+            state.taken += usize::from(ticket.take().is_none());
+            return (Some(Place { line: self }), waker);
+        }
+        let Some(waker) = waker else { return (None, None) };
+        let number = *ticket.get_or_insert_with(|| {
+            state.next_ticket += 1;
+            state.next_ticket
+        });
+        (None, state.waiting.insert(number, waker))
+    }
+
+    /// Gives up a place that was taken or promised: it is promised to the caller that has waited
+    /// longest.
+    fn give_back(&self) {
+        let next = {
+            let mut state = self.lock();
+            let next = state.waiting.pop_first();
+            if next.is_none() {
+                state.taken -= 1;
+            }
+            next
+        };
+        wake_all(next.map(|(_, waker)| waker));
+    }
+
+    /// No code of ours panics while it holds this.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for a place in line.
+pub(super) struct WaitPlace {
+    line: &'static Line,
+    ticket: Option<u64>,
+}
+
+impl Future for WaitPlace {
+    type Output = Place;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Place> {
+        let line = self.line;
+        if let (Some(place), _) = line.take_or_wait(&mut self.ticket, None) {
+            return Poll::Ready(place);
+        }
+        // Only a caller that has to wait needs a waker of its own.
+        match line.take_or_wait(&mut self.ticket, Some(cx.waker().clone())) {
+            (Some(place), _) => Poll::Ready(place),
+            (None, _) => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for WaitPlace {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let waker = self.line.lock().waiting.remove(&ticket);
+        if waker.is_none() {
+            self.line.give_back();
+        }
+    }
+}
+
+/// A place in line; given back when it is dropped.
+pub(super) struct Place {
+    line: &'static Line,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.line.give_back();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::task::tests::{CountsWakes, Panics, locks_nothing};
+
+    fn line(places_max: usize) -> &'static Line {
+        Box::leak(Box::new(Line::new(places_max)))
+    }
+
+    fn poll(wait: &mut WaitPlace, waker: &Waker) -> Poll<Place> {
+        Pin::new(wait).poll(&mut Context::from_waker(waker))
+    }
+
+    fn taken(line: &'static Line) -> Place {
+        match poll(&mut line.place(), Waker::noop()) {
+            Poll::Ready(place) => place,
+            Poll::Pending => panic!("there is a free place"),
+        }
+    }
+
+    #[test]
+    fn places_are_given_out_in_order_and_no_more_than_there_are() {
+        let line = line(2);
+        let (one, other) = (taken(line), taken(line));
+        let mut waiting = [line.place(), line.place()];
+        for wait in &mut waiting {
+            assert!(poll(wait, Waker::noop()).is_pending());
+        }
+        assert_eq!(line.counts(), (2, 2));
+        drop(one);
+        assert!(poll(&mut waiting[1], Waker::noop()).is_pending(), "out of turn");
+        assert!(poll(&mut line.place(), Waker::noop()).is_pending(), "out of turn");
+        let Poll::Ready(first) = poll(&mut waiting[0], Waker::noop()) else { panic!("its turn") };
+        drop((first, other));
+        drop(waiting);
+        assert_eq!(line.counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_place_that_was_promised_and_never_taken_is_passed_on() {
+        let line = line(1);
+        let place = taken(line);
+        let (mut first, mut second) = (line.place(), line.place());
+        assert!(poll(&mut first, Waker::noop()).is_pending());
+        assert!(poll(&mut second, Waker::noop()).is_pending());
+        drop(place);
+        drop(first);
+        assert!(poll(&mut second, Waker::noop()).is_ready());
+        assert_eq!(line.counts(), (0, 0));
+    }
+
+    #[test]
+    fn the_newest_waker_is_called_and_one_that_panics_harms_nobody() {
+        let line = line(1);
+        let place = taken(line);
+        let (mut first, mut second) = (line.place(), line.place());
+        assert!(poll(&mut first, &Panics::waker()).is_pending());
+        let (old, new) = (CountsWakes::new(), CountsWakes::new());
+        assert!(poll(&mut second, &old.waker()).is_pending());
+        assert!(poll(&mut second, &new.waker()).is_pending());
+        drop(place);
+        drop(first);
+        assert_eq!((old.count(), new.count()), (0, 1));
+        assert!(poll(&mut second, Waker::noop()).is_ready());
+    }
+
+    #[test]
+    fn a_waker_is_dropped_without_the_lock() {
+        let line = line(1);
+        let _place = taken(line);
+        let mut wait = line.place();
+        let waker = locks_nothing(|| line.state.try_lock().is_ok());
+        assert!(poll(&mut wait, &waker).is_pending());
+        drop(waker);
+        assert!(poll(&mut wait, Waker::noop()).is_pending());
+        assert!(poll(&mut wait, &locks_nothing(|| line.state.try_lock().is_ok())).is_pending());
+    }
+}
