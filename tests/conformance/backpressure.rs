@@ -2,8 +2,8 @@
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ringpoll::Connection;
@@ -23,10 +23,15 @@ macro_rules! cases {
             a_flooding_connection_leaves_the_others_their_share
             a_thousand_stalled_requests_cost_little_memory_each
             idle_connections_own_no_buffers
+            slices_that_the_application_keeps_count_against_nobody
+            a_reader_beyond_its_share_fails_although_its_peer_is_alive
         }
     };
 }
 pub(crate) use cases;
+
+/// Of a poller that has little memory.
+const BUDGET: usize = 8 << 20;
 
 const LOW: usize = 64 << 10;
 const HIGH: usize = 256 << 10;
@@ -335,5 +340,67 @@ pub(crate) fn idle_connections_own_no_buffers(t: &Fixture) -> Check {
     }
     eventually("all blocks are back", || server.stats().pollers.blocks == 0);
     assert_eq!(server.stats().open, 200);
+    Ok(())
+}
+
+/// The application keeps four times what may lie unread, and another connection needs more than an
+/// equal share of that.
+pub(crate) fn slices_that_the_application_keeps_count_against_nobody(t: &Fixture) -> Check {
+    const FRAME: usize = 1 << 20;
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let keeps = Arc::clone(&kept);
+    let builder = t.server().pollers(1).unread_bytes_max(BUDGET);
+    let server = t.spawn(builder.on_connect(move |mut conn| {
+        let kept = Arc::clone(&keeps);
+        async move {
+            let bytes = u32::from_be_bytes((*conn.next(4).await?).try_into().expect("four bytes"));
+            let slice = conn.next(bytes as usize).await?;
+            if bytes as usize == FRAME {
+                kept.lock().expect("nobody panics here").push(slice);
+            }
+            conn.write_copy(b"ok")?;
+            conn.flush().await
+        }
+    }));
+    let sent = |bytes: usize| {
+        let mut peer = dial(&server)?;
+        peer.write_all(&(bytes as u32).to_be_bytes())?;
+        peer.write_all(&pattern(0, bytes))?;
+        assert_eq!(read_exactly(&peer, 2)?, b"ok", "{bytes} bytes");
+        Check::Ok(peer)
+    };
+    let _peers: Vec<_> = (0..4 * BUDGET / FRAME).map(|_| sent(FRAME)).collect::<Check<_>>()?;
+    sent(BUDGET * 3 / 4)?;
+    kept.lock().expect("nobody panics here").clear();
+    Ok(())
+}
+
+/// It waits for more than may lie unread. That is a limit of this side, and says nothing of the
+/// peer.
+pub(crate) fn a_reader_beyond_its_share_fails_although_its_peer_is_alive(t: &Fixture) -> Check {
+    let is_told = Arc::new(AtomicBool::new(false));
+    let tells = Arc::clone(&is_told);
+    let (report, ended) = outcome();
+    let builder = t.server().pollers(1).unread_bytes_max(BUDGET);
+    let builder = builder.on_disconnect(move |_| tells.store(true, Ordering::SeqCst));
+    let server = t.spawn(builder.on_connect(move |mut conn| {
+        let report = report.clone();
+        async move {
+            let error = conn.next(8 * BUDGET).await.expect_err("there is no memory for it");
+            tell(report, Ok((error.is_limit(), error.to_string(), conn.is_active())));
+            Err(error)
+        }
+    }));
+    let mut peer = dial(&server)?;
+    let sending = on_thread(move || {
+        // The server ends it at some point.
+        let _ = peer.write_all(&vec![7; 8 * BUDGET]);
+        Ok(peer)
+    });
+    let (is_limit, message, is_active) = ended.wait();
+    assert!(is_limit && is_active, "{message:?}, active: {is_active}");
+    drop(sending.wait());
+    eventually("its connection is closed", || server.stats().open == 0);
+    assert!(!is_told.load(Ordering::SeqCst), "a disconnect that was none");
     Ok(())
 }

@@ -381,8 +381,8 @@ fn gated(t: &mut Fixture) -> Check<(ServerHandle, Arc<Notify>)> {
     Ok((server, gate))
 }
 
-/// Writes until the kernel has taken what it takes for a peer that does not read, and writes have to
-/// wait; returns how many bytes were taken.
+/// Writes until the kernel has taken what it takes for a peer that does not read, and writes have
+/// to wait; returns how many bytes were taken.
 async fn fill(writer: &mut (impl AsyncWrite + Unpin)) -> Check<usize> {
     let (piece, mut taken, mut waits) = (pattern(10_000), 0, 0);
     // The poller, and the kernel's buffers that grow, make room again after a first wait.
