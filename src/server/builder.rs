@@ -61,8 +61,8 @@ impl ServerBuilder {
     }
 
     /// Runs once for each connection, before any `on_request`. It may read, write, wait and close.
-    /// Without an `on_request` it serves the whole connection, which closes when it has returned and
-    /// the [`Connection`] is dropped: a handler may move it elsewhere, and it stays open there.
+    /// Without an `on_request` it serves the whole connection, which closes when it has returned
+    /// and the [`Connection`] is dropped: a handler may move it elsewhere, and it stays open there.
     pub fn on_connect<H, F>(mut self, handler: H) -> Self
     where
         H: Fn(Connection) -> F + Send + Sync + 'static,

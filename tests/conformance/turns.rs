@@ -35,8 +35,8 @@ struct Turn {
     next: AtomicU64,
 }
 
-/// Answers one number, which must be the next. For one number of four it computes for a while before
-/// that: handlers that all take the same may stay on a poller where CPUs are short.
+/// Answers one number, which must be the next. For one number of four it computes for a while
+/// before that: handlers that all take the same may stay on a poller where CPUs are short.
 async fn count(mut conn: Connection, cost: Duration) -> Result<()> {
     let turn = conn.context::<Turn>().expect("set before the first run");
     assert!(!turn.is_taken.swap(true, Ordering::SeqCst), "two handlers run at once");
