@@ -463,8 +463,8 @@ fn a_poller_that_fails_ends_its_server_with_the_reason() {
             for peer in &peers {
                 assert_eq!(exchange(peer, b"hello").expect("it answers"), b"hello");
             }
-            let of_pollers = fds().into_iter().filter(|(_, target)| target.contains(kind));
-            let (last, _) = of_pollers.last().expect("the second poller was made last");
+            let mut of_pollers = fds().into_iter().filter(|(_, target)| target.contains(kind));
+            let (last, _) = of_pollers.next_back().expect("the second poller was made last");
             let other = File::open("/dev/null").expect("it is there");
             // SAFETY: both descriptors are open; the poller's number stays its own, but names a
             // file that nobody can wait for.
