@@ -210,9 +210,13 @@ pub(crate) const SEND_TURN_BYTES: usize = 1 << 20;
 /// How long the peer of a closed connection may take none of what was submitted before the close.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
-/// How long a timer waits that was due while bytes had arrived in the kernel that nobody had looked
-/// at: they may need a round or two to come, or a receive buffer.
+/// How long a due timer is put off while the kernel holds bytes for its connection that no pass has
+/// received. Receiving them may take another pass, or a free receive buffer.
 pub(crate) const UNSEEN_INPUT_NS: u64 = 1_000_000;
+
+/// How long such bytes put a timer off at most. Bytes that do not come by then, for whatever
+/// reason, are not to keep a connection for ever.
+pub(crate) const UNSEEN_INPUT_MAX_NS: u64 = 1_000_000_000;
 
 /// How long a forced shutdown waits for the handlers of cut connections to notice.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);

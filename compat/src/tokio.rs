@@ -35,11 +35,11 @@ use traits::{impl_async_read, impl_async_write};
 ///   bytes of this stream, gathered or handed over, are not in the kernel. That is what a peer
 ///   that does not read costs; [`with_output_bytes_max`](Self::with_output_bytes_max) moves it. A
 ///   write takes no more than there is room for.
-/// * **Flushing** hands over what is gathered and does not wait for the kernel to have it: the
-///   poller sends the rest. It waits only while more than the bound is unsent, which takes output
-///   that was written past this stream, or a bound that was lowered. **Shutting down** waits until
-///   the kernel has every byte, then ends this side of the stream. Reading goes on. So whoever
-///   wants to know that everything has left shuts down, and nothing else tells.
+/// * **Flushing** hands over the gathered bytes, and the poller sends them; a flush does not wait
+///   for the kernel. It waits only while more than the bound is unsent (after writes through
+///   `get_mut`, or a lowered bound) or while the connection's own bound is reached. **Shutting
+///   down** waits until the kernel has every byte, then ends this side of the stream; reading stays
+///   possible. Only a shutdown confirms that the kernel has every byte.
 /// * **Errors** of bytes that were handed over come with the next write, flush or shutdown.
 /// * **Timeouts and deadlines** of the connection hold for each wait and come as
 ///   [`io::ErrorKind::TimedOut`]: the write timeout for writes at the bound and for a shutdown.

@@ -461,8 +461,8 @@ impl Chain {
     }
 }
 
-/// Memory of the user's that is sent, or never will be. Its destructors are code of the user's:
-/// they run when this is dropped, so whoever takes a lock declares it before the lock.
+/// Memory that the user handed over and the connection no longer needs. Dropping a `Spent` runs the
+/// user's destructors, so declare it before taking a lock: it is then dropped after the unlock.
 #[derive(Default)]
 pub(crate) struct Spent(Vec<Slice>);
 

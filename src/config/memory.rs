@@ -5,12 +5,12 @@
 /// fail.
 pub(crate) const UNREAD_BYTES_MAX: usize = 1 << 30;
 
-/// While a poller's memory is above its budget, the connections are looked at again when that
-/// memory has grown by this part of the budget.
+/// While a poller's block memory is above its budget, unread bytes are counted again each time that
+/// memory has grown by the budget divided by this.
 pub(crate) const BUDGET_LOOKS: usize = 16;
 
-/// And after this time, in which a poller with 10,000 connections spends less than a hundredth on
-/// such a look.
+/// While a poller's block memory is above its budget, unread bytes are counted again after this
+/// time. A count takes a lock for each connection.
 pub(crate) const BUDGET_LOOK_NS: u64 = 100_000_000;
 
 /// No connection is throttled below this share.

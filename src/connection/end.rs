@@ -1,8 +1,8 @@
 //! The end of a connection: closing, what is still sent then, the close callbacks, the books.
 //!
-//! Any thread may close. What was submitted before is sent by whoever sends for the connection; it
-//! ends the socket after the last byte. The poller lets go of the socket; when it has, and no run
-//! is out, the connection is finished: its callbacks run, and its descriptor is closed.
+//! Any thread may close. Bytes submitted before the close are still sent, and the thread that sends
+//! the last byte ends the socket. Then the poller removes the connection. After the removal, and
+//! once no run holds the connection, the close callbacks run and the descriptor is closed.
 
 use std::io;
 use std::sync::Arc;
@@ -39,6 +39,8 @@ impl Shared {
         };
         if lingers {
             self.timeouts.touch(now_ns());
+            // Resets the mark: only bytes that the peer takes from now on extend the linger time.
+            let _ = self.taken_ago();
             self.idle_timeout.cap(config::LINGER);
             self.arm(self.idle_at());
             // What the peer still sends is dropped. Left in the kernel, it would make the kernel
@@ -51,8 +53,8 @@ impl Shared {
         drop(unread);
     }
 
-    /// Closes, and drops what the kernel has not sent. A TCP peer sees a reset, so it cannot take
-    /// what it has for everything.
+    /// Closes, and drops what the kernel has not sent. A TCP peer sees a reset, so the peer cannot
+    /// mistake the part that it has received for the whole stream.
     pub(crate) fn abort(self: &Arc<Self>) {
         self.life.close();
         if self.life.is_detached() {
@@ -94,8 +96,8 @@ impl Shared {
         self.remote.send(Command::Remove(Arc::clone(self)));
     }
 
-    /// Closes without delay. Where output is left, or a handler computes it, the peer sees a reset:
-    /// it cannot take what it has for everything.
+    /// Closes without delay. If output is unsent or a handler is running, this aborts the
+    /// connection, so a TCP peer cannot mistake a part of the output for the whole.
     pub(crate) fn cut(self: &Arc<Self>) {
         let is_settled = lock(&self.output).is_settled();
         if is_settled && !self.is_occupied() { self.close() } else { self.abort() }
@@ -113,7 +115,7 @@ impl Shared {
 
     /// Closes as soon as nobody has anything left to do here.
     pub(crate) fn end_when_idle(self: &Arc<Self>) {
-        // First, so that whoever is at work here finds it when we find them.
+        // Set the bit before the check: a run that the check still finds busy will see the bit.
         self.life.end_when_idle();
         self.close_if_idle();
     }
@@ -163,8 +165,8 @@ impl Shared {
         }
     }
 
-    /// The socket of a detached connection is its user's, or was given up: then it closes now, or
-    /// as soon as its poller lets go of it.
+    /// Finishes `detach`. If the caller has taken the socket, nothing is left to close. If `detach`
+    /// failed or was dropped halfway, the socket closes now, or when the poller has removed it.
     pub(super) fn end_detaching(self: &Arc<Self>) {
         self.life.end_detaching();
         let unread = lock(&self.input).discard();

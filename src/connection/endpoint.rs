@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::task::Context;
+use std::time::Duration;
 
 use super::Connection;
 use super::handle::Handle;
@@ -329,36 +330,44 @@ impl Shared {
         match output.ending {
             Ending::Lingers => Some(Action::End),
             Ending::Ended => None,
-            // A shutdown left it open for this output alone.
+            // A server shutdown keeps a connection open only until its output is sent.
             Ending::No => self.life.ends_when_idle().then_some(Action::CloseIfIdle),
         }
     }
 
-    /// Whether bytes have arrived in the kernel that would make a timer that is due pointless. So
-    /// it is where the poller was held up, or where the ring has no buffers for them.
+    /// Whether a timer is due although the kernel holds bytes that would satisfy its wait. This
+    /// happens after the poller was held up, or when the ring has no free receive buffer.
     fn has_unseen_input(&self, now_ns: u64) -> bool {
-        let is_due = lock(&self.input).is_due(now_ns) || self.idle_at() <= now_ns;
+        let (read_ns, has_ended) = {
+            let input = lock(&self.input);
+            (input.until_ns(), input.end.is_some())
+        };
+        let due_ns = read_ns.min(self.idle_at());
+        let is_due = due_ns <= now_ns && now_ns - due_ns < config::UNSEEN_INPUT_MAX_NS;
         let receives = !self.paused.load(Ordering::Relaxed) && !self.life.is_closed();
-        if !is_due || !receives || lock(&self.input).end.is_some() {
+        if !is_due || !receives || has_ended {
             return false;
         }
         let socket = lock(&self.output).socket.clone();
         socket.is_some_and(|socket| socket.arrived_bytes().is_ok_and(|bytes| bytes > 0))
     }
 
-    /// When something has happened last, if the idle timeout was due without having been told: a
-    /// handler computes, or the peer takes what the kernel was given long ago.
+    /// The last activity, where the idle timeout is due although no activity was recorded: a
+    /// handler is running, or the peer has taken bytes that the kernel accepted earlier. `None`:
+    /// idle.
     fn last_moved(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
         if !self.life.is_closed() && self.is_occupied() {
             return Some(now_ns);
         }
+        let moved_ns = now_ns.saturating_sub(self.taken_ago()?.as_nanos() as u64);
+        (self.idle_timeout.end_after(moved_ns) > now_ns).then_some(moved_ns)
+    }
+
+    /// How long ago the peer has taken bytes, if it has since this was last asked.
+    pub(super) fn taken_ago(&self) -> Option<Duration> {
         let socket = lock(&self.output).socket.clone()?;
         let taken = socket.taken_by_peer().ok()?;
-        if !self.timeouts.note_taken(taken.mark) {
-            return None;
-        }
-        let moved_ns = now_ns.saturating_sub(taken.age.as_nanos() as u64);
-        (self.idle_timeout.end_after(moved_ns) > now_ns).then_some(moved_ns)
+        self.timeouts.note_taken(taken.mark).then_some(taken.age)
     }
 
     /// Takes in bytes for a reader that is out.

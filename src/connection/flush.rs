@@ -103,9 +103,9 @@ pub(super) fn poll_flush(
     polled
 }
 
-/// Waits until fewer than `bytes_max` bytes, or `output_bytes_max` if that is less, are on their
-/// way to the peer, those included that are not handed over; says how many more may be written.
-/// From poll to poll.
+/// Polls for room to write, and returns the room in bytes. Unsent bytes are those written or
+/// submitted that the kernel has not taken. There is room while fewer than `bytes_max` bytes, and
+/// fewer than `output_bytes_max`, are unsent.
 pub(super) fn poll_room(
     shared: &Arc<Shared>,
     staging: &mut Staging,
@@ -171,9 +171,9 @@ pub(super) fn poll_end(shared: &Arc<Shared>, cx: &Context<'_>) -> Poll<Error> {
 /// One flush.
 #[derive(Default)]
 struct Flush {
-    /// Everything is handed over, and the wait is over when the kernel has so many bytes.
+    /// Set once everything is handed over: the total of sent bytes at which the flush is done.
     target: Option<u64>,
-    /// The kernel need not have so many of the last bytes.
+    /// How many of the submitted bytes may still be unsent when the flush is done.
     unsent_max: u64,
     began: Began,
 }
@@ -195,7 +195,7 @@ impl Flush {
             let mut ask = false;
             let looked = {
                 let mut output = lock(&shared.output);
-                self.look(&mut output, shared, staging, &mut spent, &mut waiter, &mut ask)
+                self.attempt(&mut output, shared, staging, &mut spent, &mut waiter, &mut ask)
             };
             ask_if(shared, ask);
             match looked {
@@ -210,9 +210,9 @@ impl Flush {
         }
     }
 
-    /// One look with the lock held. Not registered: everything is in the kernel. `ask`: the poller
-    /// must be asked to send.
-    fn look(
+    /// One attempt, with the output lock held. Returns `Registered::No` when the flush is done.
+    /// Sets `ask` when the caller must ask the poller to send.
+    fn attempt(
         &mut self,
         output: &mut Output,
         shared: &Arc<Shared>,
@@ -249,7 +249,7 @@ enum Registered {
     /// There is nothing to wait for.
     No,
     Yes,
-    /// It takes a clone of the waker, which is made without the lock.
+    /// Not yet: the caller must unlock, clone the waker, and try again.
     NeedsWaker,
 }
 

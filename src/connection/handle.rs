@@ -11,6 +11,7 @@ use super::run;
 use super::shared::Shared;
 use crate::address::PeerAddr;
 use crate::clock::now_ns;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::poller::Command;
 use crate::sync::lock;
@@ -44,12 +45,11 @@ impl Handle {
 
     /// Closes the connection. Idempotent, from any thread.
     ///
-    /// Reads and flushes that wait end with a closed error, and what is only written is dropped.
-    /// What was handed over by a submit or a flush is still sent, as long as the peer takes it:
-    /// where it has taken nothing for 30 s, or for the idle timeout if that is shorter, it
-    /// sees a reset. Then the descriptor is closed, once a handler that runs now has
-    /// returned and given its [`Connection`](crate::Connection) back; the close callbacks run
-    /// before that.
+    /// Waiting reads and flushes fail with a closed error. Bytes that are written but not submitted
+    /// are dropped. Submitted bytes are still sent while the peer takes them. If the peer takes
+    /// nothing for 30 s, or for a shorter idle timeout, the rest is dropped and a TCP peer sees a
+    /// reset. The descriptor closes after all this, once a running handler has returned and its
+    /// [`Connection`](crate::Connection) is dropped. The close callbacks run just before.
     pub fn close(&self) {
         self.0.close();
     }
@@ -144,6 +144,10 @@ impl Handle {
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.touch(now_ns());
         self.0.idle_timeout.set(timeout);
+        if self.is_closed() {
+            // The bound of what is still sent stays.
+            self.0.idle_timeout.cap(config::LINGER);
+        }
         self.0.arm(self.0.idle_at());
     }
 

@@ -272,16 +272,16 @@ impl Input {
         unneeded
     }
 
-    /// Whether a reader's wait is over at `now_ns`.
-    pub(super) fn is_due(&self, now_ns: u64) -> bool {
-        self.wait.as_ref().is_some_and(|wait| wait.until_ns <= now_ns)
+    /// When a reader's wait is over.
+    pub(super) fn until_ns(&self) -> u64 {
+        self.wait.as_ref().map_or(NEVER, |wait| wait.until_ns)
     }
 
     /// Whom to wake if its wait is over at `now_ns`, otherwise when to look again.
     pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Waker>, u64) {
         match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
             Some(wait) => (Some(wait.waker), NEVER),
-            None => (None, self.wait.as_ref().map_or(NEVER, |wait| wait.until_ns)),
+            None => (None, self.until_ns()),
         }
     }
 

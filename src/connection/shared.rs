@@ -245,7 +245,7 @@ impl Shared {
     pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>, has_returned: bool) {
         if let Some(error) = failure {
             self.report(&error);
-            // A peer that has taken too long already gets no more time.
+            // The peer was too slow to take the output, so the rest is dropped now.
             if error.is_write_timeout() { self.cut() } else { self.close() }
         }
         match has_returned {
@@ -302,7 +302,7 @@ impl Shared {
     }
 
     pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
-        // A peer whose bytes find no memory here is alive.
+        // Out of memory here says nothing about the peer, which may be alive.
         if !matches!(end, End::Memory) {
             self.note_peer_gone(batch);
         }

@@ -89,8 +89,7 @@ impl IdleTimeout {
 pub(super) struct Timeouts {
     pub(super) read: Timeout,
     pub(super) write: Timeout,
-    /// When the waits for input of this run of a request's handler end; kept where there is such a
-    /// bound.
+    /// When reads of the current `on_request` run time out. Set only with a `request_timeout`.
     request_until_ns: AtomicU64,
     last_active_ns: AtomicU64,
     /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last
@@ -122,13 +121,13 @@ impl Timeouts {
         self.taken_mark.swap(mark, Ordering::Relaxed) != mark
     }
 
-    /// A run of a request's handler starts, whose waits for input end `after` from now.
+    /// Starts the time limit for reads of an `on_request` run: `after` from now.
     #[cold]
     pub(super) fn start_request(&self, after: Duration) {
         self.request_until_ns.store(ns_after(after), Ordering::SeqCst);
     }
 
-    /// When those end.
+    /// When reads of the current `on_request` run time out.
     pub(super) fn end_of_request(&self) -> u64 {
         self.request_until_ns.load(Ordering::SeqCst)
     }

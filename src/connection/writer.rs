@@ -122,9 +122,9 @@ macro_rules! impl_writer {
                 self.poll_writable_within(cx, usize::MAX)
             }
 
-            /// [`poll_writable`](Self::poll_writable) with a bound of the caller's: at most
-            /// `unsent_bytes_max` bytes are to be on their way to the peer, if that is less than
-            /// `output_bytes_max`. 0 counts as 1.
+            /// [`poll_writable`](Self::poll_writable) with a lower bound: waits while
+            /// `unsent_bytes_max` or more bytes are not yet in the kernel. `output_bytes_max` holds
+            /// as well, so a larger value has no effect. 0 counts as 1.
             ///
             /// # Errors
             /// As for [`poll_writable`](Self::poll_writable).
@@ -150,9 +150,9 @@ macro_rules! impl_writer {
                 self.poll_flush_within(cx, 0)
             }
 
-            /// [`poll_flush`](Self::poll_flush) that leaves bytes to the poller: hands over what is
-            /// written, and waits only until the kernel has all but `unsent_bytes_max` of the bytes
-            /// submitted so far. What becomes of those is told by a later poll.
+            /// [`poll_flush`](Self::poll_flush) that may leave bytes unsent: hands over everything
+            /// written, then waits until at most `unsent_bytes_max` submitted bytes are not in the
+            /// kernel. The poller sends these; a later poll reports their errors.
             ///
             /// # Errors
             /// As for [`flush`](Self::flush).

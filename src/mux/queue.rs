@@ -115,8 +115,8 @@ impl Queue {
         }))
     }
 
-    /// What `look` finds. While it finds nothing, `register` puts a waker where whoever changes
-    /// that takes it, and returns the one that was there.
+    /// Polls `look`. While `look` finds nothing, `register` stores the waker that the next change
+    /// of the state calls. `register` returns the waker that the new one replaces.
     fn poll_state<T>(
         &self,
         cx: &Context<'_>,

@@ -1,13 +1,13 @@
 //! Wake-ups that futures ask a poller for.
 //!
-//! An [`Alarm`] belongs to a future, its [`Bell`] to the poller's timers; what they share is the
-//! waker. A future that is dropped, or polled with another waker, empties that place at once, so
-//! that a bell never keeps a task alive. The future polls on its own thread, and the poller rings
-//! on its; no waker is called or dropped with the lock held.
+//! A future owns an [`Alarm`], and the poller's timers own its [`Bell`]; the two share the waker.
+//! Dropping the future removes the waker at once, and polling the future replaces the waker. So a
+//! bell never keeps a task alive. The future's thread polls, and the poller's thread rings. No
+//! waker is called or dropped while the lock is held.
 //!
 //! ```text
-//!   Set ──► Rung   the time has come, or the poller has ended
-//!    └────► Dead   the future was dropped
+//!   Set ──► Rung            the time has come, or the poller has ended
+//!    └────► Dead ──► Rung   the future was dropped; later the poller drops the bell
 //! ```
 
 use std::task::{Context, Poll, Waker};
@@ -68,7 +68,7 @@ impl<E: Endpoint> Drop for Alarm<E> {
         let Some(shared) = &self.shared else { return };
         let mut state = lock(shared);
         if let State::Set(_) = *state {
-            // Under the lock: the bell takes it back when it finds the alarm dead.
+            // Count under the lock: `Bell::ring` subtracts this 1 as soon as it sees `Dead`.
             self.remote.dead_timers.fetch_add(1, Ordering::Relaxed);
             let set = std::mem::replace(&mut *state, State::Dead);
             drop(state);
@@ -77,8 +77,8 @@ impl<E: Endpoint> Drop for Alarm<E> {
     }
 }
 
-/// What the poller has of an alarm. It rings when it is dropped, whyever that is: so no future
-/// waits for a poller that has ended.
+/// The poller's side of an alarm. Dropping a bell rings it, so the end of a poller wakes every
+/// future that waits for one of its alarms.
 pub(crate) struct Bell {
     shared: Arc<Mutex<State>>,
     /// How many bells of the poller are dead.

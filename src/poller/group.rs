@@ -310,8 +310,8 @@ pub(crate) fn capabilities() -> &'static Capabilities {
     })
 }
 
-/// Probes on a thread that ends. The kernel takes a ring apart late, and interrupts what the thread
-/// that made the ring waits for then: its system calls would end with EINTR.
+/// Probes on a thread of its own. The kernel tears a ring down some milliseconds after it is
+/// closed, and this can make a system call of the thread that created the ring fail with EINTR.
 fn probe_apart() -> Capabilities {
     let (tells, told) = mpsc::sync_channel(1);
     let thread = threads::spawn("ringpoll-probe", Vec::new(), move || {

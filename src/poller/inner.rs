@@ -144,8 +144,8 @@ impl<E: Endpoint> Core<E> {
         if self.timers.count() == 0 {
             return;
         }
-        // Not those that came due since: what has arrived by then was not looked at yet, and may
-        // make them pointless.
+        // A timer that became due after the pass began must wait for the next pass: unreceived
+        // input may satisfy the wait that this timer would end.
         while let Some(entry) = self.timers.pop_due(self.looked_ns) {
             let token = match entry.whom {
                 Whom::Bell(bell) => {

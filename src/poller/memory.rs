@@ -1,9 +1,9 @@
 //! How much of what a poller has received may lie unread.
 //!
-//! Owned by the poller thread. What counts is what nobody has read: memory that the application
-//! keeps is its own. To count that takes a look at every connection, so it is done only while the
-//! poller's block memory, which costs nothing to ask for, is above the budget; and then again when
-//! that memory has grown by a part, or time has passed.
+//! Owned by the poller thread. Only unread bytes count; memory that the application keeps does not.
+//! Counting unread bytes visits every connection, so the poller counts only while its block memory
+//! is above the budget (reading that total is cheap). The poller counts again after that memory has
+//! grown by a part of the budget, or after `BUDGET_LOOK_NS`.
 
 use crate::clock::now_ns;
 use crate::config;

@@ -122,8 +122,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         Ok(())
     }
 
-    /// Gives up what was collected and not run, or taken and not obeyed, what comes from now on,
-    /// and every slot. There is some of it only where the poller has failed.
+    /// Abandons what the poller still holds: collected wakers and runs, commands, and all slots.
+    /// After an orderly stop, only late commands are left; after a failure, any of these.
     fn end(self) {
         let Core { remote, mut slots, leaving, mut batch, .. } = self.core;
         user_code::wake_all(batch.wakers.drain(..));
@@ -157,7 +157,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let began_ns = self.spin.is_enabled().then(now_ns);
         let sleep = self.core.remote.inbox().prepare_sleep(&mut self.commands);
         let timeout = if sleep { self.core.due_in() } else { Some(Duration::ZERO) };
-        let waited = self.look(timeout);
+        let waited = self.poll_backend(timeout);
         if sleep {
             self.core.remote.inbox().take(&mut self.commands);
         }
@@ -168,9 +168,10 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         waited
     }
 
-    /// Has the backend file what is done. A pass over all of that may take several looks; timers
-    /// that are due by the time it began have had their chance then, and come up.
-    fn look(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Calls the backend's `wait` once. A pass covers every event that was ready when the pass
+    /// began, and may take several calls. After a complete pass, timers that were due when the
+    /// pass began may fire: input that arrived before them has been received.
+    fn poll_backend(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let core = &mut self.core;
         let began_ns = *core.pass_began_ns.get_or_insert(core.batch.now_ns);
         if self.backend.wait(timeout, core)? {
@@ -190,7 +191,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let began_ns = now_ns();
         loop {
             self.core.remote.ready.turn();
-            self.look(Some(Duration::ZERO))?;
+            self.poll_backend(Some(Duration::ZERO))?;
             let spun_ns = now_ns() - began_ns;
             let counters = &self.core.remote.counters;
             if self.core.completions > 0 || !self.core.remote.inbox().is_empty() {

@@ -195,12 +195,12 @@ impl ServerBuilder {
         self
     }
 
-    /// Bounds how long a request may take to arrive; zero is for ever. From the moment that a run
-    /// of [`on_request`](Self::on_request) starts, every wait of a read in that run ends after
-    /// `timeout`, with a read timeout, however often the peer sends a little. Timeouts and
-    /// deadlines of the connection still hold; the earliest ends the wait.
+    /// Bounds how long a request may take to arrive; zero is for ever. When `timeout` has passed
+    /// since a run of [`on_request`](Self::on_request) started, every read of that run that has to
+    /// wait fails with a read timeout. Single bytes from the peer do not extend this time. Timeouts
+    /// and deadlines of the connection still hold; the earliest one ends the wait.
     ///
-    /// Each run has a time of its own, so a handler serves one request in a run where this is set.
+    /// The time covers one run, so a handler should serve one request in each run.
     /// What a run computes or sends is not bounded, and bytes that have come can be read at any
     /// time. A handler that returns before its request is whole has the whole time again when it is
     /// called with the next bytes. The waits of [`on_connect`](Self::on_connect) are not bounded.
@@ -250,7 +250,8 @@ impl ServerBuilder {
     /// Received bytes that may lie unread at each poller: 1 GiB unless told otherwise. While there
     /// are more, a connection that holds more than an equal share is paused; a read that can then
     /// never be satisfied fails with a limit error. Memory that the application keeps does not
-    /// count. Of pollers that exist, it is [their own](crate::PollersBuilder::unread_bytes_max).
+    /// count. If the server is given existing pollers, their own bound applies instead
+    /// ([`PollersBuilder::unread_bytes_max`](crate::PollersBuilder::unread_bytes_max)).
     pub fn unread_bytes_max(mut self, bytes: usize) -> Self {
         self.plan.unread_bytes_max = bytes;
         self
@@ -295,10 +296,11 @@ impl ServerBuilder {
     /// Adds a listener on `address` (see [`Address`]). Where the address is in use, blocks for up
     /// to 50 ms for it to become free: a server that was killed may hold it for a moment longer.
     ///
-    /// At a path, a socket file that no process has bound any more is replaced; of several servers
-    /// that start at once, one gets the path. For this they lock the directory (`flock(2)`). Where
-    /// another program holds that lock, or the directory cannot be read, `listen` waits up to half
-    /// a second, and then takes a free path but replaces no file.
+    /// On a Unix path, `listen` replaces a socket file that no process has bound any more. If
+    /// several servers start at once, one of them gets the path: each locks the directory
+    /// (`flock(2)`). If another program holds the lock, `listen` waits up to half a second. Without
+    /// the lock (also if the directory cannot be read), `listen` takes a free path but replaces no
+    /// file.
     ///
     /// # Errors
     /// Invalid address; the kernel's, for example when the address is in use.

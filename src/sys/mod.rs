@@ -150,7 +150,7 @@ pub(crate) trait Backend: Sized {
     fn remove(&mut self, token: Token);
 
     /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and
-    /// files them in `sink`. `true`: that ends a pass, so all that was done when the pass began is
-    /// filed. The next call begins another one.
+    /// files them in `sink`. `true`: the pass is complete, so every completion that existed when
+    /// the pass began has been filed. The next call begins a new pass.
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool>;
 }

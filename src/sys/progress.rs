@@ -1,7 +1,7 @@
 //! What the kernel tells of bytes on their way to the peer.
 //!
-//! Called by a poller for a connection that seems idle: what the kernel took says nothing of the
-//! peer.
+//! Any thread may ask. The answer is needed when a connection seems idle: what the kernel took says
+//! nothing of the peer.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,9 +10,10 @@ use std::time::Duration;
 /// How far a peer has got in taking what was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// Changes when the peer takes bytes.
+    /// Changes when the peer takes bytes; that of a Unix socket also when bytes are sent.
     pub(crate) mark: u64,
-    /// How long ago it did so last, if it has done so since the mark was looked at.
+    /// Time since the peer last acknowledged anything; zero where the kernel does not tell, which
+    /// is for Unix sockets.
     pub(crate) age: Duration,
 }
 

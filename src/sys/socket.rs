@@ -171,7 +171,8 @@ impl Socket {
             return self.shutdown(Side::Both);
         }
         // The kernel's way to abort: see connect(2) on AF_UNSPEC, and `tcp_disconnect`.
-        connect_unspec(&self.fd).map_err(io::Error::from)
+        connect_unspec(&self.fd).or_else(|_| shutdown(&self.fd, Shutdown::Both))?;
+        Ok(())
     }
 
     /// How far the peer has got in taking what was sent.
@@ -184,10 +185,9 @@ impl Socket {
         Ok(rustix::io::ioctl_fionread(&self.fd)?)
     }
 
-    /// Takes the byte that the peer has marked as urgent out of the stream, so that it marks
-    /// nothing any more.
+    /// Receives and drops the urgent byte, so that later receives do not stop at its mark.
     pub(crate) fn discard_urgent(&self) {
-        // There is none where the mark has come before its byte, which then arrives as any other.
+        // Fails if the mark arrived before its byte; that byte is then received as ordinary data.
         let _ = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::OOB | RecvFlags::DONTWAIT);
     }
 

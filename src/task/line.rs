@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-// Not `sync`'s, of which there can be no static.
+// Not `crate::sync::Mutex`: a static needs a `const` constructor, and loom's Mutex has none.
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -21,8 +21,8 @@ pub(super) struct Line {
 struct State {
     /// Places that somebody has, or was promised.
     taken: usize,
-    /// Callers that wait, by their tickets. One that is promised a place is taken out; and while
-    /// there is one here, there is no free place.
+    /// Wakers of waiting callers, by ticket. A caller that is promised a place leaves this map.
+    /// While the map holds a caller, no place is free.
     waiting: BTreeMap<u64, Waker>,
     next_ticket: u64,
 }

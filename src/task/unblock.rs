@@ -74,8 +74,8 @@ where
     THREADS.call(work).await
 }
 
-/// Looks a name up: [`unblock`] for calls that hang for long where a name server does not answer,
-/// of which only so many have threads at a time. Further callers wait in order.
+/// Runs a name look-up as [`unblock`] does, but at most `LOOKUPS_MAX` at a time: a look-up may hang
+/// for seconds when a name server does not answer. Further callers wait in order.
 pub(crate) async fn look_up<F, T>(work: F) -> Result<T>
 where
     F: FnOnce() -> T + Send + 'static,

@@ -101,8 +101,8 @@ macro_rules! impl_async_write {
                 true
             }
 
-            // Where it would wait for the kernel to take the last bytes, the peer could have them,
-            // answer, and be gone before its caller knows that they are written.
+            // Does not wait for the kernel to take the last bytes. Otherwise the peer could receive
+            // them and close before this flush returns, and hyper would see a truncated response.
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 let this = self.get_mut();
                 this.inner.poll_flush_within(cx, this.output_bytes_max).map_err(io::Error::from)

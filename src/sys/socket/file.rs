@@ -91,9 +91,9 @@ impl Drop for DirLock {
 
 /// Whether `path` is a socket file that no socket is bound to.
 pub(super) fn is_stale(path: &Path) -> bool {
-    // A datagram socket finds every socket that is bound, listening or not, and is told that it is
-    // of another type: the listener hears nothing. Kernels that imitate Linux may refuse instead,
-    // so a stream has to be refused as well.
+    // If any socket is bound to the file, connecting a datagram socket fails with EPROTOTYPE, and
+    // the listener does not notice. A kernel that imitates Linux may answer ECONNREFUSED here, so a
+    // stream socket has to be refused as well.
     socket_at(path).is_some()
         && refuses(path, SocketType::DGRAM)
         && refuses(path, SocketType::STREAM)

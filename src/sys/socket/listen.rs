@@ -96,7 +96,7 @@ fn listen_on_file(
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
             if lock.is_none() {
                 // Whoever has the lock may be about to replace the same file.
-                tracing::warn!(?path, "a stale socket file stays: its directory is locked");
+                tracing::warn!(?path, "listen: stale socket file kept: cannot lock its directory");
                 return Err(error);
             }
             fs::remove_file(path)?;

@@ -81,8 +81,8 @@ pub(super) fn peer_even_if_reset(fd: BorrowedFd<'_>) -> io::Result<PeerAddr> {
         Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
         done => return done,
     }
-    // The kernel refuses room for more than the address. Both ends have one of the same family,
-    // whose addresses have one length.
+    // `SO_PEERNAME` fails if the buffer is longer than the address. Both ends of a connection have
+    // the same family, and the addresses of an IP family have one length.
     let mut raw = RawAddr::new();
     let (addr, len) = raw.room();
     // SAFETY: the kernel writes at most `len` bytes to `addr`, which has room for as many.

@@ -241,7 +241,8 @@ impl Entry {
                     let flow = sink.complete(self.token, Completion::Received(received));
                     self.paused = flow == Flow::Pause;
                 }
-                // The peer has not ended after all; to watch on would tell the same again.
+                // The poll reported an end, but the stream has none. Do not arm the poll again: it
+                // would report the same event at once.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.peer_ended = false;
                     self.watches_end = false;
