@@ -508,7 +508,8 @@ pub(crate) async fn timeouts_are_timed_out_and_lose_nothing(t: &mut Fixture) -> 
             echo(stream).await
         }
     })?;
-    let mut stream = t.dial(&server).await?;
+    // More than the kernel's buffers can grow to hold, so that a shutdown has to wait.
+    let mut stream = t.dial(&server).await?.with_output_bytes_max(16 << 20);
     stream.get_ref().set_read_timeout(Some(SHORT));
     stream.get_ref().set_write_timeout(Some(SHORT));
     for _ in 0..2 {
