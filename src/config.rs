@@ -210,6 +210,10 @@ pub(crate) const SEND_TURN_BYTES: usize = 1 << 20;
 /// How long the peer of a closed connection may take none of what was submitted before the close.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
+/// How long a closed connection may take in all for what was submitted before the close, however
+/// the peer trickles: 64 MiB at a megabit a second.
+pub(crate) const LINGER_MAX: Duration = Duration::from_secs(10 * 60);
+
 /// How long a due timer is put off while the kernel holds bytes for its connection that no pass has
 /// received. Receiving them may take another pass, or a free receive buffer.
 pub(crate) const UNSEEN_INPUT_NS: u64 = 1_000_000;

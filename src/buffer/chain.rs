@@ -93,13 +93,17 @@ impl Chain {
     }
 
     /// Moves everything from `other` to the end. A few bytes that fit the spare are copied instead,
-    /// so that a peer that sends byte by byte does not keep a block for each.
+    /// so that a peer that sends byte by byte does not keep a block for each. Memory of the user's
+    /// is moved in any case, since the caller may hold a lock.
     #[inline]
     pub(crate) fn append(&mut self, other: &mut Chain) {
         if self.len == 0 {
             std::mem::swap(self, other);
             other.release();
-        } else if other.len <= APPEND_COPY_BYTES_MAX && other.len <= self.capacity_left() {
+        } else if other.len <= APPEND_COPY_BYTES_MAX
+            && other.len <= self.capacity_left()
+            && !other.slices().any(Slice::is_foreign)
+        {
             for piece in other.slices() {
                 self.fill_spare(piece);
             }

@@ -105,6 +105,29 @@ fn a_few_appended_bytes_are_copied_into_the_spare() {
     assert_eq!(pool.stats().blocks, 1);
 }
 
+/// The caller may hold a lock, under which no destructor of the user's may run.
+#[test]
+fn appended_bytes_of_the_user_are_not_dropped_however_few_they_are() {
+    struct Owner(std::sync::Arc<()>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            b"of the user"
+        }
+    }
+    let (pool, alive) = (Pool::new(), std::sync::Arc::new(()));
+    let mut chain = Chain::new();
+    chain.write_copy(&[0; 100], &pool);
+    let mut other = Chain::new();
+    other.push(Slice::from(bytes::Bytes::from_owner(Owner(alive.clone()))));
+    chain.append(&mut other);
+    assert_eq!(std::sync::Arc::strong_count(&alive), 2, "it was dropped");
+    let mut spent = Spent::default();
+    chain.spend(chain.len(), &mut spent);
+    assert_eq!((chain.len(), std::sync::Arc::strong_count(&alive)), (0, 2), "spent, and kept");
+    drop(spent);
+    assert_eq!(std::sync::Arc::strong_count(&alive), 1);
+}
+
 #[test]
 fn an_appended_chain_brings_its_spare_along() {
     let pool = Pool::new();

@@ -38,7 +38,7 @@ impl Shared {
             (output.take_flusher(), lingers)
         };
         if lingers {
-            self.timeouts.touch(now_ns());
+            self.timeouts.start_linger(now_ns());
             // Resets the mark: only bytes that the peer takes from now on extend the linger time.
             let _ = self.taken_ago();
             self.idle_timeout.cap(config::LINGER);
@@ -65,6 +65,11 @@ impl Shared {
         let flusher = {
             let mut output = lock(&self.output);
             output.fail(&io::ErrorKind::ConnectionAborted.into(), &mut spent);
+            if let (Ending::Ended, Some(socket)) = (output.ending, &output.socket) {
+                // Closed before, and held by a run: the kernel drops what the peer has not taken.
+                // Fails where the peer is gone already.
+                let _ = socket.reset();
+            }
             output.take_flusher()
         };
         self.end_socket(Socket::reset);
@@ -99,8 +104,15 @@ impl Shared {
     /// Closes without delay. If output is unsent or a handler is running, this aborts the
     /// connection, so a TCP peer cannot mistake a part of the output for the whole.
     pub(crate) fn cut(self: &Arc<Self>) {
-        let is_settled = lock(&self.output).is_settled();
-        if is_settled && !self.is_occupied() { self.close() } else { self.abort() }
+        let is_cut_short =
+            !lock(&self.output).is_settled() || !self.life.is_closed() && self.is_occupied();
+        if !is_cut_short {
+            self.close();
+        }
+        // A submit in between leaves output as well.
+        if is_cut_short || self.lingers() {
+            self.abort();
+        }
     }
 
     pub(super) fn lingers(&self) -> bool {

@@ -47,8 +47,9 @@ impl Endpoint for Shared {
     fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Shared>) -> bool {
         self.token.store(token.bits(), Ordering::Relaxed);
         if self.life.is_closed() {
-            // What was submitted before the close is still to be sent.
-            return self.lingers();
+            // What was submitted before the close is still to be sent. A close that has not got so
+            // far yet lingers, or asks for the removal.
+            return lock(&self.output).ending != Ending::Ended;
         }
         if let Some(service) = &self.service {
             if service.hooks.is_draining() {
@@ -80,13 +81,15 @@ impl Endpoint for Shared {
 
     #[inline(always)]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Shared>) -> Flow {
+        let mut input = lock(&self.input);
+        // With the lock held: a close discards the input under it, after it has set the bit.
         if self.life.drops_input() {
             return Flow::Continue;
         }
         if self.idle_timeout.is_set() {
-            self.timeouts.touch(batch.now_ns);
+            // The round's clock is older: it was read before the wait that these bytes have ended.
+            self.timeouts.touch(now_ns());
         }
-        let mut input = lock(&self.input);
         if !input.may_start() {
             return self.file(input, bytes, batch);
         }
@@ -135,7 +138,7 @@ impl Endpoint for Shared {
 
     fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Shared>) -> bool {
         if self.idle_timeout.is_set() {
-            self.timeouts.touch(batch.now_ns);
+            self.timeouts.touch(now_ns());
         }
         let mut spent = Spent::default();
         let mut output = lock(&self.output);
@@ -169,7 +172,7 @@ impl Endpoint for Shared {
         }
         if self.idle_at() <= now_ns {
             match self.last_moved(now_ns) {
-                Some(moved_ns) => self.timeouts.touch(moved_ns),
+                Some(moved_ns) => self.timeouts.touch_at(moved_ns),
                 None => {
                     batch.act(self, Action::Cut);
                     return None;
@@ -356,7 +359,11 @@ impl Shared {
     /// handler is running, or the peer has taken bytes that the kernel accepted earlier. `None`:
     /// idle.
     fn last_moved(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
-        if !self.life.is_closed() && self.is_occupied() {
+        if self.life.is_closed() {
+            if self.timeouts.lingers_too_long(now_ns) {
+                return None;
+            }
+        } else if self.is_occupied() {
             return Some(now_ns);
         }
         let moved_ns = now_ns.saturating_sub(self.taken_ago()?.as_nanos() as u64);

@@ -48,7 +48,9 @@ impl Handle {
     /// Waiting reads and flushes fail with a closed error. Bytes that are written but not submitted
     /// are dropped. Submitted bytes are still sent while the peer takes them. If the peer takes
     /// nothing for 30 s, or for a shorter idle timeout, the rest is dropped and a TCP peer sees a
-    /// reset. The descriptor closes after all this, once a running handler has returned and its
+    /// reset; after ten minutes it does in any case. A peer that goes on sending may lose the last
+    /// of the output: TCP resets a connection that closes with unread input. The descriptor closes
+    /// after all this, once a running handler has returned and its
     /// [`Connection`](crate::Connection) is dropped. The close callbacks run just before.
     pub fn close(&self) {
         self.0.close();

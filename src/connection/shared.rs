@@ -246,7 +246,12 @@ impl Shared {
         if let Some(error) = failure {
             self.report(&error);
             // The peer was too slow to take the output, so the rest is dropped now.
-            if error.is_write_timeout() { self.cut() } else { self.close() }
+            if error.is_write_timeout() {
+                self.cut()
+            } else {
+                self.close()
+            }
+            user_code::discard(error);
         }
         match has_returned {
             true => self.release_empty(FUTURE | BOTH),
@@ -273,6 +278,7 @@ impl Shared {
     pub(super) fn end_spawned(self: &Arc<Self>, failure: Option<Error>) {
         if let Some(error) = failure {
             self.report(&error);
+            user_code::discard(error);
         }
         if let Some(service) = &self.service {
             service.hooks.spawn_ended();

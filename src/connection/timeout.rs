@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::Limits;
+use crate::config::{self, Limits};
 use crate::poller::timers::{NEVER, ns_after, ns_at};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -95,6 +95,8 @@ pub(super) struct Timeouts {
     /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last
     /// due.
     taken_mark: AtomicU64,
+    /// When the connection was closed with output left.
+    closed_ns: AtomicU64,
     armed: Armed,
 }
 
@@ -106,6 +108,7 @@ impl Timeouts {
             request_until_ns: AtomicU64::new(NEVER),
             last_active_ns: AtomicU64::new(0),
             taken_mark: AtomicU64::new(0),
+            closed_ns: AtomicU64::new(0),
             armed: Armed::new(),
         }
     }
@@ -114,6 +117,23 @@ impl Timeouts {
     #[inline]
     pub(super) fn touch(&self, now_ns: u64) {
         self.last_active_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// A byte has moved at that time, if none has moved later.
+    pub(super) fn touch_at(&self, moved_ns: u64) {
+        self.last_active_ns.fetch_max(moved_ns, Ordering::Relaxed);
+    }
+
+    /// The connection is closed, and output is left.
+    pub(super) fn start_linger(&self, now_ns: u64) {
+        self.touch(now_ns);
+        self.closed_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Whether output has been left for longer than any peer may take for it.
+    pub(super) fn lingers_too_long(&self, now_ns: u64) -> bool {
+        let closed_ns = self.closed_ns.load(Ordering::Relaxed);
+        now_ns.saturating_sub(closed_ns) >= config::LINGER_MAX.as_nanos() as u64
     }
 
     /// Whether the peer has taken bytes since this was last asked.

@@ -96,7 +96,15 @@ pub(crate) struct Remote<E: Endpoint> {
     pub(super) timers: AtomicUsize,
     /// Of these, how many nobody waits for any more.
     pub(super) dead_timers: Arc<AtomicUsize>,
-    watchers: Mutex<Vec<Weak<dyn Watcher>>>,
+    watchers: Mutex<Watchers>,
+}
+
+/// Those who are told if a poller fails.
+#[derive(Default)]
+struct Watchers {
+    known: Vec<Weak<dyn Watcher>>,
+    /// Why it has.
+    failure: Option<String>,
 }
 
 impl<E: Endpoint> Remote<E> {
@@ -116,7 +124,7 @@ impl<E: Endpoint> Remote<E> {
             load: AtomicUsize::new(0),
             listeners: AtomicUsize::new(0),
             timers: AtomicUsize::new(0),
-            watchers: Mutex::new(Vec::new()),
+            watchers: Mutex::new(Watchers::default()),
             dead_timers: Arc::new(AtomicUsize::new(0)),
         }
     }
@@ -139,19 +147,29 @@ impl<E: Endpoint> Remote<E> {
         self.inbox.push_if_awake(command).is_ok()
     }
 
-    /// Tells `watcher` if the poller fails.
+    /// Tells `watcher` if the poller fails, or has failed.
     pub(crate) fn tell_of_failure(&self, watcher: &Arc<dyn Watcher>) {
-        let mut watchers = lock(&self.watchers);
-        watchers.retain(|known| known.strong_count() > 0);
-        watchers.push(Arc::downgrade(watcher));
+        let failure = {
+            let mut watchers = lock(&self.watchers);
+            watchers.known.retain(|known| known.strong_count() > 0);
+            watchers.known.push(Arc::downgrade(watcher));
+            watchers.failure.clone()
+        };
+        if let Some(why) = failure {
+            watcher.poller_failed(&why);
+        }
     }
 
     /// The poller has failed.
     #[cold]
     pub(super) fn fail(&self, why: &str) {
         tracing::error!("a poller has ended: {why}");
-        let watchers = std::mem::take(&mut *lock(&self.watchers));
-        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.poller_failed(why));
+        let known = {
+            let mut watchers = lock(&self.watchers);
+            watchers.failure = Some(why.to_owned());
+            std::mem::take(&mut watchers.known)
+        };
+        known.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.poller_failed(why));
     }
 
     /// How many timers somebody waits for.

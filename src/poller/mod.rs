@@ -127,7 +127,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     fn end(self) {
         let Core { remote, mut slots, leaving, mut batch, .. } = self.core;
         user_code::wake_all(batch.wakers.drain(..));
-        std::iter::from_fn(|| batch.open.pop()).chain(batch.jobs.drain(..)).for_each(Job::abandon);
+        remote.ready.steal().into_iter().chain(batch.jobs.drain(..)).for_each(Job::abandon);
         let rest = remote.inbox().close();
         for command in self.commands.into_iter().chain(rest) {
             command.abandon();
@@ -319,6 +319,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     }
 
     fn listen(&mut self, listener: Arc<dyn Accept>, socket: Arc<Socket>) {
+        if self.stopping {
+            return listener.on_removed();
+        }
         let token = self.core.slots.insert(Slot::Listener(Arc::clone(&listener)));
         self.core.remote.listeners.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.backend.listen(token, socket) {

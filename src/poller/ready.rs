@@ -143,7 +143,7 @@ impl<E: Endpoint> Ready<E> {
     }
 
     /// Takes what the poller has not begun, in order.
-    fn steal(&self) -> Vec<Job<E>> {
+    pub(super) fn steal(&self) -> Vec<Job<E>> {
         let Some(poller) = self.poller.get() else { return Vec::new() };
         let mut stolen = Vec::new();
         loop {

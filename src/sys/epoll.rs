@@ -299,9 +299,9 @@ impl Epoll {
 }
 
 impl Receiver {
-    /// Receives once; again where that has filled the small block, where a byte was marked as
-    /// urgent, and while the peer is known to have finished, to report its end in the same pass.
-    /// `true`: there may be more.
+    /// Receives once; again where that has filled the small block, and while the peer is known to
+    /// have finished, to report its end in the same pass. `true`: there may be more, also behind a
+    /// byte that was marked as urgent.
     #[inline(always)]
     fn receive(
         &mut self,
@@ -341,8 +341,8 @@ impl Receiver {
                 entry.paused = true;
                 return false;
             }
-            if !flags.intersects(GONE.union(EventFlags::PRI)) && (was_bulk || !is_full) {
-                return is_full;
+            if !flags.intersects(GONE) && (was_bulk || !is_full) {
+                return is_full || flags.contains(EventFlags::PRI);
             }
         }
     }

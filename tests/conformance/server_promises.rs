@@ -21,6 +21,7 @@ macro_rules! cases {
             a_peer_that_half_closes_on_refused_input_is_closed
             idle_timers_fire_only_after_a_look_at_what_has_arrived
             read_timers_fire_only_after_a_look_at_what_has_arrived
+            a_peer_that_sends_now_and_then_is_not_idle
             a_server_that_is_built_and_dropped_leaves_no_thread
             a_server_whose_pollers_were_shut_down_ends_and_leaves_no_thread
             shutdown_from_a_worker_is_refused
@@ -107,6 +108,27 @@ fn hold_beyond(
         holds_within(HELD.saturating_sub(start.elapsed()), || false);
         Ok(in_time)
     })
+}
+
+/// Its pauses are longer than half of the idle timeout, and nothing else happens at the poller.
+pub(crate) fn a_peer_that_sends_now_and_then_is_not_idle(t: &Fixture) -> Check {
+    const IDLE: Duration = Duration::from_millis(1500);
+    const PAUSE: Duration = Duration::from_millis(1000);
+    let server =
+        t.spawn(t.server().pollers(1).idle_timeout(IDLE).on_request(|mut conn| async move {
+            if conn.next(1).await?[0] == b'?' {
+                conn.write_copy(b"!")?;
+                conn.flush().await?;
+            }
+            Ok(())
+        }));
+    let mut peer = dial(&server)?;
+    for byte in [b".", b".", b"?"] {
+        thread::park_timeout(PAUSE);
+        peer.write_all(byte)?;
+    }
+    assert_eq!(read_exactly(&peer, 1)?, b"!");
+    Ok(())
 }
 
 pub(crate) fn idle_timers_fire_only_after_a_look_at_what_has_arrived(t: &Fixture) -> Check {

@@ -396,6 +396,12 @@ impl Stage {
         assert_eq!(exchange(&bystander, b"served")?, b"served", "the bystander is served");
         assert_eq!(exchange(&dial(&server)?, b"new")?, b"new", "a new connection is served");
         scene.permits.add_permits(100);
+        if let Some(victim) = scene.victim.lock().expect("nobody panics here").clone()
+            && victim.is_closed()
+        {
+            let is_gone = || victim.with_fd(|_| ()).is_err();
+            assert!(holds_within(DEADLINE, is_gone), "a closed connection keeps its descriptor");
+        }
         for handle in [&scene.victim, &scene.other, &scene.target] {
             let handle = handle.lock().expect("nobody panics here").take();
             drop(handle);

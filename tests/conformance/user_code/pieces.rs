@@ -84,6 +84,8 @@ pub(super) const DESTRUCTORS: &[Piece] = &[
     made("owner of bytes, written and closed at home", writes_owner, by_a_close_at_home),
     made("owner of bytes, written and idle", writes_owner_and_goes_idle, by_an_order),
     made("error that a handler returns", fails_with_a_value, by_an_order),
+    made("error that a spawned future returns", spawns_a_failure, by_an_order),
+    made("error that a handler returns, its handle kept", fails_and_is_kept, by_an_order),
     made("payload of a handler's panic", panics_with_a_value, by_an_order),
     made("payload of a callback's panic", closes_with_a_value, by_an_order),
     made("payload of a spawned future's panic", spawns_a_panic, by_an_order),
@@ -603,6 +605,19 @@ fn fails_with_a_value(conn: Connection, scene: Arc<Scene>) -> Done {
     Box::pin(async move {
         scene.aim(&conn);
         Err(ringpoll::Error::other(Failed(Value(scene))))
+    })
+}
+
+/// Its descriptor, too, goes with its run, whoever keeps a handle.
+fn fails_and_is_kept(conn: Connection, scene: Arc<Scene>) -> Done {
+    scene.expose(&conn);
+    fails_with_a_value(conn, scene)
+}
+
+fn spawns_a_failure(conn: Connection, scene: Arc<Scene>) -> Done {
+    Box::pin(async move {
+        scene.aim(&conn);
+        conn.spawn(async move { Err(ringpoll::Error::other(Failed(Value(scene)))) })
     })
 }
 
