@@ -108,7 +108,9 @@ fn a_few_appended_bytes_are_copied_into_the_spare() {
 /// The caller may hold a lock, under which no destructor of the user's may run.
 #[test]
 fn appended_bytes_of_the_user_are_not_dropped_however_few_they_are() {
-    struct Owner(std::sync::Arc<()>);
+    struct Owner {
+        _alive: std::sync::Arc<()>,
+    }
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
             b"of the user"
@@ -118,7 +120,7 @@ fn appended_bytes_of_the_user_are_not_dropped_however_few_they_are() {
     let mut chain = Chain::new();
     chain.write_copy(&[0; 100], &pool);
     let mut other = Chain::new();
-    other.push(Slice::from(bytes::Bytes::from_owner(Owner(alive.clone()))));
+    other.push(Slice::from(bytes::Bytes::from_owner(Owner { _alive: alive.clone() })));
     chain.append(&mut other);
     assert_eq!(std::sync::Arc::strong_count(&alive), 2, "it was dropped");
     let mut spent = Spent::default();
