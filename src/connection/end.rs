@@ -181,10 +181,9 @@ impl Shared {
     /// failed or was dropped halfway, the socket closes now, or when the poller has removed it.
     pub(super) fn end_detaching(self: &Arc<Self>) {
         self.life.end_detaching();
-        let unread = lock(&self.input).discard();
-        let is_over = {
-            let input = lock(&self.input);
-            input.removed && !input.runs.is_held()
+        let (unread, is_over) = {
+            let mut input = lock(&self.input);
+            (input.discard(), input.removed && !input.runs.is_held())
         };
         let socket = {
             let mut output = lock(&self.output);
