@@ -47,8 +47,8 @@ impl Endpoint for Shared {
     fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Shared>) -> bool {
         self.token.store(token.bits(), Ordering::Relaxed);
         if self.life.is_closed() {
-            // What was submitted before the close is still to be sent. A close that has not got so
-            // far yet lingers, or asks for the removal.
+            // Bytes submitted before the close are still to be sent. A close that is under way on
+            // another thread will linger, or will send `Command::Remove`.
             return lock(&self.output).ending != Ending::Ended;
         }
         if let Some(service) = &self.service {
