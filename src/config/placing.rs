@@ -62,10 +62,6 @@ pub(crate) const STALL_TICK_OF_POOL: Duration = Duration::from_millis(20);
 /// After so many ticks in which every poller slept it sleeps as well, until one is awake.
 pub(crate) const STALL_TICKS_IDLE: u32 = 20;
 
-/// Jobs that a poller puts at once into the queue that others can steal from. That allocates, and
-/// frees again, where it holds more than 64.
-pub(crate) const OPEN_JOBS_MAX: usize = 32;
-
 /// Commands that a poller that is held up is relieved of at once.
 pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 

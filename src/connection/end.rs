@@ -12,8 +12,8 @@ use super::handle::Handle;
 use super::input::Discarded;
 use super::output::Ending;
 use super::shared::Shared;
-use super::state::{READER, Runs};
-use crate::buffer::{Chain, Spent, Staging};
+use super::state::Runs;
+use crate::buffer::Spent;
 use crate::clock::now_ns;
 use crate::config;
 use crate::poller::{Command, Side, Socket};
@@ -197,33 +197,6 @@ impl Shared {
         drop((unread, socket));
         if is_over {
             self.finish();
-        }
-    }
-
-    /// A half is dropped: it goes home, or the last one closes.
-    pub(super) fn drop_half(
-        self: &Arc<Self>,
-        part: u8,
-        reader: Option<Box<Chain>>,
-        writer: Option<Box<Staging>>,
-    ) {
-        if self.is_serving() {
-            self.release(part, reader, writer);
-        } else if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.close();
-        } else {
-            self.withdraw(part);
-        }
-    }
-
-    /// Forgets whoever a half's last poll has registered.
-    fn withdraw(&self, part: u8) {
-        if part == READER {
-            let waker = lock(&self.input).take_waker();
-            user_code::discard(waker);
-        } else {
-            let flusher = lock(&self.output).take_flusher();
-            user_code::discard(flusher);
         }
     }
 

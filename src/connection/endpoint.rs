@@ -1,186 +1,156 @@
-//! What the poller calls: completions, timers, and what it runs for the connection.
+//! What the poller calls: completions, timers, and what runs for the connection.
 //!
-//! On the poller's thread, but for what a poller that is held up is relieved of: `run_elsewhere`
-//! and `send_here`; and for the runs that tasks begin or give up. User code runs in `on_attached`,
-//! `begin`, `begin_in_task`, `give_up`, `act` and `go_on`, and in what `send_here` wakes.
+//! On the poller's thread, but for `give_up`, `run_elsewhere` and `send_off_poller`, which any
+//! thread may call.
 
 use std::io;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
-use super::Connection;
 use super::handle::Handle;
-use super::here;
-use super::input::{End, Handed, Input};
+use super::input::{End, Filed, Handed};
 use super::output::{Ending, Output};
-use super::run::{self, InTask, Polling, RunEnd, take_on};
-use super::shared::{BOTH, Remote, Shared};
-use super::spare;
+use super::run::QueuedRun;
+use super::shared::Shared;
 use super::state::Kind;
 use crate::buffer::{Chain, Spent};
 use crate::clock::now_ns;
 use crate::config;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command, Endpoint, Flow, Received, Side, Token};
+use crate::poller::{
+    Action, Attached, Command, Completion, Endpoint, Flow, Job, Reaction, Received, Side, Token,
+};
 use crate::sync::atomic::Ordering;
-use crate::sync::{MutexGuard, lock};
-use crate::task::{self, Run, Tried};
+use crate::sync::lock;
+use crate::task::{self, Polled, Run};
 use crate::user_code;
+
+type Wanted = Reaction<Handed>;
 
 impl Endpoint for Shared {
     type Handed = Handed;
 
-    fn enter_poller(remote: &Arc<Remote>) {
-        here::enter(remote);
-    }
-
     fn token(&self) -> Token {
-        Token::from_bits(self.token.load(Ordering::Relaxed))
+        Shared::token(self)
     }
 
-    fn receives_at_once(&self) -> usize {
-        // So that the input ends up at less than half above its mark.
-        self.limits.input_high_bytes / 2
-    }
-
-    fn on_attached(self: &Arc<Self>, token: Token, batch: &mut Batch<Shared>) -> bool {
+    fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Handed>> {
         self.token.store(token.bits(), Ordering::Relaxed);
+        // So that the input ends up at less than half above its mark.
+        let at_once_bytes = self.limits.input_high_bytes / 2;
         if self.life.is_closed() {
             // Bytes submitted before the close are still to be sent. A close that is under way on
             // another thread will linger, or will send `Command::Remove`.
-            return lock(&self.output).ending != Ending::Ended;
+            let mut output = lock(&self.output);
+            if output.ending == Ending::Ended {
+                return None;
+            }
+            return Some(Attached { at_once_bytes, output: output.take_queue(), start: None });
         }
-        if let Some(service) = &self.service {
-            if service.hooks.is_draining() {
-                // Accepted while the server began to shut down, and too late to be looked at by it.
-                return false;
+        let start = match &self.service {
+            Some(service) => {
+                // A connection that was accepted while the server began to shut down.
+                if service.hooks.is_draining() {
+                    return None;
+                }
+                let handle = Handle::of(self);
+                let prepare = || service.hooks.prepare(&handle).is_ok();
+                let is_accepted = user_code::call("on_prepare", prepare).unwrap_or(false);
+                if !is_accepted || self.life.is_closed() {
+                    return None;
+                }
+                service.connect.is_some().then(|| lock(&self.input).start(Kind::Connect))
             }
-            let handle = Handle::of(self);
-            let accepted = user_code::call("on_prepare", || service.hooks.prepare(&handle).is_ok());
-            if !accepted.unwrap_or(false) || self.life.is_closed() {
-                return false;
-            }
-            if service.connect.is_some() {
-                let handed = lock(&self.input).start(Kind::Connect);
-                batch.start(self, handed);
-            }
-        }
+            None => None,
+        };
         if self.idle_timeout.is_set() {
-            self.timeouts.touch(batch.now_ns.max(now_ns()));
+            self.timeouts.touch(now_ns());
             self.arm(self.idle_at());
         }
-        true
+        let output = lock(&self.output).take_queue();
+        Some(Attached { at_once_bytes, output, start })
     }
 
-    fn on_connected(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Shared>) {
-        let mut input = lock(&self.input);
-        input.connected = Some(result);
-        batch.wakers.extend(input.take_waker());
-    }
-
-    #[inline(always)]
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, batch: &mut Batch<Shared>) -> Flow {
+    fn on_received(self: &Arc<Self>, bytes: Received<'_>, share_bytes: Option<usize>) -> Wanted {
         let mut input = lock(&self.input);
         // With the lock held: a close discards the input under it, after it has set the bit.
         if self.life.drops_input() {
-            return Flow::Continue;
+            return Wanted::default();
         }
         if self.idle_timeout.is_set() {
             // The round's clock is older: it was read before the wait that these bytes have ended.
             self.timeouts.touch(now_ns());
         }
         if !input.may_start() {
-            return self.file(input, bytes, batch);
+            let filed = input.file(bytes, &self.remote.pool, &self.limits, share_bytes);
+            self.has_arrivals.store(true, Ordering::Release);
+            if filed.pause {
+                self.paused.store(true, Ordering::Relaxed);
+            }
+            drop(input);
+            return self.follow(filed);
         }
         let handed = input.start_with(bytes, &self.remote.pool);
         self.took_arrivals();
-        let is_full = handed.reader.len() >= self.limits.input_bytes_max(batch.share_bytes);
-        if is_full {
+        let mut wanted = Wanted::default();
+        if handed.reader.len() >= self.limits.input_bytes_max(share_bytes) {
             self.paused.store(true, Ordering::Relaxed);
+            wanted.flow = Flow::Pause;
         }
-        drop(input);
-        batch.start(self, handed);
-        if is_full { Flow::Pause } else { Flow::Continue }
+        wanted.start = Some(handed);
+        wanted
     }
 
-    fn on_hung_up(self: &Arc<Self>, batch: &mut Batch<Shared>) {
-        self.note_peer_gone(batch);
-        let started = lock(&self.input).hang_up();
-        if let Some(handed) = started {
-            batch.start(self, handed);
-        }
-    }
-
-    fn on_ended(self: &Arc<Self>, result: io::Result<()>, batch: &mut Batch<Shared>) {
-        let end = match result {
-            Ok(()) => End::Eof,
-            Err(error) => {
-                // A reset ends both directions.
-                let mut spent = Spent::default();
-                let mut output = lock(&self.output);
-                output.fail(&error, &mut spent);
-                if let Some(flusher) = output.take_flusher() {
-                    flusher.file(self, batch);
-                }
-                if output.ending == Ending::Lingers {
-                    batch.act(self, Action::End);
-                }
-                End::Failed(error.kind(), error.raw_os_error())
+    fn on_completion(self: &Arc<Self>, completion: Completion<'_>) -> Wanted {
+        match completion {
+            Completion::Sent(result) => self.on_sent(result),
+            Completion::Connected(result) => {
+                let mut input = lock(&self.input);
+                input.connected = Some(result);
+                Wanted { reader: input.take_waker(), ..Wanted::default() }
             }
-        };
-        self.note_end(end, batch);
+            Completion::HungUp => {
+                let mut wanted = self.on_peer_gone();
+                wanted.start = lock(&self.input).hang_up();
+                wanted
+            }
+            Completion::Ended(result) => self.on_ended(result),
+            Completion::Received(_)
+            | Completion::Accepted(..)
+            | Completion::AcceptFailed(_)
+            | Completion::Removed => Wanted::default(),
+        }
     }
 
-    fn take_output(&self) -> Option<Chain> {
-        lock(&self.output).take_queue()
-    }
-
-    fn on_sent(self: &Arc<Self>, result: io::Result<usize>, batch: &mut Batch<Shared>) -> bool {
-        if self.idle_timeout.is_set() {
-            self.timeouts.touch(now_ns());
-        }
-        let mut spent = Spent::default();
-        let mut output = lock(&self.output);
-        if let Some(flusher) = output.on_sent(result, &mut spent) {
-            flusher.file(self, batch);
-        }
-        self.sent.store(output.sent(), Ordering::Release);
-        let has_more = output.has_queue();
-        let end = self.after_sending(&output);
-        drop(output);
-        if let Some(end) = end {
-            batch.act(self, end);
-        }
-        has_more
-    }
-
-    fn on_timer(self: &Arc<Self>, at_ns: u64, batch: &mut Batch<Shared>) -> Option<u64> {
+    fn on_timer(self: &Arc<Self>, at_ns: u64, now_ns: u64) -> Wanted {
+        let mut wanted = Wanted::default();
         if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() && !self.lingers() {
-            return None;
+            return wanted;
         }
-        let now_ns = batch.now_ns;
         if self.has_unseen_input(now_ns) {
             let again_ns = now_ns.saturating_add(config::UNSEEN_INPUT_NS);
-            return self.timeouts.armed().ask(again_ns).then_some(again_ns);
+            wanted.timer_ns = self.timeouts.armed().ask(again_ns).then_some(again_ns);
+            return wanted;
         }
         let (reader, read_at) = lock(&self.input).timer(now_ns);
         let (flusher, write_at) = lock(&self.output).timer(now_ns);
-        batch.wakers.extend(reader);
+        wanted.reader = reader;
         if let Some(flusher) = flusher {
-            flusher.file(self, batch);
+            flusher.collect(&mut wanted);
         }
         if self.idle_at() <= now_ns {
             match self.last_moved(now_ns) {
                 Some(moved_ns) => self.timeouts.touch_at(moved_ns),
                 None => {
-                    batch.act(self, Action::Cut);
-                    return None;
+                    wanted.act(Action::Cut);
+                    return wanted;
                 }
             }
         }
         let next_ns = read_at.min(write_at).min(self.idle_at());
-        (next_ns != NEVER && self.timeouts.armed().ask(next_ns)).then_some(next_ns)
+        let is_earlier = next_ns != NEVER && self.timeouts.armed().ask(next_ns);
+        wanted.timer_ns = is_earlier.then_some(next_ns);
+        wanted
     }
 
     fn is_armed(&self, at_ns: u64) -> bool {
@@ -188,12 +158,12 @@ impl Endpoint for Shared {
     }
 
     fn on_removed(self: &Arc<Self>) {
-        // Also where the poller ends by itself: whoever waits must learn of it.
+        // A poller that ends removes connections that are open, and their waits must end.
         self.life.close();
         let (unread, reader, finished) = {
             let mut input = lock(&self.input);
             input.removed = true;
-            // What came in while somebody closed.
+            // Bytes that came in while a close was under way.
             let unread = self.life.drops_input().then(|| input.discard());
             let finished = !input.runs.is_held() && !self.life.is_detached();
             (unread, input.take_waker(), finished)
@@ -206,49 +176,23 @@ impl Endpoint for Shared {
         }
     }
 
-    #[inline(always)]
-    fn begin(self: &Arc<Self>, handed: Handed) -> Option<Run> {
-        let service = self.service.as_ref()?;
+    fn begin(self: &Arc<Self>, handed: Handed) -> Polled {
+        let Some(service) = &self.service else { return Polled::Done };
         self.count_run();
-        let (handler, executor) = (service.handler(handed.kind), &service.executor);
-        let Some(here) = executor.here() else {
-            executor.spawn_elsewhere(InTask::new(Arc::clone(self), handed));
-            task::pause_timing();
-            return None;
+        let Some(here) = service.executor.here() else {
+            service.executor.spawn_elsewhere(QueuedRun::new(Arc::clone(self), handed));
+            return Polled::Done;
         };
-        let connection = self.hand_out(handed);
-        let polling = Polling::begin(self, self.owner());
-        let began = user_code::call("handler", || {
-            handler.begin(connection, executor.context(), self, here)
-        });
-        let outcome = match began {
-            Some(Ok(outcome)) => outcome,
-            Some(Err((run, wait))) => {
-                user_code::call("handler", || drop(polling));
-                return take_on(&self.remote, executor, run, wait);
-            }
-            None => Err(run::panicked(run::HANDLER)),
-        };
-        let has_returned = polling.end();
-        if has_returned && outcome.is_ok() && self.rest() {
-            return None;
-        }
-        let has_failed = outcome.is_err();
-        user_code::call("handler", || self.end_run(outcome.err(), has_returned));
-        if has_failed {
-            // The user was told.
-            task::pause_timing();
-        }
-        None
+        let poll = || self.start_run(handed).map_or(Polled::Done, task::poll_run);
+        user_code::call("handler", || here.time(poll)).unwrap_or(Polled::Done)
     }
 
-    #[cold]
+    fn make_task(self: &Arc<Self>, run: Run) {
+        self.spawn_near(run);
+    }
+
     fn give_up(self: &Arc<Self>, handed: Handed) {
-        let Handed { reader, writer, .. } = handed;
-        user_code::call("handler", || {
-            self.release(BOTH, Some(reader), writer);
-            self.end_run(Some(run::given_up(run::HANDLER)), false);
-        });
+        user_code::call("handler", || self.give_up_run(handed));
     }
 
     fn act(self: &Arc<Self>, action: Action) {
@@ -261,17 +205,6 @@ impl Endpoint for Shared {
         }
     }
 
-    fn go_on(self: &Arc<Self>, mut run: Run) -> Option<Run> {
-        let service = self.service.as_ref()?;
-        let kept = user_code::call("handler", || {
-            match task::try_poll(self.owner(), |cx| run.as_mut().poll(cx)) {
-                Tried::Done(()) => None,
-                Tried::Waits(wait) => take_on(&self.remote, &service.executor, run, wait),
-            }
-        });
-        kept.flatten()
-    }
-
     fn is_movable(&self) -> bool {
         self.service.as_ref().is_some_and(|service| service.executor.workers().is_some())
     }
@@ -279,53 +212,122 @@ impl Endpoint for Shared {
     fn run_elsewhere(self: Arc<Self>, handed: Handed) {
         let Some(service) = self.service.clone() else { return };
         self.count_run();
-        service.executor.spawn_elsewhere(InTask::new(self, handed));
+        service.executor.spawn_elsewhere(QueuedRun::new(self, handed));
     }
 
-    fn send_here(self: &Arc<Self>, first: Chain) {
+    fn send_off_poller(self: &Arc<Self>, bytes: Chain) {
         if self.idle_timeout.is_set() {
             self.timeouts.touch(now_ns());
         }
         let mut spent = Spent::default();
-        let (flusher, ask, end) = {
+        let (flusher, end) = {
             let mut output = lock(&self.output);
-            let (flusher, ask) = output.send_queue(first, &mut spent, &self.remote.counters);
-            self.sent.store(output.sent(), Ordering::Release);
-            (flusher, ask, self.after_sending(&output))
+            let flusher = output.send_left(self, bytes, &mut spent);
+            (flusher, self.after_sending(&output))
         };
         if let Some(flusher) = flusher {
             flusher.wake(self);
         }
         match end {
             Some(Action::End) => self.act(Action::End),
-            // Only the thread that files bytes can tell that there are none.
-            Some(other) => self.remote.send(Command::Act(Arc::clone(self), other)),
+            // Only the thread that files bytes can tell that none have arrived.
+            Some(other) => self.remote.send(Command::Run(Job::Act(Arc::clone(self), other))),
             None => {}
         }
-        if ask {
-            self.remote.send(Command::Send(Arc::clone(self)));
-        }
-    }
-
-    fn close(self: &Arc<Self>) {
-        Shared::close(self);
-    }
-
-    fn cut(self: &Arc<Self>) {
-        Shared::cut(self);
     }
 
     fn unread_bytes(&self) -> usize {
         lock(&self.input).buffered_bytes()
     }
-
-    fn take_flushed(into: &mut Vec<(Token, Chain)>) {
-        here::take_flushed(into);
-    }
 }
 
 impl Shared {
-    /// What is to happen once these bytes are sent, if that is all.
+    fn on_sent(self: &Arc<Self>, result: io::Result<usize>) -> Wanted {
+        if self.idle_timeout.is_set() {
+            self.timeouts.touch(now_ns());
+        }
+        let mut wanted = Wanted::default();
+        let mut spent = Spent::default();
+        let mut output = lock(&self.output);
+        let (flusher, next) = output.on_sent(result, &mut spent);
+        if let Some(flusher) = flusher {
+            flusher.collect(&mut wanted);
+        }
+        wanted.output = next;
+        if let Some(end) = self.after_sending(&output) {
+            wanted.act(end);
+        }
+        drop(output);
+        wanted
+    }
+
+    fn on_ended(self: &Arc<Self>, result: io::Result<()>) -> Wanted {
+        let Err(error) = result else { return self.on_end(End::Eof) };
+        // A reset ends both directions.
+        let mut spent = Spent::default();
+        let (flusher, lingers) = {
+            let mut output = lock(&self.output);
+            output.fail(&error, &mut spent);
+            (output.take_flusher(), output.ending == Ending::Lingers)
+        };
+        let mut wanted = self.on_end(End::Failed(error.kind(), error.raw_os_error()));
+        if let Some(flusher) = flusher {
+            flusher.collect(&mut wanted);
+        }
+        if lingers {
+            wanted.act(Action::End);
+        }
+        wanted
+    }
+
+    /// Nothing more will be received.
+    fn on_end(self: &Arc<Self>, end: End) -> Wanted {
+        let mut wanted = match end {
+            // A lack of memory says nothing about the peer, which may be alive.
+            End::Memory => Wanted::default(),
+            End::Eof | End::Failed(..) => self.on_peer_gone(),
+        };
+        let filed = {
+            let mut input = lock(&self.input);
+            let filed = input.end(end);
+            if filed.run.is_some() {
+                self.took_arrivals();
+            }
+            filed
+        };
+        wanted.reader = filed.wake;
+        wanted.start = filed.run;
+        if filed.close {
+            wanted.act(Action::Close);
+        }
+        wanted
+    }
+
+    /// The peer has gone. The user is told of it once, and after `on_connect`.
+    fn on_peer_gone(self: &Arc<Self>) -> Wanted {
+        let mut wanted = Wanted::default();
+        if self.life.peer_gone()
+            && self.service.is_some()
+            && !self.life.is_closed()
+            && !lock(&self.input).owe_disconnect_if_connecting()
+        {
+            wanted.act(Action::Disconnected);
+        }
+        wanted
+    }
+
+    fn follow(self: &Arc<Self>, filed: Filed) -> Wanted {
+        let mut wanted =
+            if filed.over_share { self.on_end(End::Memory) } else { Wanted::default() };
+        // `on_end` finds no waker if filing has taken it.
+        wanted.reader = filed.wake.or(wanted.reader);
+        if filed.pause {
+            wanted.flow = Flow::Pause;
+        }
+        wanted
+    }
+
+    /// What must happen once these bytes are sent, if they are the last.
     fn after_sending(&self, output: &Output) -> Option<Action> {
         if !output.is_settled() {
             return None;
@@ -370,64 +372,14 @@ impl Shared {
         (self.idle_timeout.end_after(moved_ns) > now_ns).then_some(moved_ns)
     }
 
-    /// How long ago the peer has taken bytes, if it has since this was last asked.
+    /// How long ago the peer has taken bytes, if it has since the last call.
     pub(super) fn taken_ago(&self) -> Option<Duration> {
         let socket = lock(&self.output).socket.clone()?;
         let taken = socket.taken_by_peer().ok()?;
         self.timeouts.note_taken(taken.mark).then_some(taken.age)
     }
 
-    /// Takes in bytes for a reader that is out.
-    #[inline(never)]
-    fn file(
-        self: &Arc<Self>,
-        mut input: MutexGuard<'_, Input>,
-        bytes: Received<'_>,
-        batch: &mut Batch<Shared>,
-    ) -> Flow {
-        let filed = input.file(bytes, &self.remote.pool, &self.limits, batch.share_bytes);
-        self.has_arrivals.store(true, Ordering::Release);
-        if filed.pause {
-            self.paused.store(true, Ordering::Relaxed);
-        }
-        drop(input);
-        self.follow(filed, batch)
-    }
-
-    #[inline]
     fn count_run(&self) {
         self.remote.counters.add(|counters| &counters.handler_runs, 1);
-    }
-
-    /// Begins a run inside of a task. What is left of it is returned.
-    pub(super) fn begin_in_task(
-        self: Arc<Self>,
-        handed: Handed,
-        task: &mut Context<'_>,
-    ) -> Option<Run> {
-        let service = self.service.clone()?;
-        let (handler, executor) = (service.handler(handed.kind), &service.executor);
-        let connection = self.hand_out(handed);
-        handler.begin_in_task(connection, executor.context(), RunEnd::new(self), task)
-    }
-
-    /// The connection, as a run has it: with all that came since it started.
-    #[inline(always)]
-    fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
-        let Handed { mut reader, writer, kind } = handed;
-        if let Some(after) = self.limits.request_timeout
-            && kind == Kind::Request
-        {
-            self.timeouts.start_request(after);
-        }
-        let mut writer = writer.unwrap_or_else(spare::writer);
-        if self.life.drops_input() {
-            // Closed since the run started: its handler is to find that, and not to serve a request
-            // that cannot be answered any more.
-            (reader, writer) = (spare::reader(), spare::writer());
-        } else if self.has_arrivals() {
-            self.refill(&mut reader, 0);
-        }
-        Connection::handed_out(Arc::clone(self), reader, writer)
     }
 }

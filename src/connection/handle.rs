@@ -3,17 +3,17 @@
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::run;
 use super::shared::Shared;
 use crate::address::PeerAddr;
 use crate::clock::now_ns;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::poller::Command;
+use crate::poller::{Command, Side};
 use crate::sync::lock;
 
 /// A reference to a connection that any thread may hold: closes it, asks about it, moves its
@@ -182,7 +182,7 @@ impl Handle {
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        run::spawn(&self.0, future)
+        self.0.spawn(future)
     }
 
     /// Calls `code` with the descriptor, which stays open meanwhile.
@@ -205,6 +205,19 @@ impl Handle {
     /// The attached value, if it is a `T`.
     pub fn context<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         lock(&self.0.extras).context.clone()?.downcast().ok()
+    }
+
+    /// Ends this side of the stream.
+    pub(super) fn end_output(&self) -> Result<()> {
+        let mut output = lock(&self.0.output);
+        output.ended = true;
+        let socket = output.socket.as_ref().ok_or_else(|| Error::closed("shutdown_write"))?;
+        self.0.remote.counters.add(|counters| &counters.setup_calls, 1);
+        match socket.shutdown(Side::Write) {
+            // The peer has reset the connection: its reader will not miss our end.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done.map_err(|error| Error::io("shutdown", error)),
+        }
     }
 
     /// Makes a waiting reader compute its end anew.

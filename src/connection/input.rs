@@ -12,9 +12,8 @@ use crate::config::Limits;
 use crate::poller::Received;
 use crate::poller::timers::NEVER;
 
-use super::shared::BOTH;
-use super::spare;
-use super::state::{FUTURE, Found, Kind, Next, Runs};
+use super::parts;
+use super::state::{Kind, Runs};
 
 /// In this order, so that what every request needs lies together.
 #[repr(C)]
@@ -119,7 +118,7 @@ impl Input {
     /// Starts a run with what the poller received, and with what was left unread before.
     #[inline(always)]
     pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Handed {
-        let reader = self.reader.get_or_insert_with(spare::reader);
+        let reader = self.reader.get_or_insert_with(parts::reader);
         self.received += add(bytes, reader, pool) as u64;
         self.held_bytes = reader.len();
         self.start(Kind::Request)
@@ -134,7 +133,7 @@ impl Input {
         limits: &Limits,
         share_bytes: Option<usize>,
     ) -> Filed {
-        let inbox = self.inbox.get_or_insert_with(spare::reader);
+        let inbox = self.inbox.get_or_insert_with(parts::reader);
         self.received += add(bytes, inbox, pool) as u64;
         let buffered = self.buffered_bytes();
         let waits_on = self.wait.as_ref().map(|wait| buffered < wait.bytes);
@@ -187,7 +186,7 @@ impl Input {
         // What starts it is not consumed yet.
         let consumed = self.consumed();
         self.runs.start(kind, consumed);
-        let reader = self.reader.take().unwrap_or_else(spare::reader);
+        let reader = self.reader.take().unwrap_or_else(parts::reader);
         Handed { kind, reader, writer: self.writer.take() }
     }
 
@@ -209,7 +208,7 @@ impl Input {
     pub(super) fn refill(&mut self, reader: &mut Chain) {
         if let Some(mut inbox) = self.inbox.take() {
             reader.append(&mut inbox);
-            self.inbox = spare::keep_reader(inbox);
+            self.inbox = parts::keep_reader(inbox);
         }
         self.held_bytes = reader.len();
     }
@@ -217,22 +216,6 @@ impl Input {
     /// Notes how much the reader has left.
     pub(super) fn set_held_bytes(&mut self, bytes: usize) {
         self.held_bytes = bytes;
-    }
-
-    /// Ends a run that has left nothing, if nothing has come meanwhile and nobody waits.
-    pub(super) fn rest(&mut self) -> bool {
-        let is_quiet = self.inbox.is_none()
-            && self.wait.is_none()
-            && self.end.is_none()
-            && self.serves
-            && !self.removed;
-        if is_quiet {
-            self.held_bytes = 0;
-            self.runs.give_back(FUTURE | BOTH);
-            let next = self.runs.end(Found { serves_requests: true, ..Found::default() });
-            debug_assert_eq!(next, Next::Rest);
-        }
-        is_quiet
     }
 
     /// Takes back what comes home. Returns who was registered still, to be dropped without the
@@ -243,18 +226,18 @@ impl Input {
         writer: Option<Box<Staging>>,
     ) -> Option<Waker> {
         if let Some(writer) = writer {
-            self.writer = spare::keep_writer(writer);
+            self.writer = parts::keep_writer(writer);
         }
         let reader = reader?;
         self.held_bytes = reader.len();
-        self.reader = spare::keep_reader(reader);
+        self.reader = parts::keep_reader(reader);
         self.take_waker()
     }
 
     /// Everything is home: what came meanwhile follows what was left unread.
     pub(super) fn settle_home(&mut self) {
         if self.inbox_len() > 0 {
-            let mut reader = self.reader.take().unwrap_or_else(spare::reader);
+            let mut reader = self.reader.take().unwrap_or_else(parts::reader);
             self.refill(&mut reader);
             self.reader = Some(reader);
         }

@@ -9,14 +9,14 @@ mod end;
 mod endpoint;
 mod flush;
 mod handle;
-mod here;
+mod handout;
 mod input;
-mod lent;
 mod output;
+mod parts;
 mod reader;
 mod run;
+mod service;
 mod shared;
-mod spare;
 mod state;
 mod timeout;
 mod wait;
@@ -33,70 +33,25 @@ use std::task::{Context, Poll, ready};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
 use crate::error::{Error, Result};
-use crate::poller::{Command, Side, Socket};
+use crate::poller::{Command, Socket};
 use crate::sync::lock;
-use crate::task::Executor;
 use crate::user_code;
 
-use flush::Submission;
 pub use handle::{ConnectionStats, Handle};
-use lent::Lent;
+use parts::Lent;
 use reader::impl_reader;
 use wait::Began;
 use writer::impl_writer;
 
-pub(crate) use here::current_poller;
 pub(crate) use run::Handler;
+pub(crate) use service::{Hooks, Service};
 pub(crate) use shared::{Remote, Shared};
-pub(crate) use state::Kind;
+
+/// The poller that the calling thread is.
+pub(crate) fn current_poller() -> Option<Arc<Remote>> {
+    Remote::current()
+}
 use state::{READER, WRITER};
-
-/// What a server does for its connections.
-pub(crate) struct Service {
-    pub(crate) connect: Option<Box<dyn Handler>>,
-    pub(crate) request: Option<Box<dyn Handler>>,
-    /// What runs those.
-    pub(crate) executor: Executor,
-    pub(crate) hooks: Arc<dyn Hooks>,
-}
-
-impl Service {
-    /// The handler for such a run.
-    ///
-    /// # Panics
-    /// If there is none: a run starts only where there is one.
-    #[inline]
-    fn handler(&self, kind: Kind) -> &dyn Handler {
-        let handler = match kind {
-            Kind::Connect => &self.connect,
-            Kind::Request => &self.request,
-        };
-        handler.as_deref().expect("runs start only where there is one")
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // What the user's closures hold.
-        user_code::discard(self.connect.take());
-        user_code::discard(self.request.take());
-    }
-}
-
-/// The other calls upward. They run user code.
-pub(crate) trait Hooks: Send + Sync {
-    fn is_draining(&self) -> bool;
-    /// On the poller, before registration; an error refuses the connection.
-    fn prepare(&self, handle: &Handle) -> Result<()>;
-    fn disconnected(&self, handle: &Handle);
-    fn failed(&self, handle: &Handle, error: &Error);
-    /// Something was spawned beside the handlers.
-    fn spawned(&self);
-    /// That has ended.
-    fn spawn_ended(&self);
-    /// A connection is finished.
-    fn gone(&self);
-}
 
 /// A stream to one peer, and the only owner of its reader and writer.
 ///
@@ -152,10 +107,10 @@ impl_writer!(WriteHalf);
 impl Connection {
     /// A connection that its user owns for good.
     pub(crate) fn owned(shared: &Arc<Shared>) -> Connection {
-        Connection::handed_out(Arc::clone(shared), Box::default(), Box::default())
+        Connection::with_parts(Arc::clone(shared), Box::default(), Box::default())
     }
 
-    fn handed_out(shared: Arc<Shared>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
+    fn with_parts(shared: Arc<Shared>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
         Connection {
             handle: Handle(shared),
             reader: Lent::new(reader),
@@ -177,12 +132,12 @@ impl Connection {
         (
             ReadHalf {
                 handle: self.handle.clone(),
-                reader: self.reader.hand_on(),
+                reader: self.reader.pass_on(),
                 read_began: self.read_began,
             },
             WriteHalf {
                 handle: self.handle.clone(),
-                writer: self.writer.hand_on(),
+                writer: self.writer.pass_on(),
                 write_began: self.write_began,
             },
         )
@@ -254,20 +209,6 @@ impl WriteHalf {
     }
 }
 
-impl Handle {
-    fn end_output(&self) -> Result<()> {
-        let mut output = lock(&self.0.output);
-        output.ended = true;
-        let socket = output.socket.as_ref().ok_or_else(|| Error::closed("shutdown_write"))?;
-        self.0.remote.counters.add(|counters| &counters.setup_calls, 1);
-        match socket.shutdown(Side::Write) {
-            // The peer has reset the connection: its reader will not miss our end.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            done => done.map_err(|error| Error::io("shutdown", error)),
-        }
-    }
-}
-
 impl Drop for Connection {
     fn drop(&mut self) {
         // Nothing, where it was split: the halves have them.
@@ -275,8 +216,8 @@ impl Drop for Connection {
         let shared = &self.handle.0;
         if !shared.is_serving() {
             shared.close();
-        } else if let Some((reader, writer)) = run::leave_to_end(shared, reader, writer) {
-            shared.release(shared::BOTH, Some(reader), Some(writer));
+        } else {
+            shared.release(handout::BOTH, Some(reader), Some(writer));
         }
     }
 }

@@ -1,36 +1,35 @@
-//! Bytes going out.
+//! Bytes going out, and the one place that hands them to the kernel or to the poller.
 //!
-//! One sender at a time, so bytes never reorder. While nothing is queued ([`Sending::Idle`]) a
-//! flush sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says;
-//! what the socket does not take is left to the poller in any case. From then on the poller sends
-//! ([`Sending::Handed`]), or whoever has taken from it what it was left and has not come to; later
-//! flushes only queue. Guarded by the output lock, which is held
-//! over the non-blocking send: that and closing are all it serialises.
+//! One sender at a time, so bytes never reorder. While the output is [`Sending::Idle`], a flush
+//! sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says. Bytes
+//! that the socket does not take are left to the poller in any case. From then on the output is
+//! [`Sending::Handed`]: the poller has some bytes, and later flushes only queue behind them.
+//! Guarded by the output lock, which is held over the non-blocking send.
 
 use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::buffer::{Chain, Spent};
+use super::shared::Shared;
+use crate::buffer::{Chain, Spent, Staging};
+use crate::clock::now_ns;
 use crate::config;
 use crate::counters::Counters;
+use crate::error::{Error, Result};
 use crate::poller::timers::NEVER;
-use crate::poller::{Batch, Command};
-use crate::sys::socket::Socket;
+use crate::poller::{Command, Outlet, Reaction, Socket, Token};
 use crate::user_code;
 
-use super::shared::Shared;
-
-/// In this order, so that what every request needs lies together.
-#[repr(C)]
 pub(super) struct Output {
     /// Taken when the connection is finished or detached.
     pub(super) socket: Option<Arc<Socket>>,
+    /// Bytes submitted so far.
     submitted: u64,
+    /// Bytes that the kernel has taken so far.
     sent: u64,
-    /// Submitted, not with the backend yet.
-    queue: Option<Box<Chain>>,
     sending: Sending,
+    /// Submitted while the poller has other bytes of the connection.
+    queue: Option<Box<Chain>>,
     /// The write side was ended on purpose.
     pub(super) ended: bool,
     pub(super) ending: Ending,
@@ -39,8 +38,7 @@ pub(super) struct Output {
     /// The socket is to outlive the connection.
     pub(super) detaching: bool,
     failed: Option<(io::ErrorKind, Option<i32>)>,
-    /// A flush that waits: until so many bytes are sent, by that time.
-    wait: Option<Wait>,
+    wait: Option<FlushWait>,
 }
 
 /// How far the end of a closed connection has come.
@@ -48,7 +46,7 @@ pub(super) struct Output {
 pub(super) enum Ending {
     /// Not closed.
     No,
-    /// Closed, and what was submitted before is still to be sent.
+    /// Closed, and bytes that were submitted before are still to be sent.
     Lingers,
     /// The socket has ended, and its poller was asked to let go of it.
     Ended,
@@ -56,22 +54,23 @@ pub(super) enum Ending {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sending {
-    /// Nothing is queued; the flusher may send.
+    /// A flush may send.
     Idle,
     /// The poller sends.
     Handed,
 }
 
-struct Wait {
+/// A flush that waits until so many bytes are sent, but no longer than until that time.
+struct FlushWait {
     sent: u64,
     flusher: Flusher,
     until_ns: u64,
 }
 
-/// Who waits for a flush.
+/// What continues when a flush is done.
 pub(super) enum Flusher {
     Task(Waker),
-    /// The run that its poller tries, or has kept.
+    /// The run that its poller polls, or keeps until the flush is done.
     Run,
 }
 
@@ -84,86 +83,133 @@ impl Flusher {
         }
     }
 
-    /// On the poller, with what the round collects.
-    pub(super) fn file(self, shared: &Arc<Shared>, batch: &mut Batch<Shared>) {
+    /// On the poller: adds the wake-up to what the round collects.
+    pub(super) fn collect<H>(self, reaction: &mut Reaction<H>) {
         match self {
-            Flusher::Task(waker) => batch.wakers.push(waker),
-            Flusher::Run => batch.go_on(shared),
+            Flusher::Task(waker) => reaction.flusher = Some(waker),
+            Flusher::Run => reaction.continues = true,
         }
     }
 }
 
-/// What became of submitted bytes.
-#[derive(Debug)]
+/// The state of submitted bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Submitted {
-    /// The kernel has them all.
+    /// The kernel has every byte.
     Sent,
-    /// The poller will send them; it must be asked to, if `ask`.
-    Queued { ask: bool },
+    /// The kernel will have every byte when so many are sent in all.
+    Queued(u64),
+    /// Nothing was submitted: too much waits for the peer, until so many are sent in all.
+    Full(u64),
 }
 
 impl Output {
     pub(super) fn new(socket: Arc<Socket>) -> Output {
         Output {
             socket: Some(socket),
-            queue: None,
-            sending: Sending::Idle,
             submitted: 0,
             sent: 0,
-            wait: None,
-            failed: None,
+            sending: Sending::Idle,
+            queue: None,
             ended: false,
             ending: Ending::No,
             finished: false,
             detaching: false,
+            failed: None,
+            wait: None,
         }
     }
 
-    /// Takes `bytes` in. While nothing is queued, `leave` may take them from here to the poller by
-    /// itself (`true`); otherwise they are sent, or queued.
-    #[inline(always)]
+    /// Submits everything written. `shared` is the connection of this output.
+    ///
+    /// # Errors
+    /// Closed; what the kernel failed with.
     pub(super) fn submit(
         &mut self,
-        bytes: &mut Chain,
+        shared: &Arc<Shared>,
+        staging: &mut Staging,
         spent: &mut Spent,
-        counters: &Counters,
-        leave: impl FnOnce(&Arc<Socket>, &mut Chain) -> bool,
-    ) -> io::Result<Submitted> {
+    ) -> Result<Submitted> {
+        // After this side has ended, nothing more can be written, but an empty flush succeeds.
+        if shared.life.is_closed() || (self.ended && !staging.is_empty()) {
+            return Err(Error::closed("flush"));
+        }
+        if staging.is_empty() && self.unsent() == 0 {
+            return Ok(Submitted::Sent);
+        }
         if let Some(error) = self.failure() {
-            return Err(error);
+            return Err(Error::io("send", error));
         }
+        if staging.is_empty() {
+            return Ok(Submitted::Queued(self.submitted));
+        }
+        let unsent_max = shared.limits.output_bytes_max as u64;
+        if self.unsent() >= unsent_max {
+            return Ok(Submitted::Full(self.submitted - unsent_max + 1));
+        }
+        if shared.idle_timeout.is_set() {
+            shared.timeouts.touch(now_ns());
+        }
+        let bytes = staging.sealed();
         self.submitted += bytes.len() as u64;
-        if self.sending == Sending::Handed {
-            return Ok(self.append(bytes, false));
+        match self.sending {
+            Sending::Handed => self.queue.get_or_insert_default().append(bytes),
+            Sending::Idle if self.leave(shared, bytes) => self.sending = Sending::Handed,
+            Sending::Idle => {
+                self.send_now(shared, bytes, spent).map_err(|error| Error::io("send", error))?;
+            }
         }
-        if self.socket.as_ref().is_some_and(|socket| leave(socket, bytes)) {
-            return Ok(self.append(bytes, false));
-        }
-        match self.send_now(bytes, spent, counters) {
-            Ok(()) if bytes.is_empty() => Ok(Submitted::Sent),
-            Ok(()) => Ok(self.append(bytes, true)),
-            Err(error) => {
-                bytes.spend(bytes.len(), spent);
-                self.fail(&error, spent);
-                Err(error)
+        Ok(if self.unsent() == 0 { Submitted::Sent } else { Submitted::Queued(self.submitted) })
+    }
+
+    /// Takes `bytes` to where the poller's backend sends them without a system call of this thread:
+    /// to a send ring, or to the outbox of a poller that is awake. `false`: `bytes` are left as
+    /// they are.
+    fn leave(&self, shared: &Arc<Shared>, bytes: &mut Chain) -> bool {
+        let (token, remote) = (shared.token(), &shared.remote);
+        let Some(socket) = self.socket.as_ref().filter(|_| token != Token::NONE) else {
+            return false;
+        };
+        match &remote.outlet {
+            Outlet::Flusher => false,
+            Outlet::Rings(rings) => rings.send(token, socket, bytes),
+            // A large send is worth a system call: its bytes are still in the cache, and the peer
+            // can start on them.
+            Outlet::Poller => {
+                bytes.len() <= config::uring::RING_SEND_BYTES_MAX
+                    && remote.leave_if_awake(shared, bytes)
             }
         }
     }
 
-    /// Leaves `bytes`, if there are any, behind what is with the poller; it must be asked to send
-    /// them, if `ask`.
-    #[inline(never)]
-    fn append(&mut self, bytes: &mut Chain, ask: bool) -> Submitted {
-        self.sending = Sending::Handed;
-        if !bytes.is_empty() {
-            self.queue.get_or_insert_default().append(bytes);
+    /// Sends what the socket takes now, up to one turn's worth, and leaves the rest to the poller.
+    fn send_now(
+        &mut self,
+        shared: &Arc<Shared>,
+        bytes: &mut Chain,
+        spent: &mut Spent,
+    ) -> io::Result<()> {
+        match self.send_turn(bytes, spent, &shared.remote.counters) {
+            Ok(()) if bytes.is_empty() => self.sending = Sending::Idle,
+            Ok(()) => {
+                self.sending = Sending::Handed;
+                if shared.token() == Token::NONE {
+                    // The poller takes the queue as it gives the connection a slot.
+                    self.queue = Some(Box::new(bytes.take()));
+                } else {
+                    shared.remote.leave(shared, bytes.take());
+                }
+            }
+            Err(error) => {
+                bytes.spend(bytes.len(), spent);
+                self.fail(&error, spent);
+                return Err(error);
+            }
         }
-        Submitted::Queued { ask }
+        Ok(())
     }
 
-    /// Sends what the socket takes now, up to one turn's worth.
-    #[inline(always)]
-    fn send_now(
+    fn send_turn(
         &mut self,
         bytes: &mut Chain,
         spent: &mut Spent,
@@ -176,68 +222,63 @@ impl Output {
             turn_bytes += sent;
             self.sent += sent as u64;
             if sent < asked {
-                // Short means full: asking again would only tell us so.
                 break;
             }
         }
         Ok(())
     }
 
-    /// Sends what was left to a poller that has not taken it yet: `first`, then the queue. Whom to
-    /// wake, and whether the poller must be asked to send the rest.
-    pub(super) fn send_queue(
+    /// Sends bytes that were left to a poller which is held up, and the queue behind them. Returns
+    /// the flush that waited for them.
+    pub(super) fn send_left(
         &mut self,
-        first: Chain,
+        shared: &Arc<Shared>,
+        bytes: Chain,
         spent: &mut Spent,
-        counters: &Counters,
-    ) -> (Option<Flusher>, bool) {
-        let mut bytes = first;
+    ) -> Option<Flusher> {
+        let mut bytes = bytes;
         if let Some(mut queue) = self.queue.take() {
             bytes.append(&mut queue);
         }
-        if self.failed.is_none()
-            && let Err(error) = self.send_now(&mut bytes, spent, counters)
-        {
-            self.fail(&error, spent);
-        }
         if self.failed.is_some() {
             bytes.spend(bytes.len(), spent);
-        } else if !bytes.is_empty() {
-            self.queue = Some(Box::new(bytes));
+        } else {
+            // An error is kept, and the flush that waits finds it.
+            let _ = self.send_now(shared, &mut bytes, spent);
         }
-        // Nothing is with the backend.
-        (self.on_sent(Ok(0), spent), self.queue.is_some())
+        self.take_done()
     }
 
-    pub(super) fn has_queue(&self) -> bool {
-        self.queue.is_some()
+    /// Bytes that were submitted before the connection had a slot.
+    pub(super) fn take_queue(&mut self) -> Option<Box<Chain>> {
+        self.queue.take()
     }
 
-    /// Everything queued, for the backend.
-    pub(super) fn take_queue(&mut self) -> Option<Chain> {
-        self.queue.take().map(|queue| *queue)
-    }
-
-    /// The backend sent what it was given, or failed; returns the flush that waited for it.
+    /// The poller has sent what it was given, or failed. Returns the flush that waited for it, and
+    /// the bytes to send next.
     pub(super) fn on_sent(
         &mut self,
         result: io::Result<usize>,
         spent: &mut Spent,
-    ) -> Option<Flusher> {
+    ) -> (Option<Flusher>, Option<Box<Chain>>) {
         match result {
             Ok(bytes) => self.sent += bytes as u64,
             Err(error) => self.fail(&error, spent),
         }
-        if self.queue.is_none() {
+        let next = self.queue.take();
+        if next.is_none() {
             self.sending = Sending::Idle;
         }
-        let sent = self.sent;
-        let failed = self.failed.is_some();
-        self.wait.take_if(|wait| failed || wait.sent <= sent).map(|wait| wait.flusher)
+        (self.take_done(), next)
+    }
+
+    /// The flush that need not wait any longer.
+    fn take_done(&mut self) -> Option<Flusher> {
+        let (sent, has_failed) = (self.sent, self.failed.is_some());
+        self.wait.take_if(|wait| has_failed || wait.sent <= sent).map(|wait| wait.flusher)
     }
 
     /// The connection failed: nothing more will be sent. The queue is dropped.
-    #[cold]
     pub(super) fn fail(&mut self, error: &io::Error, spent: &mut Spent) {
         self.failed.get_or_insert((error.kind(), error.raw_os_error()));
         if let Some(mut queue) = self.queue.take() {
@@ -250,8 +291,8 @@ impl Output {
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
     }
 
-    /// Registers the one that waits until `sent` bytes are sent. Returns who was registered before,
-    /// to be dropped without the lock.
+    /// Registers a flush that waits until `sent` bytes are sent. Returns the flush that was
+    /// registered before, to be dropped without the lock.
     #[must_use]
     pub(super) fn wait_for(
         &mut self,
@@ -259,13 +300,13 @@ impl Output {
         until_ns: u64,
         flusher: Flusher,
     ) -> Option<Flusher> {
-        self.wait.replace(Wait { sent, flusher, until_ns }).map(|replaced| replaced.flusher)
+        self.wait.replace(FlushWait { sent, flusher, until_ns }).map(|replaced| replaced.flusher)
     }
 
-    /// Changes what the registered task waits for, if it is the one that `waker` wakes.
+    /// Changes what the registered task waits for, if `waker` wakes that task.
     pub(super) fn renew_wait(&mut self, sent: u64, until_ns: u64, waker: &Waker) -> bool {
         match &mut self.wait {
-            Some(Wait { flusher: Flusher::Task(known), sent: old, until_ns: old_ns })
+            Some(FlushWait { flusher: Flusher::Task(known), sent: old, until_ns: old_ns })
                 if known.will_wake(waker) =>
             {
                 (*old, *old_ns) = (sent, until_ns);
@@ -275,7 +316,7 @@ impl Output {
         }
     }
 
-    /// Who is to look again if its wait is over at `now_ns`, otherwise when to ask again.
+    /// The flush whose time is up at `now_ns`, and otherwise when to ask again.
     pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Flusher>, u64) {
         match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
             Some(wait) => (Some(wait.flusher), NEVER),
@@ -303,7 +344,7 @@ impl Output {
         self.submitted - self.sent
     }
 
-    /// Nothing is left that could still be sent.
+    /// No byte is left that could still be sent.
     pub(super) fn is_settled(&self) -> bool {
         self.failed.is_some() || self.unsent() == 0
     }

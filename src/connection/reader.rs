@@ -227,7 +227,7 @@ macro_rules! impl_reader {
             fn refill_below(&mut self, bytes: usize) {
                 if self.reader.len() < bytes && self.handle.0.has_arrivals() {
                     self.read_began.forget();
-                    run::takes_in(&self.handle.0);
+                    self.handle.0.begins_part();
                     self.handle.0.refill(&mut self.reader, bytes);
                 }
             }

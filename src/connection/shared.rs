@@ -10,19 +10,18 @@ use std::task::Waker;
 
 use super::Service;
 use super::handle::Handle;
-use super::input::{Discarded, End, Filed, Input};
+use super::input::Input;
 use super::output::{Flusher, Output};
-use super::spare;
-use super::state::{FUTURE, Found, Kind, Life, Next, READER, WRITER};
+use super::state::Life;
 use super::timeout::{IdleTimeout, Timeouts};
 use crate::address::PeerAddr;
-use crate::buffer::{Chain, Staging};
+use crate::buffer::Chain;
 use crate::config::Limits;
-use crate::error::Error;
 use crate::poller::timers::NEVER;
-use crate::poller::{Action, Batch, Command, Flow, Socket, Token};
+use crate::poller::{Command, Socket, Token};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
+use crate::task;
 use crate::user_code;
 
 pub(crate) type Remote = crate::poller::Remote<Shared>;
@@ -47,8 +46,6 @@ pub(crate) struct Shared {
     pub(super) limits: Arc<Limits>,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
-    /// Bytes the kernel has: a look without the lock. Changed under the output lock.
-    pub(super) sent: AtomicU64,
     pub(super) timeouts: Timeouts,
     pub(super) peer: PeerAddr,
     pub(super) extras: Mutex<Extras>,
@@ -90,7 +87,6 @@ impl Shared {
             life: Life::new(),
             has_arrivals: AtomicBool::new(false),
             paused: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
             input: Mutex::new(Input::new(serves)),
             output: Mutex::new(Output::new(socket)),
             extras: Mutex::new(Extras::default()),
@@ -111,7 +107,11 @@ impl Shared {
         }
     }
 
-    /// Stands for the connection in the trial of its run.
+    pub(super) fn token(&self) -> Token {
+        Token::from_bits(self.token.load(Ordering::Relaxed))
+    }
+
+    /// Stands for the connection where its run is polled.
     #[inline]
     pub(super) fn owner(&self) -> usize {
         std::ptr::from_ref(self).addr()
@@ -153,6 +153,14 @@ impl Shared {
         self.has_arrivals.load(Ordering::Acquire)
     }
 
+    /// The reader takes in bytes that came since its run began. The run's time is measured in parts
+    /// there: on a poller, each part would be a run of its own.
+    pub(super) fn begins_part(&self) {
+        if task::is_polled(self.owner()) {
+            task::next_part();
+        }
+    }
+
     /// The reader has consumed some: lets reception go on where it was paused and there is room
     /// now.
     #[inline]
@@ -181,161 +189,11 @@ impl Shared {
         }
     }
 
-    /// Takes parts of a run back, and does what follows.
-    pub(super) fn release(
-        self: &Arc<Self>,
-        parts: u8,
-        reader: Option<Box<Chain>>,
-        writer: Option<Box<Staging>>,
-    ) {
-        let mut unread = Discarded::default();
-        let mut input = lock(&self.input);
-        let stale = input.bring_home(reader, writer);
-        if self.life.drops_input() {
-            // A handle may keep the rest of the connection for long.
-            unread = input.discard();
-        }
-        let over = input.runs.give_back(parts);
-        let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
-        let again = (next == Next::Again).then(|| {
-            self.took_arrivals();
-            input.start(Kind::Request)
-        });
-        let disconnected = over && input.take_disconnect_owed();
-        self.resume_if_room(input, 0);
-        user_code::discard(stale);
-        drop(unread);
-        if disconnected {
-            self.tell_disconnected();
-        }
-        match next {
-            Next::Close => self.close(),
-            Next::Finish => self.finish(),
-            Next::Again | Next::Rest => {}
-        }
-        if let Some(handed) = again {
-            self.remote.send(Command::Again(Arc::clone(self), handed));
-        }
-    }
-
-    /// Everything of a run is back: what now?
-    fn next_after_run(&self, input: &mut Input) -> Next {
-        input.settle_home();
-        let found = Found {
-            unread: input.buffered_bytes() > 0,
-            consumed: input.consumed(),
-            peer_gone: input.end.is_some(),
-            hung_up: input.has_hung_up(),
-            closed: self.life.is_closed(),
-            removed: input.removed,
-            ends_when_idle: self.life.ends_when_idle(),
-            serves_requests: input.serves,
-        };
-        input.runs.end(found)
-    }
-
     pub(super) fn tell_disconnected(self: &Arc<Self>) {
         if let Some(service) = &self.service {
             let handle = Handle::of(self);
             user_code::call("on_disconnect", || service.hooks.disconnected(&handle));
         }
-    }
-
-    /// A run's future is done, and its connection goes home with it if `has_returned`.
-    pub(super) fn end_run(self: &Arc<Self>, failure: Option<Error>, has_returned: bool) {
-        if let Some(error) = failure {
-            self.report(&error);
-            // The peer was too slow to take the output, so the rest is dropped now.
-            if error.is_write_timeout() {
-                self.cut()
-            } else {
-                self.close()
-            }
-            user_code::discard(error);
-        }
-        match has_returned {
-            true => self.release_empty(FUTURE | BOTH),
-            false => self.release(FUTURE, None, None),
-        }
-    }
-
-    /// Takes back a connection with nothing left in it, whose reader and writer are not with it any
-    /// more.
-    pub(super) fn release_empty(self: &Arc<Self>, parts: u8) {
-        self.release(parts, Some(spare::reader()), None);
-    }
-
-    /// Ends a run that has left nothing, and after which there is nothing to do. `false`: there is,
-    /// and the run has not ended. What [`release`](Self::release) does in the usual case.
-    #[inline]
-    pub(super) fn rest(&self) -> bool {
-        let mut input = lock(&self.input);
-        let is_at_rest = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
-        is_at_rest && input.rest()
-    }
-
-    /// A spawned future is done.
-    pub(super) fn end_spawned(self: &Arc<Self>, failure: Option<Error>) {
-        if let Some(error) = failure {
-            self.report(&error);
-            user_code::discard(error);
-        }
-        if let Some(service) = &self.service {
-            service.hooks.spawn_ended();
-        }
-    }
-
-    fn report(self: &Arc<Self>, error: &Error) {
-        if let Some(service) = &self.service {
-            let handle = Handle::of(self);
-            user_code::call("on_error", || service.hooks.failed(&handle, error));
-        }
-    }
-
-    /// A connection that its user owns was split.
-    pub(super) fn count_halves(&self) {
-        self.halves.store(2, Ordering::Relaxed);
-    }
-
-    /// The peer has gone: tell the user, once, after `on_connect`.
-    pub(super) fn note_peer_gone(self: &Arc<Self>, batch: &mut Batch<Shared>) {
-        if !self.life.peer_gone() || self.service.is_none() || self.life.is_closed() {
-            return;
-        }
-        if !lock(&self.input).owe_disconnect_if_connecting() {
-            batch.act(self, Action::Disconnected);
-        }
-    }
-
-    pub(super) fn note_end(self: &Arc<Self>, end: End, batch: &mut Batch<Shared>) {
-        // Out of memory here says nothing about the peer, which may be alive.
-        if !matches!(end, End::Memory) {
-            self.note_peer_gone(batch);
-        }
-        let filed = {
-            let mut input = lock(&self.input);
-            let filed = input.end(end);
-            if filed.run.is_some() {
-                self.took_arrivals();
-            }
-            filed
-        };
-        if filed.close {
-            batch.act(self, Action::Close);
-        }
-        self.follow(filed, batch);
-    }
-
-    #[inline(always)]
-    pub(super) fn follow(self: &Arc<Self>, filed: Filed, batch: &mut Batch<Shared>) -> Flow {
-        batch.wakers.extend(filed.wake);
-        if let Some(handed) = filed.run {
-            batch.start(self, handed);
-        }
-        if filed.over_share {
-            self.note_end(End::Memory, batch);
-        }
-        if filed.pause { Flow::Pause } else { Flow::Continue }
     }
 
     /// A handler that computes, as opposed to one that waits for the peer.
@@ -359,6 +217,3 @@ impl Drop for Shared {
         }
     }
 }
-
-/// Both halves of a run, taken back at once.
-pub(super) const BOTH: u8 = READER | WRITER;

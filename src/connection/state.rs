@@ -83,12 +83,6 @@ impl Life {
     pub(super) fn ends_when_idle(&self) -> bool {
         self.0.load(Ordering::Acquire) & ENDING != 0
     }
-
-    /// Nothing has happened that a run's end would have to look at.
-    #[inline]
-    pub(super) fn is_undisturbed(&self) -> bool {
-        self.0.load(Ordering::Acquire) == 0
-    }
 }
 
 /// Which handler a run is of.
@@ -298,11 +292,11 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ends_when_it_is_idle_is_active_but_not_undisturbed() {
+    fn a_connection_that_ends_when_it_is_idle_is_active_until_then() {
         let life = Life::new();
-        assert!(life.is_undisturbed() && !life.ends_when_idle());
+        assert!(life.is_active() && !life.ends_when_idle());
         life.end_when_idle();
-        assert!(life.ends_when_idle() && life.is_active() && !life.is_undisturbed());
+        assert!(life.ends_when_idle() && life.is_active());
         let drained = Found { ends_when_idle: true, ..SERVING };
         assert_eq!(ended(true, drained), Next::Close);
         assert_eq!(ended(true, Found { unread: true, ..drained }), Next::Again);

@@ -13,7 +13,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::input::End;
-use super::run;
 use super::shared::Shared;
 use crate::buffer::Chain;
 use crate::clock::now_ns;
@@ -107,7 +106,7 @@ fn poll_fill(
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
     if shared.has_arrivals() {
-        run::takes_in(shared);
+        shared.begins_part();
     }
     // Before the lock: a waker's code is its user's.
     let waker = cx.waker().clone();

@@ -80,10 +80,7 @@ macro_rules! impl_writer {
             /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then
             /// everything stays as it is; the kernel's.
             pub fn submit(&mut self) -> Result<()> {
-                match flush::submit(&self.handle.0, &mut self.writer)? {
-                    Submission::Sent | Submission::Queued(_) => Ok(()),
-                    Submission::Full(_) => Err(flush::full(&self.handle.0)),
-                }
+                flush::submit(&self.handle.0, &mut self.writer)
             }
 
             /// Hands over what is written, and waits until the kernel has every byte submitted so

@@ -1,30 +1,31 @@
 //! A poller: one thread, one backend, the connections in its slots.
 //!
-//! Each round collects everything that has arrived into the connections, and only then runs what
-//! they asked for: so a handler sees all its bytes, and its output leaves as one gathered send.
-//! Nothing here blocks but the backend's wait.
+//! Each round first collects everything that has arrived into the connections, and then runs what
+//! they ask for. So a handler sees all its bytes, and its output leaves as one gathered send. Only
+//! the backend's wait blocks.
 //!
 //! ```text
-//! wait: completions → endpoints → batch → timers → batch: wake-ups, handlers
-//!       → commands, if there are any, and what they ask to run → wait …
+//! outbox → backend; wait: completions → endpoints; timers → endpoints
+//!        → run the round: wake-ups, kept runs, jobs → commands, and the jobs they add → outbox …
 //! ```
 
 mod alarm;
-pub(crate) mod commands;
+mod command;
+mod dispatch;
 mod endpoint;
 pub(crate) mod group;
-mod inner;
+mod job;
+mod mailbox;
 mod memory;
-mod ready;
+mod relief;
+mod remote;
 mod slots;
 mod spin;
 pub(crate) mod timers;
 
-use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use crate::buffer::Chain;
 use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
@@ -33,28 +34,29 @@ use crate::sys::{Backend, turns};
 use crate::user_code;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
-pub(crate) use crate::sys::{Flow, Outlet, Received, Token};
+pub(crate) use crate::sys::{Completion, Flow, Outlet, Received, Token};
 pub(crate) use alarm::Alarm;
-pub(crate) use commands::{Command, Remote};
-pub(crate) use endpoint::{Accept, Action, Batch, Endpoint, Watcher};
-use inner::{Core, Held, Slot};
+pub(crate) use command::Command;
+use dispatch::{Dispatcher, Slot};
+pub(crate) use endpoint::{Accept, Action, Attached, Endpoint, Reaction, Watcher};
+pub(crate) use job::Job;
 use memory::Budget;
-use ready::{Flushed, Job};
-use slots::Slots;
+use remote::Parcel;
+pub(crate) use remote::Remote;
 use spin::Spin;
-use timers::{NEVER, Timers, Whom};
+use timers::{NEVER, Whom};
 
 /// One poller thread's own data.
 pub(crate) struct Poller<B, E: Endpoint> {
     backend: B,
-    core: Core<E>,
+    dispatcher: Dispatcher<E>,
     spin: Spin,
+    /// Empty between rounds, as is the next.
     commands: Vec<Command<E>>,
-    /// Flushed by the handlers of a batch; empty between batches.
-    flushed: Vec<(Token, Chain)>,
-    /// The same, where others could have taken it.
-    taken_over: Flushed<E>,
-    stopping: bool,
+    outbox: Vec<Parcel<E>>,
+    /// When the pass over the kernel's events began that is under way.
+    pass_began_ns: Option<u64>,
+    is_stopping: bool,
 }
 
 impl<B: Backend, E: Endpoint> Poller<B, E> {
@@ -67,71 +69,59 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let backend = B::new(remote.wake_handle(), &remote.pool, &remote.counters, options)?;
         Ok(Poller {
             backend,
-            core: Core {
-                remote,
-                slots: Slots::new(),
-                leaving: HashMap::new(),
-                timers: Timers::new(),
-                batch: Batch::new(),
-                resend: Vec::new(),
-                completions: 0,
-                pass_began_ns: None,
-                looked_ns: 0,
-                budget,
-            },
+            dispatcher: Dispatcher::new(remote, budget),
             spin,
             commands: Vec::new(),
-            flushed: Vec::new(),
-            taken_over: Vec::new(),
-            stopping: false,
+            outbox: Vec::new(),
+            pass_began_ns: None,
+            is_stopping: false,
         })
     }
 
-    /// Runs until told to stop and everything is closed, or until it fails: then those who depend
-    /// on it are told why.
+    /// Runs until told to stop and everything is closed, or until it fails. A failure is reported
+    /// to the watchers of the poller.
     pub(crate) fn run(mut self) {
         turns::ask_for_turns(config::TURN);
-        E::enter_poller(&self.core.remote);
-        self.core.remote.counters.own();
-        self.core.remote.ready.own(&self.core.batch.open);
-        // Blocks that come and go on this thread, the usual case, do so without an atomic
-        // operation.
-        let _attached = self.core.remote.pool.clone().attach();
+        let remote = Arc::clone(&self.dispatcher.remote);
+        remote.enter();
+        remote.relief.enter();
+        remote.counters.own();
+        // Blocks that come and go on this thread do so without an atomic operation.
+        let _attached = remote.pool.clone().attach();
         match user_code::call("poller", || self.rounds()) {
             Some(Ok(())) => {}
             // EBADF or EINVAL: the backend itself is broken, and waiting again would spin.
-            Some(Err(error)) => self.core.remote.fail(&format!("its backend cannot wait: {error}")),
-            None => self.core.remote.fail("it panicked"),
+            Some(Err(error)) => remote.fail(&format!("its backend cannot wait: {error}")),
+            None => remote.fail("it panicked"),
         }
         self.end();
     }
 
     fn rounds(&mut self) -> io::Result<()> {
-        while !self.stopping || self.core.slots.count() > 0 {
+        while !self.is_stopping || self.dispatcher.slots.count() > 0 {
             self.wait()?;
-            self.core.remote.ready.turn();
-            self.core.fire_timers(&mut self.backend);
-            self.resend();
-            self.run_batch();
-            // After what has arrived, whose wake-ups and handlers may wait for nothing else.
+            self.dispatcher.remote.relief.count_progress();
+            self.dispatcher.fire_timers(&mut self.backend);
+            self.dispatcher.run_round();
+            // After everything that has arrived: its wake-ups and handlers must not wait for
+            // commands.
             if !self.commands.is_empty() {
                 self.obey_all();
-                self.run_batch();
+                self.dispatcher.run_round();
             }
         }
         Ok(())
     }
 
-    /// Abandons what the poller still holds: collected wakers and runs, commands, and all slots.
-    /// After an orderly stop, only late commands are left; after a failure, any of these.
+    /// Abandons what the poller still holds: collected wakers and jobs, commands, and all slots.
+    /// After an orderly stop, only late commands are left. After a failure, any of these.
     fn end(self) {
-        let Core { remote, mut slots, leaving, mut batch, .. } = self.core;
-        user_code::wake_all(batch.wakers.drain(..));
-        remote.ready.steal().into_iter().chain(batch.jobs.drain(..)).for_each(Job::abandon);
-        let rest = remote.inbox().close();
-        for command in self.commands.into_iter().chain(rest) {
-            command.abandon();
-        }
+        let Dispatcher { remote, mut slots, leaving, mut round, .. } = self.dispatcher;
+        user_code::wake_all(round.wakers.drain(..));
+        remote.relief.take_jobs().into_iter().chain(round.jobs.drain(..)).for_each(Job::abandon);
+        let (rest, outbox) = remote.mailbox().close();
+        self.commands.into_iter().chain(rest).for_each(Command::abandon);
+        user_code::discard(outbox);
         for slot in slots.drain() {
             match slot {
                 Slot::Endpoint(held) => {
@@ -141,61 +131,68 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 Slot::Listener(listener) => listener.on_removed(),
             }
         }
-        leaving.into_values().for_each(user_code::discard);
+        leaving.into_values().for_each(|held| user_code::discard(held.kept));
     }
 
-    /// Waits for events: spinning first where that pays, then asleep. Leaves the commands that came
-    /// meanwhile in `commands`.
+    /// Sends what the outbox holds, then waits for completions: first spinning where that pays,
+    /// then asleep. Leaves the commands that came meanwhile in `commands`.
     fn wait(&mut self) -> io::Result<()> {
-        self.core.completions = 0;
-        self.core.tidy_memory();
+        self.dispatcher.round.completions = 0;
+        self.dispatcher.tidy_memory();
+        self.send_outbox();
         if self.spin.is_enabled() && self.spin()? {
-            self.core.remote.inbox().take(&mut self.commands);
-            self.core.read_clock();
+            self.dispatcher.remote.mailbox().take_commands(&mut self.commands);
+            self.dispatcher.read_clock();
             return Ok(());
         }
         let began_ns = self.spin.is_enabled().then(now_ns);
-        let sleep = self.core.remote.inbox().prepare_sleep(&mut self.commands);
-        let timeout = if sleep { self.core.due_in() } else { Some(Duration::ZERO) };
+        let sleeps = self.dispatcher.remote.mailbox().prepare_sleep(&mut self.commands);
+        let timeout = if sleeps { self.dispatcher.due_in() } else { Some(Duration::ZERO) };
         let waited = self.poll_backend(timeout);
-        if sleep {
-            self.core.remote.inbox().take(&mut self.commands);
+        if sleeps {
+            self.dispatcher.remote.mailbox().take_commands(&mut self.commands);
         }
         if let Some(began_ns) = began_ns {
             self.spin.record_sleep(now_ns() - began_ns);
         }
-        self.core.read_clock();
+        self.dispatcher.read_clock();
         waited
+    }
+
+    fn send_outbox(&mut self) {
+        self.dispatcher.remote.mailbox().take_outbox(&mut self.outbox);
+        for (endpoint, bytes) in self.outbox.drain(..) {
+            self.backend.send(endpoint.token(), bytes);
+        }
     }
 
     /// Calls the backend's `wait` once. A pass covers every event that was ready when the pass
     /// began, and may take several calls. After a complete pass, timers that were due when the
     /// pass began may fire: input that arrived before them has been received.
     fn poll_backend(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let core = &mut self.core;
-        let began_ns = *core.pass_began_ns.get_or_insert(core.batch.now_ns);
-        if self.backend.wait(timeout, core)? {
-            self.core.looked_ns = began_ns;
-            self.core.pass_began_ns = None;
+        let began_ns = *self.pass_began_ns.get_or_insert(self.dispatcher.now_ns);
+        if self.backend.wait(timeout, &mut self.dispatcher)? {
+            self.dispatcher.looked_ns = began_ns;
+            self.pass_began_ns = None;
         }
         Ok(())
     }
 
-    /// Looks for work without sleeping, as long as it pays. `true`: there is some.
+    /// Looks for work without sleeping, as long as that pays. `true`: there is some.
     fn spin(&mut self) -> io::Result<bool> {
-        let due_ns = self.core.due_in().map_or(NEVER, |due| due.as_nanos() as u64);
+        let due_ns = self.dispatcher.due_in().map_or(NEVER, |due| due.as_nanos() as u64);
         let budget_ns = self.spin.budget_ns();
         if budget_ns == 0 {
             return Ok(false);
         }
         let began_ns = now_ns();
         loop {
-            self.core.remote.ready.turn();
+            self.dispatcher.remote.relief.count_progress();
             self.poll_backend(Some(Duration::ZERO))?;
             let spun_ns = now_ns() - began_ns;
-            let counters = &self.core.remote.counters;
-            if self.core.completions > 0 || !self.core.remote.inbox().is_empty() {
-                counters.spins_won.add_owned(1);
+            let remote = &self.dispatcher.remote;
+            if self.dispatcher.round.completions > 0 || !remote.mailbox().is_empty() {
+                remote.counters.spins_won.add_owned(1);
                 self.spin.record(true, spun_ns);
                 return Ok(true);
             }
@@ -203,25 +200,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 return Ok(true);
             }
             if spun_ns >= budget_ns {
-                counters.spins_lost.add_owned(1);
+                remote.counters.spins_lost.add_owned(1);
                 self.spin.record(false, spun_ns);
                 return Ok(false);
-            }
-        }
-    }
-
-    /// Runs what was collected, and passes on what that has flushed.
-    fn run_batch(&mut self) {
-        self.core.run_batch();
-        if let Outlet::Poller = self.core.remote.outlet {
-            E::take_flushed(&mut self.flushed);
-            for (token, gather) in self.flushed.drain(..) {
-                self.backend.send(token, gather);
-            }
-            // Also where nobody watches any more: somebody may have when they were flushed.
-            self.core.remote.ready.take_flushed(&mut self.taken_over);
-            for (endpoint, gather) in self.taken_over.drain(..) {
-                self.backend.send(endpoint.token(), gather);
             }
         }
     }
@@ -235,30 +216,26 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     }
 
     fn obey(&mut self, command: Command<E>) {
-        let core = &mut self.core;
+        let dispatcher = &mut self.dispatcher;
         match command {
-            Command::Run(runnable, workers) => core.batch.push(Job::Poll(runnable, workers)),
-            Command::Again(endpoint, handed) => core.batch.push(Job::Begin(endpoint, handed)),
-            Command::Continue(endpoint) => core.batch.go_ons.push(endpoint),
-            Command::Act(endpoint, action) => core.batch.push(Job::Act(endpoint, action)),
+            Command::Run(job) => dispatcher.round.jobs.push(job),
+            Command::Continue(endpoint) => dispatcher.round.continues.push(endpoint.token()),
             Command::Attach(endpoint, socket) => {
-                let at_once = endpoint.receives_at_once();
-                if let Some(token) = self.insert(endpoint)
-                    && let Err(error) = self.backend.attach(token, socket, at_once)
+                if let Some((token, at_once_bytes)) = self.attach(&endpoint)
+                    && let Err(error) = self.backend.attach(token, socket, at_once_bytes)
                 {
                     tracing::warn!(%error, "attach connection");
-                    self.refuse(token);
+                    self.dispatcher.refuse(token);
                 }
             }
             Command::Connect(endpoint, socket, peer) => {
-                let at_once = endpoint.receives_at_once();
-                if let Some(token) = self.insert(endpoint) {
-                    self.backend.connect(token, socket, &peer, at_once);
+                if let Some((token, at_once_bytes)) = self.attach(&endpoint) {
+                    self.backend.connect(token, socket, &peer, at_once_bytes);
                 }
             }
             Command::Listen(listener, socket) => self.listen(listener, socket),
             Command::Unlisten(listener) => {
-                let found = core.slots.iter().find_map(|(token, slot)| match slot {
+                let found = dispatcher.slots.iter().find_map(|(token, slot)| match slot {
                     Slot::Listener(other) if Arc::ptr_eq(other, &listener) => Some(token),
                     _ => None,
                 });
@@ -266,23 +243,15 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                     self.backend.remove(token);
                 }
             }
-            Command::Send(endpoint) => self.send(&endpoint),
             Command::Resume(endpoint) => self.backend.resume(endpoint.token()),
             Command::Timer(endpoint, at_ns) => {
-                core.timers.arm(at_ns, Whom::Slot(endpoint.token()));
-                core.sweep_timers();
-                core.count_timers();
+                dispatcher.arm(at_ns, Whom::Slot(endpoint.token()));
             }
-            Command::WakeAt(at_ns, bell) => {
-                if !bell.is_dead() {
-                    core.timers.arm(at_ns, Whom::Bell(bell));
-                }
-                core.sweep_timers();
-                core.count_timers();
-            }
+            Command::WakeAt(_, bell) if bell.is_dead() => drop(bell),
+            Command::WakeAt(at_ns, bell) => dispatcher.arm(at_ns, Whom::Bell(bell)),
             Command::Remove(endpoint) => {
                 let token = endpoint.token();
-                match core.slots.get(token) {
+                match dispatcher.slots.get(token) {
                     Some(Slot::Endpoint(held)) if Arc::ptr_eq(&held.endpoint, &endpoint) => {
                         self.backend.remove(token)
                     }
@@ -290,7 +259,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 }
             }
             Command::Visit(mut visit) => {
-                for (_, slot) in core.slots.iter() {
+                for (_, slot) in dispatcher.slots.iter() {
                     if let Slot::Endpoint(held) = slot {
                         visit(&held.endpoint);
                     }
@@ -300,57 +269,33 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
     }
 
-    /// Gives the endpoint a slot, unless it or the poller's end refuses.
-    fn insert(&mut self, endpoint: Arc<E>) -> Option<Token> {
-        let held = Held { endpoint: Arc::clone(&endpoint), kept: None };
-        let token = self.core.slots.insert(Slot::Endpoint(held));
-        if self.stopping || !endpoint.on_attached(token, &mut self.core.batch) {
-            self.refuse(token);
+    /// Gives the endpoint a slot, unless the poller ends or the endpoint refuses.
+    fn attach(&mut self, endpoint: &Arc<E>) -> Option<(Token, usize)> {
+        if self.is_stopping {
+            endpoint.act(Action::Close);
+            endpoint.on_removed();
             return None;
         }
-        Some(token)
-    }
-
-    fn refuse(&mut self, token: Token) {
-        if let Some(Slot::Endpoint(held)) = self.core.slots.get(token) {
-            held.endpoint.close();
-            self.core.removed(token);
-        }
+        self.dispatcher.attach(endpoint)
     }
 
     fn listen(&mut self, listener: Arc<dyn Accept>, socket: Arc<Socket>) {
-        if self.stopping {
+        if self.is_stopping {
             return listener.on_removed();
         }
-        let token = self.core.slots.insert(Slot::Listener(Arc::clone(&listener)));
-        self.core.remote.listeners.fetch_add(1, Ordering::Relaxed);
+        let token = self.dispatcher.slots.insert(Slot::Listener(Arc::clone(&listener)));
+        self.dispatcher.remote.listeners.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.backend.listen(token, socket) {
             listener.on_failed(&error);
             self.backend.remove(token);
         }
     }
 
-    fn send(&mut self, endpoint: &Arc<E>) {
-        if let Some(gather) = endpoint.take_output() {
-            self.backend.send(endpoint.token(), gather);
-        }
-    }
-
-    fn resend(&mut self) {
-        for index in 0..self.core.resend.len() {
-            if let Some(Slot::Endpoint(held)) = self.core.slots.get(self.core.resend[index]) {
-                let endpoint = Arc::clone(&held.endpoint);
-                self.send(&endpoint);
-            }
-        }
-        self.core.resend.clear();
-    }
-
     fn stop(&mut self) {
-        self.stopping = true;
-        for (token, slot) in self.core.slots.iter() {
+        self.is_stopping = true;
+        for (token, slot) in self.dispatcher.slots.iter() {
             match slot {
-                Slot::Endpoint(held) => held.endpoint.cut(),
+                Slot::Endpoint(held) => held.endpoint.act(Action::Cut),
                 Slot::Listener(_) => self.backend.remove(token),
             }
         }

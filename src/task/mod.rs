@@ -3,38 +3,32 @@
 //! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command
 //! queue, or the workers' queue.
 
-mod first;
 mod line;
 mod own_time;
 mod parking;
 pub(crate) mod placement;
 mod policy;
 pub(crate) mod queue;
+mod run;
 mod stall;
 mod tally;
-mod trial;
 mod unblock;
 
 use std::future::Future;
-use std::pin::Pin;
 
 pub(crate) use async_task::Runnable;
 
 use crate::user_code;
 
-pub(crate) use first::poll_first;
 pub(crate) use own_time::next_part;
 pub(crate) use placement::{Executor, Here, RuntimeContext};
 pub use policy::PlacementStats;
-pub(crate) use policy::{Host, Spent, pause_timing};
+pub(crate) use policy::{Host, Spent};
 pub(crate) use queue::{Workers, is_worker};
+pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run, waits_for_flush};
 pub(crate) use stall::{Used, Watched};
-pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
 pub(crate) use unblock::look_up;
 pub use unblock::unblock;
-
-/// What is left of a handler's run.
-pub(crate) type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to
 /// the caller.
@@ -43,7 +37,7 @@ where
     F: Future<Output = ()> + Send + 'static,
     S: Fn(Runnable) + Send + Sync + 'static,
 {
-    let (runnable, task) = async_task::spawn(first::Place::of(future), schedule);
+    let (runnable, task) = async_task::spawn(Guarded::new(future), schedule);
     task.detach();
     runnable
 }

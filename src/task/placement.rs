@@ -8,7 +8,7 @@ use crate::config::{self, Placement};
 use crate::error::{Error, Result};
 use crate::threads;
 
-use super::policy::{Host, PlacementStats, Policy, Timed, Timing, pause_timing};
+use super::policy::{Host, PlacementStats, Policy, Timed, pause_timing};
 use super::queue::Workers;
 use super::stall::{Watch, Watched};
 use super::{Run, Runnable};
@@ -25,26 +25,15 @@ pub(crate) struct Here<'a> {
     policy: Option<&'a Policy>,
 }
 
-impl<'a> Here<'a> {
-    /// Its first part begins now.
-    #[inline]
-    pub(crate) fn begin(&self) -> FirstPart<'a> {
-        FirstPart(self.policy.map(Policy::time_next))
-    }
-}
-
-/// The first part of a run on its poller.
-#[must_use]
-pub(crate) struct FirstPart<'a>(Option<Timing<'a>>);
-
-impl FirstPart<'_> {
-    /// It has ended, or waits.
-    #[inline]
-    pub(crate) fn end(self) {
-        match self.0 {
-            Some(timing) => timing.end(),
-            None => pause_timing(),
+impl Here<'_> {
+    pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
+        pause_timing();
+        let timing = self.policy.map(Policy::time_next);
+        let done = code();
+        if let Some(timing) = timing {
+            timing.end();
         }
+        done
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) trait Watched: Send + Sync {
     /// Somebody watches it from now on, or one less does.
     fn watch(&self, on: bool);
     /// Counts up with everything it begins.
-    fn turns(&self) -> u64;
+    fn progress(&self) -> u64;
     /// It has nothing to do.
     fn is_asleep(&self) -> bool;
     /// `true`: it is asleep, and will unpark `watcher` when it is not any more.
@@ -140,7 +140,7 @@ impl Seen {
         if poller.is_asleep() {
             return Seen::Asleep;
         }
-        let turns = poller.turns();
+        let turns = poller.progress();
         match self {
             Seen::At(before) if before == turns => Seen::Still(turns, poller.used().cpu),
             Seen::Still(before, cpu_before) if before == turns => {

@@ -1,0 +1,117 @@
+//! Handing a connection's reader and writer out to a run, and their coming home.
+
+use std::sync::Arc;
+
+use super::Connection;
+use super::input::{Discarded, Handed, Input};
+use super::parts;
+use super::shared::Shared;
+use super::state::{Found, Kind, Next, READER, WRITER};
+use crate::buffer::{Chain, Staging};
+use crate::poller::{Command, Job};
+use crate::sync::atomic::Ordering;
+use crate::sync::lock;
+use crate::user_code;
+
+/// The reader and the writer, which a run has both at first.
+pub(super) const BOTH: u8 = READER | WRITER;
+
+impl Shared {
+    /// The connection, as a run gets it: with all bytes that came since the run started.
+    pub(super) fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
+        let Handed { mut reader, writer, kind } = handed;
+        if let Some(after) = self.limits.request_timeout
+            && kind == Kind::Request
+        {
+            self.timeouts.start_request(after);
+        }
+        let mut writer = writer.unwrap_or_else(parts::writer);
+        if self.life.drops_input() {
+            // The connection was closed since the run started. The handler must see that, and not
+            // serve a request whose answer can no longer be sent.
+            (reader, writer) = (parts::reader(), parts::writer());
+        } else if self.has_arrivals() {
+            self.refill(&mut reader, 0);
+        }
+        Connection::with_parts(Arc::clone(self), reader, writer)
+    }
+
+    /// Takes parts of a run back. If the run is over then, does what follows.
+    pub(super) fn release(
+        self: &Arc<Self>,
+        parts: u8,
+        reader: Option<Box<Chain>>,
+        writer: Option<Box<Staging>>,
+    ) {
+        let mut unread = Discarded::default();
+        let mut input = lock(&self.input);
+        let stale_waker = input.bring_home(reader, writer);
+        if self.life.drops_input() {
+            // A handle may keep the rest of the connection for long.
+            unread = input.discard();
+        }
+        let over = input.runs.give_back(parts);
+        let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
+        let again = (next == Next::Again).then(|| {
+            self.took_arrivals();
+            input.start(Kind::Request)
+        });
+        let disconnected = over && input.take_disconnect_owed();
+        self.resume_if_room(input, 0);
+        user_code::discard(stale_waker);
+        drop(unread);
+        if disconnected {
+            self.tell_disconnected();
+        }
+        match next {
+            Next::Close => self.close(),
+            Next::Finish => self.finish(),
+            Next::Again | Next::Rest => {}
+        }
+        if let Some(handed) = again {
+            self.remote.send(Command::Run(Job::Begin(Arc::clone(self), handed)));
+        }
+    }
+
+    /// Everything of a run is back.
+    fn next_after_run(&self, input: &mut Input) -> Next {
+        input.settle_home();
+        let found = Found {
+            unread: input.buffered_bytes() > 0,
+            consumed: input.consumed(),
+            peer_gone: input.end.is_some(),
+            hung_up: input.has_hung_up(),
+            closed: self.life.is_closed(),
+            removed: input.removed,
+            ends_when_idle: self.life.ends_when_idle(),
+            serves_requests: input.serves,
+        };
+        input.runs.end(found)
+    }
+
+    /// A connection that its user owns was split.
+    pub(super) fn count_halves(&self) {
+        self.halves.store(2, Ordering::Relaxed);
+    }
+
+    /// A half is dropped. In a server it goes home. Otherwise the second half to be dropped closes.
+    pub(super) fn drop_half(
+        self: &Arc<Self>,
+        part: u8,
+        reader: Option<Box<Chain>>,
+        writer: Option<Box<Staging>>,
+    ) {
+        if self.is_serving() {
+            self.release(part, reader, writer);
+        } else if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.close();
+        } else if part == READER {
+            // The last poll of the half may have registered a waker.
+            let waker = lock(&self.input).take_waker();
+            user_code::discard(waker);
+        } else {
+            let flusher = lock(&self.output).take_flusher();
+            user_code::discard(flusher);
+        }
+    }
+}

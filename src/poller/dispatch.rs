@@ -1,0 +1,324 @@
+//! Passing completions and timers on to endpoints, and running what they ask for.
+//!
+//! The dispatcher is a poller without its backend: the backend reports into it. On the poller's
+//! thread.
+
+use std::collections::HashMap;
+use std::task::Waker;
+use std::time::Duration;
+
+use super::endpoint::Attached;
+use super::job::Job;
+use super::memory::Budget;
+use super::slots::Slots;
+use super::timers::{self, Timers, Whom};
+use super::{Accept, Endpoint, Reaction, Remote};
+use crate::clock::now_ns;
+use crate::config;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
+use crate::sys::{Backend, Completion, Flow, Sink, Token};
+use crate::task::{self, Polled, Run};
+use crate::user_code;
+
+pub(super) struct Dispatcher<E: Endpoint> {
+    pub(super) remote: Arc<Remote<E>>,
+    pub(super) slots: Slots<Slot<E>>,
+    /// Kept runs of endpoints that have lost their slot.
+    pub(super) leaving: HashMap<Token, Held<E>>,
+    pub(super) timers: Timers,
+    pub(super) round: Round<E>,
+    pub(super) budget: Budget,
+    /// Set while the poller is short of memory: how many unread bytes each endpoint may hold.
+    share_bytes: Option<usize>,
+    /// The clock after the last wait that ended with a timer armed.
+    pub(super) now_ns: u64,
+    /// When the last complete pass over the kernel's events began.
+    pub(super) looked_ns: u64,
+}
+
+/// What a round has collected. It runs in this order.
+pub(super) struct Round<E: Endpoint> {
+    pub(super) wakers: Vec<Waker>,
+    /// Endpoints whose kept runs continue.
+    pub(super) continues: Vec<Token>,
+    pub(super) jobs: Vec<Job<E>>,
+    pub(super) completions: usize,
+}
+
+pub(super) enum Slot<E> {
+    Endpoint(Held<E>),
+    Listener(Arc<dyn Accept>),
+}
+
+/// An endpoint, and its run that waits for a flush.
+pub(super) struct Held<E> {
+    pub(super) endpoint: Arc<E>,
+    pub(super) kept: Option<Run>,
+}
+
+impl<E: Endpoint> Dispatcher<E> {
+    pub(super) fn new(remote: Arc<Remote<E>>, budget: Budget) -> Dispatcher<E> {
+        Dispatcher {
+            remote,
+            slots: Slots::new(),
+            leaving: HashMap::new(),
+            timers: Timers::new(),
+            round: Round {
+                wakers: Vec::new(),
+                continues: Vec::new(),
+                jobs: Vec::new(),
+                completions: 0,
+            },
+            budget,
+            share_bytes: None,
+            now_ns: now_ns(),
+            looked_ns: 0,
+        }
+    }
+
+    /// Runs what the round has collected. Wake-ups come first, so that other threads work beside
+    /// the handlers of this one.
+    pub(super) fn run_round(&mut self) {
+        let is_watched = self.remote.relief.is_watched();
+        if is_watched {
+            // Before any user code, which may hold the poller up.
+            self.remote.relief.offer(self.round.jobs.drain(..));
+        }
+        user_code::wake_all(self.round.wakers.drain(..));
+        let mut continues = std::mem::take(&mut self.round.continues);
+        for token in continues.drain(..) {
+            self.continue_run(token);
+        }
+        self.round.continues = continues;
+        if is_watched {
+            while let Some(job) = self.remote.relief.next() {
+                self.run(job);
+            }
+        }
+        let mut jobs = std::mem::take(&mut self.round.jobs);
+        for job in jobs.drain(..) {
+            self.run(job);
+        }
+        self.round.jobs = jobs;
+    }
+
+    fn run(&mut self, job: Job<E>) {
+        self.remote.relief.count_progress();
+        match job {
+            Job::Begin(endpoint, handed) => {
+                let polled = endpoint.begin(handed);
+                self.follow_run(&endpoint, polled);
+            }
+            Job::Act(endpoint, action) => endpoint.act(action),
+            Job::Poll(runnable, _) => task::run(runnable),
+        }
+    }
+
+    /// Continues the run that is kept for the endpoint.
+    fn continue_run(&mut self, token: Token) {
+        let held = match self.slots.get_mut(token) {
+            Some(Slot::Endpoint(held)) => Some(held),
+            _ => self.leaving.get_mut(&token),
+        };
+        let Some(held) = held else { return };
+        let Some(run) = held.kept.take() else { return };
+        let endpoint = Arc::clone(&held.endpoint);
+        self.remote.relief.count_progress();
+        // A panic ends the run.
+        let polled = user_code::call("handler", || task::poll_run(run)).unwrap_or(Polled::Done);
+        self.follow_run(&endpoint, polled);
+        // A run that waits again was kept again.
+        if self.leaving.get(&token).is_some_and(|held| held.kept.is_none()) {
+            self.leaving.remove(&token);
+        }
+    }
+
+    fn follow_run(&mut self, endpoint: &Arc<E>, polled: Polled) {
+        match polled {
+            Polled::Done => {}
+            Polled::WaitsForFlush(run) => self.keep(endpoint, run),
+            Polled::Waits(run) => endpoint.make_task(run),
+        }
+    }
+
+    /// Keeps a run until its flush is done.
+    fn keep(&mut self, endpoint: &Arc<E>, run: Run) {
+        let token = endpoint.token();
+        match self.slots.get_mut(token) {
+            Some(Slot::Endpoint(held)) => held.kept = Some(run),
+            _ => {
+                let held = Held { endpoint: Arc::clone(endpoint), kept: Some(run) };
+                self.leaving.insert(token, held);
+            }
+        }
+    }
+
+    /// Collects what an endpoint wants.
+    #[inline]
+    fn follow(&mut self, token: Token, reaction: Reaction<E::Handed>) -> Flow {
+        let round = &mut self.round;
+        round.wakers.extend(reaction.flusher);
+        round.wakers.extend(reaction.reader);
+        if reaction.continues {
+            round.continues.push(token);
+        }
+        let Some(Slot::Endpoint(Held { endpoint, .. })) = self.slots.get(token) else {
+            return reaction.flow;
+        };
+        for action in reaction.actions.into_iter().flatten() {
+            round.jobs.push(Job::Act(Arc::clone(endpoint), action));
+        }
+        if let Some(handed) = reaction.start {
+            round.jobs.push(Job::Begin(Arc::clone(endpoint), handed));
+        }
+        if let Some(bytes) = reaction.output {
+            self.remote.leave(endpoint, *bytes);
+        }
+        if let Some(at_ns) = reaction.timer_ns {
+            self.timers.arm(at_ns, Whom::Slot(token));
+        }
+        reaction.flow
+    }
+
+    /// Gives the endpoint a slot. `None`: the endpoint refuses.
+    pub(super) fn attach(&mut self, endpoint: &Arc<E>) -> Option<(Token, usize)> {
+        let held = Held { endpoint: Arc::clone(endpoint), kept: None };
+        let token = self.slots.insert(Slot::Endpoint(held));
+        let Some(Attached { at_once_bytes, output, start }) = endpoint.on_attached(token) else {
+            self.refuse(token);
+            return None;
+        };
+        self.follow(token, Reaction { start, output, ..Reaction::default() });
+        Some((token, at_once_bytes))
+    }
+
+    pub(super) fn refuse(&mut self, token: Token) {
+        if let Some(Slot::Endpoint(held)) = self.slots.get(token) {
+            held.endpoint.act(super::Action::Close);
+            self.removed(token);
+        }
+    }
+
+    pub(super) fn removed(&mut self, token: Token) {
+        match self.slots.remove(token) {
+            Some(Slot::Endpoint(held)) => {
+                held.endpoint.on_removed();
+                if held.kept.is_some() {
+                    self.leaving.insert(token, held);
+                }
+            }
+            Some(Slot::Listener(listener)) => {
+                self.remote.listeners.fetch_sub(1, Ordering::Relaxed);
+                listener.on_removed();
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn fire_timers<B: Backend>(&mut self, backend: &mut B) {
+        if self.timers.count() == 0 {
+            return;
+        }
+        // A timer that became due after the pass began must wait for the next pass: unreceived
+        // input may satisfy the wait that this timer would end.
+        while let Some(entry) = self.timers.pop_due(self.looked_ns) {
+            let token = match entry.whom {
+                Whom::Bell(bell) => {
+                    self.round.wakers.extend(bell.ring());
+                    continue;
+                }
+                Whom::Slot(token) => token,
+            };
+            match self.slots.get(token) {
+                Some(Slot::Endpoint(held)) => {
+                    let reaction = held.endpoint.on_timer(entry.at_ns, self.now_ns);
+                    self.follow(token, reaction);
+                }
+                Some(Slot::Listener(_)) => backend.resume(token),
+                None => {}
+            }
+        }
+        self.publish_timer_count();
+    }
+
+    /// Sets a timer, and drops those of connections and futures that are gone, if there are many.
+    /// Otherwise a long timeout on short connections would pile timers up.
+    pub(super) fn arm(&mut self, at_ns: u64, whom: Whom) {
+        self.timers.arm(at_ns, whom);
+        if self.timers.is_sweep_due() {
+            let slots = &self.slots;
+            self.timers.sweep(|token, at_ns| match slots.get(token) {
+                Some(Slot::Endpoint(held)) => held.endpoint.is_armed(at_ns),
+                Some(Slot::Listener(_)) => true,
+                None => false,
+            });
+        }
+        self.publish_timer_count();
+    }
+
+    /// How long a wait may take at most.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        match self.timers.count() {
+            0 => None,
+            _ => self.timers.next_in(now_ns()).map(|due| due.min(config::WAIT_MAX)),
+        }
+    }
+
+    /// Reads the round's clock, if there is a timer that needs it.
+    pub(super) fn read_clock(&mut self) {
+        if self.timers.count() > 0 {
+            self.now_ns = now_ns();
+        }
+    }
+
+    fn publish_timer_count(&self) {
+        self.remote.timers.store(self.timers.count(), Ordering::Relaxed);
+    }
+
+    /// Decides how many unread bytes each connection may hold, and frees memory that nothing will
+    /// use soon.
+    pub(super) fn tidy_memory(&mut self) {
+        let pool = &self.remote.pool;
+        let slots = &self.slots;
+        self.share_bytes = self.budget.share_bytes(pool.memory_bytes(), slots.count(), || {
+            let unread = |slot: &Slot<E>| match slot {
+                Slot::Endpoint(held) => held.endpoint.unread_bytes(),
+                Slot::Listener(_) => 0,
+            };
+            slots.iter().map(|(_, slot)| unread(slot)).sum()
+        });
+        if self.slots.count() == 0 {
+            pool.trim();
+        }
+    }
+}
+
+impl<E: Endpoint> Sink for Dispatcher<E> {
+    #[inline]
+    fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow {
+        self.round.completions += 1;
+        match (self.slots.get(token), completion) {
+            (Some(Slot::Endpoint(held)), Completion::Received(bytes)) => {
+                let reaction = held.endpoint.on_received(bytes, self.share_bytes);
+                return self.follow(token, reaction);
+            }
+            (_, Completion::Removed) => self.removed(token),
+            (Some(Slot::Endpoint(held)), completion) => {
+                let reaction = held.endpoint.on_completion(completion);
+                return self.follow(token, reaction);
+            }
+            (Some(Slot::Listener(listener)), Completion::Accepted(socket, peer)) => {
+                listener.on_accepted(socket, peer);
+            }
+            (Some(Slot::Listener(listener)), Completion::AcceptFailed(error))
+                if listener.on_failed(&error) =>
+            {
+                let at_ns = timers::ns_after(config::ACCEPT_RETRY);
+                self.timers.arm(at_ns, Whom::Slot(token));
+            }
+            _ => {}
+        }
+        Flow::Continue
+    }
+}

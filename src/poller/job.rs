@@ -1,0 +1,46 @@
+//! What a poller runs after it has collected: runs, actions and tasks that were woken.
+
+use super::{Action, Endpoint};
+use crate::sync::Arc;
+use crate::task::{self, Runnable, Workers};
+
+/// One piece of work. All of it is user code.
+pub(crate) enum Job<E: Endpoint> {
+    /// Begin a run that has started.
+    Begin(Arc<E>, E::Handed),
+    /// Carry out an action of an endpoint.
+    Act(Arc<E>, Action),
+    /// Poll a task that was woken. Workers, if there are any, may poll it as well.
+    Poll(Runnable, Option<Workers>),
+}
+
+impl<E: Endpoint> Job<E> {
+    /// Whether workers may do the job.
+    pub(super) fn is_movable(&self) -> bool {
+        match self {
+            Job::Begin(endpoint, _) => endpoint.is_movable(),
+            Job::Act(..) => false,
+            Job::Poll(_, workers) => workers.is_some(),
+        }
+    }
+
+    /// Has workers do the job.
+    pub(super) fn move_to_workers(self) {
+        match self {
+            Job::Begin(endpoint, handed) => endpoint.run_elsewhere(handed),
+            Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
+            Job::Poll(_, None) | Job::Act(..) => unreachable!("only the poller may do this job"),
+        }
+    }
+
+    /// Drops a job that nobody will do.
+    pub(super) fn abandon(self) {
+        match self {
+            Job::Begin(endpoint, handed) => endpoint.give_up(handed),
+            // Dropping a task ends its run.
+            Job::Poll(runnable, _) => task::give_up(runnable),
+            // The end of the poller removes the endpoint.
+            Job::Act(..) => {}
+        }
+    }
+}

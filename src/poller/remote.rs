@@ -1,0 +1,152 @@
+//! A poller, as all other threads see it.
+
+use std::any::Any;
+use std::cell::OnceCell;
+use std::sync::Weak;
+
+use super::mailbox::Mailbox;
+use super::relief::Relief;
+use super::{Command, Endpoint, Watcher};
+use crate::buffer::{Chain, Pool};
+use crate::counters::Counters;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, lock};
+use crate::sys::{Outlet, Wake};
+
+/// Bytes that a poller is to send, and for whom.
+pub(super) type Parcel<E> = (Arc<E>, Chain);
+
+pub(crate) struct Remote<E: Endpoint> {
+    mailbox: Mailbox<Command<E>, Parcel<E>>,
+    pub(super) relief: Relief<E>,
+    wake: Arc<Wake>,
+    pub(crate) outlet: Outlet,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) pool: Pool,
+    /// Connections given to the poller and not yet gone. Balancing compares pollers by it.
+    pub(crate) load: AtomicUsize,
+    pub(crate) listeners: AtomicUsize,
+    /// Entries of the poller's timers, [`dead_timers`](Self::dead_timers) included.
+    pub(super) timers: AtomicUsize,
+    /// Entries whose future was dropped.
+    pub(super) dead_timers: Arc<AtomicUsize>,
+    watchers: Mutex<Watchers>,
+}
+
+/// Objects that are told if a poller fails.
+#[derive(Default)]
+struct Watchers {
+    known: Vec<Weak<dyn Watcher>>,
+    /// Why the poller has failed.
+    failure: Option<String>,
+}
+
+thread_local! {
+    /// The remote of the poller that this thread is.
+    static CURRENT: OnceCell<Arc<dyn Any + Send + Sync>> = const { OnceCell::new() };
+}
+
+impl<E: Endpoint> Remote<E> {
+    pub(crate) fn new(
+        wake: Wake,
+        pool: Pool,
+        outlet: Outlet,
+        counters: Arc<Counters>,
+    ) -> Remote<E> {
+        Remote {
+            mailbox: Mailbox::new(),
+            relief: Relief::new(),
+            wake: Arc::new(wake),
+            outlet,
+            counters,
+            pool,
+            load: AtomicUsize::new(0),
+            listeners: AtomicUsize::new(0),
+            timers: AtomicUsize::new(0),
+            watchers: Mutex::new(Watchers::default()),
+            dead_timers: Arc::new(AtomicUsize::new(0)),
+        }
+    }
+
+    /// Makes the calling thread this poller, for the thread's whole life.
+    pub(super) fn enter(self: &Arc<Self>) {
+        CURRENT.with(|current| {
+            let _ = current.set(Arc::clone(self) as _);
+        });
+    }
+
+    /// The poller that the calling thread is.
+    pub(crate) fn current() -> Option<Arc<Remote<E>>> {
+        let current = CURRENT.with(|current| current.get().cloned());
+        current.and_then(|current| current.downcast().ok())
+    }
+
+    /// Hands over a command. If the poller has ended, the command is abandoned.
+    pub(crate) fn send(&self, command: Command<E>) {
+        match self.mailbox.push(command) {
+            Ok(must_wake) => self.wake_if(must_wake),
+            Err(command) => command.abandon(),
+        }
+    }
+
+    /// Leaves bytes for the poller to send. They are dropped if the poller has ended.
+    pub(crate) fn leave(&self, endpoint: &Arc<E>, bytes: Chain) {
+        if let Ok(must_wake) = self.mailbox.leave((Arc::clone(endpoint), bytes)) {
+            self.wake_if(must_wake);
+        }
+    }
+
+    /// Leaves `bytes` for the poller to send, if the poller is awake and has made progress lately.
+    /// Takes no system call. `false`: the bytes stay where they are.
+    #[inline]
+    pub(crate) fn leave_if_awake(&self, endpoint: &Arc<E>, bytes: &mut Chain) -> bool {
+        !self.relief.is_held_up()
+            && self.mailbox.leave_if_awake(|| (Arc::clone(endpoint), bytes.take()))
+    }
+
+    fn wake_if(&self, must_wake: bool) {
+        if must_wake {
+            self.counters.add(|counters| &counters.wake_calls, 1);
+            self.wake.wake();
+        }
+    }
+
+    /// Tells `watcher` if the poller fails, or has failed.
+    pub(crate) fn tell_of_failure(&self, watcher: &Arc<dyn Watcher>) {
+        let failure = {
+            let mut watchers = lock(&self.watchers);
+            watchers.known.retain(|known| known.strong_count() > 0);
+            watchers.known.push(Arc::downgrade(watcher));
+            watchers.failure.clone()
+        };
+        if let Some(why) = failure {
+            watcher.poller_failed(&why);
+        }
+    }
+
+    /// The poller has failed.
+    pub(super) fn fail(&self, why: &str) {
+        tracing::error!("a poller has ended: {why}");
+        let known = {
+            let mut watchers = lock(&self.watchers);
+            watchers.failure = Some(why.to_owned());
+            std::mem::take(&mut watchers.known)
+        };
+        known.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.poller_failed(why));
+    }
+
+    /// Timers whose future still waits.
+    pub(super) fn timer_count(&self) -> usize {
+        let count = self.timers.load(Ordering::Relaxed);
+        // A timer may be dead before its command has reached the poller.
+        count.saturating_sub(self.dead_timers.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn mailbox(&self) -> &Mailbox<Command<E>, Parcel<E>> {
+        &self.mailbox
+    }
+
+    pub(super) fn wake_handle(&self) -> &Arc<Wake> {
+        &self.wake
+    }
+}
