@@ -7,7 +7,6 @@ use std::io::{self, Read, Write};
 use ringpoll::buffer::{AsRead, AsWrite, IoReader, IoWriter};
 use ringpoll::{LinkBuffer, Reader, Writer};
 
-/// RW1
 #[test]
 fn an_endless_source_gives_exactly_what_is_asked() {
     let mut reader = IoReader::new(Counting(0));
@@ -29,7 +28,6 @@ fn an_endless_source_gives_exactly_what_is_asked() {
     assert_eq!(line.iter().position(|&byte| byte == 0), Some(line.len() - 1));
 }
 
-/// RW2
 #[test]
 fn the_sink_sees_nothing_before_the_flush() {
     let mut writer = IoWriter::new(Vec::new());
@@ -49,7 +47,6 @@ fn the_sink_sees_nothing_before_the_flush() {
     assert_eq!(writer.into_inner(), expected);
 }
 
-/// RW2
 #[test]
 fn what_a_failing_sink_refused_goes_first_the_next_time() {
     let mut writer = IoWriter::new(Stubborn { taken: Vec::new(), budget: 5 });
@@ -63,7 +60,6 @@ fn what_a_failing_sink_refused_goes_first_the_next_time() {
     assert_eq!(writer.into_inner().taken, b"0123456789abc");
 }
 
-/// RW3
 #[test]
 fn the_end_of_a_source_is_eof_and_leaves_the_rest_readable() {
     let mut reader = IoReader::new(&b"0123456789"[..]);
@@ -79,7 +75,6 @@ fn the_end_of_a_source_is_eof_and_leaves_the_rest_readable() {
     assert!(reader.is_empty());
 }
 
-/// RW3
 #[test]
 fn an_error_of_the_source_is_reported_with_its_kind() {
     let mut reader = IoReader::new(b"ab".chain(Broken));
@@ -87,7 +82,6 @@ fn an_error_of_the_source_is_reported_with_its_kind() {
     assert_eq!(reader.next(2).unwrap(), "ab");
 }
 
-/// RW4
 #[test]
 fn what_goes_in_at_one_end_comes_out_at_the_other() {
     let sent = counted(0, 300_000);
@@ -111,7 +105,6 @@ fn what_goes_in_at_one_end_comes_out_at_the_other() {
     assert_eq!(received, sent);
 }
 
-/// RW5
 #[test]
 fn read_to_end_ends() {
     let sent = counted(0, 20_000);

@@ -80,7 +80,6 @@ pub(crate) fn a_blocking_read_waits_and_times_out(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL3 for a thread.
 pub(crate) fn a_close_from_another_thread_wakes_a_blocking_read(t: &Fixture) -> Check {
     let server = t.echo_server();
     let mut conn = dial_blocking(t, &server)?;
@@ -97,7 +96,6 @@ pub(crate) fn a_close_from_another_thread_wakes_a_blocking_read(t: &Fixture) -> 
     Ok(())
 }
 
-/// CN7 for a thread.
 pub(crate) fn a_blocking_flush_waits_for_the_peer(t: &Fixture) -> Check {
     const SIZE: usize = 16 << 20;
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -171,7 +169,6 @@ pub(crate) fn many_threads_with_blocking_connections_do_not_mix(t: &Fixture) -> 
     })
 }
 
-/// DL1 for a thread.
 pub(crate) fn a_refused_blocking_connect_is_an_error(_: &Fixture) -> Check {
     let vacant = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let error = blocking::connect(&vacant).expect_err("nobody listens");

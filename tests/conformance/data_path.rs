@@ -35,7 +35,6 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// CN2.
 pub(crate) fn a_thousand_exact_reads_return_the_stream_in_order(t: &Fixture) -> Check {
     let (mut peer, read) = t.drive(|mut conn| async move {
         for index in 0..1000 {
@@ -48,7 +47,6 @@ pub(crate) fn a_thousand_exact_reads_return_the_stream_in_order(t: &Fixture) -> 
     Ok(())
 }
 
-/// CN3.
 pub(crate) fn a_peek_does_not_consume(t: &Fixture) -> Check {
     let (mut peer, read) = t.drive(|mut conn| async move {
         let head = conn.peek(16).await?;
@@ -67,7 +65,6 @@ pub(crate) fn a_peek_does_not_consume(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN4.
 pub(crate) fn bytes_that_came_before_the_close_satisfy_a_blocked_read(t: &Fixture) -> Check {
     let (waits, waiting) = outcome();
     let (mut peer, read) = t.drive(|mut conn| async move {
@@ -84,7 +81,6 @@ pub(crate) fn bytes_that_came_before_the_close_satisfy_a_blocked_read(t: &Fixtur
     Ok(())
 }
 
-/// CN5.
 pub(crate) fn half_a_message_waits_for_the_other_half(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (mut peer, read) = t.drive(|mut conn| async move {
@@ -101,7 +97,6 @@ pub(crate) fn half_a_message_waits_for_the_other_half(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN8.
 pub(crate) fn small_reads_of_a_megabyte_keep_memory_bounded(t: &Fixture) -> Check {
     const TOTAL: usize = 1 << 20;
     let (step, steps) = std::sync::mpsc::sync_channel(0);
@@ -127,7 +122,7 @@ pub(crate) fn small_reads_of_a_megabyte_keep_memory_bounded(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// Zero-length arguments (LB3, on a connection): nothing waits, nothing fails.
+/// With a length of zero nothing waits and nothing fails.
 pub(crate) fn reads_of_nothing_succeed_at_once(t: &Fixture) -> Check {
     let (peer, read) = t.drive(|mut conn| async move {
         assert!(conn.next(0).await?.is_empty());
@@ -248,7 +243,7 @@ pub(crate) fn every_reader_method_sees_the_same_stream(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// On error short data stays buffered (semantics: Next and Peek).
+/// After an error, short data stays buffered.
 pub(crate) fn a_failed_read_leaves_short_data_buffered(t: &Fixture) -> Check {
     let (mut peer, read) = t.drive(|mut conn| async move {
         assert!(conn.next(100).await.expect_err("40 bytes come").is_eof());
@@ -269,7 +264,7 @@ pub(crate) fn a_failed_read_leaves_short_data_buffered(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL6 at the reader: EOF is an error for an exact read, zero for `read`, and stays.
+/// EOF is an error for an exact read and zero for `read`, as often as one asks.
 pub(crate) fn the_end_of_the_stream_is_eof_every_time(t: &Fixture) -> Check {
     let (peer, read) = t.drive(|mut conn| async move {
         for _ in 0..3 {

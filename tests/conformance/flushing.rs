@@ -280,7 +280,7 @@ pub(crate) fn a_handler_that_wakes_itself_and_then_flushes_answers(t: &Fixture) 
     Ok(())
 }
 
-/// EV9 with bytes on their way.
+/// With bytes on their way.
 pub(crate) fn a_panic_after_a_flush_loses_nothing_that_was_flushed(t: &Fixture) -> Check {
     let (report, reports) = channel();
     let builder = t.server().on_request(|mut conn| async move {
@@ -317,7 +317,7 @@ enum End {
     LeftByThePeer,
 }
 
-/// CL4, and every other end: the flush ends with the error that fits, and its memory is free.
+/// A close, and every other end: the flush ends with the error that fits, and its memory is free.
 pub(crate) fn every_end_of_a_connection_ends_the_flush_that_waits(t: &Fixture) -> Check {
     for end in [End::ClosedByAnotherThread, End::TimedOut, End::ResetByThePeer, End::LeftByThePeer]
     {

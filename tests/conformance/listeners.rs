@@ -44,7 +44,6 @@ fn exchange_unix(path: &Path, bytes: &[u8]) -> Check {
     Ok(())
 }
 
-/// SV10.
 pub(crate) fn one_server_listens_on_tcp_and_unix(t: &Fixture) -> Check {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("socket");

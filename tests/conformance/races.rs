@@ -165,7 +165,7 @@ pub(crate) fn writing_to_a_peer_that_is_gone_ends_in_a_closed_error(t: &Fixture)
     Ok(())
 }
 
-/// EV18 where a task still holds half of the connection.
+/// A task still holds half of the connection.
 pub(crate) fn a_half_kept_elsewhere_learns_that_its_handler_failed(t: &Fixture) -> Check {
     let (report, learned) = channel();
     let server = t.spawn(t.server().on_request(move |conn| {
@@ -189,7 +189,7 @@ pub(crate) fn a_half_kept_elsewhere_learns_that_its_handler_failed(t: &Fixture) 
     Ok(())
 }
 
-/// TO10 under fire: the last deadline set is the one that counts.
+/// The deadline that was set last counts.
 pub(crate) fn deadlines_moved_by_many_threads_neither_fire_early_nor_get_lost(
     t: &Fixture,
 ) -> Check {

@@ -177,7 +177,7 @@ async fn obey(mut conn: ringpoll::Connection) -> ringpoll::Result<()> {
 /// Lengths from here on ask for a frame and a close.
 const ASK: usize = 16 << 20;
 
-/// CN18: 64 requests in flight on each of four connections' worth of rounds.
+/// 64 requests in flight on each of four connections' worth of rounds.
 fn pipelined(peer: &TcpStream, mut random: Random) -> Check {
     for round in 0..8 {
         let sizes: Vec<_> = (0..64).map(|_| random.within(0..2500)).collect();
@@ -208,7 +208,6 @@ fn crowd(server: &ServerHandle, mut random: Random) -> Check {
     Ok(())
 }
 
-/// IU5.
 fn flushed_and_closed(server: &ServerHandle) -> Check {
     for size in [1, 5000, 300_000] {
         let mut peer = dial(server)?;

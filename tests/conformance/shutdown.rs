@@ -33,7 +33,6 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// SV1.
 pub(crate) fn shutdown_closes_idle_connections_at_once(t: &Fixture) -> Check {
     let server = t.echo_server();
     let used = dial(&server)?;
@@ -70,7 +69,6 @@ fn gated(t: &Fixture, count: usize) -> Check<(ServerHandle, Arc<Semaphore>, Vec<
     Ok((server, gate, peers))
 }
 
-/// SV2.
 pub(crate) fn shutdown_reports_busy_handlers_and_succeeds_when_they_end(t: &Fixture) -> Check {
     let (server, gate, peers) = gated(t, 10)?;
     let start = Instant::now();
@@ -132,7 +130,6 @@ pub(crate) fn shutdown_waits_for_submitted_output_and_then_closes(t: &Fixture) -
     Ok(())
 }
 
-/// SV3.
 pub(crate) fn silent_clients_do_not_hold_up_a_shutdown(t: &Fixture) -> Check {
     let server = t.echo_server();
     let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;

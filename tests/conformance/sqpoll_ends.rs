@@ -335,7 +335,7 @@ impl Stuck {
     }
 }
 
-/// BP3: many more of them than the ring has entries, and the others are served.
+/// Many more of them than the ring has entries, and the others are served.
 pub(crate) fn stuck_sends_hold_up_nobody_on_their_ring(t: &Fixture) -> Check {
     let (server, stuck) = with_stuck(builder(t, crowded(t)), t, 40)?;
     let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
@@ -379,7 +379,7 @@ pub(crate) fn aborting_stuck_sends_all_at_once_leaves_nothing(t: &Fixture) -> Ch
     Ok(())
 }
 
-/// IU7, BP3: many more sends in the kernel than it has room to tell of, and large answers to others
+/// Many more sends in the kernel than it has room to tell of, and large answers to others
 /// in between; then all of them are taken at once.
 pub(crate) fn stuck_sends_that_outnumber_the_queues_starve_nobody(t: &Fixture) -> Check {
     const STUCK: usize = 40;

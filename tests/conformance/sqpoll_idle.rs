@@ -48,7 +48,6 @@ fn builder(t: &Fixture, options: SqpollOptions) -> ServerBuilder {
     t.server().backend(Backend::Sqpoll(options)).pollers(1)
 }
 
-/// IU8.
 pub(crate) fn requests_that_come_while_everything_sleeps_are_answered(t: &Fixture) -> Check {
     let server = t.spawn(builder(t, drowsy(t)).on_request(echo_frame));
     let peers: Vec<_> = (0..4).map(|_| dial(&server)).collect::<Check<_>>()?;
@@ -126,7 +125,7 @@ fn in_a_handler(t: &Fixture, placement: Placement) -> Check<u64> {
     (0..SLEEPS).map(|byte| flusher.flush_once(byte, || server.stats().pollers)).sum()
 }
 
-/// IU8 from a thread that is no task of anybody's.
+/// From a thread that runs no task.
 pub(crate) fn a_blocking_flush_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let (conn, peer) = t.client()?;
     let mut conn = blocking::Connection::new(conn);
@@ -142,7 +141,7 @@ pub(crate) fn a_blocking_flush_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Ch
     Ok(())
 }
 
-/// IU8 from a task of the user's runtime.
+/// From a task of the user's runtime.
 pub(crate) fn a_flush_of_a_task_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let flusher = Flusher::new(|demanded, tell| {
         let (conn, peer) = t.client()?;
@@ -156,14 +155,14 @@ pub(crate) fn a_flush_of_a_task_wakes_a_sleeping_kernel_thread(t: &Fixture) -> C
     Ok(())
 }
 
-/// IU8 from a worker of the library's.
+/// From a worker of the library.
 pub(crate) fn a_flush_of_a_worker_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let woken = in_a_handler(t, Placement::Pool { workers: 2 })?;
     assert!(woken >= SLEEPS.into(), "of {SLEEPS} flushes {woken} have woken anybody");
     Ok(())
 }
 
-/// IU8 from the poller, which was woken first: by the kernel thread, where that is the one.
+/// From the poller, which was woken first (by the kernel thread, if that thread receives).
 pub(crate) fn a_flush_on_a_poller_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let woken = in_a_handler(t, Placement::Inline)?;
     assert!(
@@ -256,7 +255,7 @@ pub(crate) fn a_kernel_thread_polls_for_as_long_as_it_was_told(t: &Fixture) -> C
     end_empty(&group)
 }
 
-/// IU8: within a second of the last request, and from then on.
+/// Within a second of the last request, and from then on.
 pub(crate) fn an_idle_server_takes_no_cpu(t: &Fixture) -> Check {
     /// Of the whole process, in a second: a twentieth of a CPU.
     const TICKS_MAX: u64 = 5;
@@ -304,7 +303,6 @@ fn rounds(peers: &[TcpStream], rounds: usize, size: usize) -> Check {
     Ok(())
 }
 
-/// IU11.
 pub(crate) fn a_busy_server_makes_no_system_calls(t: &Fixture) -> Check {
     const PEERS: usize = 100;
     const ROUNDS: usize = 200;
@@ -332,7 +330,7 @@ pub(crate) fn a_busy_server_makes_no_system_calls(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// IU11 for a flusher of its own: a thread that only sends.
+/// For a thread that only sends.
 pub(crate) fn sends_that_need_no_poller_make_no_system_calls(t: &Fixture) -> Check {
     const SENDS: usize = 2000;
     const CALLS_MAX: u64 = 20;

@@ -82,7 +82,7 @@ fn read_slowly(mut peers: Vec<Peer>, total: usize, mut random: Random) -> Check 
     Ok(())
 }
 
-/// IU6: what the socket did not take stays in front of what comes later.
+/// What the socket did not take stays in front of what comes later.
 pub(crate) fn partial_sends_through_one_ring_stay_in_order(t: &Fixture) -> Check {
     const READERS: u32 = 48;
     const TOTAL: usize = 400_000;
@@ -133,7 +133,7 @@ fn until_a_ring_is_full(server: &ServerHandle, mut round: impl FnMut(usize) -> C
     Ok(())
 }
 
-/// IU7: who finds the ring full sends by itself.
+/// A flush that finds the ring full sends by itself.
 pub(crate) fn sends_through_a_ring_of_one_entry_lose_nothing(t: &Fixture) -> Check {
     const PEERS: usize = 100;
     let server = t.spawn(builder(t, one_ring(t).send_entries(1)).on_request(echo_frame));
@@ -150,7 +150,7 @@ pub(crate) fn sends_through_a_ring_of_one_entry_lose_nothing(t: &Fixture) -> Che
     Ok(())
 }
 
-/// IU6, IU7: the first part is sent by the flusher, the rest by the ring, and both are in pieces.
+/// The first part is sent by the flusher, the rest by the ring, and both are in pieces.
 pub(crate) fn large_sends_through_a_ring_of_one_entry_stay_in_order(t: &Fixture) -> Check {
     const PEERS: u32 = 24;
     const PIECE: usize = 60_000;
