@@ -62,7 +62,7 @@ pub(super) struct Batch {
 impl Queue {
     pub(super) fn new(pool: Pool) -> Queue {
         let state = State {
-            staged: Staging::new(),
+            staged: Staging::default(),
             accepted: 0,
             flushed: 0,
             life: Life::Open,
