@@ -78,7 +78,7 @@ mod threads;
 mod user_code;
 
 pub use address::{Address, Family, PeerAddr};
-pub use buffer::{LinkBuffer, Reader, Slice, Writer};
+pub use buffer::{LinkBuffer, Slice};
 pub use config::{
     Backend, Balance, Capabilities, Placement, PollMode, RingTier, SqpollOptions, SqpollPreset,
     UringOptions,

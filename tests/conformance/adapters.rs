@@ -4,8 +4,7 @@
 
 use std::io::{self, Read, Write};
 
-use ringpoll::buffer::{AsRead, AsWrite, IoReader, IoWriter};
-use ringpoll::{LinkBuffer, Reader, Writer};
+use ringpoll::buffer::{AsRead, AsWrite, IoReader, IoWriter, LinkBuffer, Reader, Writer};
 
 #[test]
 fn an_endless_source_gives_exactly_what_is_asked() {
@@ -80,6 +79,22 @@ fn an_error_of_the_source_is_reported_with_its_kind() {
     let mut reader = IoReader::new(b"ab".chain(Broken));
     assert_eq!(reader.next(3).unwrap_err().io_kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(reader.next(2).unwrap(), "ab");
+}
+
+#[test]
+fn a_string_that_is_not_utf8_is_removed() {
+    let bytes = &b"\xff\xffok"[..];
+    let mut buffer = LinkBuffer::new();
+    buffer.write_copy(bytes).unwrap();
+    Writer::flush(&mut buffer).unwrap();
+    reads_past_the_string(buffer);
+    reads_past_the_string(IoReader::new(bytes));
+}
+
+fn reads_past_the_string(mut reader: impl Reader) {
+    assert!(reader.read_string(2).unwrap_err().is_invalid());
+    assert!(reader.read_string(3).unwrap_err().is_eof());
+    assert_eq!(reader.read_string(2).unwrap(), "ok");
 }
 
 #[test]

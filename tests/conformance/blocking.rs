@@ -1,11 +1,11 @@
-//! The blocking twin: the same connection for plain threads.
+//! Blocking connections, for plain threads.
 
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ringpoll::blocking;
-use ringpoll::buffer::Reader;
+use ringpoll::buffer::{LinkBuffer, Reader, Writer};
 use ringpoll::{Placement, Result};
 
 use crate::harness::*;
@@ -14,6 +14,7 @@ macro_rules! cases {
     ($tests:ident, $mount:ident) => {
         $tests! { $mount, blocking:
             the_blocking_twin_reads_and_writes
+            a_blocking_connection_is_a_reader_and_a_writer
             a_blocking_read_waits_and_times_out
             a_close_from_another_thread_wakes_a_blocking_read
             a_blocking_flush_waits_for_the_peer
@@ -60,6 +61,44 @@ pub(crate) fn the_blocking_twin_reads_and_writes(t: &Fixture) -> Check {
     conn.shutdown_write()?;
     assert_eq!(conn.read(&mut [0])?, 0);
     assert_eq!(conn.stats().received_bytes, 100_015);
+    Ok(())
+}
+
+/// Generic code does the same with a connection to an echo server as with a buffer.
+pub(crate) fn a_blocking_connection_is_a_reader_and_a_writer(t: &Fixture) -> Check {
+    fn exchange(stream: &mut (impl Reader + Writer)) -> Result<()> {
+        stream.reserve(8)?.copy_from_slice(b"head????");
+        stream.insert("ing ", 4)?;
+        stream.commit(8)?;
+        stream.write("\u{e9} ")?;
+        stream.write_copy(b"\xff\xff line\n")?;
+        let mut rest = LinkBuffer::new();
+        rest.write_copy(b"0123456789")?;
+        stream.append(rest)?;
+        let bytes = stream.pending_len();
+        stream.flush()?;
+        assert_eq!(stream.pending_len(), 0);
+
+        assert_eq!(stream.peek(bytes)?.len(), bytes);
+        assert_eq!(stream.len(), bytes);
+        assert_eq!(stream.next(8)?, "heading ");
+        assert_eq!(stream.read_string(3)?, "\u{e9} ");
+        assert!(stream.read_string(2).expect_err("not UTF-8").is_invalid());
+        assert_eq!(stream.until(b'\n')?, " line\n");
+        assert_eq!(stream.slice(2)?.next(2)?, "01");
+        stream.skip(2)?;
+        assert_eq!(stream.read_byte()?, b'4');
+        assert_eq!(stream.read_to_vec(2)?, b"56");
+        let mut two = [0; 2];
+        stream.read_exact(&mut two)?;
+        assert_eq!(two, *b"78");
+        assert_eq!(stream.read(&mut [0; 8])?, 1);
+        assert!(stream.is_empty());
+        Ok(())
+    }
+    exchange(&mut LinkBuffer::new())?;
+    let server = t.echo_server();
+    exchange(&mut dial_blocking(t, &server)?)?;
     Ok(())
 }
 

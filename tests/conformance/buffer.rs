@@ -8,7 +8,7 @@
 use std::sync::mpsc;
 use std::thread;
 
-use ringpoll::{LinkBuffer, Reader, Slice, Writer};
+use ringpoll::buffer::{LinkBuffer, Reader, Slice, Writer};
 
 #[test]
 fn what_is_written_becomes_readable_with_the_flush() {

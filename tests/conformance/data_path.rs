@@ -21,6 +21,7 @@ macro_rules! cases {
             until_at_the_end_of_the_stream_returns_what_there_is
             every_reader_method_sees_the_same_stream
             a_failed_read_leaves_short_data_buffered
+            a_string_that_is_not_utf8_is_removed
             the_end_of_the_stream_is_eof_every_time
             try_next_and_try_peek_take_only_what_is_buffered
             try_next_sees_what_has_arrived_since_the_last_wait
@@ -260,6 +261,18 @@ pub(crate) fn a_failed_read_leaves_short_data_buffered(t: &Fixture) -> Check {
     })?;
     peer.write_all(&pattern(0, 40))?;
     peer.shutdown(Shutdown::Write)?;
+    read.wait();
+    Ok(())
+}
+
+/// The next read begins behind the string, whether the string was valid or not.
+pub(crate) fn a_string_that_is_not_utf8_is_removed(t: &Fixture) -> Check {
+    let (mut peer, read) = t.drive(|mut conn| async move {
+        assert!(conn.read_string(2).await.expect_err("not UTF-8").is_invalid());
+        assert_eq!(conn.read_string(2).await?, "ok");
+        Ok(())
+    })?;
+    peer.write_all(b"\xff\xffok")?;
     read.wait();
     Ok(())
 }

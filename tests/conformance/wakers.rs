@@ -11,7 +11,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use ringpoll::{Connection, Dialer, LinkBuffer, Mux, Reader as _, unblock};
+use ringpoll::buffer::{Reader as _, Writer as _};
+use ringpoll::{Connection, Dialer, LinkBuffer, Mux, unblock};
 
 use crate::dial::FullBacklog;
 use crate::harness::*;
@@ -394,7 +395,7 @@ const PRODUCERS: &[(&str, OnMux, &[u8])] = &[
 
 fn buffer() -> LinkBuffer {
     let mut buffer = LinkBuffer::new();
-    ringpoll::buffer::Writer::write_copy(&mut buffer, TEXT).expect("memory takes it");
+    buffer.write_copy(TEXT).expect("memory takes it");
     buffer
 }
 
