@@ -18,7 +18,7 @@ use source::Project;
 /// module re-exports counts as a name of the module that defines it.
 ///
 /// A module that calls one above it declares a trait, which the upper module implements:
-/// `sys::Sink` and `task::stall::Watched` (implemented by `poller`), `poller::Endpoint` (by
+/// `sys::Sink` and `task::Watched` (implemented by `poller`), `poller::Endpoint` (by
 /// `connection`), `poller::Accept`, `poller::Watcher` and `connection::Hooks` (by `server`).
 const IMPORTS: ImportTable = ImportTable {
     leaves: &[
