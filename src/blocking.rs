@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 
 /// A [`crate::Connection`] whose methods block the calling thread while they wait.
 ///
-/// On a poller thread every method that may wait fails with an unsupported error: the blocked poller
-/// could not serve the connection. Apart from that, each method does the same as the method of that
-/// name on [`crate::Connection`]. The traits [`Reader`] and [`Writer`] have these methods as well.
+/// On a poller thread every method that may wait fails with an unsupported error: the blocked
+/// poller could not serve the connection. Apart from that, each method does the same as the method
+/// of that name on [`crate::Connection`]. The traits [`Reader`] and [`Writer`] have these methods
+/// as well.
 #[derive(Debug)]
 pub struct Connection(connection::Connection);
 

@@ -29,8 +29,8 @@ use crate::user_code;
 
 /// Immutable bytes that share their memory.
 ///
-/// Cloning or cutting a slice adds a reference and copies no bytes. A slice keeps its whole block in
-/// memory. To keep a few bytes for a long time, copy them out ([`to_vec`](slice::to_vec)).
+/// Cloning or cutting a slice adds a reference and copies no bytes. A slice keeps its whole block
+/// in memory. To keep a few bytes for a long time, copy them out ([`to_vec`](slice::to_vec)).
 pub struct Slice {
     start: NonNull<u8>,
     len: usize,
@@ -176,8 +176,8 @@ impl Deref for Slice {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: `len` initialised bytes from `start` lie in one allocation. `owner` keeps it alive
-        // while `self` holds its reference, and the bytes do not change (module docs).
+        // SAFETY: `len` initialised bytes from `start` lie in one allocation. `owner` keeps it
+        // alive while `self` holds its reference, and the bytes do not change (module docs).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

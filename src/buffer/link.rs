@@ -44,8 +44,8 @@ impl LinkBuffer {
     }
 
     /// An empty buffer with blocks of `block_bytes`, rounded up to a power of two, or as large as a
-    /// single write needs. With tiny blocks, tests can cover bytes that span blocks. Other code uses
-    /// [`new`](Self::new).
+    /// single write needs. With tiny blocks, tests can cover bytes that span blocks. Other code
+    /// uses [`new`](Self::new).
     pub fn with_block_bytes(block_bytes: usize) -> LinkBuffer {
         LinkBuffer::with_pool(Pool::with_block_bytes(block_bytes))
     }

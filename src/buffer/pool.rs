@@ -4,8 +4,8 @@
 //! *attached* to the pool: it has free lists of its own, which need no atomic operations, and uses
 //! the lists of the pool when its own are empty or full. Each poller has a pool, and its thread is
 //! attached to it. The thread that drops the last slice of a block returns the block to its pool.
-//! No function in this file takes a lock or waits. Blocks in use keep the lists alive, so a pool may
-//! be dropped before its blocks.
+//! No function in this file takes a lock or waits. Blocks in use keep the lists alive, so a pool
+//! may be dropped before its blocks.
 
 #![forbid(unsafe_code)]
 
@@ -229,8 +229,8 @@ impl FreeLists {
 }
 
 thread_local! {
-    /// The free lists of this thread while it is attached to a pool. `Attached` empties the cell, so
-    /// it needs no destructor, and a slice may be dropped even while the thread ends.
+    /// The free lists of this thread while it is attached to a pool. `Attached` empties the cell,
+    /// so it needs no destructor, and a slice may be dropped even while the thread ends.
     static LOCAL: Cell<ManuallyDrop<Option<Box<Local>>>> =
         const { Cell::new(ManuallyDrop::new(None)) };
 }

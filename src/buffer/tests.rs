@@ -1,4 +1,5 @@
-//! Internals that users cannot see: merging, returned memory, counts, and costs of usual operations.
+//! Internals that users cannot see: merging, returned memory, counts, and costs of usual
+//! operations.
 
 #![forbid(unsafe_code)]
 
