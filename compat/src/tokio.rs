@@ -148,8 +148,8 @@ impl TokioStream {
         (TokioReadHalf { inner }, TokioWriteHalf { inner: writer, output_bytes_max })
     }
 
-    /// Waits for input. Before that, submits the gathered bytes, because the peer may wait for
-    /// them.
+    /// Waits for input. If it has to wait, it submits the gathered bytes, because the peer may wait
+    /// for them.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let polled = self.inner.poll_readable(cx);
         if polled.is_pending() && self.inner.pending_len() > 0 {
@@ -161,7 +161,7 @@ impl TokioStream {
 }
 
 impl TokioReadHalf {
-    /// Wraps a connection. Input that it has already buffered is read first.
+    /// Wraps the reading half of a connection. Input that it has already buffered is read first.
     pub fn new(inner: ReadHalf) -> TokioReadHalf {
         TokioReadHalf { inner }
     }
