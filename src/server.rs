@@ -1,9 +1,9 @@
 //! Servers: listeners, handlers, shutdown.
 //!
 //! Each connection of a server belongs to one poller and holds an `Arc` of the server's
-//! [`Service`]: its handlers, and its hooks, which are [`ServerState`]. Each listener belongs to one
-//! poller, which accepts its connections and distributes them over all pollers. The accept methods
-//! and the hooks run on pollers; `ServerHandle` is called from any other thread.
+//! [`Service`]: its handlers, and its hooks, which are [`ServerState`]. Each listener belongs to
+//! one poller, which accepts its connections and distributes them over all pollers. The accept
+//! methods and the hooks run on pollers; `ServerHandle` is called from any other thread.
 
 mod builder;
 mod shutdown;

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::shutdown::Progress;
-use super::{ServerState, Bound, Callbacks, Counts, Inner, Server};
+use super::{Bound, Callbacks, Counts, Inner, Server, ServerState};
 use crate::address::{Address, PeerAddr};
 use crate::config::{
     self, Backend, Balance, Limits, Placement, PollMode, SocketOptions, UringOptions, some,
