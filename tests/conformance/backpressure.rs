@@ -1,4 +1,5 @@
-//! Back-pressure: a slow side slows the other down, costs bounded memory, and starves nobody.
+//! Back-pressure: a slow side slows the other one down, needs bounded memory, and starves no other
+//! connection.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -114,7 +115,7 @@ pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Ch
     let mut peers: Vec<_> = (0..4).map(|_| dial(&server)).collect::<Check<_>>()?;
     for peer in &mut peers {
         peer.set_write_timeout(Some(Duration::from_millis(50)))?;
-        // Until it no longer fits anywhere: the kernel's buffers and ours are full.
+        // Until the buffers of the kernel and of the library are full.
         while peer.write_all(&[0; 64 << 10]).is_ok() {}
     }
     let block_bytes = server.stats().pollers.block_bytes as usize;

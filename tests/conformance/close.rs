@@ -344,7 +344,7 @@ pub(crate) fn unread_input_at_close_leaves_slices_alone(t: &Fixture) -> Check {
         held.push(slice.wait());
         assert_ended(&peer);
     }
-    // Other bytes through whatever blocks were given back.
+    // Sends other bytes through the blocks that were returned.
     let server = t.echo_server();
     for _ in 0..10 {
         exchange(&dial(&server)?, &[0xee; 5000])?;

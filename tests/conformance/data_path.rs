@@ -104,7 +104,7 @@ pub(crate) fn small_reads_of_a_megabyte_keep_memory_bounded(t: &Fixture) -> Chec
     let (mut peer, read) = t.drive(move |mut conn| async move {
         for index in 0..TOTAL / 1024 {
             assert_pattern(&conn.next(1024).await?, index * 1024);
-            // The test samples memory as we go; it does not hold us up.
+            // The test measures memory at this moment; the send never waits for it.
             let _ = step.try_send(());
         }
         Ok(())
@@ -314,7 +314,7 @@ pub(crate) fn try_next_and_try_peek_take_only_what_is_buffered(t: &Fixture) -> C
     Ok(())
 }
 
-/// What arrives while nobody waits is buffered, and counts for the sync reads as well.
+/// Bytes that arrive while no read waits are buffered, and the sync reads see them as well.
 pub(crate) fn try_next_sees_what_has_arrived_since_the_last_wait(t: &Fixture) -> Check {
     let (mut peer, handed) = t.drive(|conn| async move { Ok(conn) })?;
     let mut conn = handed.wait();

@@ -49,7 +49,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// An address nobody listens on.
+/// An address without a listener.
 fn vacant() -> Check<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

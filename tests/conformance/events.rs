@@ -1,4 +1,4 @@
-//! Events: prepare, connect, request, disconnect and close come in this order, each once.
+//! Events: prepare, connect, request, disconnect and close, in this order, each once.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};

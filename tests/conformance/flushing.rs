@@ -198,7 +198,7 @@ pub(crate) fn a_handler_may_flush_its_own_connection_and_another_at_once(t: &Fix
     Ok(())
 }
 
-/// A chat: whoever speaks is heard by all, in the order of what it said, on whichever poller.
+/// A chat: all clients receive the words of each client, in order, on every poller.
 pub(crate) fn a_handler_may_flush_connections_of_every_poller(t: &Fixture) -> Check {
     const CLIENTS: usize = 6;
     const WORDS: usize = 20;
@@ -416,7 +416,7 @@ pub(crate) fn a_forced_shutdown_ends_every_flush_that_waits(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// Between the poller and a thread of our own, with sends of either in flight.
+/// Flushes alternate between the poller and another thread, with sends of both in flight.
 pub(crate) fn a_writer_that_changes_threads_keeps_the_order(t: &Fixture) -> Check {
     const ROUNDS: usize = 400;
     const MAX: usize = 60_000;

@@ -1,5 +1,5 @@
-//! Many producers, one connection: messages stay whole and in order, nothing accepted is lost, and
-//! whoever is concerned is told how it ended.
+//! Many producers, one connection: messages stay whole and in order, no accepted message is lost,
+//! and every waiting call returns the result of the driver.
 
 use std::net::TcpStream;
 use std::sync::mpsc::channel;

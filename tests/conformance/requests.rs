@@ -355,7 +355,7 @@ pub(crate) fn a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_con
     Ok(())
 }
 
-/// Too few for the read that waits, they wake nobody; they must not be forgotten all the same.
+/// The bytes are too few for the waiting read, so they wake no task. They must still be handled.
 pub(crate) fn bytes_that_arrive_during_a_wait_that_is_given_up_are_handled(t: &Fixture) -> Check {
     let gives_up = Arc::new(Semaphore::new(0));
     let (permits, runs) = (Arc::clone(&gives_up), Arc::new(AtomicUsize::new(0)));
@@ -569,7 +569,7 @@ pub(crate) fn dropping_the_connection_in_a_handler_does_not_close_it(t: &Fixture
     Ok(())
 }
 
-/// Connections do not mix their bytes, whatever the schedule.
+/// Connections do not mix their bytes, in any schedule.
 pub(crate) fn many_connections_with_random_schedules_stay_apart(t: &Fixture) -> Check {
     let server = t.echo_server();
     let clients: Vec<_> = (0..4)

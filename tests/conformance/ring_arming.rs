@@ -36,7 +36,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Small queues and few buffers: whatever can run out does.
+/// Small queues and few buffers, so all of them run out.
 fn tiny() -> UringOptions {
     UringOptions::new().queue_entries(2, 4).receive_buffers(4, 1)
 }
@@ -177,7 +177,7 @@ fn silent(builder: ServerBuilder) -> (ServerBuilder, Arc<Gate>) {
     (builder.on_request(move |conn| take_silently(Arc::clone(&halts), conn)), gate)
 }
 
-/// Both are there before anybody looks, and the data is all that the first receive takes.
+/// Data and end arrive before the poller runs. The first receive takes the data only.
 pub(crate) fn a_reset_right_behind_data_is_noticed(t: &Fixture) -> Check {
     let (builder, gate) = silent(t.gated_server());
     let server = t.spawn(builder);

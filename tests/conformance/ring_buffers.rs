@@ -1,7 +1,7 @@
 //! Receive buffers of a ring: running out of them, lending them, and their two sizes.
 //!
-//! A connection that finds no buffer waits and loses nothing; a buffer in the user's hands is
-//! nobody else's until it is dropped; a stream gets larger ones.
+//! A connection that finds no buffer waits and loses nothing. A buffer that the user holds is not
+//! reused until it is dropped. A stream gets larger buffers.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -132,7 +132,7 @@ pub(crate) fn connections_that_find_no_buffer_are_served_in_order(t: &Fixture) -
         for (tag, mut peer) in peers.iter().enumerate() {
             let handle = handle_of(&handles, peer)?;
             peer.write_all(&frame(tag, 100))?;
-            // Arrived before the next one leaves: so the kernel knows the order as we do.
+            // Each frame arrives before the next is sent, so the kernel has them in this order.
             let arrived = || handle.with_fd(|fd| rustix::io::ioctl_fionread(fd) == Ok(104));
             eventually("the frame arrives", || arrived().unwrap_or(false));
         }

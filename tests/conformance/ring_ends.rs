@@ -1,7 +1,8 @@
 //! Ends of connections, rings and processes with operations in flight.
 //!
-//! A completion may come after its connection is gone, and its fd and its slot belong to another:
-//! nobody ever gets a byte that is not theirs, and nothing is kept, not by a child process either.
+//! A completion may come after its connection has ended, when its fd and its slot belong to another
+//! connection. No connection receives a byte of another one, and nothing is kept open, not by a
+//! child process either.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -60,7 +61,7 @@ fn request(then: Then, tag: usize, size: usize, body: usize) -> Vec<u8> {
     bytes
 }
 
-/// Checks a request and does what it asks for. A byte of somebody else is a panic.
+/// Checks a request and carries it out. Panics at a byte of another connection.
 async fn obey(mut conn: Connection) -> Result<()> {
     let head = conn.next(13).await?;
     let word =
@@ -88,7 +89,8 @@ fn obedient_server(t: &Fixture) -> ServerHandle {
     t.spawn(t.server().backend(t.mount().with_small_queues()).uring(tiny()).on_request(obey))
 }
 
-/// Reads to the end, of whatever kind; returns how much of the answer to `tag` came before.
+/// Reads to the end of the stream or to a reset. Returns how much of the answer to `tag` came
+/// before.
 fn read_rest(mut peer: &TcpStream, tag: usize, mut at: usize) -> Check<usize> {
     let mut bytes = [0; 16 << 10];
     loop {

@@ -67,7 +67,7 @@ pub(crate) fn unix_sockets_are_served_whatever_is_asked_of_sends(t: &Fixture) ->
     let server = t.spawn_bound(server);
     let mut peer = UnixStream::connect(&path)?;
     bound_unix(&peer)?;
-    // The last fills the socket, so that the backend sends the rest whoever flushed.
+    // The last frame fills the socket, so the backend sends the rest, for every kind of flush.
     for size in [1, 5000, 1 << 20] {
         peer.write_all(&frame(size, size))?;
         expect_frame(&peer, size, size)?;
@@ -76,7 +76,7 @@ pub(crate) fn unix_sockets_are_served_whatever_is_asked_of_sends(t: &Fixture) ->
     Ok(())
 }
 
-/// Multipath TCP is TCP to us, and the kernel refuses to send over it without a copy.
+/// The library treats Multipath TCP as TCP. The kernel refuses zero-copy sends on it.
 pub(crate) fn sends_that_the_kernel_refuses_without_a_copy_are_made_with_one(t: &Fixture) -> Check {
     let listener = match mptcp() {
         Ok(listener) => listener,

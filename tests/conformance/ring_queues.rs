@@ -28,7 +28,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Small queues and few buffers: whatever can run out does.
+/// Small queues and few buffers, so all of them run out.
 fn tiny() -> UringOptions {
     UringOptions::new().queue_entries(2, 4).receive_buffers(4, 1)
 }
@@ -114,7 +114,7 @@ pub(crate) fn accepts_that_overflow_the_completion_queue_are_served(t: &Fixture)
         drop(peers);
         left_with(&server, 0);
     }
-    // The three who closed the gate as well.
+    // The three connections that blocked the gate are included.
     assert_eq!(server.stats().accepted, 3 * (COUNT as u64 + 1));
     Ok(())
 }

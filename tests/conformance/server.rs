@@ -172,13 +172,13 @@ pub(crate) fn statistics_tell_what_happened(t: &Fixture) -> Check {
         }
     }
     eventually("every run is counted", || server.stats().handler_runs >= 20);
-    // Counted when the call returns, which may be after we have the bytes.
+    // Bytes are counted when the send returns, which may be after the client has received them.
     eventually("every byte is counted", || server.stats().pollers.sent_bytes == 2000);
     let stats = server.stats();
     assert_eq!((stats.accepted, stats.open, stats.refused), (4, 4, 0));
     assert_eq!(stats.pollers.received_bytes, 2000);
     assert_eq!((stats.pollers.connections, stats.pollers.accepts), (4, 4));
-    // What is counted where depends on who talks to the kernel, and how.
+    // The backend determines which counts change.
     let (calls, pollers) = (stats.pollers.system_calls(), &stats.pollers);
     let (receives, sends) = match stats.backend {
         Backend::Epoll => (pollers.receive_calls, pollers.send_calls),
@@ -197,7 +197,7 @@ pub(crate) fn statistics_tell_what_happened(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// Settings change who does the work, not the result.
+/// Settings change which thread does the work, not the result.
 pub(crate) fn every_balance_and_poll_mode_serves(t: &Fixture) -> Check {
     for balance in [Balance::RoundRobin, Balance::Random, Balance::LeastConnections] {
         for poll_mode in [PollMode::Adaptive, PollMode::Always, PollMode::Never] {

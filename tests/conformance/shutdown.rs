@@ -1,4 +1,4 @@
-//! Shutdown: no newcomers, no idle connections, then no busy ones, and then no threads.
+//! Shutdown: new connections are refused, idle ones close, busy ones end, and threads end.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -279,7 +279,7 @@ pub(crate) fn shutting_down_a_poller_group_closes_its_connections(t: &Fixture) -
     Ok(())
 }
 
-/// The group is ended before the server that uses it, which nobody ends any more.
+/// The group ends before the server that uses it. The server itself is never shut down.
 pub(crate) fn a_server_whose_pollers_were_shut_down_leaves_nothing(t: &Fixture) -> Check {
     let group = Pollers::builder().backend(t.mount().backend).count(2).build()?;
     let server = t.server().use_pollers(group.clone()).on_request(echo);

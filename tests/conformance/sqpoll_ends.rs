@@ -69,8 +69,7 @@ fn request(id: u32, total: usize, piece: usize, ending: Ending) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
 
-/// Sends the stream that is asked for. Anything but one request is a panic: there is nobody who
-/// could have sent it.
+/// Sends the requested stream. Panics at any input but one request, because no client sends any.
 async fn stream(mut conn: Connection) -> Result<()> {
     let head = conn.next(16).await?;
     let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
@@ -178,8 +177,8 @@ impl Closer {
     }
 }
 
-/// Rule 8: descriptors are given up with sends in flight, by either side, and taken at once by
-/// those who come; nobody gets a byte that was meant for the one before.
+/// Connections close with sends in flight, on either side, and new connections reuse their
+/// descriptors at once. No connection receives a byte of the earlier owner.
 pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixture) -> Check {
     const LIVES: u32 = if cfg!(debug_assertions) { 800 } else { 12_000 };
     const THREADS: u32 = 6;
@@ -213,12 +212,12 @@ pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixt
     Ok(())
 }
 
-/// Rule 8 at the client's end: a dial takes the descriptor of one that was just closed, and its
+/// At the client's end: a dial takes the descriptor of a connection that was just closed, and its
 /// server must not see what that one had still to send.
 pub(crate) fn clients_closed_with_sends_in_flight_never_send_to_others(t: &Fixture) -> Check {
     const LIVES: u32 = if cfg!(debug_assertions) { 600 } else { 8000 };
     const TASKS: u32 = 4;
-    // Reads a stream, whoever's it is, and checks that it stays that one's.
+    // Reads a stream, and checks that all of it belongs to one client.
     let server = t.spawn(t.server().on_connect(|mut conn| async move {
         let id = u32::from_be_bytes(conn.next(4).await?[..4].try_into().expect("four bytes"));
         let mut at = 0;
@@ -292,7 +291,7 @@ fn with_stuck(builder: ServerBuilder, t: &Fixture, count: usize) -> Check<(Serve
     let (prepared, handles) = channel();
     let builder = builder
         .on_prepare(move |handle| {
-            // Of those that come later nobody wants to know.
+            // Fails for later connections, which the test does not use.
             let _ = prepared.send(handle.clone());
             Ok(())
         })
@@ -492,7 +491,7 @@ pub(crate) fn groups_made_and_dropped_in_a_row_leave_nothing(t: &Fixture) -> Che
         match round % 4 {
             0 => group.shutdown()?,
             1 => drop(conn),
-            // Submitted, and nobody waits for it.
+            // Submits without waiting.
             2 => {
                 conn.write(marked(round, 10_000, 100_000))?;
                 conn.submit()?;

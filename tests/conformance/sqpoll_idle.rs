@@ -1,5 +1,5 @@
-//! Kernel threads that sleep and wake: nobody waits for one that sleeps, one without work takes no
-//! CPU, and while there is work nobody makes a system call.
+//! Kernel threads that sleep and wake: no operation waits for a sleeping one, an idle one takes no
+//! CPU time, and while there is work no thread makes a system call.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -85,7 +85,8 @@ async fn flush_on_demand(
 }
 
 impl Flusher {
-    /// With what `place` makes of a connection, the demands, and who to tell.
+    /// `place` gets the bytes to flush and reports each flush; it returns the peer of the
+    /// connection.
     fn new(
         place: impl FnOnce(UnboundedReceiver<u8>, std::sync::mpsc::Sender<()>) -> Check<TcpStream>,
     ) -> Check<Flusher> {
@@ -94,7 +95,7 @@ impl Flusher {
         Ok(Flusher { peer: place(demanded, tell)?, demands, flushed })
     }
 
-    /// A flush of a byte that everybody sleeps through; returns how many were woken for it.
+    /// Flushes a byte while all kernel threads sleep. Returns how many of them were woken.
     fn flush_once(&self, byte: u8, stats: impl Fn() -> PollerStats) -> Check<u64> {
         let_kernel_threads_sleep();
         let before = stats();
@@ -172,7 +173,7 @@ pub(crate) fn a_flush_on_a_poller_wakes_a_sleeping_kernel_thread(t: &Fixture) ->
     Ok(())
 }
 
-/// Rule 15: the moment between the kernel thread's last look and its sleep.
+/// The moment between the last check of the kernel thread and its sleep.
 pub(crate) fn flushes_while_a_kernel_thread_falls_asleep_are_delivered(t: &Fixture) -> Check {
     const ROUNDS: usize = if cfg!(debug_assertions) { 300 } else { 3000 };
     let group = Pollers::builder().backend(Backend::Sqpoll(drowsy(t))).count(1).build()?;
@@ -197,7 +198,8 @@ pub(crate) fn flushes_while_a_kernel_thread_falls_asleep_are_delivered(t: &Fixtu
     end_empty(&group)
 }
 
-/// Rule 15, by every producer: one wakes it, and none relies on another who has not yet.
+/// One of the producers wakes the kernel thread, and none relies on a wake-up that has not
+/// happened.
 pub(crate) fn flushes_of_many_threads_wake_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     const THREADS: usize = 4;
     const ROUNDS: usize = 40;
@@ -325,7 +327,7 @@ pub(crate) fn a_busy_server_makes_no_system_calls(t: &Fixture) -> Check {
         calls <= CALLS_MAX,
         "{calls} system calls for {requests} requests, from {before:?} to {after:?}"
     );
-    // One thread of ours, which never waits for itself.
+    // One thread of the test, which never waits for itself.
     assert_eq!(after.pollers.send_contentions, 0);
     Ok(())
 }

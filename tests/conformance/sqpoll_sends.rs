@@ -124,7 +124,8 @@ pub(crate) fn partial_sends_through_one_ring_stay_in_order(t: &Fixture) -> Check
 fn until_a_ring_is_full(server: &ServerHandle, mut round: impl FnMut(usize) -> Check) -> Check {
     const ROUNDS_MIN: usize = 5;
     let (start, mut rounds) = (Instant::now(), 0);
-    // Who is quicker, the flushers or the kernel thread, is not ours to say.
+    // Timing determines whether the flushers fill the ring faster than the kernel thread empties
+    // it.
     while rounds < ROUNDS_MIN || server.stats().pollers.full_send_rings == 0 {
         assert!(start.elapsed() < DEADLINE, "never full: {:?}", server.stats());
         round(rounds)?;
@@ -341,7 +342,7 @@ pub(crate) fn a_flush_of_more_slices_than_one_send_takes_stays_whole(t: &Fixture
     Ok(())
 }
 
-/// It ends at once, wakes nobody, and leaves no byte behind.
+/// It completes at once, wakes no thread, and leaves no byte unsent.
 pub(crate) fn a_flush_of_nothing_asks_nothing_of_the_kernel(t: &Fixture) -> Check {
     let (mut conn, peer) = t.client()?;
     let_kernel_threads_sleep();

@@ -1,4 +1,4 @@
-//! Timeouts: never early, never for ever, and a moved deadline wakes who waits.
+//! Timeouts: never early, never missed, and a moved deadline wakes the waiting task.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -150,7 +150,7 @@ pub(crate) fn a_deadline_fires_when_it_is_due_and_again_at_once(t: &Fixture) -> 
     Ok(())
 }
 
-/// A host may stop us at any moment, but not at each of several.
+/// A busy host may delay one try, but not each of several.
 fn assert_once_in_time(delays: &[Duration]) {
     let best = delays.iter().min().expect("at least one try");
     assert!(*best < LATE, "late by {delays:?}");

@@ -374,7 +374,7 @@ async fn write_somehow(
     }
 }
 
-/// Half-close from our side: FIN comes after the last byte, and reading goes on.
+/// Half-close by this side: FIN comes after the last byte, and reading continues.
 pub(crate) fn shutdown_write_sends_everything_and_then_fin(t: &Fixture) -> Check {
     let (mut peer, wrote) = t.drive(|mut conn| async move {
         conn.write(pattern(0, 200_000))?;
@@ -424,7 +424,7 @@ fn exchange_at_once(peer: &TcpStream, total: usize) -> Check {
     Ok(())
 }
 
-/// A flush that nobody waits for any more still happens, once and in order.
+/// A flush whose future was dropped still happens, once and in order.
 pub(crate) fn dropping_a_waiting_flush_loses_no_byte(t: &Fixture) -> Check {
     const COUNT: usize = 100;
     let (peer, wrote) = t.drive(|mut conn| async move {
