@@ -1,5 +1,5 @@
 // cargo run --release --example echo -- 127.0.0.1:8972
-//! Sends back what arrives. Without an address it takes a free port and prints it.
+//! Sends every received byte back. Without an address it binds to a free port and prints it.
 
 use ringpoll::{Connection, Result, Server};
 
@@ -13,13 +13,13 @@ fn main() -> Result<()> {
     server.serve()
 }
 
-/// Runs whenever a connection has input, once at a time per connection, and again while input is
-/// left. The bytes move from the reader to the writer; none is copied.
+/// Runs when a connection has input, and again while input is left; one run at a time for each
+/// connection. The bytes move from the reader to the writer by reference.
 async fn echo(mut conn: Connection) -> Result<()> {
     let ready = conn.readable().await?;
     let bytes = conn.slice(ready).await?;
     conn.append(bytes)?;
-    // Returns when the kernel has every byte: a peer that does not read its answers stops its own
-    // handler here, and its input stops at the watermark.
+    // Returns when the kernel has every byte. If a peer does not read its answers, its handler
+    // waits at this line, and reception from it pauses at the high watermark.
     conn.flush().await
 }

@@ -1,9 +1,9 @@
 // cargo run --release --example framed_rpc
-//! A request/response protocol, server and client in one file: what a call looks like, and what
-//! happens when a request is unknown, unanswered or too large. Runs to its end by itself.
+//! A request/response protocol, with server and client in one file. It shows calls that succeed,
+//! and requests that are unknown, unanswered or too large. The program ends by itself.
 //!
-//!   request   length: u32 (big-endian, of what follows) · kind: u8   · body
-//!   response  length: u32 (big-endian, of what follows) · status: u8 · body
+//!   request   length: u32 (big-endian, of the rest) · kind: u8   · body
+//!   response  length: u32 (big-endian, of the rest) · status: u8 · body
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ fn main() -> Result<()> {
     let server = Server::builder()
         .on_request(answer)
         .on_error(|_, error| println!("server: closed a connection: {error}"))
-        // A peer that stops in the middle of a frame does not hold its handler for longer.
+        // Ends the handler of a peer that stops in the middle of a frame.
         .read_timeout(Duration::from_secs(5))
-        // A peer that does not read its answers does not, either.
+        // Ends the handler of a peer that does not read its answers.
         .write_timeout(Duration::from_secs(5))
-        // One that says nothing at all is let go.
+        // Closes the connection of a peer that sends and receives nothing.
         .idle_timeout(Duration::from_secs(60))
         .connections_max(10_000)
         .bind("127.0.0.1:0")?
         .spawn()?;
 
-    // Any executor drives a connection; this one is the calling thread.
+    // Any executor can drive a connection. `wait` drives it on the calling thread.
     ringpoll::blocking::wait(client(&server.local_addr().to_string()))?;
 
     // Stops accepting, closes idle connections, waits for the busy ones until the deadline.
@@ -32,14 +32,14 @@ fn main() -> Result<()> {
 
 // ---- server ----
 
-/// Answers one frame. Runs again while input is left, so a client may send many at once.
-/// Whatever it returns as an error closes this connection and no other.
+/// Answers one frame. Runs again while input is left, so a client may send many frames at once. An
+/// error closes this connection only.
 async fn answer(mut conn: Connection) -> Result<()> {
     let request = read_frame(&mut conn).await?;
     let body = request.slice(1..);
     match request[0] {
         UPPERCASE => write_frame(&mut conn, OK, body.to_ascii_uppercase())?,
-        // By reference: the answer leaves from the block that the request was received into.
+        // A body of more than 4 KiB is sent by reference, from the block that received it.
         ECHO => write_frame(&mut conn, OK, body)?,
         FORGET => return Ok(()),
         kind => write_frame(&mut conn, FAILED, format!("unknown kind {:?}", kind as char))?,
@@ -60,14 +60,14 @@ async fn client(addr: &str) -> Result<()> {
     let reply = call(&mut conn, ECHO, large.clone()).await?;
     println!("client: {} bytes came back, equal: {}", reply.len(), reply == large);
 
-    // A failure the server reports: the connection is in step and serves the next call.
+    // The server reports this failure as an answer, so the connection can serve the next call.
     match call(&mut conn, b'?', "").await {
         Ok(_) => return Err(Error::other("an unknown request was answered")),
         Err(error) => println!("client: {error}"),
     }
 
-    // A late answer would be taken for the answer to the next call, so a connection that timed
-    // out is dropped, which closes it.
+    // The client would take a late answer for the answer to its next call. So it drops the
+    // connection after a timeout, which closes it.
     conn.set_read_timeout(Some(Duration::from_millis(100)));
     match call(&mut conn, FORGET, "").await {
         Err(error) if error.is_read_timeout() => println!("client: {error}"),
@@ -75,7 +75,7 @@ async fn client(addr: &str) -> Result<()> {
     }
     drop(conn);
 
-    // A length beyond the limit ends the connection before the server has made room for it.
+    // A length beyond the limit ends the connection. The server allocates no memory for it.
     let mut conn = dialer.connect(addr).await?;
     conn.write_copy(&u32::MAX.to_be_bytes())?;
     conn.flush().await?;
@@ -99,11 +99,11 @@ async fn call(conn: &mut Connection, kind: u8, body: impl Into<Slice>) -> Result
     }
 }
 
-// ---- frames, the same both ways ----
+// ---- frames, in both directions ----
 
 /// A frame without its length. The bytes are not copied, unless they span two blocks.
 async fn read_frame(conn: &mut Connection) -> Result<Slice> {
-    // A peek leaves the header in place, so a timeout before the body loses nothing.
+    // A peek leaves the header unread, so a timeout before the end of the body loses no byte.
     let mut header = [0; HEADER_BYTES];
     header.copy_from_slice(&conn.peek(HEADER_BYTES).await?);
     let length = u32::from_be_bytes(header) as usize;
@@ -114,7 +114,7 @@ async fn read_frame(conn: &mut Connection) -> Result<Slice> {
     Ok(frame.slice(HEADER_BYTES..))
 }
 
-/// Puts a frame into the output; nothing leaves before `flush`. A large body goes by reference.
+/// Writes a frame, which `flush` sends. A body of more than 4 KiB is written by reference.
 fn write_frame(conn: &mut Connection, tag: u8, body: impl Into<Slice>) -> Result<()> {
     let body = body.into();
     let length = u32::try_from(1 + body.len()).map_err(Error::other)?;

@@ -1,7 +1,7 @@
 // cargo run --release --example mux_rpc
-//! Many calls at the same time over one connection: the server runs each request as a future of
-//! its own and answers as they are done, and the threads of a client share the connection. Runs to
-//! its end by itself.
+//! Concurrent calls over one connection. The server runs each request as a future and answers in
+//! the order of completion. The threads of a client share the connection. The program ends by
+//! itself.
 //!
 //!   request and response  number: u64 · length: u32 (big-endian, of the body) · body
 
@@ -23,8 +23,8 @@ fn main() -> Result<()> {
 
     let client = Client::connect(&server.local_addr().to_string())?;
     thread::scope(|scope| {
-        // Answered when another call has put the value: it would never be if calls waited for each
-        // other.
+        // This call is answered after another call has stored the value. So it succeeds only if the
+        // server runs both concurrently.
         let get = scope.spawn(|| client.call("get"));
         let echo = |thread| {
             let client = &client;
@@ -46,12 +46,12 @@ fn main() -> Result<()> {
 
 // ---- server ----
 
-/// Reads requests for as long as the connection lasts; does not wait for their answers.
+/// Reads requests until the end of the connection, without waiting for their answers.
 async fn serve(conn: Connection, value: Arc<watch::Sender<Option<String>>>) -> Result<()> {
     let (mut reader, writer) = conn.split();
     let (mux, driver) = Mux::new(writer);
     reader.spawn(driver)?;
-    // A client that asks without end, or does not read its answers, gets no further than this.
+    // Limits the requests in progress, also for a client that does not read its answers.
     let places = Arc::new(Semaphore::new(REQUESTS_MAX));
     while reader.readable().await? > 0 {
         let (number, body) = read_frame(&mut reader).await?;
@@ -86,7 +86,7 @@ async fn answer(request: &[u8], value: &watch::Sender<Option<String>>) -> Result
 struct Client {
     mux: Mux,
     next: AtomicU64,
-    /// Who waits for the answer to which number.
+    /// The waiting calls, by the number of their request.
     waiting: Waiting,
     handle: Handle,
     threads: [thread::JoinHandle<Result<()>>; 2],
@@ -127,7 +127,7 @@ impl Client {
         }
     }
 
-    /// Sends what is left, then closes the connection, which ends the reader.
+    /// Sends the remaining messages, then closes the connection, which ends the reader.
     fn close(self) -> Result<()> {
         blocking::wait(self.mux.close())?;
         self.handle.close();
@@ -135,7 +135,7 @@ impl Client {
     }
 }
 
-/// Hands each answer to who waits for it, until the connection is closed.
+/// Passes each answer to the call that waits for it, until the connection is closed.
 async fn deliver(mut reader: ReadHalf, waiting: Waiting) -> Result<()> {
     loop {
         match reader.readable().await {
@@ -147,12 +147,12 @@ async fn deliver(mut reader: ReadHalf, waiting: Waiting) -> Result<()> {
         let (number, body) = read_frame(&mut reader).await?;
         let waiter = waiting.lock().expect("nobody panics with it").remove(&number);
         let waiter = waiter.ok_or_else(|| Error::other(format!("nobody asked {number}")))?;
-        // One that gave up meanwhile does not want it any more.
+        // Fails if the call no longer waits.
         let _ = waiter.send(body);
     }
 }
 
-// ---- frames, the same both ways ----
+// ---- frames, in both directions ----
 
 async fn read_frame(reader: &mut ReadHalf) -> Result<(u64, Slice)> {
     let head = reader.peek(HEAD_BYTES).await?;
@@ -167,7 +167,7 @@ async fn read_frame(reader: &mut ReadHalf) -> Result<(u64, Slice)> {
 }
 
 fn frame(number: u64, body: &[u8]) -> Vec<u8> {
-    let length = body.len() as u32; // at most BODY_BYTES_MAX, like what it answers
+    let length = body.len() as u32; // at most BODY_BYTES_MAX, as in the request
     [&number.to_be_bytes()[..], &length.to_be_bytes(), body].concat()
 }
 

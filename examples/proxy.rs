@@ -1,6 +1,6 @@
 // cargo run --release --example proxy -- 127.0.0.1:8080 127.0.0.1:8972
-//! A TCP proxy: what comes in on LISTEN goes to UPSTREAM and back. The bytes stay in the blocks
-//! they were received into; only references to them move from one connection to the other.
+//! A TCP proxy: it forwards connections from LISTEN to UPSTREAM, in both directions. Bytes stay in
+//! the blocks that received them; only references move from one connection to the other.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -24,8 +24,8 @@ fn main() -> Result<()> {
     server.serve()
 }
 
-/// One client's whole life. It ends when both directions have ended; an error in one of them
-/// drops both connections, and dropping closes them.
+/// Serves one client until both directions have ended. An error in one of them drops both
+/// connections, which closes them.
 async fn relay(client: Connection, upstream: Arc<str>) -> Result<()> {
     let upstream = Dialer::new().timeout(DIAL_TIMEOUT).connect(&upstream).await?;
     let (from_client, to_client) = client.split();
@@ -33,24 +33,24 @@ async fn relay(client: Connection, upstream: Arc<str>) -> Result<()> {
     both(forward(from_client, to_upstream), forward(from_upstream, to_client)).await
 }
 
-/// Moves bytes one way until the sender is done, then says so to the receiver. The other
-/// direction goes on: a client may end its request and still read the answer.
+/// Moves bytes in one direction until the sender ends its stream, then ends the stream to the
+/// receiver. The other direction continues: a client may end its request and still read the answer.
 async fn forward(mut from: ReadHalf, mut to: WriteHalf) -> Result<()> {
     loop {
-        // No byte is ready only at the end of the stream.
+        // 0 bytes are ready only at the end of the stream.
         let ready = from.readable().await?;
         if ready == 0 {
             return to.shutdown_write().await;
         }
         let bytes = from.slice(ready.min(CHUNK_BYTES_MAX)).await?;
         to.append(bytes)?;
-        // Waiting here is the back-pressure: nothing more is taken from `from` until `to` has
-        // taken this, so a slow receiver slows its sender down and memory stays flat.
+        // This wait is the back-pressure: no more bytes are read from `from` until the kernel has
+        // accepted these, so a slow receiver slows its sender down, and memory stays bounded.
         to.flush().await?;
     }
 }
 
-/// Runs two futures side by side, until both have ended or one has failed.
+/// Runs two futures concurrently, until both have ended or one has failed.
 async fn both(
     one: impl Future<Output = Result<()>>,
     other: impl Future<Output = Result<()>>,
@@ -73,5 +73,5 @@ async fn both(
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What one turn moves at most, so that a fast sender cannot fill the output in one go.
+/// The largest number of bytes that are moved at once. It bounds the output of a fast sender.
 const CHUNK_BYTES_MAX: usize = 256 * 1024;

@@ -1,6 +1,6 @@
-//! Addresses as people write them, and as the kernel reports them.
+//! Addresses: as text, and as the kernel reports them.
 //!
-//! A leaf: imports nothing of ours but the error.
+//! A leaf: of this crate it imports the error only.
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -9,9 +9,9 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// Where to listen or connect: `HOST:PORT`, `:PORT`, `[::1]:PORT`, with `tcp:`, `tcp4:` or `tcp6:`
-/// in front, or `unix:PATH`. A path has at most 108 bytes, as the kernel has it (unix(7)). What is
-/// something else, such as a URL, is an invalid argument, and the error says why.
+/// An address to listen on or to connect to, parsed from text: `HOST:PORT`, `:PORT` or
+/// `[::1]:PORT`, each with an optional prefix `tcp:`, `tcp4:` or `tcp6:`, or `unix:PATH`. A path
+/// has at most 108 bytes (unix(7)). Other text, such as a URL, is invalid, and the error says why.
 ///
 /// `:PORT` means every local address when listening, and loopback when connecting.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,10 +30,10 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Which IP versions an [`Address`] stands for.
+/// The IP versions that an [`Address`] allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Both; listening on `:PORT` takes both with one socket.
+    /// Both. A listener on `:PORT` accepts both with one socket.
     Any,
     /// IPv4 only.
     V4,
@@ -41,17 +41,17 @@ pub enum Family {
     V6,
 }
 
-/// One end of a connection, as the kernel names it.
+/// The address of one end of a connection, as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PeerAddr {
     /// TCP.
     Inet(SocketAddr),
-    /// Unix socket; `None` is an end that was never bound to a path.
+    /// Unix socket; `None` if this end was never bound to a path.
     Unix(Option<PathBuf>),
 }
 
 impl PeerAddr {
-    /// The IP address and port, unless this is a unix socket.
+    /// The IP address and port; `None` for a Unix socket.
     pub fn as_inet(&self) -> Option<SocketAddr> {
         match self {
             PeerAddr::Inet(addr) => Some(*addr),
@@ -61,8 +61,8 @@ impl PeerAddr {
 }
 
 impl Address {
-    /// Every address to try when connecting, in the resolver's order. Blocks on name servers unless
-    /// the host is an IP address.
+    /// All addresses to try when connecting, in the order of the resolver. Blocks on name servers,
+    /// unless the host is an IP address.
     pub(crate) fn resolve_peers(&self) -> Result<Vec<PeerAddr>> {
         match self {
             Address::Unix(path) => Ok(vec![PeerAddr::Unix(Some(path.clone()))]),
@@ -73,7 +73,7 @@ impl Address {
         }
     }
 
-    /// The address to listen on, and whether an IPv6 socket takes IPv4 as well.
+    /// The address to listen on, and whether an IPv6 socket accepts IPv4 as well.
     pub(crate) fn resolve_local(&self) -> Result<(PeerAddr, bool)> {
         match self {
             Address::Unix(path) => Ok((PeerAddr::Unix(Some(path.clone())), false)),
@@ -90,7 +90,7 @@ impl Address {
         }
     }
 
-    /// Whether finding the peer may block on a name server.
+    /// Whether resolving the address may block on a name server.
     pub(crate) fn needs_resolver(&self) -> bool {
         match self {
             Address::Tcp { host, .. } => {
@@ -115,7 +115,7 @@ impl FromStr for Address {
     }
 }
 
-/// What follows `unix:`.
+/// Parses the text after `unix:`.
 fn parse_path(path: &str) -> Result<Address, String> {
     let bytes = path.len();
     if path.is_empty() {
@@ -159,7 +159,7 @@ fn parse_tcp(text: &str) -> Result<Address, String> {
     Ok(Address::Tcp { host: host.to_owned(), port, family })
 }
 
-/// `HOST` and `PORT`; brackets around the host are taken off.
+/// Splits `HOST:PORT`, and removes brackets around the host.
 fn split_port(text: &str) -> Result<(&str, &str), String> {
     if let Some(bracketed) = text.strip_prefix('[') {
         let (host, rest) = bracketed.split_once(']').ok_or("the ] is missing")?;
@@ -185,7 +185,7 @@ fn split_port(text: &str) -> Result<(&str, &str), String> {
     Ok((host, port))
 }
 
-/// Digits alone: the standard library would take a sign.
+/// Parses digits only. The standard library would also accept a sign.
 fn parse_port(text: &str) -> Option<u16> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
@@ -235,8 +235,8 @@ fn resolve(host: &str, port: u16, family: Family) -> Result<Vec<PeerAddr>> {
     Ok(addrs)
 }
 
-/// How many bytes of a path fit into the address of a Unix socket: `sun_path` in unix(7), without a
-/// NUL byte at its end.
+/// The longest path, in bytes, in the address of a Unix socket: the size of `sun_path` (unix(7)),
+/// which needs no NUL byte at its end.
 pub(crate) const UNIX_PATH_BYTES_MAX: usize = 108;
 
 #[cfg(test)]
@@ -290,7 +290,7 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err();
             assert!(error.is_invalid(), "{text}: {error}");
             let message = error.to_string();
-            // What is said to all of them has words of its own.
+            // The text around the reason is the same for all and must not match.
             let why = message.strip_suffix("; use HOST:PORT or unix:PATH").unwrap();
             let why = why.strip_prefix(&format!("bad address {text:?}: ")).unwrap();
             assert!(why.contains(reason), "{text:?}: {why:?} does not tell of {reason:?}");

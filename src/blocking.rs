@@ -1,4 +1,4 @@
-//! The same connection for plain threads: every method waits instead of returning a future.
+//! Connections for plain threads: methods block instead of returning a future.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use crate::buffer::{LinkBuffer, Slice};
+use crate::buffer::{LinkBuffer, Reader, Slice, Writer};
 use crate::connection::{self, Detached, Handle, current_poller};
 use crate::dial::{self, Dialer};
 use crate::error::{Error, Result};
 
-/// A [`crate::Connection`] that blocks the calling thread while it waits.
+/// A [`crate::Connection`] whose methods block the calling thread while they wait.
 ///
-/// Every method that waits fails with an unsupported error on a poller thread, where waiting would
-/// stop the connection it waits for; everything else is as for the async connection.
+/// On a poller thread every method that may wait fails with an unsupported error: the blocked
+/// poller could not serve the connection. Apart from that, each method does the same as the method
+/// of that name on [`crate::Connection`]. The traits [`Reader`] and [`Writer`] have these methods
+/// as well.
 #[derive(Debug)]
 pub struct Connection(connection::Connection);
 
@@ -36,7 +38,7 @@ pub fn connect_with(dialer: &Dialer, address: &str) -> Result<Connection> {
     wait_off_poller("connect", dialer.connect(address)).map(Connection)
 }
 
-/// Makes a connection of a connected stream socket. See [`Dialer::adopt`].
+/// Makes a connection from a connected stream socket. See [`Dialer::adopt`].
 ///
 /// # Errors
 /// See [`Dialer::adopt`].
@@ -44,10 +46,10 @@ pub fn adopt(fd: OwnedFd) -> Result<Connection> {
     dial::adopt(fd).map(Connection)
 }
 
-/// Runs `future` on this thread, asleep while it waits.
+/// Runs `future` on this thread and returns its output. The thread sleeps while the future waits.
 ///
-/// On a poller thread a future that waits for one of that poller's connections never ends; there,
-/// `await` it.
+/// Do not call this on a poller thread: a future that waits for a connection of that poller never
+/// ends there. Use `await` instead.
 pub fn wait<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
 
@@ -77,8 +79,7 @@ fn wait_off_poller<T>(operation: &str, future: impl Future<Output = Result<T>>) 
 
 macro_rules! blocking {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> $output:ty;)+) => {
-        /// The waiting methods. Their errors are those of the method of the same name on
-        /// [`crate::Connection`].
+        /// Methods that may wait.
         impl Connection {
             $(
                 $(#[$doc])*
@@ -94,41 +95,41 @@ macro_rules! blocking {
 }
 
 blocking! {
-    /// Takes the next `bytes`.
+    /// Removes the next `bytes`.
     next(bytes: usize) -> Slice;
-    /// Returns the next `bytes`, which stay to be read.
+    /// Returns the next `bytes`, which stay unread.
     peek(bytes: usize) -> Slice;
     /// Drops the next `bytes`.
     skip(bytes: usize) -> ();
-    /// Takes everything up to and including `delimiter`.
+    /// Removes everything up to and including `delimiter`.
     until(delimiter: u8) -> Slice;
-    /// Copies what is here into `buffer`; 0 at the end of the stream.
+    /// Moves received bytes into `buffer`. Returns how many; 0 at the end of the stream.
     read(buffer: &mut [u8]) -> usize;
     /// Fills `buffer`.
     read_exact(buffer: &mut [u8]) -> ();
-    /// Takes one byte.
+    /// Removes one byte.
     read_byte() -> u8;
-    /// Takes `bytes` as text.
+    /// Removes the next `bytes` as a string. Bytes that are not UTF-8 are removed, too.
     read_string(bytes: usize) -> String;
-    /// Takes a copy of the next `bytes`.
+    /// Removes the next `bytes` as a vector.
     read_to_vec(bytes: usize) -> Vec<u8>;
-    /// Takes the next `bytes` as they lie, never copying.
+    /// Removes the next `bytes` as a buffer. Never copies.
     slice(bytes: usize) -> LinkBuffer;
-    /// Waits for bytes to read; 0 at the end of the stream.
+    /// Waits for bytes to read. Returns how many are buffered; 0 at the end of the stream.
     readable() -> usize;
-    /// Hands over what is written, and waits until the kernel has it.
+    /// Submits all written bytes, and waits until the kernel has them.
     flush() -> ();
-    /// Flushes, then ends this side of the stream.
+    /// Flushes, then ends this side of the stream: the peer reads its end.
     shutdown_write() -> ();
 }
 
 impl Connection {
-    /// Blocks where `connection` would have been awaited.
+    /// The same connection, with methods that block.
     pub fn new(connection: connection::Connection) -> Connection {
         Connection(connection)
     }
 
-    /// Back to the async connection.
+    /// The same connection, with async methods.
     pub fn into_async(self) -> connection::Connection {
         self.0
     }
@@ -143,7 +144,7 @@ impl Connection {
         self.0.try_peek(bytes)
     }
 
-    /// Bytes that can be read without waiting.
+    /// How many bytes can be read without waiting.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -201,7 +202,7 @@ impl Connection {
         self.0.append(buffer)
     }
 
-    /// Bytes written and not submitted.
+    /// How many bytes are written and not submitted.
     pub fn pending_len(&self) -> usize {
         self.0.pending_len()
     }
@@ -220,6 +221,70 @@ impl Connection {
     /// See [`crate::Connection::detach`]; unsupported on a poller.
     pub fn detach(self) -> Result<Detached> {
         wait_off_poller("detach", self.0.detach())
+    }
+}
+
+impl Reader for Connection {
+    fn next(&mut self, bytes: usize) -> Result<Slice> {
+        Connection::next(self, bytes)
+    }
+
+    fn peek(&mut self, bytes: usize) -> Result<Slice> {
+        Connection::peek(self, bytes)
+    }
+
+    fn skip(&mut self, bytes: usize) -> Result<()> {
+        Connection::skip(self, bytes)
+    }
+
+    fn until(&mut self, delimiter: u8) -> Result<Slice> {
+        Connection::until(self, delimiter)
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        Connection::read(self, into)
+    }
+
+    fn slice(&mut self, bytes: usize) -> Result<LinkBuffer> {
+        Connection::slice(self, bytes)
+    }
+
+    fn len(&self) -> usize {
+        Connection::len(self)
+    }
+}
+
+impl Writer for Connection {
+    fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        Connection::reserve(self, bytes)
+    }
+
+    fn commit(&mut self, bytes: usize) -> Result<()> {
+        Connection::commit(self, bytes)
+    }
+
+    fn write(&mut self, data: impl Into<Slice>) -> Result<()> {
+        Connection::write(self, data)
+    }
+
+    fn write_copy(&mut self, data: &[u8]) -> Result<()> {
+        Connection::write_copy(self, data)
+    }
+
+    fn insert(&mut self, data: impl Into<Slice>, remaining: usize) -> Result<()> {
+        Connection::insert(self, data, remaining)
+    }
+
+    fn append(&mut self, other: LinkBuffer) -> Result<()> {
+        Connection::append(self, other)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Connection::flush(self)
+    }
+
+    fn pending_len(&self) -> usize {
+        Connection::pending_len(self)
     }
 }
 

@@ -6,6 +6,6 @@ use rustix::time::{ClockId, clock_gettime};
 #[inline]
 pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    // Neither is negative on this clock, and 584 years fit.
+    // Both numbers are never negative on this clock. The sum overflows after 584 years.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

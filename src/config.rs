@@ -1,7 +1,8 @@
-//! Every setting and limit, with its reason.
+//! Settings, and the bounds that users can reach, with their reasons.
 //!
-//! Settings are public enums and [`Limits`]; the constants are the bounds of our own queues, loops
-//! and retries. A leaf: imports nothing of ours but the error.
+//! Settings are public enums and [`Limits`]. The constants bound queues, loops and retries. A
+//! constant of a single algorithm stands beside that algorithm instead. A leaf: of this crate it
+//! imports the error only.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +22,7 @@ pub(crate) use placing::*;
 pub use sqpoll::{SqpollOptions, SqpollPreset};
 pub use uring::{Capabilities, RingTier, UringOptions};
 
-/// Who talks to the kernel.
+/// The kernel interface of the pollers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
@@ -29,16 +30,16 @@ pub enum Backend {
     /// [`capabilities`](crate::capabilities).
     #[default]
     Auto,
-    /// Readiness by `epoll(7)`: works on every Linux.
+    /// `epoll(7)`: works on every Linux.
     Epoll,
-    /// Completions by `io_uring(7)`: multishot accept and receive into kernel-chosen buffers, sends
-    /// submitted together with the next wait.
+    /// `io_uring(7)`: multishot accept, multishot receive into buffers that the kernel selects, and
+    /// sends that are submitted together with the next wait.
     Uring,
-    /// Receives as [`Uring`](Self::Uring) does; a flush sends on its own thread, as with
-    /// [`Epoll`](Self::Epoll).
+    /// Receives with io_uring, as [`Uring`](Self::Uring) does. A flush sends on its own thread, as
+    /// with [`Epoll`](Self::Epoll).
     Hybrid,
-    /// Kernel threads poll the rings, so that a busy server makes no system calls: for hosts with
-    /// CPUs to spare. Never chosen by [`Auto`](Self::Auto).
+    /// io_uring with kernel threads that poll the rings. A busy server makes no system calls, but
+    /// the kernel threads need CPUs of their own. [`Auto`](Self::Auto) never selects this.
     Sqpoll(SqpollOptions),
 }
 
@@ -46,79 +47,78 @@ pub enum Backend {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Placement {
-    /// [`Inline`](Self::Inline) while that is cheaper for everybody else, otherwise on a pool of
-    /// workers, two for each CPU this process may use and four more. Decided for each server from
-    /// how long its handlers run, and again every 20 ms; see
-    /// [`PlacementStats`](crate::PlacementStats).
+    /// [`Inline`](Self::Inline) while handlers delay other connections less than a wake-up of a
+    /// worker would, otherwise on a pool of workers. The pool has two workers for each CPU that
+    /// this process may use, and four more. Each server decides every 20 ms, from the measured run
+    /// times of its handlers; see [`PlacementStats`](crate::PlacementStats).
     #[default]
     Auto,
-    /// On the poller that received the bytes, between two waits. Best for handlers that finish
-    /// within microseconds: caches, proxies, routers. A handler that blocks holds up every
-    /// connection of its poller; [`unblock`](crate::unblock) is for what has to.
+    /// On the poller that received the bytes. Best for handlers that finish within microseconds:
+    /// caches, proxies, routers. A handler that blocks delays every connection of its poller; it
+    /// should call blocking code through [`unblock`](crate::unblock).
     Inline,
-    /// On work-stealing worker threads; pollers only move bytes. Best for handlers that compute or
-    /// block.
+    /// On work-stealing worker threads; pollers only receive and send. Best for handlers that
+    /// compute or block.
     Pool {
-        /// How many threads; 0 means one per CPU this process may use.
+        /// The number of threads; 0 means one for each CPU that this process may use.
         workers: usize,
     },
-    /// On a tokio runtime, each run a task of it: that of `ServerBuilder::tokio`, or the one that
-    /// the server is built in. Needs the feature `tokio`.
+    /// On a tokio runtime, each run as a task. The runtime is that of `ServerBuilder::tokio` or,
+    /// without it, the runtime in whose context the server is built. Needs the feature `tokio`.
     Tokio,
 }
 
-/// How new connections spread over pollers.
+/// How new connections are distributed over pollers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Balance {
-    /// Each poller in turn.
+    /// One poller after the other.
     #[default]
     RoundRobin,
-    /// Any poller.
+    /// A random poller.
     Random,
     /// The poller that has the fewest connections.
     LeastConnections,
 }
 
-/// Whether a poller that ran out of work looks again before it sleeps.
+/// Whether a poller without work spins (checks for work in a loop) before it sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PollMode {
-    /// Spin for a short, bounded time while that keeps finding work and CPUs are free; otherwise
-    /// sleep.
+    /// Spin for a short, bounded time, as long as most spins find work and CPUs are free.
     #[default]
     Adaptive,
-    /// Never sleep: one full CPU per poller, the lowest latency.
+    /// Never sleep. Each poller occupies a CPU; latency is lowest.
     Always,
-    /// Sleep at once.
+    /// Sleep without spinning.
     Never,
 }
 
-/// The bounds of one connection.
+/// The limits of one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// How long a read may wait; `None` is for ever.
+    /// The longest wait of a read; `None` is no limit.
     pub(crate) read_timeout: Option<Duration>,
-    /// How long after its start a request's run may wait for input; `None` is for ever.
+    /// How long after its start a run of `on_request` may wait for input; `None` is no limit.
     pub(crate) request_timeout: Option<Duration>,
-    /// How long a flush may wait; `None` is for ever.
+    /// The longest wait of a flush; `None` is no limit.
     pub(crate) write_timeout: Option<Duration>,
-    /// After how long without a byte either way an unoccupied connection is closed.
+    /// A connection is closed when no byte has moved for this time and no handler computes; `None`
+    /// is never.
     pub(crate) idle_timeout: Option<Duration>,
-    /// Reception resumes when no more than this is buffered.
+    /// Reception resumes when at most this many bytes are buffered.
     pub(crate) input_low_bytes: usize,
-    /// Reception pauses when this much is buffered and no read waits for more.
+    /// Reception pauses when this many bytes are buffered and no read waits for more.
     pub(crate) input_high_bytes: usize,
-    /// The most a single read may ask for: a length field from the network ends here, not in our
-    /// memory.
+    /// The largest length of one read. It bounds the memory for a length field from the network.
     pub(crate) read_bytes_max: usize,
-    /// `submit` refuses while this much waits for the peer.
+    /// `submit` fails while this many bytes are not in the kernel.
     pub(crate) output_bytes_max: usize,
 }
 
 impl Limits {
-    /// How much may be buffered before reception pauses; `share_bytes` is what a connection may
-    /// hold while memory is short.
+    /// How many bytes may be buffered before reception pauses. `share_bytes` is the share of a
+    /// connection while its poller exceeds its memory budget.
     #[inline]
     pub(crate) fn input_bytes_max(&self, share_bytes: Option<usize>) -> usize {
         self.input_high_bytes.min(share_bytes.unwrap_or(usize::MAX))
@@ -132,10 +132,10 @@ impl Default for Limits {
             request_timeout: None,
             write_timeout: None,
             idle_timeout: None,
-            // Half a high mark of work is left when reception resumes, so the handler never runs
-            // dry meanwhile.
+            // Half of the high watermark is still unread when reception resumes, so the handler has
+            // input until more arrives.
             input_low_bytes: 512 << 10,
-            // Enough for sixteen receives of the largest block.
+            // Room for several receives into the largest block.
             input_high_bytes: 1 << 20,
             read_bytes_max: 256 << 20,
             output_bytes_max: 64 << 20,
@@ -143,24 +143,24 @@ impl Default for Limits {
     }
 }
 
-/// What the kernel is asked to do with a connection, where it is not left as it is.
+/// Socket options of a connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SocketOptions {
-    /// `None` is the host's.
+    /// `None` keeps the default of the host.
     pub(crate) congestion_control: Option<String>,
-    /// 0 is a size that the kernel adapts.
+    /// With 0 the kernel adapts the size.
     pub(crate) receive_buffer_bytes: usize,
-    /// 0 is a size that the kernel adapts.
+    /// With 0 the kernel adapts the size.
     pub(crate) send_buffer_bytes: usize,
 }
 
-/// A timeout as settings take it: zero is none.
+/// The timeout of a setting, for which zero means no timeout.
 pub(crate) fn some(timeout: Duration) -> Option<Duration> {
     (!timeout.is_zero()).then_some(timeout)
 }
 
 impl Limits {
-    /// Refuses bounds that contradict each other.
+    /// Refuses limits that contradict each other.
     pub(crate) fn check(&self) -> Result<()> {
         if self.input_high_bytes == 0 || self.input_low_bytes >= self.input_high_bytes {
             return Err(Error::invalid(format!(
@@ -175,156 +175,158 @@ impl Limits {
     }
 }
 
-/// What one receive fills. A request of an RPC fits; more such blocks fit the cache than larger
-/// ones.
+/// The size of the block for one receive. A typical RPC request fits. More of these blocks than of
+/// larger ones fit into the cache.
 pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
 
-/// The same with epoll, for a peer whose last receive filled the small one: as much as a fast
-/// sender puts on the wire between two visits of the poller. With 64 requests of 1 KB in flight,
-/// which are just more than 64 KiB, a block of that size served 0.85 of what this one does (4
+/// The size of the block for one receive with epoll, if the last receive of the peer filled a small
+/// block: about what a fast sender sends between two receives. With 64 requests of 1 KB in flight,
+/// slightly more than 64 KiB, blocks of 64 KiB reached 0.85 of the throughput of this size (4
 /// connections, medians of 5 interleaved rounds on a busy machine).
 pub(crate) const BULK_BUFFER_BYTES: usize = 128 << 10;
 
-/// A receive that fills at least this part of its block is lent; less is copied out of it, into a
-/// block of its size. So a byte that is kept pins no more than four, as long as it came with
-/// others.
+/// A receive that fills at least 1 / `LENT_PART_MIN` of its block stays in it; a shorter one is
+/// copied into a block of its size. So a stored byte occupies at most four bytes of memory.
 pub(crate) const LENT_PART_MIN: usize = 4;
 
-/// Events taken from the kernel at once: bounds how long a connection waits for its turn.
+/// The largest number of events that one call takes from the kernel. It bounds how long a
+/// connection waits while others are handled.
 pub(crate) const EVENTS_MAX: usize = 512;
 
-/// Of these, handled before handlers run. Measured with 1 KB echoes: 64 gains 2 % at 100
-/// connections and loses 3 % at 1000 against 16; 3 loses at both.
+/// How many of these events are processed before handlers run. With 1 KB echoes, 64 was 2 % faster
+/// than 16 at 100 connections and 3 % slower at 1000; 3 was slower at both.
 pub(crate) const EVENTS_PER_ROUND: usize = 32;
 
-/// Connections accepted per event, so that a burst of newcomers does not starve the ones that are
-/// here.
+/// Connections accepted for one event. It bounds how long a burst of new connections delays the
+/// existing ones.
 pub(crate) const ACCEPTS_PER_EVENT_MAX: usize = 64;
 
-/// Slices in one gathered send: 1 KiB of stack for their addresses. `UIO_MAXIOV` allows 1024.
+/// Slices in one gathered send. Their addresses take 1 KiB of stack. The kernel allows 1024
+/// (`UIO_MAXIOV`).
 pub(crate) const GATHER_SLICES_MAX: usize = 64;
 
-/// Bytes one connection may send before the others get their turn.
+/// Bytes that one connection may send before other connections of its poller are served.
 pub(crate) const SEND_TURN_BYTES: usize = 1 << 20;
 
-/// How long the peer of a closed connection may take none of what was submitted before the close.
+/// How long a closed connection keeps sending its submitted bytes while the peer accepts none.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
-/// How long a closed connection may take in all for what was submitted before the close, however
-/// the peer trickles: 64 MiB at a megabit a second.
+/// How long a closed connection keeps sending its submitted bytes in all, even if the peer accepts
+/// some again and again: enough for 64 MiB at a megabit per second.
 pub(crate) const LINGER_MAX: Duration = Duration::from_secs(10 * 60);
 
-/// How long a due timer is put off while the kernel holds bytes for its connection that no pass has
-/// received. Receiving them may take another pass, or a free receive buffer.
+/// How long a due timer is delayed while the kernel holds received bytes for its connection that no
+/// pass has taken. Taking them may need another pass, or a free receive buffer.
 pub(crate) const UNSEEN_INPUT_NS: u64 = 1_000_000;
 
-/// How long such bytes put a timer off at most. Bytes that do not come by then, for whatever
-/// reason, are not to keep a connection for ever.
+/// The longest delay of a timer by such bytes. After it the timer fires, so bytes that are never
+/// received cannot keep a connection open.
 pub(crate) const UNSEEN_INPUT_MAX_NS: u64 = 1_000_000_000;
 
-/// How long a forced shutdown waits for the handlers of cut connections to notice.
+/// How long a forced shutdown waits until the handlers of cut connections have returned.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// Timers of connections and futures that are gone stay until they would be due; when there are
-/// this many more than twice what the last sweep has left, they are swept out.
+/// Timer entries of connections and futures that have ended stay until they are due. They are
+/// removed when the number of entries exceeds twice the number after the last removal by this many.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;
 
-/// The longest wait of a poller, which then looks at its timers and waits again. Kernels without
-/// `epoll_pwait2` count milliseconds in an `i32`, which 25 days do not fit into.
+/// The longest single wait of a poller, which then checks its timers and waits again. Kernels
+/// without `epoll_pwait2` take milliseconds as an `i32`, which overflows after 24 days.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Tries when a port cannot be had: self-connect, or `EADDRNOTAVAIL`.
+/// How often a dial is tried again after a self-connect or `EADDRNOTAVAIL`.
 pub(crate) const DIAL_RETRIES_MAX: usize = 3;
 
-/// Pause before a unix socket whose backlog is full is tried again.
+/// The pause before a dial is tried again, for example because the backlog of a Unix socket is
+/// full.
 pub(crate) const DIAL_RETRY_PAUSE: Duration = Duration::from_millis(2);
 
 /// The longest an adaptive poller spins without finding work.
 pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 
-/// How long the scheduler is to let a poller or a worker run at a time, where others want the CPU
-/// too. A handler that computes for longer then gives way to those that just woke: on two CPUs,
-/// with four workers and 8,000 requests a second of which 1 % take a millisecond, the P99 of the
-/// others was 0.72 ms instead of 0.97; throughput did not change.
+/// The scheduler's time slice for pollers and workers. A thread that computes for longer is
+/// preempted by threads that wake up. On two CPUs, with four workers and 8,000 requests per second
+/// of which 1 % take a millisecond, the P99 of the other requests was 0.72 ms instead of 0.97 ms;
+/// throughput did not change.
 pub(crate) const TURN: Duration = Duration::from_micros(100);
 
-/// Workers with [`Placement::Auto`](crate::Placement), for so many CPUs: the second one of a CPU
-/// runs where handlers compute on all the first ones, and the scheduler shares the CPUs out. Few
-/// CPUs need more, since it is no rare chance there that as many long runs are under way at once as
-/// there are workers.
+/// The number of workers for [`Placement::Auto`](crate::Placement). The second worker of a CPU can
+/// run short handlers while long ones compute on the first; the scheduler shares the CPU between
+/// them. Hosts with few CPUs need more workers for each: there, it happens more often that as many
+/// long runs are in progress as there are workers.
 pub(crate) fn auto_workers(cpus: usize) -> usize {
     (2 * cpus + AUTO_WORKERS_MORE).min(THREADS_MAX)
 }
 
-/// Workers of `Auto` beside two for each CPU. On two CPUs, with 33,000 requests a second of which
-/// 1 % take a millisecond, the P99 of the others was 2.3 ms with four workers, 2.0 with six, 1.7
-/// with eight, 1.8 with twelve.
+/// The number of workers of `Auto` in addition to two for each CPU. On two CPUs, with 33,000
+/// requests per second of which 1 % take a millisecond, the P99 of the other requests was 2.3 ms
+/// with four workers, 2.0 ms with six, 1.7 ms with eight and 1.8 ms with twelve.
 const AUTO_WORKERS_MORE: usize = 4;
 
-/// The share of its CPUs that a process uses when they are short, in millionths, and below which
-/// they are not any more. Handlers that move take up to a third less or more of them, which shall
-/// not be why they move again.
+/// From this share of its CPUs in use, in millionths, a process counts as short of CPUs.
 pub(crate) const CROWDED_PPM: u64 = 900_000;
-/// See [`CROWDED_PPM`].
+/// Below this share it no longer does. The distance to [`CROWDED_PPM`] is large because a change of
+/// the placement changes the share by up to a third, and must not cause the next change.
 pub(crate) const CROWDED_UNTIL_PPM: u64 = 700_000;
 
-/// How often an idle worker looks for work again before it parks. On the same load a request cost
-/// 2 µs less than with 32 looks, which seldom found anything.
+/// How often an idle worker checks for work before it parks. On the load of `AUTO_WORKERS_MORE`, a
+/// request took 2 µs less than with 32 checks, most of which found nothing.
 pub(crate) const WORKER_SPINS_MAX: usize = 4;
 
-/// How many tasks a worker takes from the shared queue at once, however few there are. On two CPUs,
-/// with eight workers and 100 connections whose requests all take 300 µs, the P99 was 81 ms where
-/// it takes all it can, 42 with 4, 37 with 1; but with 1, cheap handlers on a pool served a tenth
-/// less.
+/// The smallest batch of tasks that a worker takes from the shared queue, if there are as many. On
+/// two CPUs, with eight workers and 100 connections whose requests all take 300 µs, the P99 was
+/// 81 ms with unlimited batches, 42 ms with 4, and 37 ms with 1. With 1, short handlers on a pool
+/// had a tenth less throughput.
 pub(crate) const BATCH_MIN: usize = 4;
-/// And however many: what waits behind one that blocks is taken over by halves.
+/// The largest batch. Other workers steal half of the remaining batch at a time, if its worker is
+/// blocked.
 pub(crate) const BATCH_MAX: usize = 32;
 
-/// How long a worker that was woken may take to find work before another is woken beside it. Far
-/// more than a wake-up takes on a CPU that is free. On two CPUs, with four workers and 8,000
-/// requests a second of which 1 % take a millisecond, the P99 of the others was 0.4 to 0.5 ms
-/// instead of 0.7.
+/// How long a woken worker may take to find work before the next push wakes another worker. On a
+/// free CPU a wake-up takes much less. On two CPUs, with four workers and 8,000 requests per second
+/// of which 1 % take a millisecond, the P99 of the other requests was 0.4 to 0.5 ms instead of
+/// 0.7 ms.
 pub(crate) const SEARCH_LATE: Duration = Duration::from_micros(50);
 
-/// Runs of a worker between two looks elsewhere, which are for the shared queue and for a
-/// neighbour's in turn: what its own queue holds, or the shared one, must not keep out the rest.
+/// After this many runs a worker checks another queue first: alternately the shared queue and that
+/// of another worker. So no queue can starve the others.
 pub(crate) const RUNS_PER_LOOK: u32 = 32;
 
-/// Threads for synchronous code, in the whole process. Most of them wait, for a disk or a lock, so
-/// there may be many more than CPUs.
+/// Threads for blocking calls, in the whole process. Most of them wait for a disk or a lock, so
+/// there may be many more threads than CPUs.
 pub(crate) const UNBLOCK_THREADS_MAX: usize = 256;
 const _: () = assert!(UNBLOCK_THREADS_MAX <= THREADS_MAX);
 
-/// Calls of synchronous code that wait for one of those threads; further callers wait to get so
-/// far. A few for each thread keep all of them busy.
+/// Blocking calls that wait in the queue of these threads. Further callers wait for a place in the
+/// queue. A few calls for each thread keep all threads busy.
 pub(crate) const UNBLOCK_QUEUE_MAX: usize = 4 * UNBLOCK_THREADS_MAX;
 
-/// Names that are looked up at a time; further dials wait. A look-up hangs for some ten seconds for
-/// each name server that does not answer (resolv.conf(5)), so most threads are for other calls.
+/// Names that are looked up at the same time; further dials wait. A lookup blocks for about ten
+/// seconds for each name server that does not answer (resolv.conf(5)). This bound keeps most
+/// threads free for other calls.
 pub(crate) const LOOKUPS_MAX: usize = UNBLOCK_THREADS_MAX / 4;
 
-/// How long such a thread waits for its next call before it ends: long beside what it costs to
-/// start another.
+/// How long such a thread waits for its next call before it ends. Starting a thread takes much less
+/// time.
 pub(crate) const UNBLOCK_IDLE: Duration = Duration::from_secs(1);
 
-/// Messages that wait for the driver of a mux, in bytes; while there are as many, further ones have
-/// to wait. As much as one connection may send in a turn: what a batch takes at least while its
-/// producers keep ahead of it.
+/// Bytes of messages that may wait for the driver of a mux. While there are as many, `send` waits.
+/// At least [`SEND_TURN_BYTES`], so that a full batch fills one send quantum.
 pub(crate) const MUX_BYTES_MAX: usize = 1 << 20;
 const _: () = assert!(MUX_BYTES_MAX >= SEND_TURN_BYTES);
 
-/// Batches that the driver of a mux flushes before it lets other tasks of its thread run: none of
-/// them is more than a turn's worth, but for one large message.
+/// Batches that the driver of a mux flushes before it yields to other tasks of its thread. A batch
+/// is [`MUX_BYTES_MAX`] long at most, plus one message.
 pub(crate) const MUX_BATCHES_PER_POLL: usize = 4;
 
-/// CPUs one poller serves when handlers run on a pool: pollers then only move bytes.
+/// CPUs for each poller when handlers run elsewhere: such a poller only receives and sends.
 pub(crate) const CPUS_PER_POLLER: usize = 20;
 
-/// Threads nobody means to start in one process.
+/// The largest number of pollers, or of workers, in a setting. Larger numbers are mistakes.
 pub(crate) const THREADS_MAX: usize = 1024;
 
-/// What the environment makes of a program's choice: `RINGPOLL_BACKEND` replaces the backend, for
-/// whoever runs a program and cannot change it; `RINGPOLL_URING_TIER` caps the tier.
+/// Applies the environment to the settings of the program: `RINGPOLL_BACKEND` replaces the backend,
+/// `RINGPOLL_URING_TIER` limits the tier.
 pub(crate) fn by_environment(
     backend: Backend,
     options: &UringOptions,
@@ -345,7 +347,7 @@ pub(crate) fn by_environment(
     Ok((backend, options))
 }
 
-/// An environment variable, unless it is empty.
+/// The value of an environment variable; `None` if it is not set or empty.
 fn variable(name: &str) -> Result<Option<String>> {
     match std::env::var(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
@@ -408,7 +410,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// What a backend may be called.
+/// The names of all backends.
 const BACKENDS: [&str; 10] = [
     "auto",
     "epoll",

@@ -1,4 +1,4 @@
-//! What a poller did, counted at each system call site.
+//! Counts of pollers: system calls, bytes, connections. Each call site counts its own calls.
 
 use std::cell::Cell;
 use std::ptr;
@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// Counts kept while the poller runs; any thread may read them.
+        /// The counts of one poller. Any thread may read them.
         #[derive(Default)]
-        #[repr(C)]
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: Count,)+
         }
 
-        /// One reading of the counters of a group of pollers, summed.
+        /// The counts of a group of pollers, summed.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct PollerStats {
@@ -23,15 +22,17 @@ macro_rules! counters {
             pub listeners: u64,
             /// Timers armed now.
             pub timers: u64,
-            /// Blocks of buffer memory in use now, wherever they are held.
+            /// Blocks of buffer memory in use now: by pollers, connections, or slices of the user.
             pub blocks: u64,
             /// Bytes of those blocks.
             pub block_bytes: u64,
             /// Kernel threads that poll the rings now.
             pub sqpoll_threads: u64,
-            /// CPU time that such threads have taken, in microseconds. It is part of the process's.
+            /// CPU time of these kernel threads, in microseconds. It counts as CPU time of the
+            /// process.
             pub sqpoll_cpu_us: u64,
-            /// Of that, the part in which they worked; in the rest they looked for work.
+            /// The part of `sqpoll_cpu_us` in which the threads processed requests, in
+            /// microseconds. During the rest they polled without finding any.
             pub sqpoll_work_us: u64,
             $($(#[$doc])* pub $name: u64,)+
         }
@@ -45,12 +46,12 @@ macro_rules! counters {
 }
 
 thread_local! {
-    /// Where the counters are that this thread, a poller, owns.
+    /// The address of the counters that this thread owns, if it is a poller.
     static OWNED: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Counters {
-    /// The calling thread is the poller whose counters these are.
+    /// Makes the calling thread, a poller, the owner of these counters.
     pub(crate) fn own(&self) {
         OWNED.set(ptr::from_ref(self).addr());
     }
@@ -68,65 +69,65 @@ impl Counters {
 }
 
 counters! {
-    // First what every request counts, so that it lies together.
-    /// Waits for events, or looks for them; with io_uring, what is to be sent goes along.
+    /// Calls that wait for events, or check for them. With io_uring they also submit operations.
     wait_calls,
-    /// Receive calls, empty ones included.
+    /// Receive calls, including those that found no bytes.
     receive_calls,
     /// Bytes received.
     received_bytes,
-    /// Runs of handlers that were begun, or handed to whoever begins them.
+    /// Runs of handlers that were begun, or queued for a worker or a runtime.
     handler_runs,
-    /// Send calls, on whichever thread.
+    /// Send calls, on all threads.
     send_calls,
-    /// Bytes the kernel took.
+    /// Bytes that the kernel has accepted for sending.
     sent_bytes,
-    /// Sends the kernel has not taken whole yet.
+    /// Sends that are not complete now.
     sends_in_flight,
-    /// Visits to the kernel only to hand over submissions, because their queue was full.
+    /// Calls that only submit operations, because the submission queue was full.
     submit_calls,
-    /// Accept calls, empty ones included.
+    /// Accept calls, including those that found no connection.
     accept_calls,
-    /// Calls that change what is watched.
+    /// Calls that change which events are watched.
     control_calls,
     /// Wake-ups of a sleeping poller.
     wake_calls,
-    /// Wake-ups of a kernel thread that had ceased to poll, on whichever thread.
+    /// Wake-ups of a sleeping kernel thread, on all threads.
     sqpoll_wake_calls,
-    /// Calls made once per connection or ring: connect, shutdown, register.
+    /// Calls that occur once for a connection or ring: connect, shutdown, register.
     setup_calls,
     /// Connections accepted.
     accepts,
-    /// Runs of handlers that workers took from a poller that was held up.
+    /// Runs of handlers that workers took from a blocked poller.
     moved_runs,
     /// Completions taken from a ring.
     ring_completions,
-    /// Operations handed to a ring.
+    /// Operations submitted to a ring.
     ring_submissions,
-    /// Times a connection found no receive buffer and had to wait for one.
+    /// How often a connection had to wait for a free receive buffer.
     starvations,
-    /// Time that connections waited for a receive buffer, in nanoseconds, all together.
+    /// Time that connections waited for a free receive buffer, in nanoseconds, summed.
     starved_ns,
-    /// Multishot operations that the kernel ended and that were armed again.
+    /// Multishot operations that were armed again after the kernel had ended them.
     rearms,
-    /// Receives handed over in the buffer they came in; the others were copied out of it.
+    /// Receives whose bytes stayed in the buffer of the receive. Other receives were copied.
     lent_receives,
-    /// Connections moved to larger receive buffers, or back.
+    /// How often a connection changed between small and large receive buffers.
     buffer_moves,
-    /// Flushes that found their send ring locked, and waited.
+    /// Flushes that waited because another thread had locked their send ring.
     send_contentions,
-    /// Flushes that found their send ring full; they sent by themselves, or the poller waited.
+    /// Flushes that found their send ring full. They sent on their own thread, or the poller
+    /// waited.
     full_send_rings,
-    /// Times the completion queue was found to have overflowed.
+    /// How often an overflow of the completion queue was found.
     completion_overflows,
-    /// Spins that found work before they gave up.
+    /// Spins of a poller that found work.
     spins_won,
-    /// Spins that found none.
+    /// Spins of a poller that found no work.
     spins_lost,
 }
 
 impl PollerStats {
-    /// System calls made by the data path, all kinds.
+    /// The number of all system calls that are counted here.
     pub fn system_calls(&self) -> u64 {
         self.wait_calls
             + self.submit_calls
@@ -140,9 +141,10 @@ impl PollerStats {
     }
 }
 
-/// A statistic: it orders nothing.
+/// A count of one kind. Reading or changing it synchronizes no other memory.
 ///
-/// The poller's own thread, which counts most, does so without a locked instruction.
+/// The poller thread counts most often, so it has a number of its own and needs no locked
+/// instruction.
 #[derive(Default)]
 pub(crate) struct Count {
     by_owner: AtomicU64,
@@ -150,7 +152,7 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    /// Adds on the poller's thread. Wraps, so that what one thread adds another may take back.
+    /// Adds on the poller thread. The sum wraps, so one thread can subtract what another has added.
     #[inline]
     pub(crate) fn add_owned(&self, amount: u64) {
         let sum = self.by_owner.load(Ordering::Relaxed).wrapping_add(amount);

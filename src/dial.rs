@@ -1,7 +1,7 @@
-//! Making connections.
+//! Outgoing connections.
 //!
-//! Runs on the caller's thread; the poller connects and watches the time. Giving up, by a timeout
-//! or by dropping the future, closes the socket.
+//! The code runs on the thread that polls the dial's future; a poller performs the connect and its
+//! timers. A dial that times out or is dropped closes its socket.
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -33,7 +33,7 @@ pub async fn connect(address: &str) -> Result<Connection> {
     Dialer::new().connect(address).await
 }
 
-/// Makes a connection of a connected stream socket. See [`Dialer::adopt`].
+/// Makes a connection from a connected stream socket. See [`Dialer::adopt`].
 ///
 /// # Errors
 /// See [`Dialer::adopt`].
@@ -43,9 +43,9 @@ pub fn adopt(fd: OwnedFd) -> Result<Connection> {
 
 /// Makes connections that share settings.
 ///
-/// Without [`pollers`](Self::pollers), a connection made inside a handler that runs on a poller
-/// lives on that poller, so that a proxy's two sides meet on one thread; any other on one poller
-/// that the whole process shares.
+/// Each connection belongs to one of the given [`pollers`](Self::pollers). Without them, a
+/// connection that is made in a handler on a poller belongs to this poller, so both connections of
+/// a proxy are on one thread. Other connections belong to one poller that the process shares.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Dialer {
@@ -57,33 +57,33 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// No timeouts, the default limits.
+    /// A dialer without timeouts and with the default limits.
     pub fn new() -> Dialer {
         Dialer::default()
     }
 
-    /// Bounds the making of a connection: looking its name up, and all its addresses together; zero
-    /// is for ever.
+    /// Limits the time to connect: the lookup of the name, and the attempts on all its addresses.
+    /// Zero means no limit.
     pub fn timeout(mut self, timeout: Duration) -> Dialer {
         self.timeout = some(timeout);
         self
     }
 
-    /// The local end of TCP connections.
+    /// The local address of TCP connections.
     pub fn local_addr(mut self, addr: SocketAddr) -> Dialer {
         self.local_addr = Some(addr);
         self
     }
 
-    /// How TCP connections avoid congestion, by the kernel's name for it (such as
-    /// `reno` or `cubic`); without this, as the host does.
+    /// The congestion control of TCP connections, by its name in the kernel, such as `reno` or
+    /// `cubic`. The default is that of the host.
     pub fn congestion_control(mut self, name: &str) -> Dialer {
         self.socket.congestion_control = Some(name.to_owned());
         self
     }
 
-    /// Buffers of these sizes in bytes for each connection, in place of ones that the
-    /// kernel adapts to the traffic; 0 is not. The kernel doubles what is asked for, up to
+    /// The sizes in bytes of the socket buffers of each connection. With 0 (the default), the
+    /// kernel adapts the size to the traffic. The kernel doubles the given size, and limits it by
     /// `net.core.rmem_max` and `wmem_max`.
     pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Dialer {
         self.socket.receive_buffer_bytes = receive_bytes;
@@ -91,59 +91,63 @@ impl Dialer {
         self
     }
 
-    /// The pollers that connections live on.
+    /// The pollers that the connections belong to.
     pub fn pollers(mut self, pollers: Pollers) -> Dialer {
         self.pollers = Some(pollers);
         self
     }
 
-    /// Bounds each wait of a read; zero is for ever. [`Connection::until`] waits anew after each
-    /// byte that comes.
+    /// Limits each wait of a read; zero means no limit. [`Connection::until`] starts a new wait
+    /// after each received byte.
     pub fn read_timeout(mut self, timeout: Duration) -> Dialer {
         self.limits.read_timeout = some(timeout);
         self
     }
 
-    /// Bounds each wait of a flush; zero is for ever.
+    /// Limits each wait of a flush; zero means no limit.
     pub fn write_timeout(mut self, timeout: Duration) -> Dialer {
         self.limits.write_timeout = some(timeout);
         self
     }
 
-    /// Closes a connection on which no byte moved for so long; zero is never.
+    /// Closes a connection when no byte has moved in either direction for `timeout`; zero means
+    /// never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Dialer {
         self.limits.idle_timeout = some(timeout);
         self
     }
 
-    /// Reception pauses when `high_bytes` are buffered and resumes at `low_bytes`.
+    /// Reception of a connection pauses when `high_bytes` are buffered and no read waits for more.
+    /// It resumes when no more than `low_bytes` are buffered.
     pub fn input_watermarks(mut self, low_bytes: usize, high_bytes: usize) -> Dialer {
         (self.limits.input_low_bytes, self.limits.input_high_bytes) = (low_bytes, high_bytes);
         self
     }
 
-    /// The most that may wait for the peer before `submit` refuses more.
+    /// The largest number of submitted bytes of a connection that are not yet in the kernel. While
+    /// there are as many, `submit` fails and `flush` waits.
     pub fn output_bytes_max(mut self, bytes: usize) -> Dialer {
         self.limits.output_bytes_max = bytes;
         self
     }
 
-    /// The most that one read may ask for.
+    /// The largest length that a read may ask for. It protects memory from length fields that a
+    /// peer sends.
     pub fn read_bytes_max(mut self, bytes: usize) -> Dialer {
         self.limits.read_bytes_max = bytes;
         self
     }
 
-    /// Connects to `address` (see [`Address`]): to each address its name has, in order, until one
-    /// answers.
+    /// Connects to `address` (see [`Address`]). Tries each address of the name, in order, until one
+    /// succeeds.
     ///
     /// Names are looked up on the threads of [`unblock`](crate::unblock), at most 64 at a time;
-    /// further dials by name wait, in order. A look-up that has begun goes on when its dial is
-    /// dropped or has timed out: so a name server that does not answer holds up dials by name, and
-    /// leaves most of those threads to others.
+    /// further dials by name wait, in order. A lookup that has begun continues after its dial is
+    /// dropped or has timed out. So a name server that does not answer delays only dials by name:
+    /// most threads of `unblock` stay free for other calls.
     ///
     /// # Errors
-    /// Invalid address or settings; dial timeout; otherwise what the last address failed with.
+    /// Invalid address or settings; dial timeout; otherwise the error of the last address.
     pub async fn connect(&self, address: &str) -> Result<Connection> {
         self.limits.check()?;
         let parsed: Address = address.parse()?;
@@ -170,10 +174,10 @@ impl Dialer {
         })
     }
 
-    /// Makes a connection of a connected stream socket, which becomes non-blocking.
+    /// Makes a connection from a connected stream socket. The socket becomes non-blocking.
     ///
     /// # Errors
-    /// Invalid settings; the kernel's, if `fd` is no stream socket.
+    /// Invalid settings; an error of the kernel, for example if `fd` is not a stream socket.
     pub fn adopt(&self, fd: OwnedFd) -> Result<Connection> {
         self.limits.check()?;
         let socket = Socket::adopt(fd).map_err(|error| Error::io("adopt", error))?;
@@ -189,7 +193,7 @@ impl Dialer {
     fn remote(&self) -> Result<Arc<Remote>> {
         match (&self.pollers, current_poller()) {
             (Some(pollers), _) => Ok(Arc::clone(pollers.pick())),
-            (None, Some(here)) => Ok(here),
+            (None, Some(current)) => Ok(current),
             (None, None) => Ok(Arc::clone(Pollers::shared()?.pick())),
         }
     }
@@ -198,7 +202,7 @@ impl Dialer {
         Error::dial_timeout(address, self.timeout.unwrap_or_default())
     }
 
-    /// Asks the resolver, which blocks, on a thread for that.
+    /// Looks up the name on a thread for blocking calls.
     async fn resolve(
         &self,
         address: &Address,
@@ -228,7 +232,8 @@ impl Dialer {
         loop {
             let error = match self.try_peer(remote, limits, peer, until_ns).await {
                 Ok(connection) if !is_self_connected(&connection) => return Ok(connection),
-                // A port of ours was free, was chosen, and answered itself: nobody listens there.
+                // The kernel chose the target port as the local port, and TCP connected the socket
+                // to itself. No server listens on this port.
                 Ok(_) => io::ErrorKind::ConnectionRefused.into(),
                 Err(error) => error,
             };
@@ -263,7 +268,7 @@ impl Dialer {
         let local = self.local_addr.filter(|_| matches!(peer, PeerAddr::Inet(_)));
         let socket = Arc::new(Socket::for_peer(peer, local, &self.socket)?);
         let shared = Shared::new(remote, limits, None, Arc::clone(&socket), peer.clone());
-        // Dropping it, with this future or on a failure below, closes the socket.
+        // Dropping the connection closes the socket, if this future is dropped or fails below.
         let connection = Connection::owned(&shared);
         start_connect(&shared, socket, peer.clone());
         match wait_connected(&shared, until_ns).await {
@@ -279,7 +284,8 @@ fn is_self_connected(connection: &Connection) -> bool {
     peer.as_inet().is_some() && connection.local_addr().is_ok_and(|local| local == peer)
 }
 
-/// Waits for `future`, at most until `until_ns`. `None`: that has passed, or the poller has ended.
+/// Waits for `future`, at most until `until_ns`. Returns `None` after that time, or when the poller
+/// has ended.
 async fn within<T>(
     remote: &Arc<Remote>,
     until_ns: u64,

@@ -1,7 +1,7 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 //!
-//! Opaque outside, an enum of kinds inside. Every message carries the operation and its value. A
-//! leaf: imports nothing of ours.
+//! Every message names the operation and its value. The kind is private; users ask with methods. A
+//! leaf: imports no other module of this crate.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,10 +13,10 @@ use bytes::Bytes;
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the operation and the value it failed on.
+/// An error of this crate. Its message names the failed operation and the value that it failed on.
 ///
-/// One pointer wide. Ask it with the `is_…` methods; it converts into [`io::Error`] with the
-/// matching [`io::ErrorKind`].
+/// The `is_…` methods tell the kind. An `Error` converts into an [`io::Error`] with the matching
+/// [`io::ErrorKind`]. It is one pointer wide.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -43,7 +43,7 @@ enum Kind {
 }
 
 impl Error {
-    /// An error of the caller's own making, so that a handler can return it with `?`.
+    /// Wraps an error of the user, for example to return it from a handler.
     pub fn other(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
         let source = source.into();
         Error(Box::new(Inner {
@@ -54,7 +54,7 @@ impl Error {
         }))
     }
 
-    /// Any timeout: read, write, dial or shutdown.
+    /// A timeout: read, write, dial or shutdown.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.0.kind,
@@ -62,23 +62,23 @@ impl Error {
         )
     }
 
-    /// A read did not get its bytes in time.
+    /// A read did not receive its bytes in time.
     pub fn is_read_timeout(&self) -> bool {
         self.0.kind == Kind::ReadTimeout
     }
 
-    /// A flush did not get its bytes into the kernel in time.
+    /// The kernel did not accept the bytes of a flush in time.
     pub fn is_write_timeout(&self) -> bool {
         self.0.kind == Kind::WriteTimeout
     }
 
-    /// No connection was made in time.
+    /// A dial did not succeed in time.
     pub fn is_dial_timeout(&self) -> bool {
         self.0.kind == Kind::DialTimeout
     }
 
-    /// The connection is closed: by us, by the peer (which is also [`is_eof`](Self::is_eof)), or by
-    /// a reset.
+    /// The connection is closed: by this side, by a reset, or by the end of the peer's stream
+    /// (which is also [`is_eof`](Self::is_eof)).
     pub fn is_closed(&self) -> bool {
         match self.0.kind {
             Kind::Closed | Kind::Eof => true,
@@ -93,7 +93,7 @@ impl Error {
         }
     }
 
-    /// The peer ended its stream and fewer bytes are left than were asked for.
+    /// The peer has ended its stream, and fewer bytes are left than the read asked for.
     pub fn is_eof(&self) -> bool {
         self.0.kind == Kind::Eof
     }
@@ -103,12 +103,13 @@ impl Error {
         self.0.kind == Kind::Limit
     }
 
-    /// The operation makes no sense here, for example a blocking call on a poller thread.
+    /// The operation is not possible in this place, for example a blocking call on a poller thread,
+    /// or not on this host.
     pub fn is_unsupported(&self) -> bool {
         self.0.kind == Kind::Unsupported
     }
 
-    /// An argument was out of its range.
+    /// An argument or a setting is not valid, or bytes are not valid UTF-8.
     pub fn is_invalid(&self) -> bool {
         self.0.kind == Kind::Invalid
     }
@@ -118,7 +119,7 @@ impl Error {
         self.0.kind == Kind::Panicked
     }
 
-    /// The kernel's error number, where the kernel said no.
+    /// The error number, if this is an error of the kernel.
     pub fn raw_os_error(&self) -> Option<i32> {
         self.0.source.as_ref()?.downcast_ref::<io::Error>()?.raw_os_error()
     }
@@ -144,25 +145,23 @@ impl Error {
         }
     }
 
-    /// What a search for a delimiter had collected when the stream ended. These bytes are consumed.
+    /// The bytes before the end of the stream, if a search for a delimiter reached it. These bytes
+    /// are consumed.
     pub fn partial(&self) -> Option<&Bytes> {
         self.0.partial.as_ref()
     }
 
-    #[cold]
     pub(crate) fn closed(operation: &str) -> Error {
         Error::new(Kind::Closed, format!("{operation}: connection closed"))
     }
 
-    /// Closed, but not the connection, or not for certain.
-    #[cold]
+    /// A closed error with a message of its own, for example of a mux.
     pub(crate) fn gone(message: impl Into<String>) -> Error {
         Error::new(Kind::Closed, message.into())
     }
 
-    /// The same once more, for another who is told of it. Of its source there is the kernel's
-    /// number, or kind.
-    #[cold]
+    /// A copy of this error, for a second receiver. The copy of a kernel error keeps its number or,
+    /// without one, its kind. Other sources are not copied.
     pub(crate) fn copy(&self) -> Error {
         let mut copy = Error::new(self.0.kind, self.0.message.clone());
         copy.0.partial = self.0.partial.clone();
@@ -175,7 +174,6 @@ impl Error {
         copy
     }
 
-    #[cold]
     pub(crate) fn eof(operation: &str, wanted_bytes: usize, left_bytes: usize) -> Error {
         Error::new(
             Kind::Eof,
@@ -183,12 +181,10 @@ impl Error {
         )
     }
 
-    #[cold]
     pub(crate) fn read_timeout(operation: &str, after: Duration) -> Error {
         Error::new(Kind::ReadTimeout, format!("{operation}: no data in {after:?}"))
     }
 
-    #[cold]
     pub(crate) fn write_timeout(operation: &str, after: Duration) -> Error {
         Error::new(
             Kind::WriteTimeout,
@@ -196,12 +192,10 @@ impl Error {
         )
     }
 
-    #[cold]
     pub(crate) fn dial_timeout(address: &str, after: Duration) -> Error {
         Error::new(Kind::DialTimeout, format!("connect {address}: no reply in {after:?}"))
     }
 
-    #[cold]
     pub(crate) fn shutdown_timeout(
         busy_count: usize,
         spawned_count: usize,
@@ -217,28 +211,23 @@ impl Error {
         )
     }
 
-    #[cold]
     pub(crate) fn limit(message: impl Into<String>) -> Error {
         Error::new(Kind::Limit, message.into())
     }
 
-    #[cold]
     pub(crate) fn unsupported(message: impl Into<String>) -> Error {
         Error::new(Kind::Unsupported, message.into())
     }
 
-    #[cold]
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
         Error::new(Kind::Invalid, message.into())
     }
 
-    #[cold]
     pub(crate) fn panicked(message: impl Into<String>) -> Error {
         Error::new(Kind::Panicked, message.into())
     }
 
-    /// A kernel error, with what was being done: `io("bind 127.0.0.1:80", error)`.
-    #[cold]
+    /// A kernel error of an operation: `io("bind 127.0.0.1:80", error)`.
     pub(crate) fn io(operation: impl fmt::Display, source: impl Into<io::Error>) -> Error {
         let source = source.into();
         let mut error = Error::new(Kind::Io, format!("{operation}: {source}"));
@@ -251,7 +240,6 @@ impl Error {
         self
     }
 
-    #[cold]
     fn new(kind: Kind, message: String) -> Error {
         Error(Box::new(Inner { kind, message, source: None, partial: None }))
     }

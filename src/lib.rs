@@ -1,8 +1,8 @@
 //! Network I/O for RPC servers, clients and proxies on Linux.
 //!
-//! Event-loop pollers receive into pooled blocks and hand the bytes over as reference-counted
-//! [`Slice`]s; a [`Connection`] reads and writes them without copying, from whichever executor or
-//! thread holds it; a [`Server`] runs handlers where they are cheapest.
+//! Poller threads receive into pooled blocks and pass the bytes on as reference-counted [`Slice`]s.
+//! A [`Connection`] reads and writes them without copying, on any executor or thread. A [`Server`]
+//! runs its handlers on the pollers, on worker threads or on a tokio runtime: see [`Placement`].
 //!
 //! ```no_run
 //! use ringpoll::{Connection, Result, Server};
@@ -13,7 +13,7 @@
 //!             let head = conn.peek(4).await?;
 //!             let body = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
 //!             let frame = conn.next(4 + body).await?; // a Slice: no copy
-//!             conn.write(frame)?; // by reference
+//!             conn.write(frame)?; // more than 4 KiB: by reference
 //!             conn.flush().await // Ok: every byte is in the kernel
 //!         })
 //!         .bind("127.0.0.1:8972")?
@@ -27,15 +27,16 @@
 //! socket ← sys/{epoll,uring} ← buffer/chain ← connection/output ← handler's writer
 //! ```
 //!
-//! # The kernel's side
-//! [`Backend::Auto`] takes io_uring where [`capabilities`] says that it works, epoll elsewhere. Two
-//! environment variables overrule the program, for whoever runs it: `RINGPOLL_BACKEND` (`epoll`,
-//! `uring`, `hybrid`, `sqpoll` or one of its presets, `auto`) and `RINGPOLL_URING_TIER` (`defer`,
-//! `coop`, `plain`).
+//! # Backends
+//! [`Backend::Auto`] selects io_uring where [`capabilities`] reports that it works, and epoll
+//! elsewhere. Two environment variables override the choice of the program: `RINGPOLL_BACKEND`
+//! (`epoll`, `uring`, `hybrid`, `sqpoll` or one of its presets, `auto`) and `RINGPOLL_URING_TIER`
+//! (`defer`, `coop`, `plain`).
 //!
 //! # Fork
-//! Descriptors are close-on-exec, and a forked child does not have the rings' memory. It shares
-//! descriptors until it execs or ends, and must not use what it inherited.
+//! All descriptors are close-on-exec, and the memory of the rings is not inherited by a forked
+//! child. The child shares the descriptors until it calls `exec` or ends. It must not use any
+//! object of this crate that it inherited.
 
 #![deny(unsafe_code)]
 
@@ -78,7 +79,7 @@ mod threads;
 mod user_code;
 
 pub use address::{Address, Family, PeerAddr};
-pub use buffer::{LinkBuffer, Reader, Slice, Writer};
+pub use buffer::{LinkBuffer, Slice};
 pub use config::{
     Backend, Balance, Capabilities, Placement, PollMode, RingTier, SqpollOptions, SqpollPreset,
     UringOptions,

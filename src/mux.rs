@@ -1,8 +1,8 @@
 //! Many producers, one connection.
 //!
-//! A [`Mux`] takes whole messages from any thread; its [`MuxDriver`] owns the connection's writer,
-//! gathers everything that was taken since its last look, and flushes that once. What is between
-//! them is in `queue.rs`.
+//! A [`Mux`] accepts whole messages from any thread. Its [`MuxDriver`] owns the writer of the
+//! connection: it takes all accepted messages as one batch and flushes them together. `queue.rs`
+//! has the queue between the two.
 
 mod queue;
 
@@ -19,12 +19,11 @@ use crate::sync::Arc;
 
 use queue::{Place, Queue};
 
-/// Sends messages of many producers through one connection. Clones send through the same one.
+/// Sends messages of many producers through one connection. Clones use the same connection.
 ///
-/// A message goes out whole: never between parts of another's. Those of one producer that awaits
-/// each [`send`](Self::send) keep their order; for others there is none. All messages that are
-/// there when the driver looks leave with one flush. Plain threads send with
-/// [`blocking::wait`](crate::blocking::wait).
+/// Messages never interleave. The messages of a producer that awaits each [`send`](Self::send) keep
+/// their order; between producers the order is not defined. The driver sends all messages that are
+/// waiting with one flush. Plain threads send with [`blocking::wait`](crate::blocking::wait).
 ///
 /// ```no_run
 /// use ringpoll::{Connection, Mux, Result, Server};
@@ -38,7 +37,7 @@ use queue::{Place, Queue};
 ///         let request = reader.next(16).await?;
 ///         let mux = mux.clone();
 ///         reader.spawn(async move {
-///             let reply = request; // the work
+///             let reply = request; // a real server computes here
 ///             mux.send(reply).await
 ///         })?;
 ///     }
@@ -52,44 +51,44 @@ use queue::{Place, Queue};
 /// ```
 ///
 /// # Bounds
-/// While 1 MiB of messages wait for the driver, `send` waits. The driver waits while the peer does
-/// not read, so a producer is never further ahead of a slow peer than that, what the driver is
-/// flushing, and its own message. A server that starts a task for each request has to bound these
-/// as well: they wait, with their replies, for a peer that sends requests and reads no replies.
+/// While 1 MiB of messages wait for the driver, `send` waits. While the peer does not read, the
+/// driver waits. So the memory for a slow peer is at most 1 MiB, the batch that the driver is
+/// flushing, and one message for each producer. A server that starts a task for each request must
+/// limit the number of tasks: their replies wait as long as the peer does not read.
 ///
-/// # Its end
-/// The driver ends, and drops its writer, after [`close`](Self::close); when every clone is
-/// dropped; or when the connection fails or is closed. In the first two cases it flushes what was
-/// accepted before.
+/// # End of the driver
+/// The driver ends, and drops its writer, after [`close`](Self::close), when every clone is
+/// dropped, or when the connection fails or is closed. In the first two cases it first flushes all
+/// accepted messages.
 #[derive(Clone)]
 pub struct Mux(Arc<Producers>);
 
-/// All clones of a [`Mux`].
+/// The clones of a [`Mux`] share this. It is dropped with the last of them.
 struct Producers(Arc<Queue>);
 
-/// Moves the messages of a [`Mux`] into its connection. Nothing moves unless this is polled: spawn
-/// it, or await it beside the reading.
+/// Sends the messages of a [`Mux`]. It must be polled: spawn it, or await it concurrently with
+/// reading.
 ///
-/// It ends with `Ok` when the mux was closed, or all its clones were dropped, and every message
-/// accepted before is in the kernel.
+/// It returns `Ok` when the mux is closed, or all its clones are dropped, and every accepted
+/// message is in the kernel.
+///
+/// If the driver is dropped before that, it submits the accepted messages, as far as the output
+/// bound of the connection allows, and drops the writer. Producers then get a closed error.
 ///
 /// # Errors
-/// Closed, as soon as the connection is; write timeout; the kernel's. Whoever sends, flushes or
-/// closes is told the same.
-///
-/// Dropped before its end, it submits what was accepted, as far as the connection's bound of output
-/// allows, and drops the writer; producers then get a closed error.
+/// Closed, as soon as the connection is closed; write timeout; an error of the kernel. All calls of
+/// the mux that wait, and all later ones, fail with the same error.
 #[must_use = "nothing is sent unless the driver is polled"]
 pub struct MuxDriver {
     queue: Arc<Queue>,
-    /// `None` when it has ended.
+    /// `None` after the end of the driver.
     writer: Option<WriteHalf>,
-    /// A flush is under way, and covers so many of the accepted bytes.
+    /// During a flush: how many accepted bytes are in the kernel when it is complete.
     flushing: Option<u64>,
 }
 
 impl Mux {
-    /// Sends through `writer`. What is written there and not submitted goes first.
+    /// Sends through `writer`. Bytes that are written there and not submitted are sent first.
     pub fn new(writer: WriteHalf) -> (Mux, MuxDriver) {
         let queue = Arc::new(Queue::new(writer.pool().clone()));
         let flushing = (writer.pending_len() > 0).then_some(0);
@@ -97,22 +96,22 @@ impl Mux {
         (Mux(Arc::new(Producers(queue))), driver)
     }
 
-    /// Hands in a message: a copy up to 4096 bytes, a reference above. Waits while 1 MiB of others
-    /// wait for the driver.
+    /// Adds a message to the queue: a copy of up to 4096 bytes, a reference to more. Waits while
+    /// 1 MiB of messages wait for the driver.
     ///
-    /// `Ok`: accepted, whatever becomes of this future, and sent unless the connection fails; then
-    /// the next call tells, and [`flush`](Self::flush) and [`close`](Self::close) do. Dropped
-    /// before that, the message is not sent.
+    /// After `Ok` the message is accepted: it is sent unless the connection fails. If it fails, the
+    /// next call of any method returns the error. If the future is dropped before `Ok`, the message
+    /// is not sent.
     ///
     /// # Errors
-    /// Closed, if the mux is or its driver was dropped; what the driver has ended with.
+    /// Closed, if the mux is closed or its driver was dropped; the error of the driver.
     pub async fn send(&self, message: impl Into<Slice>) -> Result<()> {
         let message = message.into();
-        // A clone, so that the message's memory is not given back under the queue's lock.
+        // A clone, so that the lock of the queue is not held while user memory is dropped.
         self.accept(|staged, pool| staged.write(message.clone(), pool)).await
     }
 
-    /// The same with a copy of `message`.
+    /// Like [`send`](Self::send), with a copy of `message`.
     ///
     /// # Errors
     /// As for [`send`](Self::send).
@@ -120,8 +119,8 @@ impl Mux {
         self.accept(|staged, pool| staged.write_copy(message, pool)).await
     }
 
-    /// The same with everything in `message`, flushed there or not, as one message; copies nothing
-    /// but the shortest pieces.
+    /// Like [`send`](Self::send): sends all bytes of the buffer, flushed there or not, as one
+    /// message. Copies the shortest pieces only.
     ///
     /// # Errors
     /// As for [`send`](Self::send).
@@ -130,10 +129,10 @@ impl Mux {
         self.accept(|staged, _| staged.append(&mut message)).await
     }
 
-    /// Waits until the kernel has every message accepted so far.
+    /// Waits until all messages accepted so far are in the kernel.
     ///
     /// # Errors
-    /// What the driver has ended with instead; closed, if it was dropped.
+    /// The error of the driver; closed, if it was dropped.
     pub async fn flush(&self) -> Result<()> {
         let queue = self.queue();
         let bytes = queue.accepted();
@@ -141,13 +140,13 @@ impl Mux {
         poll_fn(|cx| queue.poll_flushed(bytes, &mut place, cx)).await
     }
 
-    /// Accepts nothing more, and waits until everything accepted is in the kernel and the driver
-    /// has ended. Producers that still wait for room get a closed error.
+    /// Accepts no more messages, and waits until all accepted messages are in the kernel and the
+    /// driver has ended. Producers that wait for room get a closed error.
     ///
-    /// Dropped after its first poll, this future leaves the mux closing.
+    /// The mux stays closed if this future is dropped after its first poll.
     ///
     /// # Errors
-    /// Closed, if that was done before; what the driver has ended with instead.
+    /// Closed, if the mux was closed before; the error of the driver.
     pub async fn close(&self) -> Result<()> {
         let queue = self.queue();
         queue.begin_close()?;
@@ -168,7 +167,7 @@ impl Mux {
 
 impl Drop for Producers {
     fn drop(&mut self) {
-        // Fails where it is closed already.
+        // Fails if the mux is closed already.
         let _ = self.0.begin_close();
     }
 }
@@ -206,7 +205,7 @@ impl Future for MuxDriver {
                 }
             }
         }
-        // Others of this thread have their turn.
+        // Yields to other tasks of this thread.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -218,12 +217,13 @@ impl MuxDriver {
         Err(error)
     }
 
-    /// Ends, once; what was accepted and not taken is submitted if that can be.
+    /// Ends the driver, once. Submits the accepted messages that no batch has taken.
     fn end(&mut self, failure: Option<Error>) {
         let Some(mut writer) = self.writer.take() else { return };
         writer.forget_wait();
         let left = self.queue.end(failure);
-        // Fails where the connection is closed, or its output is full: everybody has been told.
+        // Fails if the connection is closed or its output is full. Producers have the error
+        // already.
         let _ = writer.append(LinkBuffer::from_chain(left)).and_then(|()| writer.submit());
     }
 }

@@ -1,4 +1,4 @@
-//! Poller groups as users hold them.
+//! The public type of poller groups.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -9,12 +9,12 @@ use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::group::{Group, Plan};
 
-/// A group of poller threads. Clones are the same group; when the last one is dropped, its
-/// connections are closed and its threads end.
+/// A group of poller threads. Clones are the same group. When the last clone is dropped, the
+/// connections are closed and the threads end.
 #[derive(Clone)]
 pub struct Pollers(Arc<Group<Shared>>);
 
-/// Says what a group of pollers is to be; made by [`Pollers::builder`].
+/// The settings of a group of pollers; made by [`Pollers::builder`].
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct PollersBuilder {
@@ -22,13 +22,13 @@ pub struct PollersBuilder {
 }
 
 impl Pollers {
-    /// One poller for each CPU, unless told otherwise.
+    /// A builder with default settings: one poller for each CPU.
     pub fn builder() -> PollersBuilder {
         PollersBuilder::default()
     }
 
-    /// The group of connections that were not given one: a single poller, started by the first of
-    /// them.
+    /// The group of all connections that have no group of their own. It has one poller, which is
+    /// started by the first such connection.
     pub(crate) fn shared() -> Result<Pollers> {
         static SHARED: OnceLock<Pollers> = OnceLock::new();
         if let Some(pollers) = SHARED.get() {
@@ -38,29 +38,29 @@ impl Pollers {
         Ok(SHARED.get_or_init(|| started).clone())
     }
 
-    /// What the pollers did and hold, summed.
+    /// The sums of the counts of all pollers.
     pub fn stats(&self) -> PollerStats {
         self.0.stats()
     }
 
-    /// How many threads.
+    /// The number of threads.
     pub fn count(&self) -> usize {
         self.0.remotes().len()
     }
 
-    /// The backend that was chosen.
+    /// The backend in use.
     pub fn backend(&self) -> Backend {
         self.0.backend()
     }
 
-    /// Closes every connection and listener and ends the threads; handlers see their connections
-    /// closed.
+    /// Closes all connections and listeners and ends the threads. Handlers see their connections
+    /// as closed.
     ///
     /// # Errors
-    /// Unsupported on one of these pollers: it cannot wait for itself.
+    /// Unsupported on one of these pollers, because the thread would wait for itself.
     pub fn shutdown(&self) -> Result<()> {
         if current_poller()
-            .is_some_and(|here| self.0.remotes().iter().any(|own| Arc::ptr_eq(own, &here)))
+            .is_some_and(|current| self.0.remotes().iter().any(|own| Arc::ptr_eq(own, &current)))
         {
             return Err(Error::unsupported(
                 "shutdown: called on a poller, which cannot wait for itself",
@@ -89,19 +89,20 @@ impl Pollers {
 }
 
 impl PollersBuilder {
-    /// Who talks to the kernel.
+    /// The kernel interface of the pollers.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.plan.backend = backend;
         self
     }
 
-    /// How many threads; 0 is one for each CPU, or, with kernel threads that poll, for 20 CPUs.
+    /// The number of threads. With 0, there is one for each CPU or, with kernel threads that poll,
+    /// one for 20 CPUs.
     pub fn count(mut self, count: usize) -> Self {
         self.plan.count = count;
         self
     }
 
-    /// How connections spread.
+    /// How connections are distributed over the pollers.
     pub fn balance(mut self, balance: Balance) -> Self {
         self.plan.balance = balance;
         self
@@ -113,35 +114,36 @@ impl PollersBuilder {
         self
     }
 
-    /// The CPUs the threads may run on; empty is all.
+    /// The CPUs that the threads may run on. Empty means all CPUs.
     pub fn cpus(mut self, cpus: Vec<usize>) -> Self {
         self.plan.cpus = cpus;
         self
     }
 
-    /// The CPUs that the kernel threads of [`Backend::Sqpoll`] run on, one each, in turn; empty is
-    /// those this process may use.
+    /// The CPUs of the kernel threads of [`Backend::Sqpoll`]. The first thread runs on the first
+    /// CPU of the list, and so on, from the start again after the last CPU. Empty means all CPUs
+    /// that this process may use.
     pub fn sqpoll_cpus(mut self, cpus: Vec<usize>) -> Self {
         self.plan.sqpoll_cpus = cpus;
         self
     }
 
-    /// What the threads are called; a number is added, and the kernel shows 15 bytes.
+    /// The name of the threads. A number is appended. The kernel shows the first 15 bytes.
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.plan.name);
         self
     }
 
-    /// Received bytes that may lie unread at each poller: 1 GiB unless told otherwise. While there
-    /// are more, a connection that holds more than an equal share is paused; a read that can then
-    /// never be satisfied fails with a limit error. Memory that the application keeps does not
+    /// The budget of received, unread bytes for each poller; 1 GiB by default. While a poller
+    /// exceeds it, each connection above an equal share is paused; a read that the pause would keep
+    /// from ever completing fails with a limit error. Memory that the application keeps does not
     /// count.
     pub fn unread_bytes_max(mut self, bytes: usize) -> Self {
         self.plan.unread_bytes_max = bytes;
         self
     }
 
-    /// Settings of the io_uring backends; the others have none.
+    /// Settings of the io_uring backends. The epoll backend ignores them.
     pub fn uring(mut self, options: UringOptions) -> Self {
         self.plan.uring = options;
         self
@@ -151,7 +153,7 @@ impl PollersBuilder {
     ///
     /// # Errors
     /// Invalid CPUs, count or settings; unsupported, for a backend that this host does not offer;
-    /// the kernel's, for lack of descriptors or threads.
+    /// an error of the kernel, for lack of descriptors or threads.
     pub fn build(self) -> Result<Pollers> {
         Pollers::start(&self.plan)
     }
@@ -166,8 +168,8 @@ impl fmt::Debug for Pollers {
     }
 }
 
-/// What this host offers. Probed once per process, on the first call or the first start of a
-/// poller, by a thread that has ended when this returns; see [`Capabilities::reason`].
+/// The io_uring features of this host. A thread probes them once for the process, on the first call
+/// or at the first start of a poller; it has ended when this returns. See [`Capabilities::reason`].
 pub fn capabilities() -> &'static Capabilities {
     crate::poller::group::capabilities()
 }

@@ -1,8 +1,9 @@
 //! Servers: listeners, handlers, shutdown.
 //!
-//! A server's connections live on its pollers; each carries an `Arc` of its [`Service`], which
-//! holds the handlers and, as its hooks, the books. Listeners live on the first poller, which
-//! accepts and hands connections out to all, or, with `reuse_port`, one on each poller.
+//! Each connection of a server belongs to one poller and holds an `Arc` of the server's
+//! [`Service`]: its handlers, and its hooks, which are [`ServerState`]. Each listener belongs to
+//! one poller, which accepts its connections and distributes them over all pollers. The accept
+//! methods and the hooks run on pollers; `ServerHandle` is called from any other thread.
 
 mod builder;
 mod shutdown;
@@ -26,28 +27,29 @@ use crate::user_code;
 pub use builder::ServerBuilder;
 use shutdown::Progress;
 
-/// A server that is bound and does not accept yet.
+/// A server that is bound and does not accept connections yet.
 pub struct Server {
     inner: Arc<Inner>,
     listeners: Vec<Bound>,
 }
 
-/// Watches and ends a server. Clones refer to the same one.
+/// Observes and ends a server. Clones refer to the same server.
 #[derive(Clone)]
 pub struct ServerHandle(Arc<Inner>);
 
-/// Counts of a server, and what it chose.
+/// Counts of a server, and the backend and placement that it uses.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ServerStats {
     /// Connections accepted and served.
     pub accepted: u64,
-    /// Connections closed at once: over the limit, or by `on_prepare`.
+    /// Connections closed right after they were accepted: above the limit, or refused by
+    /// `on_prepare`.
     pub refused: u64,
     /// Connections open now.
     pub open: u64,
-    /// Runs of `on_connect` and `on_request`, begun or queued for a worker or a runtime, of the
-    /// pollers' connections; other servers may share those.
+    /// Runs of `on_connect` and `on_request` that were begun, or queued for a worker or a runtime.
+    /// Runs of other servers that use the same pollers count as well.
     pub handler_runs: u64,
     /// Futures of [`Handle::spawn`] that have not ended.
     pub spawned: u64,
@@ -55,19 +57,20 @@ pub struct ServerStats {
     pub handler_errors: u64,
     /// Runs, and spawned futures, that panicked.
     pub handler_panics: u64,
-    /// Times accepting paused because the process or the host was out of descriptors or memory.
+    /// How often accepting paused because the process or the host had no free descriptors or
+    /// memory.
     pub accept_pauses: u64,
-    /// Connections cut by a forced shutdown.
+    /// Connections that a forced shutdown has cut.
     pub cut: u64,
-    /// The pollers' counts.
+    /// Counts of the pollers.
     pub pollers: PollerStats,
     /// The backend in use.
     pub backend: Backend,
     /// The placement in use.
     pub placement: Placement,
-    /// How [`Placement::Auto`] decides, where it does.
+    /// Measurements and decisions of [`Placement::Auto`]; `None` with other placements.
     pub auto: Option<PlacementStats>,
-    /// How many poller threads.
+    /// Number of poller threads.
     pub poller_count: usize,
 }
 
@@ -75,7 +78,7 @@ type Prepare = Box<dyn Fn(&Handle) -> Result<()> + Send + Sync>;
 type Notify = Box<dyn Fn(&Handle) + Send + Sync>;
 type Report = Box<dyn Fn(&Handle, &Error) + Send + Sync>;
 
-/// The user's code, but for the handlers of connections and requests.
+/// Callbacks of the user, except the handlers of connections and requests.
 #[derive(Default)]
 struct Callbacks {
     prepare: Option<Prepare>,
@@ -83,8 +86,8 @@ struct Callbacks {
     error: Option<Report>,
 }
 
-/// What all connections of a server share beside its handlers.
-struct Books {
+/// State of a server that its connections share: callbacks, counts and the shutdown.
+struct ServerState {
     callbacks: Callbacks,
     counts: Counts,
     draining: AtomicBool,
@@ -106,8 +109,8 @@ struct Counts {
 
 struct Inner {
     service: Arc<Service>,
-    /// The hooks of the service.
-    books: Arc<Books>,
+    /// Also the hooks of `service`.
+    state: Arc<ServerState>,
     pollers: Pollers,
     owns_pollers: bool,
     limits: Arc<Limits>,
@@ -116,58 +119,58 @@ struct Inner {
 }
 
 impl Drop for Inner {
-    /// Nobody can serve, watch or end the server any more.
+    /// No handle and no listener of the server exists any more, so its executor ends.
     fn drop(&mut self) {
         self.service.executor.stop(false);
     }
 }
 
-/// A listener before its server runs.
+/// A listener of a server that does not run yet.
 struct Bound {
     socket: Arc<Socket>,
     addr: PeerAddr,
-    /// The socket file, if it is ours to remove.
+    /// The socket file, if its removal is this server's task.
     file: Option<SocketFile>,
 }
 
 impl Server {
-    /// A server with nothing set.
+    /// A builder with default settings.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
 
-    /// What the first listener is bound to, with the port that the kernel chose.
+    /// The address of the first listener, with the port that the kernel chose.
     pub fn local_addr(&self) -> PeerAddr {
         self.inner.addrs[0].clone()
     }
 
-    /// What every listener is bound to, in the order they were added.
+    /// The addresses of all listeners, in the order in which they were added.
     pub fn local_addrs(&self) -> Vec<PeerAddr> {
         self.inner.addrs.clone()
     }
 
-    /// A handle, to end the server from elsewhere.
+    /// A handle that can end the server from another thread.
     pub fn handle(&self) -> ServerHandle {
         ServerHandle(Arc::clone(&self.inner))
     }
 
-    /// Accepts and serves until it is shut down, or until a listener dies.
+    /// Serves until the server is shut down or a listener fails.
     ///
     /// # Errors
-    /// What a listener died of.
+    /// The error of the listener that failed, or of a poller that ended.
     pub fn serve(self) -> Result<()> {
         self.spawn()?.wait()
     }
 
-    /// Accepts and serves in the background.
+    /// Serves in the background.
     ///
     /// # Errors
-    /// Closed, if it was shut down before.
+    /// Closed, if the server was shut down before.
     pub fn spawn(self) -> Result<ServerHandle> {
         let inner = self.inner;
-        inner.books.progress.start(self.listeners.len())?;
+        inner.state.progress.start(self.listeners.len())?;
         let remotes = inner.pollers.remotes();
-        let watcher: Arc<dyn Watcher> = Arc::clone(&inner.books) as _;
+        let watcher: Arc<dyn Watcher> = Arc::clone(&inner.state) as _;
         remotes.iter().for_each(|remote| remote.tell_of_failure(&watcher));
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
@@ -181,19 +184,19 @@ impl Server {
 }
 
 impl ServerHandle {
-    /// What the first listener is bound to.
+    /// The address of the first listener.
     pub fn local_addr(&self) -> PeerAddr {
         self.0.addrs[0].clone()
     }
 
-    /// The pollers that the connections live on.
+    /// The pollers of the server's connections.
     pub fn pollers(&self) -> Pollers {
         self.0.pollers.clone()
     }
 
-    /// What the server did and holds.
+    /// Counts up to now, and the settings in use.
     pub fn stats(&self) -> ServerStats {
-        let counts = &self.0.books.counts;
+        let counts = &self.0.state.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let pollers = self.0.pollers.stats();
         ServerStats {
@@ -215,7 +218,7 @@ impl ServerHandle {
     }
 }
 
-impl Hooks for Books {
+impl Hooks for ServerState {
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -248,8 +251,9 @@ impl Hooks for Books {
     }
 
     fn spawn_ended(&self) {
-        // A shutdown sets the one and looks at the other; we do it the other way round. In one
-        // order of all four, one of us sees what the other did.
+        // A shutdown stores `draining` and then loads `spawned`; this function changes `spawned`
+        // and then loads `draining`. All four are SeqCst, so at least one thread sees the other's
+        // change.
         let before = self.counts.spawned.fetch_sub(1, Ordering::SeqCst);
         if before == 1 && self.draining.load(Ordering::SeqCst) {
             self.progress.check();
@@ -264,15 +268,15 @@ impl Hooks for Books {
     }
 }
 
-impl Watcher for Books {
+impl Watcher for ServerState {
     fn poller_failed(&self, why: &str) {
         self.progress.fail(Error::other(format!("serve: a poller has ended: {why}")));
     }
 }
 
-impl Drop for Books {
+impl Drop for ServerState {
     fn drop(&mut self) {
-        // What the user's closures hold.
+        // The closures are the user's, and so are the destructors of their captures.
         let Callbacks { prepare, disconnect, error } = std::mem::take(&mut self.callbacks);
         user_code::discard(prepare);
         user_code::discard(disconnect);
@@ -280,7 +284,8 @@ impl Drop for Books {
     }
 }
 
-/// Takes the connections of one listener. It keeps its server alive until that is shut down.
+/// Accepts the connections of one listener. It holds its server, so a server exists until it is
+/// shut down, even without a handle.
 struct Acceptor {
     inner: Arc<Inner>,
     file: Mutex<Option<SocketFile>>,
@@ -289,11 +294,11 @@ struct Acceptor {
 impl Accept for Acceptor {
     fn on_accepted(&self, socket: Socket, peer: PeerAddr) {
         let inner = &self.inner;
-        let counts = &inner.books.counts;
-        if inner.books.is_draining()
-            || counts.open.load(Ordering::Relaxed) >= inner.books.connections_max
+        let counts = &inner.state.counts;
+        if inner.state.is_draining()
+            || counts.open.load(Ordering::Relaxed) >= inner.state.connections_max
         {
-            // Accepted and closed: the peer sees an end at once, instead of waiting in the backlog.
+            // Dropping the socket closes it, so the peer does not wait in the backlog.
             counts.refused.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -310,29 +315,28 @@ impl Accept for Acceptor {
         const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
         let inner = &self.inner;
         if SHORT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
-            let before = inner.books.counts.pauses.fetch_add(1, Ordering::Relaxed);
+            let before = inner.state.counts.pauses.fetch_add(1, Ordering::Relaxed);
             if before == 0 {
                 tracing::warn!(%error, "accept: pausing until there is room");
             }
             return true;
         }
-        inner.books.progress.fail(Error::io("accept", copy(error)));
+        inner.state.progress.fail(Error::io("accept", copy(error)));
         false
     }
 
     fn on_removed(&self) {
-        // Before the address counts as free.
-        let file = lock(&self.file).take();
-        drop(file);
-        // We keep the server alive, and it keeps us to end us: that is over.
-        let here = std::ptr::from_ref(self).addr();
-        let gone = {
+        // The socket file is removed before `listener_gone` reports the address as free.
+        drop(lock(&self.file).take());
+        // The acceptor and its server refer to each other. This ends the cycle.
+        let address = std::ptr::from_ref(self).addr();
+        let acceptor = {
             let mut acceptors = lock(&self.inner.acceptors);
-            let place = acceptors.iter().position(|own| Arc::as_ptr(own).addr() == here);
-            place.map(|place| acceptors.swap_remove(place))
+            let index = acceptors.iter().position(|other| Arc::as_ptr(other).addr() == address);
+            index.map(|index| acceptors.swap_remove(index))
         };
-        drop(gone);
-        self.inner.books.progress.listener_gone();
+        drop(acceptor);
+        self.inner.state.progress.listener_gone();
     }
 }
 
@@ -348,7 +352,7 @@ impl std::fmt::Debug for ServerHandle {
     }
 }
 
-/// An error to keep; the kernel's number is all there is in it.
+/// A copy of an error from the kernel. It keeps the error number or, without one, the kind.
 fn copy(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }

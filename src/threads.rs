@@ -1,6 +1,6 @@
-//! Starting named threads on chosen CPUs.
+//! Starts named threads on chosen CPUs.
 //!
-//! A leaf: imports nothing of ours but the error.
+//! A leaf: of this crate it imports the error only.
 
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -9,8 +9,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::error::{Error, Result};
 
-/// CPUs that threads may use: as many as `cpus` names, or what affinity and cgroup quota leave this
-/// process.
+/// The number of CPUs in `cpus` or, if it is empty, of those that affinity and cgroup quota allow.
 pub(crate) fn cpu_count(cpus: &[usize]) -> usize {
     match cpus.len() {
         0 => thread::available_parallelism().map_or(1, usize::from),
@@ -18,7 +17,7 @@ pub(crate) fn cpu_count(cpus: &[usize]) -> usize {
     }
 }
 
-/// The same for the whole process, however few of its CPUs the calling thread may use.
+/// The number of CPUs that the process may use, even if the calling thread may use fewer.
 pub(crate) fn cpus_of_process() -> usize {
     let (own, all) = (sched_getaffinity(None), sched_getaffinity(Some(rustix::process::getpid())));
     match (own, all) {
@@ -27,7 +26,7 @@ pub(crate) fn cpus_of_process() -> usize {
     }
 }
 
-/// The CPUs that this thread, and those it starts, may run on.
+/// The CPUs that the calling thread, and threads started by it, may run on.
 pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(None).map_err(|error| Error::io("sched_getaffinity", error))?;
     Ok((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect())
@@ -49,7 +48,7 @@ pub(crate) fn check_cpus(what: &str, cpus: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Starts a thread that runs on `cpus` (any, if empty) before it runs `body`.
+/// Starts a thread that runs `body` on `cpus`, or on any CPU if `cpus` is empty.
 pub(crate) fn spawn(
     name: &str,
     cpus: Vec<usize>,
@@ -62,7 +61,7 @@ pub(crate) fn spawn(
         .spawn(move || {
             let done = pin(&cpus);
             let go = done.is_ok();
-            // The starter waits for this message, so it is there to receive it.
+            // Cannot fail: the starting thread waits for this message.
             let _ = pinned.send(done);
             if go {
                 body();
@@ -76,11 +75,11 @@ pub(crate) fn spawn(
     }
 }
 
-/// Lets this thread run where the first thread of the process may, wherever the thread runs that
-/// started it.
+/// Lets the calling thread run on the CPUs of the first thread of the process, instead of those
+/// that it inherited.
 pub(crate) fn unpin() {
     if let Ok(allowed) = sched_getaffinity(Some(rustix::process::getpid())) {
-        // Where the host refuses, it runs where its starter does.
+        // If this fails, the thread keeps the CPUs that it inherited.
         let _ = sched_setaffinity(None, &allowed);
     }
 }

@@ -1,6 +1,6 @@
-//! The examples, as their users run them: the built programs, over TCP.
+//! The examples, run as built programs and tested over TCP.
 //!
-//! Every wait has a deadline, and every program is ended with its test.
+//! Every wait has a deadline, and every program ends with its test.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -87,7 +87,7 @@ fn proxy_forwards_the_end_of_a_stream_and_still_carries_the_answer() {
 
 #[test]
 fn proxy_closes_its_client_when_the_upstream_refuses() {
-    // Bound and dropped: nobody listens there.
+    // Bound and dropped, so no server listens on it.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let upstream = listener.local_addr().expect("a bound address").to_string();
     drop(listener);
@@ -119,7 +119,7 @@ impl Example {
             .unwrap_or_else(|error| panic!("{name}: {error}; `cargo build --examples` makes it"));
         let stdout = child.stdout.take().expect("stdout is piped");
         let (sender, lines) = mpsc::channel();
-        // Ends with the program, or when nobody is left to tell.
+        // Ends with the program, or when the test has ended.
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {

@@ -1,5 +1,5 @@
-//! Figures in the documents come from measurements that anybody can look at: each one with a spread
-//! stands in a report under docs/reports.
+//! Figures in the documents come from published measurements: each figure with a spread stands in a
+//! report under docs/reports.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,7 +1,7 @@
-//! Leaks: whatever a connection's end, nothing of it stays.
+//! Leaks: every end of a connection releases all its resources.
 //!
-//! The harness checks fds, blocks, sends in flight and connections after every test; here the ends
-//! are many and random, and memory is looked at as well.
+//! The harness checks fds, blocks, sends in flight and connections after every test. These tests
+//! end many connections in random ways, and check the memory of the process as well.
 
 #[path = "conformance/harness/mod.rs"]
 mod harness;

@@ -1,8 +1,8 @@
-//! What a host refuses: system calls, memory, descriptors. The library says what it found and works
-//! with the rest.
+//! Hosts that refuse system calls, memory or descriptors. The library reports what it found, and
+//! works with the rest.
 //!
-//! A filter or a limit is for the whole of a process, and the library probes once in its life: so
-//! each case runs in a process of its own, which is this program again with one test to run.
+//! A filter or a limit applies to a whole process, and the library probes the host once for each
+//! process. So each case runs this program again, as a process with one test.
 
 #[path = "conformance/harness/mod.rs"]
 mod harness;
@@ -110,7 +110,7 @@ fn host_has_rings(test: &str) -> bool {
     false
 }
 
-/// No ring works, for a reason that names `what`: epoll takes over where nobody insists on a ring.
+/// No ring works, for a reason that names `what`. `Auto` selects epoll.
 fn assert_epoll_takes_over(what: &[&str]) {
     let found = ringpoll::capabilities();
     assert_eq!((found.tier, found.backend()), (None, Backend::Epoll), "{found:?}");
@@ -352,10 +352,11 @@ fn the_environment_caps_the_tier_and_the_ring_still_serves() {
 const LOOKUPS_MAX: usize = 64;
 
 /// Names the file in which the resolver looks for aliases of names without a dot, before it asks a
-/// name server. It hangs where that is a pipe that nobody writes to.
+/// name server. It blocks if that file is a pipe without a writer.
 const ALIASES: &str = "HOSTALIASES";
 
-/// A dial ends in time, a look-up goes on: what it holds is bounded, and nobody else waits for it.
+/// A dial ends in time, and its lookup continues. Lookups occupy a bounded number of threads, and
+/// delay no other calls.
 #[test]
 fn a_resolver_that_hangs_takes_a_bounded_number_of_threads() {
     const TEST: &str = "a_resolver_that_hangs_takes_a_bounded_number_of_threads";
@@ -404,7 +405,7 @@ fn let_go(path: &str) {
     let pipe = format!("{path}-left");
     std::fs::rename(path, &pipe).expect("the pipe is there");
     File::create(path).expect("a file without aliases");
-    // Opened for writing, the pipe opens for whoever reads; then they find its end.
+    // When the pipe is opened for writing, its readers open it as well, and read its end.
     File::options().write(true).open(pipe).expect("look-ups hang at it");
 }
 

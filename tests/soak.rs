@@ -1,10 +1,9 @@
-//! A soak: many connections send checked requests of random sizes, some of them at once, and end at
-//! random moments by either side; every byte is the right one, and nothing is left.
+//! A soak test: many connections send requests of random sizes, some of them concurrently. Either
+//! side ends connections at random moments. Every byte is checked, and nothing may leak.
 //!
-//! `RINGPOLL_SOAK_REQUESTS` says how many requests for each backend: some seconds' worth without
-//! it, ten million for the real thing, which takes minutes in a release build.
-//! `RINGPOLL_SOAK_BACKENDS` names the backends, with commas between them: those whose kernel
-//! threads poll without it.
+//! `RINGPOLL_SOAK_REQUESTS` is the number of requests for each backend. The default takes some
+//! seconds; ten million take minutes in a release build. `RINGPOLL_SOAK_BACKENDS` is a list of
+//! backends, separated by commas. The default are those whose kernel threads poll.
 
 #[path = "conformance/harness/mod.rs"]
 mod harness;

@@ -1,12 +1,12 @@
-//! Bridges from [`ringpoll`] connections to the I/O traits that other code is written against.
+//! [`ringpoll`] connections as streams of `std` and of tokio.
 //!
-//! [`SyncStream`] is a [`ringpoll::blocking::Connection`] as `std`'s [`Read`], [`BufRead`] and
-//! [`Write`]. It belongs to one thread at a time and blocks that thread; on a poller thread its
-//! calls fail with [`io::ErrorKind::Unsupported`].
+//! [`SyncStream`] wraps a [`ringpoll::blocking::Connection`] and implements `std`'s [`Read`],
+//! [`BufRead`] and [`Write`]. One thread at a time uses it, and its calls block that thread. On a
+//! poller thread they fail with [`io::ErrorKind::Unsupported`].
 //!
-//! With the feature `tokio`, `TokioStream` is a [`ringpoll::Connection`] as tokio's `AsyncRead`,
-//! `AsyncBufRead` and `AsyncWrite`, for codecs, hyper and whatever else takes a tokio stream. It
-//! comes apart into owned halves, `TokioReadHalf` and `TokioWriteHalf`.
+//! With the feature `tokio`, `TokioStream` wraps a [`ringpoll::Connection`] and implements tokio's
+//! `AsyncRead`, `AsyncBufRead` and `AsyncWrite`, for codecs, hyper and other code that takes a
+//! tokio stream. It splits into owned halves, `TokioReadHalf` and `TokioWriteHalf`.
 
 #![forbid(unsafe_code)]
 
@@ -25,13 +25,13 @@ pub use self::tokio::{TokioReadHalf, TokioStream, TokioWriteHalf};
 /// A blocking connection as a `std` stream.
 ///
 /// * `read` returns `Ok(0)` at the end of the peer's stream.
-/// * A read or write timeout of the connection is [`io::ErrorKind::TimedOut`]; what had arrived by
-///   then is kept.
-/// * `write` copies into the connection's output, and hands it to the kernel once
-///   [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX) have gathered. [`flush`](Write::flush) hands over
-///   the rest and returns when the kernel has every byte.
-/// * Dropping the stream closes the connection; what was not flushed is lost, as with a connection
-///   of ringpoll's own.
+/// * A read or write timeout of the connection is reported as [`io::ErrorKind::TimedOut`]. Received
+///   bytes stay readable.
+/// * `write` copies into the connection. When [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX) are
+///   pending, the next `write` flushes them first. [`flush`](Write::flush) returns when the kernel
+///   has every byte.
+/// * Dropping the stream closes the connection. Bytes that were not flushed are lost, as with a
+///   ringpoll connection.
 ///
 /// ```no_run
 /// use std::io::{BufRead, Write};
@@ -49,18 +49,18 @@ pub use self::tokio::{TokioReadHalf, TokioStream, TokioWriteHalf};
 /// ```
 pub struct SyncStream {
     connection: Connection,
-    /// Taken from the connection, not yet from this stream.
+    /// Bytes that were taken from the connection and not yet read from this stream.
     front: Slice,
 }
 
 impl SyncStream {
-    /// Output that `write` gathers before it flushes by itself, in bytes.
+    /// The largest number of pending bytes, before `write` flushes.
     pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
-    /// Input that `fill_buf` shows at once, in bytes.
+    /// The largest number of bytes that `fill_buf` returns.
     pub const FRONT_BYTES_MAX: usize = 64 * 1024;
 
-    /// Wraps a connection; input that it has already buffered comes first.
+    /// Wraps a connection. Input that it has already buffered is read first.
     pub fn new(connection: Connection) -> SyncStream {
         SyncStream { connection, front: Slice::default() }
     }
@@ -70,13 +70,14 @@ impl SyncStream {
         &self.connection
     }
 
-    /// The connection. Reading from it goes past what [`fill_buf`](BufRead::fill_buf) has shown.
+    /// The connection. Reading from it directly skips bytes that [`fill_buf`](BufRead::fill_buf)
+    /// has returned.
     pub fn get_mut(&mut self) -> &mut Connection {
         &mut self.connection
     }
 
-    /// The connection, and the input that this stream has taken from it and not handed on. The
-    /// slice comes before everything that is left in the connection.
+    /// The connection, and the bytes that this stream has taken from it and that were not read.
+    /// They come before the bytes in the connection.
     pub fn into_parts(self) -> (Connection, Slice) {
         (self.connection, self.front)
     }
@@ -104,11 +105,11 @@ impl BufRead for SyncStream {
     }
 
     /// # Panics
-    /// If `count` is more than [`fill_buf`](BufRead::fill_buf) has shown.
+    /// If `count` is more than [`fill_buf`](BufRead::fill_buf) has returned.
     fn consume(&mut self, count: usize) {
         self.front.advance(count);
         if self.front.is_empty() {
-            // An empty slice still holds its block; a default one holds nothing.
+            // An empty slice still keeps its block in memory; a default one does not.
             self.front = Slice::default();
         }
     }
@@ -116,7 +117,7 @@ impl BufRead for SyncStream {
 
 impl Write for SyncStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Flushed before anything is taken: after a timeout these bytes are still the caller's.
+        // Flushes before it accepts bytes: if the flush times out, `bytes` are not written.
         if self.connection.pending_len() >= Self::OUTPUT_BYTES_MAX {
             self.connection.flush()?;
         }

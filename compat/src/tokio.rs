@@ -1,9 +1,9 @@
 //! A connection as a tokio stream.
 //!
-//! [`TokioStream`] and its owned halves are [`AsyncRead`], [`AsyncBufRead`] and [`AsyncWrite`] on
-//! [`ringpoll::Connection`] and its halves. They own nothing besides: input is shown where it was
-//! received, output is staged in the connection, so a connection that is taken back is complete.
-//! Their methods run on whichever task polls them, on any executor.
+//! [`TokioStream`] and its owned halves implement [`AsyncRead`], [`AsyncBufRead`] and
+//! [`AsyncWrite`] for [`ringpoll::Connection`] and its halves. They have no buffers of their own:
+//! input is read from the received blocks, and output is stored in the connection. Any task on any
+//! executor may poll them.
 
 mod traits;
 
@@ -17,41 +17,42 @@ use tokio::task::coop;
 
 use traits::{impl_async_read, impl_async_write};
 
-/// A connection as tokio's [`AsyncRead`], [`AsyncBufRead`] and [`AsyncWrite`].
+/// A connection that implements tokio's [`AsyncRead`], [`AsyncBufRead`] and [`AsyncWrite`].
 ///
-/// For code that is written against these traits: codecs, hyper through `hyper_util::rt::TokioIo`,
-/// `tokio::io::copy` and its kin. It works in handlers wherever they are placed, and on dialled
-/// connections; what else that code needs of tokio, its timers for example, needs a runtime's
-/// context, see `ringpoll::ServerBuilder::tokio`.
+/// For code that is written for these traits: codecs, hyper through `hyper_util::rt::TokioIo`,
+/// `tokio::io::copy` and others. It works in handlers in every placement, and on dialled
+/// connections. If that code also needs a tokio runtime, for example for timers, see
+/// `ringpoll::ServerBuilder::tokio`.
 ///
-/// * **Reading** returns `Ok(0)` at the end of the peer's stream. `fill_buf` shows the received
-///   bytes where they lie.
-/// * **Writing** takes all pieces of a vectored write in one go. Bytes are gathered in the
-///   connection and handed over without waiting when
-///   [`GATHERED_BYTES_MAX`](Self::GATHERED_BYTES_MAX) have come together, by a flush, or by a read
-///   that has to wait: so nobody waits for the answer to a question that was never sent. The owned
-///   halves know nothing of each other: there it takes a flush.
+/// * **Reading** returns `Ok(0)` at the end of the peer's stream. `fill_buf` returns the received
+///   bytes without copying.
+/// * **Writing** accepts all pieces of a vectored write in one call. Written bytes are gathered in
+///   the connection. They are submitted, without waiting, when
+///   [`GATHERED_BYTES_MAX`](Self::GATHERED_BYTES_MAX) are gathered, by a flush, or by a read that
+///   has to wait: otherwise the peer would not see the request whose answer the read waits for. A
+///   read of an owned half does not submit, because the halves are independent; it takes a flush.
 /// * **A bound on output** makes writes wait while [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX)
-///   bytes of this stream, gathered or handed over, are not in the kernel. That is what a peer
-///   that does not read costs; [`with_output_bytes_max`](Self::with_output_bytes_max) moves it. A
-///   write takes no more than there is room for.
-/// * **Flushing** hands over the gathered bytes, and the poller sends them; a flush does not wait
-///   for the kernel. It waits only while more than the bound is unsent (after writes through
-///   `get_mut`, or a lowered bound) or while the connection's own bound is reached. **Shutting
-///   down** waits until the kernel has every byte, then ends this side of the stream; reading stays
-///   possible. Only a shutdown confirms that the kernel has every byte.
-/// * **Errors** of bytes that were handed over come with the next write, flush or shutdown.
-/// * **Timeouts and deadlines** of the connection hold for each wait and come as
-///   [`io::ErrorKind::TimedOut`]: the write timeout for writes at the bound and for a shutdown.
-///   What has arrived by then is kept. A wait goes on when the future
-///   that polled it is dropped, and ends when bytes come. hyper reads while its service computes,
-///   to notice a client that leaves: a read or idle timeout bounds that as well.
-/// * **Cancelling** a read takes no bytes; a write that was not ready has taken none.
-/// * **Dropping** the stream closes the connection, or gives it back to its server. Output that was
-///   not handed over is lost with the former, and waits for the next handler's flush in the latter.
-///   Output that was handed over is on its way in either case; only a shutdown says that it left.
-/// * **A server's shutdown** waits for handlers that run, also for one that waits for the next
-///   request on a kept connection, until its deadline.
+///   bytes of this stream, gathered or submitted, are not in the kernel. It bounds the memory for a
+///   peer that does not read. [`with_output_bytes_max`](Self::with_output_bytes_max) changes it. A
+///   write accepts at most as many bytes as there is room for.
+/// * **Flushing** submits the gathered bytes, which the poller then sends. A flush does not wait
+///   for the kernel, with two exceptions: it waits while more bytes than the bound are unsent
+///   (after writes through `get_mut`, or a lowered bound), and while the bound of the connection is
+///   reached.
+/// * **Shutting down** waits until the kernel has every byte, then ends this side of the stream.
+///   Reading stays possible. Only a shutdown confirms that the kernel has every byte.
+/// * **Errors** of submitted bytes are returned by the next write, flush or shutdown.
+/// * **Timeouts and deadlines** of the connection apply to each wait, and are reported as
+///   [`io::ErrorKind::TimedOut`]. The write timeout applies to writes at the bound and to a
+///   shutdown. Received bytes stay readable. A wait continues when the future that polled it is
+///   dropped, and ends when bytes arrive. hyper reads while its service computes, to detect that
+///   the client has gone, so a read or idle timeout limits the computation as well.
+/// * **Cancelling** a read loses no bytes. A write that was pending has written none.
+/// * **Dropping** the stream closes the connection, or returns it to its server. Bytes that were
+///   not submitted are lost in the first case, and wait for a flush of the next handler in the
+///   second. Submitted bytes are sent in both cases; only a shutdown confirms it.
+/// * **A shutdown of the server** waits for running handlers until its deadline. That includes a
+///   handler that waits for the next request on a kept connection.
 ///
 /// ```
 /// use ringpoll::Server;
@@ -104,7 +105,7 @@ use traits::{impl_async_read, impl_async_write};
 #[derive(Debug)]
 pub struct TokioStream {
     inner: Connection,
-    /// The most that may wait for the peer, gathered or handed over.
+    /// The largest number of bytes, gathered or submitted, that are not in the kernel.
     output_bytes_max: usize,
 }
 
@@ -114,42 +115,45 @@ pub struct TokioReadHalf {
     inner: ReadHalf,
 }
 
-/// The writing half of a [`TokioStream`]. Dropping it does not end this side of the stream;
-/// shutting it down does.
+/// The writing half of a [`TokioStream`]. Shutting it down ends this side of the stream; dropping
+/// it does not.
 #[derive(Debug)]
 pub struct TokioWriteHalf {
     inner: WriteHalf,
-    /// As for the stream.
+    /// As for [`TokioStream`].
     output_bytes_max: usize,
 }
 
 impl TokioStream {
-    /// Output that writes gather before it is handed over without a flush, in bytes.
+    /// The number of gathered bytes that are submitted without a flush.
     pub const GATHERED_BYTES_MAX: usize = 64 * 1024;
 
-    /// The most output that waits for the peer, in bytes, unless
-    /// [`with_output_bytes_max`](Self::with_output_bytes_max) says otherwise: four times what is
-    /// handed over at once, so that the kernel has more to take while writes gather.
+    /// The default bound on output in bytes, see
+    /// [`with_output_bytes_max`](Self::with_output_bytes_max). It is four times
+    /// [`GATHERED_BYTES_MAX`](Self::GATHERED_BYTES_MAX), so the kernel has bytes to send while
+    /// writes gather more.
     pub const OUTPUT_BYTES_MAX: usize = 4 * Self::GATHERED_BYTES_MAX;
 
-    /// Wraps it; input that it has already buffered comes first.
+    /// Wraps a connection. Input that it has already buffered is read first.
     pub fn new(inner: Connection) -> TokioStream {
         TokioStream { inner, output_bytes_max: Self::OUTPUT_BYTES_MAX }
     }
 
-    /// Parts reading from writing, for two tasks. The connection closes, or goes back to its
-    /// server, when both halves are dropped. The bound on output goes with the writing half.
+    /// Splits the stream into a reading and a writing half, for two tasks. The connection closes,
+    /// or returns to its server, when both halves are dropped. The writing half keeps the bound on
+    /// output.
     pub fn into_split(self) -> (TokioReadHalf, TokioWriteHalf) {
         let TokioStream { inner, output_bytes_max } = self;
         let (inner, writer) = inner.split();
         (TokioReadHalf { inner }, TokioWriteHalf { inner: writer, output_bytes_max })
     }
 
-    /// Waits for input, for which the peer may need what was written.
+    /// Waits for input. If it has to wait, it submits the gathered bytes, because the peer may wait
+    /// for them.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let polled = self.inner.poll_readable(cx);
         if polled.is_pending() && self.inner.pending_len() > 0 {
-            // What keeps it from leaving is told by the next write or flush, whose business it is.
+            // An error of it is returned by the next write or flush.
             let _ = self.inner.submit();
         }
         polled.map_err(io::Error::from)
@@ -157,7 +161,7 @@ impl TokioStream {
 }
 
 impl TokioReadHalf {
-    /// Wraps it; input that it has already buffered comes first.
+    /// Wraps the reading half of a connection. Input that it has already buffered is read first.
     pub fn new(inner: ReadHalf) -> TokioReadHalf {
         TokioReadHalf { inner }
     }
@@ -168,7 +172,7 @@ impl TokioReadHalf {
 }
 
 impl TokioWriteHalf {
-    /// Wraps it, with a bound on output of
+    /// Wraps the writing half of a connection, with a bound on output of
     /// [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX).
     pub fn new(inner: WriteHalf) -> TokioWriteHalf {
         TokioWriteHalf { inner, output_bytes_max: TokioStream::OUTPUT_BYTES_MAX }
@@ -178,17 +182,18 @@ impl TokioWriteHalf {
 macro_rules! impl_wrapper {
     ($type:ident of $inner:ident) => {
         impl $type {
-            /// What is wrapped, for timeouts and counters.
+            /// The wrapped value, for timeouts and counters.
             pub fn get_ref(&self) -> &$inner {
                 &self.inner
             }
 
-            /// What is wrapped. Reads and writes there and here are one stream.
+            /// The wrapped value. Reads and writes of it and of this wrapper act on the same
+            /// stream.
             pub fn get_mut(&mut self) -> &mut $inner {
                 &mut self.inner
             }
 
-            /// What is wrapped, with all that is unread, and all that is written and not flushed.
+            /// The wrapped value, with all unread bytes and all written bytes.
             pub fn into_inner(self) -> $inner {
                 self.inner
             }
@@ -205,12 +210,12 @@ macro_rules! impl_wrapper {
 macro_rules! impl_output_bound {
     ($type:ident) => {
         impl $type {
-            /// Makes writes wait while `bytes` bytes, gathered or handed over, are not in the
-            /// kernel, in place of [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX), which are
-            /// 256 KiB. 0 leaves the bound to the connection.
+            /// Makes writes wait while `bytes` bytes, gathered or submitted, are not in the kernel.
+            /// The default is [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX), which is 256
+            /// KiB.
             ///
-            /// The connection's own `output_bytes_max` holds in any case, so a larger bound comes
-            /// to that one.
+            /// The `output_bytes_max` of the connection applies as well. With 0, it is the only
+            /// bound.
             #[must_use]
             pub fn with_output_bytes_max(mut self, bytes: usize) -> $type {
                 self.output_bytes_max = if bytes == 0 { usize::MAX } else { bytes };

@@ -1,6 +1,6 @@
-//! Bridges to `std::io`, both ways.
+//! Adapters from and to `std::io`.
 //!
-//! Used by one thread at a time; a call waits exactly as long as the source or sink does.
+//! Used by one thread at a time. A call blocks only while its source or sink blocks.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 
 /// A [`Reader`] over any [`Read`].
 ///
-/// Reads ahead: bytes of the source that nobody asked for yet are in the reader's buffer.
+/// It reads ahead: its buffer may hold bytes of the source that no method has returned yet.
 #[derive(Debug)]
 pub struct IoReader<R> {
     source: R,
@@ -29,17 +29,17 @@ impl<R: Read> IoReader<R> {
         IoReader { source, buffered: Chain::new() }
     }
 
-    /// The source. Reading from it directly misses the bytes that are buffered.
+    /// The source. Direct reads from it skip the buffered bytes.
     pub fn source(&self) -> &R {
         &self.source
     }
 
-    /// The source, and the bytes read from it that nobody consumed.
+    /// The source, and the bytes that were read from it and not consumed.
     pub fn into_inner(self) -> (R, LinkBuffer) {
         (self.source, LinkBuffer::from_chain(self.buffered))
     }
 
-    /// Reads until `bytes` are buffered.
+    /// Reads from the source until `bytes` are buffered.
     fn fill(&mut self, operation: &str, bytes: usize) -> Result<()> {
         while self.buffered.len() < bytes {
             if self.fill_once()? == 0 {
@@ -49,7 +49,7 @@ impl<R: Read> IoReader<R> {
         Ok(())
     }
 
-    /// One successful read; returns how many bytes it added, 0 at the end of the source.
+    /// Reads once from the source. Returns how many bytes were added, 0 at its end.
     fn fill_once(&mut self) -> Result<usize> {
         let spare = self.buffered.spare(READ_BYTES_MIN, Pool::shared());
         loop {
@@ -119,34 +119,34 @@ impl<R: Read> Reader for IoReader<R> {
     }
 }
 
-/// A [`Writer`] over any [`Write`]. The sink sees nothing before a flush.
+/// A [`Writer`] over any [`Write`]. Written bytes reach the sink with the next flush.
 ///
-/// Dropping it drops what is not flushed.
+/// Dropping the writer drops the bytes that are not flushed.
 #[derive(Debug)]
 pub struct IoWriter<W> {
     sink: W,
     staging: Staging,
-    /// Flushed, but refused by the sink so far; goes first the next time.
+    /// Flushed bytes that the sink has not accepted; the next flush sends them first.
     unsent: Chain,
 }
 
 impl<W: Write> IoWriter<W> {
     /// Writes to `sink`.
     pub fn new(sink: W) -> IoWriter<W> {
-        IoWriter { sink, staging: Staging::new(), unsent: Chain::new() }
+        IoWriter { sink, staging: Staging::default(), unsent: Chain::new() }
     }
 
-    /// The sink, as far as it was written.
+    /// The sink.
     pub fn sink(&self) -> &W {
         &self.sink
     }
 
-    /// The sink. Writing to it directly overtakes the bytes that are not flushed.
+    /// The sink. Bytes written to it directly come before the bytes that are not flushed.
     pub fn sink_mut(&mut self) -> &mut W {
         &mut self.sink
     }
 
-    /// The sink; what is not flushed is dropped.
+    /// The sink. Drops the bytes that are not flushed.
     pub fn into_inner(self) -> W {
         self.sink
     }
@@ -180,8 +180,8 @@ impl<W: Write> Writer for IoWriter<W> {
         Ok(())
     }
 
-    /// Writes everything to the sink and flushes it. After an error, what the sink did not take is
-    /// kept and goes first the next time.
+    /// Writes everything to the sink and flushes the sink. After an error, the next flush continues
+    /// with the first byte that the sink has not accepted.
     fn flush(&mut self) -> Result<()> {
         self.unsent.append(self.staging.sealed());
         while !self.unsent.is_empty() {
@@ -209,7 +209,7 @@ pub struct AsRead<R>(pub R);
 impl<R: Reader> Read for AsRead<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self.0.read(into) {
-            // A closed stream has ended, as far as `Read` is concerned.
+            // `Read` reports the end of a stream as 0 bytes.
             Err(error) if error.is_eof() => Ok(0),
             result => Ok(result?),
         }

@@ -1,7 +1,10 @@
-//! Ordered slices: the one structure behind input, output and `LinkBuffer`.
+//! A queue of slices: input, output and `LinkBuffer` store their bytes in it.
 //!
-//! Owned and used by one thread at a time. Between calls: no piece is empty, `head` is empty only
-//! when the chain is, and an empty chain owns no memory but the spare it was asked for last.
+//! Owned and used by one thread at a time. Between calls, three things hold:
+//!
+//! * No piece is empty.
+//! * `head` is empty only while the chain is empty.
+//! * An empty chain owns no memory except the block of the last call of `spare`.
 
 #![forbid(unsafe_code)]
 
@@ -13,14 +16,14 @@ use super::block::{Block, Slice};
 use super::pool::Pool;
 use crate::config::{APPEND_COPY_BYTES_MAX, CHAIN_PIECES_KEPT};
 
-/// Bytes in order, in as few pieces as they came.
+/// Bytes in order, in pieces. A piece that follows the last one in memory is merged with it.
 #[derive(Default)]
 pub(crate) struct Chain {
     len: usize,
-    /// The first piece, apart so that a chain of one piece needs no queue.
+    /// The first piece. It is not in `rest`, so a chain of one piece allocates no queue.
     head: Slice,
     rest: VecDeque<Slice>,
-    /// Room for the next bytes; directly behind the last piece unless something was pushed since.
+    /// The block whose spare takes the next copied bytes.
     tail: Option<Block>,
 }
 
@@ -42,59 +45,35 @@ impl Chain {
     }
 
     /// Adds `slice` at the end, without copying.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn push(&mut self, slice: Slice) {
-        if slice.is_empty() {
+        let bytes = slice.len();
+        if bytes == 0 {
             return;
         }
         if self.len == 0 {
-            self.len = slice.len();
             self.head = slice;
-        } else {
-            self.push_behind(slice);
-        }
-    }
-
-    /// The same for a chain that is not empty.
-    #[inline(never)]
-    fn push_behind(&mut self, slice: Slice) {
-        let bytes = slice.len();
-        if let Err(slice) = self.last_mut().try_merge(slice) {
+        } else if let Err(slice) = self.last_mut().try_merge(slice) {
             self.rest.push_back(slice);
         }
         self.len += bytes;
     }
 
-    /// Adds a copy of `data` at the end: into the spare first, then into one new block. The block
-    /// is as large as what the chain already has, so that many small writes take few blocks.
+    /// Adds a copy of `data` at the end: first into the spare, then into one new block. That block
+    /// is as large as the whole chain, within bounds, so many small writes take few blocks.
     #[inline]
     pub(crate) fn write_copy(&mut self, data: &[u8], pool: &Pool) {
-        if self.len > 0 || self.tail.is_some() {
-            return self.write_behind(data, pool);
+        let (fitting, rest) = data.split_at(data.len().min(self.capacity_left()));
+        self.fill_spare(fitting);
+        if !rest.is_empty() {
+            self.spare(rest.len(), pool);
+            self.fill_spare(rest);
         }
-        let mut block = pool.allocate(data.len());
-        block.spare()[..data.len()].copy_from_slice(data);
-        self.head = block.take(data.len());
-        self.len = data.len();
-        self.tail = Some(block);
     }
 
-    /// The same for a chain that has something, if only room.
-    #[inline(never)]
-    fn write_behind(&mut self, data: &[u8], pool: &Pool) {
-        let mut rest = data;
-        let fitting = self.capacity_left();
-        if 0 < fitting && fitting < data.len() {
-            self.fill_spare(&data[..fitting]);
-            rest = &data[fitting..];
-        }
-        self.spare(rest.len(), pool);
-        self.fill_spare(rest);
-    }
-
-    /// Moves everything from `other` to the end. A few bytes that fit the spare are copied instead,
-    /// so that a peer that sends byte by byte does not keep a block for each. Memory of the user's
-    /// is moved in any case, since the caller may hold a lock.
+    /// Moves everything from `other` to the end. A few bytes that fit into the spare are copied
+    /// instead: otherwise a peer that sends single bytes would occupy a block for each byte. User
+    /// memory is never copied, because the copy would drop it, and the caller may hold a lock.
     #[inline]
     pub(crate) fn append(&mut self, other: &mut Chain) {
         if self.len == 0 {
@@ -116,40 +95,26 @@ impl Chain {
         }
     }
 
-    /// Removes the first `bytes` as one slice: a reference when they lie in one piece, otherwise
-    /// one copy. `None` when there are fewer.
+    /// Removes the first `bytes` as one slice: by reference if they lie in one piece, otherwise as
+    /// one copy. `None` if the chain has fewer.
     #[inline]
     pub(crate) fn next(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
         if bytes < self.head.len() {
             self.len -= bytes;
             return Some(self.head.split_to(bytes));
         }
-        if bytes == self.len && self.rest.is_empty() {
-            self.len = 0;
-            self.release();
-            return Some(std::mem::take(&mut self.head));
-        }
-        self.next_of_several(bytes, pool)
-    }
-
-    /// The same for bytes that reach the end of the first piece of several, or beyond.
-    #[inline(never)]
-    fn next_of_several(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
         if bytes == self.head.len() {
             return Some(self.pop_front());
         }
-        if bytes > self.len {
-            return None;
-        }
-        Some(self.join_front(bytes, pool))
+        (bytes <= self.len).then(|| self.join_front(bytes, pool))
     }
 
-    /// Like [`next`](Self::next), but the bytes stay. After a copy they stay as one piece, so
-    /// asking again is free.
+    /// Like [`next`](Self::next), but the bytes stay. Bytes that were copied stay as one piece, so
+    /// the next call copies nothing.
     #[inline]
     pub(crate) fn peek(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
         if bytes <= self.head.len() {
-            return Some(self.head.share_front(bytes));
+            return Some(self.head.slice(..bytes));
         }
         if bytes > self.len {
             return None;
@@ -159,7 +124,7 @@ impl Chain {
         Some(joined)
     }
 
-    /// Drops the first `bytes`; `false`, and nothing dropped, when there are fewer.
+    /// Drops the first `bytes`. If the chain has fewer, returns `false` and drops nothing.
     #[inline]
     pub(crate) fn skip(&mut self, bytes: usize) -> bool {
         let enough = bytes <= self.len;
@@ -172,53 +137,27 @@ impl Chain {
     /// Drops the first `bytes`.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// When the chain has fewer.
     #[inline]
     pub(crate) fn advance(&mut self, bytes: usize) {
-        assert!(bytes <= self.len, "advance {bytes} of {} bytes", self.len);
-        let mut left = bytes;
-        while left > 0 && left >= self.head.len() {
-            left -= self.head.len();
-            self.drop_front();
-        }
-        self.head.advance(left);
-        self.len -= left;
+        self.remove_front(bytes, drop);
     }
 
-    /// Drops the first `bytes`, but moves memory of the user's into `spent`: for a caller that
-    /// holds a lock, which a destructor of the user's must not run under.
+    /// Drops the first `bytes`, but moves user memory into `spent`. For callers that hold a lock:
+    /// no destructor of the user may run under it.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// When the chain has fewer.
     #[inline]
     pub(crate) fn spend(&mut self, bytes: usize, spent: &mut Spent) {
-        if !self.rest.is_empty() || self.head.is_foreign() {
-            self.spend_several(bytes, spent);
-        } else if bytes == self.len {
-            self.clear();
-        } else {
-            self.advance(bytes);
-        }
-    }
-
-    /// The same for several pieces, or one of the user's.
-    #[inline(never)]
-    fn spend_several(&mut self, bytes: usize, spent: &mut Spent) {
-        assert!(bytes <= self.len, "spend {bytes} of {} bytes", self.len);
-        let mut left = bytes;
-        while left > 0 && left >= self.head.len() {
-            left -= self.head.len();
-            if self.head.is_foreign() {
-                spent.0.push(self.pop_front());
-            } else {
-                self.drop_front();
+        self.remove_front(bytes, |piece| {
+            if piece.is_foreign() {
+                spent.0.push(piece);
             }
-        }
-        self.head.advance(left);
-        self.len -= left;
+        });
     }
 
-    /// Index of the first `byte` at or after index `from`.
+    /// Index of the first `byte` whose index is `from` or more.
     pub(crate) fn find(&self, byte: u8, from: usize) -> Option<usize> {
         let mut piece_start = 0;
         for piece in self.slices() {
@@ -231,7 +170,7 @@ impl Chain {
         None
     }
 
-    /// Removes the first `bytes` without copying any; `None` when there are fewer.
+    /// Removes the first `bytes` without copying. `None` if the chain has fewer.
     pub(crate) fn split(&mut self, bytes: usize) -> Option<Chain> {
         if bytes > self.len {
             return None;
@@ -250,7 +189,8 @@ impl Chain {
         Some(front)
     }
 
-    /// Moves bytes from the front into `into` until one of them ends; returns how many.
+    /// Moves bytes from the front into `into` until the chain is empty or `into` is full. Returns
+    /// how many.
     pub(crate) fn read_into(&mut self, into: &mut [u8]) -> usize {
         let bytes = into.len().min(self.len);
         self.copy_front(&mut into[..bytes]);
@@ -268,13 +208,8 @@ impl Chain {
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.len = 0;
-        if !self.rest.is_empty() {
-            self.rest.clear();
-        }
-        let head = std::mem::take(&mut self.head);
-        if let Some(mut tail) = self.tail.take() {
-            tail.reclaim(head);
-        }
+        self.head = Slice::new();
+        self.rest.clear();
         self.release();
     }
 
@@ -297,8 +232,7 @@ impl Chain {
         self.push_all(&mut back);
     }
 
-    /// Room for at least `bytes_min` after the last byte. [`extend`](Self::extend) makes it part of
-    /// the chain.
+    /// Room for at least `bytes_min` more bytes. [`extend`](Self::extend) adds it to the chain.
     #[inline]
     pub(crate) fn spare(&mut self, bytes_min: usize, pool: &Pool) -> &mut [u8] {
         if bytes_min > self.capacity_left() {
@@ -314,7 +248,7 @@ impl Chain {
         self.tail.as_ref().map_or(0, Block::capacity_left)
     }
 
-    /// Makes the first `bytes` of the spare the end of the chain.
+    /// Adds the first `bytes` of the spare to the end of the chain.
     ///
     /// # Panics
     /// When the spare is shorter.
@@ -332,7 +266,7 @@ impl Chain {
         }
     }
 
-    /// Fills `iovs` from the front; returns how many of them, and how many bytes they cover.
+    /// Points `iovs` at the first pieces. Returns how many it used, and how many bytes they cover.
     pub(crate) fn fill_iovs<'a>(&'a self, iovs: &mut [IoSlice<'a>]) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         for (iov, piece) in iovs.iter_mut().zip(self.slices()) {
@@ -349,7 +283,7 @@ impl Chain {
         head.into_iter().chain(&self.rest)
     }
 
-    /// The first piece; empty when the chain is.
+    /// The first piece. It is empty only if the chain is empty.
     #[inline]
     pub(crate) fn front_slice(&self) -> &[u8] {
         &self.head
@@ -381,7 +315,7 @@ impl Chain {
         }
     }
 
-    /// Removes everything after the first `bytes`; the spare stays.
+    /// Removes everything after the first `bytes`. The spare stays.
     fn split_back(&mut self, bytes: usize) -> Chain {
         let mut back = Chain::new();
         while self.len > bytes {
@@ -396,7 +330,7 @@ impl Chain {
         back
     }
 
-    /// Adds a copy of `data`, for which there is a spare that is long enough.
+    /// Adds a copy of `data`, which fits into the spare.
     #[inline]
     fn fill_spare(&mut self, data: &[u8]) {
         if let Some(tail) = &mut self.tail {
@@ -420,37 +354,33 @@ impl Chain {
         self.len += self.head.len();
     }
 
-    /// Removes the first piece; empty when the chain is.
+    /// Removes the first `bytes`. Calls `each` with every whole piece among them.
+    #[inline]
+    fn remove_front(&mut self, bytes: usize, mut each: impl FnMut(Slice)) {
+        assert!(bytes <= self.len, "remove {bytes} of {} bytes", self.len);
+        let mut left = bytes;
+        while left > 0 && left >= self.head.len() {
+            let piece = self.pop_front();
+            left -= piece.len();
+            each(piece);
+        }
+        self.head.advance(left);
+        self.len -= left;
+    }
+
+    /// Removes the first piece. It is empty only if the chain is empty.
     #[inline]
     fn pop_front(&mut self) -> Slice {
-        let piece = self.shift();
-        if self.len == 0 {
-            self.release();
-        }
-        piece
-    }
-
-    /// Drops the first piece.
-    #[inline]
-    fn drop_front(&mut self) {
-        let piece = self.shift();
-        if let Some(tail) = &mut self.tail {
-            tail.reclaim(piece);
-        }
-        if self.len == 0 {
-            self.release();
-        }
-    }
-
-    #[inline]
-    fn shift(&mut self) -> Slice {
         let next = self.rest.pop_front().unwrap_or_default();
         let piece = std::mem::replace(&mut self.head, next);
         self.len -= piece.len();
+        if self.len == 0 {
+            self.release();
+        }
         piece
     }
 
-    /// Lets go of what an empty chain does not need.
+    /// Frees the memory that an empty chain does not need.
     #[inline]
     pub(crate) fn release(&mut self) {
         self.tail = None;
@@ -465,8 +395,8 @@ impl Chain {
     }
 }
 
-/// Memory that the user handed over and the connection no longer needs. Dropping a `Spent` runs the
-/// user's destructors, so declare it before taking a lock: it is then dropped after the unlock.
+/// User memory that the connection no longer needs. Dropping a `Spent` runs destructors of the
+/// user, so it is declared before a lock is taken, and thus dropped after the unlock.
 #[derive(Default)]
 pub(crate) struct Spent(Vec<Slice>);
 

@@ -12,11 +12,11 @@ use super::staging::Staging;
 use super::{Reader, Writer};
 use crate::error::{Error, Result};
 
-/// A buffer that links blocks of memory instead of growing one.
+/// A byte queue of linked memory blocks.
 ///
-/// What is written becomes readable with a flush. Reading, writing and moving bytes from one buffer
-/// into another copy them only where a method says so. Also usable as [`Read`], [`BufRead`] and
-/// [`Write`].
+/// Written bytes become readable with the next flush. Bytes are copied only where a method says so:
+/// reading, writing and moving them into another buffer work by reference. The methods are those of
+/// [`Reader`] and [`Writer`]. The buffer also implements [`Read`], [`BufRead`] and [`Write`].
 ///
 /// ```
 /// use ringpoll::buffer::{LinkBuffer, Reader, Writer};
@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 pub struct LinkBuffer {
     readable: Chain,
     staging: Staging,
-    /// Where new blocks come from; `None` is the pool of the process.
+    /// The pool of new blocks; `None` is the one that the process shares.
     pool: Option<Pool>,
 }
 
@@ -43,9 +43,9 @@ impl LinkBuffer {
         LinkBuffer::default()
     }
 
-    /// An empty buffer that allocates blocks of `block_bytes`, rounded up to a power of two, or as
-    /// large as a single write needs. Tiny blocks show what happens at their borders; real work
-    /// wants [`new`](Self::new).
+    /// An empty buffer with blocks of `block_bytes`, rounded up to a power of two, or as large as a
+    /// single write needs. With tiny blocks, tests can cover bytes that span blocks. Other code
+    /// uses [`new`](Self::new).
     pub fn with_block_bytes(block_bytes: usize) -> LinkBuffer {
         LinkBuffer::with_pool(Pool::with_block_bytes(block_bytes))
     }
@@ -60,13 +60,13 @@ impl LinkBuffer {
         LinkBuffer { readable: chain, ..LinkBuffer::default() }
     }
 
-    /// Everything: first what is flushed, then what is not.
+    /// All bytes: first the flushed ones, then the others.
     pub(crate) fn into_chain(mut self) -> Chain {
         self.readable.append(self.staging.sealed());
         self.readable
     }
 
-    /// The readable bytes in the pieces they lie in.
+    /// The readable bytes, in order, as the pieces that are stored.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.readable.slices()
     }
@@ -93,7 +93,7 @@ impl Reader for LinkBuffer {
         if self.readable.skip(bytes) { Ok(()) } else { Err(Error::eof("skip", bytes, len)) }
     }
 
-    /// The bytes stay where they are when there is no `delimiter`: more may be flushed.
+    /// Without a `delimiter` the bytes stay, because later flushes may add more.
     fn until(&mut self, delimiter: u8) -> Result<Slice> {
         match self.readable.find(delimiter, 0) {
             Some(index) => Reader::next(self, index + 1),
@@ -201,7 +201,7 @@ impl fmt::Debug for LinkBuffer {
     }
 }
 
-/// A function of the field alone, so that the chains can be borrowed beside it.
+/// The pool to allocate from. It borrows the field only, so the chains can be borrowed mutably.
 #[inline]
 fn pool_of(pool: &Option<Pool>) -> &Pool {
     pool.as_ref().unwrap_or_else(|| Pool::shared())

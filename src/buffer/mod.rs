@@ -1,12 +1,12 @@
-//! Memory that moves without being copied.
+//! Buffers whose bytes move by reference.
 //!
-//! [`Slice`] is an immutable, ref-counted view of bytes; [`LinkBuffer`] is a queue of them that is
-//! written at one end and read at the other. [`Reader`] and [`Writer`] are what every byte stream
-//! of this crate offers; [`IoReader`], [`IoWriter`], [`AsRead`] and [`AsWrite`] connect them with
-//! [`std::io`].
+//! [`Slice`] is an immutable, reference-counted view of bytes. [`LinkBuffer`] is a queue of slices:
+//! it is written at one end and read at the other. [`Reader`] and [`Writer`] are the methods of
+//! every synchronous byte stream of this crate. [`IoReader`], [`IoWriter`], [`AsRead`] and
+//! [`AsWrite`] adapt from and to [`std::io`].
 //!
-//! Nothing here knows a file descriptor or a thread. A slice goes to any thread; everything else is
-//! used by one thread at a time, which the borrow checker sees to.
+//! This module knows neither descriptors nor threads. Any thread may use a slice. Every other type
+//! is used by one thread at a time, which the borrow checker enforces.
 
 #![deny(unsafe_code)]
 
@@ -29,21 +29,29 @@ pub use link::LinkBuffer;
 pub(crate) use pool::Pool;
 pub(crate) use staging::Staging;
 
-/// What an [`IoReader`] asks its source for at least.
+/// The smallest buffer that an [`IoReader`] passes to its source, in bytes.
 const READ_BYTES_MIN: usize = 4096;
 
-/// Pieces that an [`IoWriter`] passes to its sink at once.
+/// The largest number of pieces that an [`IoWriter`] passes to its sink in one call.
 const WRITE_SLICES_MAX: usize = 64;
 
 /// Reads bytes in order.
 ///
-/// Lengths are in bytes. A length of zero does nothing and succeeds. An error leaves the bytes that
-/// are there unread, unless a method says otherwise.
+/// These types implement it: [`LinkBuffer`], [`IoReader`] and
+/// [`blocking::Connection`](crate::blocking::Connection). The async [`Connection`] and
+/// [`ReadHalf`] have the same methods with the same meaning, as `async fn`s (but for `len` and
+/// `is_empty`, which never wait), so they do not implement the trait.
+///
+/// Lengths are in bytes. A length of zero does nothing and succeeds. After an error the bytes stay
+/// unread, except where a method says otherwise.
+///
+/// [`Connection`]: crate::Connection
+/// [`ReadHalf`]: crate::ReadHalf
 pub trait Reader {
-    /// Removes the next `bytes`. Copies only when they lie in several blocks.
+    /// Removes the next `bytes`. Copies them only if they lie in several blocks.
     ///
     /// # Errors
-    /// [`is_eof`](Error::is_eof) when fewer are left; whatever the source reports.
+    /// [`is_eof`](Error::is_eof) if fewer are left; any error of the source.
     fn next(&mut self, bytes: usize) -> Result<Slice>;
 
     /// Like [`next`](Self::next), but the bytes stay.
@@ -58,30 +66,30 @@ pub trait Reader {
     /// As for [`next`](Self::next).
     fn skip(&mut self, bytes: usize) -> Result<()>;
 
-    /// Removes everything up to and with the first `delimiter`.
+    /// Removes everything up to and including the first `delimiter`.
     ///
     /// # Errors
-    /// [`is_eof`](Error::is_eof) when there is none. Where more bytes can never come, those left
-    /// are removed and are in [`Error::partial`].
+    /// [`is_eof`](Error::is_eof) if there is none. At the end of a stream, the remaining bytes are
+    /// removed and are in [`Error::partial`]. A [`LinkBuffer`] keeps them: it may get more.
     fn until(&mut self, delimiter: u8) -> Result<Slice>;
 
-    /// Moves up to `into.len()` bytes into `into` and returns how many; 0 only at the end, or for
-    /// an empty `into`.
+    /// Moves up to `into.len()` bytes into `into`. Returns how many; 0 only at the end of the
+    /// stream, or if `into` is empty.
     ///
     /// # Errors
-    /// Whatever the source reports.
+    /// Any error of the source.
     fn read(&mut self, into: &mut [u8]) -> Result<usize>;
 
-    /// Removes the next `bytes` as a buffer of their own. Never copies.
+    /// Removes the next `bytes` as a buffer. Never copies.
     ///
     /// # Errors
     /// As for [`next`](Self::next).
     fn slice(&mut self, bytes: usize) -> Result<LinkBuffer>;
 
-    /// How many bytes are there without waiting.
+    /// How many bytes can be read without waiting.
     fn len(&self) -> usize;
 
-    /// Whether no byte is there without waiting.
+    /// Whether no byte can be read without waiting.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -106,12 +114,11 @@ pub trait Reader {
     /// Removes `bytes` as a string.
     ///
     /// # Errors
-    /// As for [`next`](Self::next); [`is_invalid`](Error::is_invalid) when they are not UTF-8.
+    /// As for [`next`](Self::next); [`is_invalid`](Error::is_invalid) if the bytes are not UTF-8.
+    /// Such bytes are removed, so the next read begins behind them.
     fn read_string(&mut self, bytes: usize) -> Result<String> {
-        let string = String::from_utf8(self.peek(bytes)?.to_vec())
-            .map_err(|error| Error::invalid(format!("read string of {bytes} bytes: {error}")))?;
-        self.skip(bytes)?;
-        Ok(string)
+        String::from_utf8(self.read_to_vec(bytes)?)
+            .map_err(|error| Error::invalid(format!("read_string: {error}")))
     }
 
     /// Removes `bytes` as a vector.
@@ -123,54 +130,62 @@ pub trait Reader {
     }
 }
 
-/// Writes bytes in order. Nothing is visible at the other end before [`flush`](Self::flush).
+/// Writes bytes in order. They become visible at the other end with [`flush`](Self::flush).
+///
+/// These types implement it: [`LinkBuffer`], [`IoWriter`] and
+/// [`blocking::Connection`](crate::blocking::Connection). The async [`Connection`] and
+/// [`WriteHalf`] have the same methods with the same meaning, but their `flush` is `async`, so they
+/// do not implement the trait.
 ///
 /// Lengths are in bytes. A length of zero does nothing and succeeds.
+///
+/// [`Connection`]: crate::Connection
+/// [`WriteHalf`]: crate::WriteHalf
 pub trait Writer {
-    /// Adds `bytes` zeroes and returns them to be filled.
+    /// Adds `bytes` zeroes and returns them. The caller fills them.
     ///
     /// # Errors
-    /// Whatever the sink reports.
+    /// Any error of the sink.
     fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]>;
 
-    /// Keeps only the first `bytes` of what was reserved since the last commit, flush or other
-    /// write. What was [inserted](Self::insert) there counts.
+    /// Keeps only the first `bytes` of those that were reserved since the last commit, flush or
+    /// other write. [Inserted](Self::insert) bytes count as reserved.
     ///
     /// # Errors
-    /// [`is_invalid`](Error::is_invalid), and nothing changed, when less was reserved.
+    /// [`is_invalid`](Error::is_invalid) if fewer bytes are reserved; nothing changes then.
     fn commit(&mut self, bytes: usize) -> Result<()>;
 
     /// Adds `data`: a copy of up to 4096 bytes, a reference to more.
     ///
     /// # Errors
-    /// Whatever the sink reports.
+    /// Any error of the sink.
     fn write(&mut self, data: impl Into<Slice>) -> Result<()>;
 
     /// Adds a copy of `data`.
     ///
     /// # Errors
-    /// Whatever the sink reports.
+    /// Any error of the sink.
     fn write_copy(&mut self, data: &[u8]) -> Result<()>;
 
-    /// Puts `data` inside what was reserved, `remaining` bytes before its end, without copying. The
-    /// bytes after it must have been filled before. With nothing remaining this adds `data` at the
-    /// end.
+    /// Inserts `data` before the last `remaining` reserved bytes, by reference. The caller fills
+    /// the reservation before this call. If `remaining` is 0, this adds `data` at the end.
     ///
     /// # Errors
-    /// [`is_invalid`](Error::is_invalid), and nothing changed, when less was reserved.
+    /// [`is_invalid`](Error::is_invalid) if fewer bytes are reserved; nothing changes then.
     fn insert(&mut self, data: impl Into<Slice>, remaining: usize) -> Result<()>;
 
-    /// Adds everything in `other`, first what is flushed there and then what is not, without
-    /// copying.
+    /// Moves all bytes of `other` to the end: first its flushed ones, then the others. Copies
+    /// nothing but the shortest pieces.
     ///
     /// # Errors
-    /// Whatever the sink reports.
+    /// Any error of the sink.
     fn append(&mut self, other: LinkBuffer) -> Result<()>;
 
-    /// Makes everything written visible at the other end.
+    /// Makes all written bytes visible at the other end. A connection has passed them to the kernel
+    /// when this returns.
     ///
     /// # Errors
-    /// Whatever the sink reports.
+    /// Any error of the sink.
     fn flush(&mut self) -> Result<()>;
 
     /// How many bytes are written and not flushed.

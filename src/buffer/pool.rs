@@ -1,17 +1,18 @@
-//! Blocks kept for the next use.
+//! Pools of free blocks.
 //!
-//! Owns the free lists, one for each size: those of the pool, which any thread may use, and in
-//! front of them those of the one thread that is attached to the pool, which cost no atomic
-//! operation. A poller has one pool and its thread is attached to it; blocks come home from
-//! whatever thread drops their last slice. Nothing here locks or waits. Blocks in use hold the
-//! lists, so a pool may be dropped before them.
+//! A pool has one free list for each size class; any thread may use them. One thread may be
+//! *attached* to the pool: it has free lists of its own, which need no atomic operations, and uses
+//! the lists of the pool when its own are empty or full. Each poller has a pool, and its thread is
+//! attached to it. The thread that drops the last slice of a block returns the block to its pool.
+//! No function in this file takes a lock or waits. Blocks in use keep the lists alive, so a pool
+//! may be dropped before its blocks.
 
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
-// Not loom's: see `block.rs`.
+// The standard `Arc`: see `block.rs`.
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
@@ -21,38 +22,38 @@ use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX};
 use crate::config::{FREE_BLOCKS_MAX, FREE_BYTES_MAX, LOCAL_BLOCKS_MAX, LOCAL_BYTES_MAX};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Hands out blocks of some size classes and recycles them. A clone is the same pool.
+/// Allocates blocks of some size classes and recycles them. A clone is the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<FreeLists>);
 
-/// Blocks of a pool that are in use.
+/// How many blocks of a pool are in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolStats {
-    /// Blocks that a writer fills or a slice refers to.
+    /// Blocks that are being filled, or that a slice refers to.
     pub(crate) blocks: u64,
     /// Their memory in bytes.
     pub(crate) block_bytes: u64,
 }
 
 impl Pool {
-    /// A pool with the size classes of the limits in [`buffer`](super).
+    /// A pool with the size classes of [`config`](crate::config).
     pub(crate) fn new() -> Pool {
         Pool::with_classes(BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX)
     }
 
-    /// A pool of blocks as small as `block_bytes` (rounded up to a power of two), so that a few
-    /// bytes already take several blocks.
+    /// A pool of one size class: `block_bytes`, rounded up to a power of two. Tests use it to let a
+    /// few bytes span several blocks.
     pub(crate) fn with_block_bytes(block_bytes: usize) -> Pool {
         Pool::with_classes(block_bytes.max(1).next_power_of_two(), 1, block_bytes)
     }
 
-    /// The pool of buffers that belong to no poller.
+    /// The pool that the process shares, for buffers that belong to no poller.
     pub(crate) fn shared() -> &'static Pool {
         static SHARED: OnceLock<Pool> = OnceLock::new();
         SHARED.get_or_init(Pool::new)
     }
 
-    /// Gives the calling thread free lists of its own, until the result is dropped.
+    /// Attaches the calling thread to this pool until the result is dropped.
     ///
     /// # Panics
     /// When the thread is attached to a pool, or another thread to this one.
@@ -64,7 +65,7 @@ impl Pool {
         Attached(PhantomData)
     }
 
-    /// A block with at least `bytes_min` to fill. Sizes above the largest class are not recycled.
+    /// A block of at least `bytes_min`. Blocks larger than the largest class are not recycled.
     #[inline]
     pub(crate) fn allocate(&self, bytes_min: usize) -> Block {
         let class = self.0.class(bytes_min);
@@ -74,25 +75,25 @@ impl Pool {
         }
     }
 
-    /// The largest block to allocate in expectation of more bytes than are known yet.
+    /// The largest block to allocate in advance, before its bytes are known.
     #[inline]
     pub(crate) fn growth_bytes_max(&self) -> usize {
         self.0.growth_bytes_max
     }
 
-    /// Blocks that a backend keeps for the kernel to fill do not count as in use.
+    /// Stops counting blocks as in use: a backend keeps them for the kernel to fill.
     pub(crate) fn set_aside(&self, blocks: usize, bytes: usize) {
         self.0.aside_blocks.fetch_add(blocks, Ordering::Relaxed);
         self.0.aside_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// They are ordinary blocks again.
+    /// Counts blocks again that were set aside.
     pub(crate) fn bring_back(&self, blocks: usize, bytes: usize) {
         self.0.aside_blocks.fetch_sub(blocks, Ordering::Relaxed);
         self.0.aside_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Counts what is in use. Exact when no other thread allocates or frees meanwhile.
+    /// Counts the blocks in use. Exact if no other thread allocates or frees at the same time.
     pub(crate) fn stats(&self) -> PoolStats {
         let mut blocks = self.0.blocks.load(Ordering::Acquire);
         let mut block_bytes = self.0.block_bytes.load(Ordering::Acquire);
@@ -106,13 +107,13 @@ impl Pool {
         PoolStats { blocks: blocks as u64, block_bytes: block_bytes as u64 }
     }
 
-    /// Memory of all blocks, in use or kept for later; cheaper to ask than `stats`.
+    /// Memory of all blocks in bytes, in use or free. Cheaper than `stats`.
     #[inline]
     pub(crate) fn memory_bytes(&self) -> usize {
         self.0.block_bytes.load(Ordering::Relaxed)
     }
 
-    /// Frees the blocks kept for later, but not those of another thread that is attached.
+    /// Frees the free blocks, except those in the lists of another thread that is attached.
     pub(crate) fn trim(&self) {
         with_local(Arc::as_ptr(&self.0), |local| local.map(Local::clear));
         for list in &self.0.lists {
@@ -151,18 +152,18 @@ impl Pool {
     }
 }
 
-/// What a pool is: its free blocks, and counts of all blocks.
+/// The state of a pool: its free blocks, and counts of all its blocks.
 pub(super) struct FreeLists {
-    /// The list at index `class` has blocks of `class_bytes(class)`.
+    /// The list at index `class` holds blocks of `class_bytes(class)`.
     lists: Box<[ArrayQueue<FreeBlock>]>,
-    /// How many more of each the attached thread has. Written by that thread only.
+    /// Lengths of the attached thread's lists. Only that thread writes them.
     local_counts: Box<[AtomicUsize]>,
     bytes_min_log2: u32,
     growth_bytes_max: usize,
-    /// All blocks there are, free or in use.
+    /// All blocks, free or in use.
     blocks: AtomicUsize,
     block_bytes: AtomicUsize,
-    /// Of these, with a backend.
+    /// The part of these that a backend has set aside.
     aside_blocks: AtomicUsize,
     aside_bytes: AtomicUsize,
     /// Whether a thread is attached.
@@ -170,7 +171,8 @@ pub(super) struct FreeLists {
 }
 
 impl FreeLists {
-    /// The smallest class whose blocks have `bytes`; beyond the last list when there is none.
+    /// The smallest class whose blocks hold `bytes`. It has no list if `bytes` exceeds the largest
+    /// class.
     #[inline]
     fn class(&self, bytes: usize) -> usize {
         let units = bytes.saturating_sub(1) >> self.bytes_min_log2;
@@ -182,7 +184,7 @@ impl FreeLists {
         1 << (self.bytes_min_log2 as usize + class)
     }
 
-    /// Takes back a block that was lent. `self` is the reference to its home that the block held.
+    /// Returns a block that was lent. `self` is the reference to its home that the block held.
     pub(super) fn give_back(self: Arc<Self>, block: FreeBlock) {
         let class = block.class();
         let lists = Arc::as_ptr(&self);
@@ -196,8 +198,6 @@ impl FreeLists {
         }
     }
 
-    // Out of the way of the attached thread, whose own lists nearly always do.
-    #[inline(never)]
     fn pop(&self, class: usize, bytes_min: usize) -> FreeBlock {
         match self.lists.get(class) {
             Some(list) => list.pop().unwrap_or_else(|| self.create(self.class_bytes(class), class)),
@@ -205,7 +205,6 @@ impl FreeLists {
         }
     }
 
-    #[inline(never)]
     fn push(&self, class: usize, block: FreeBlock) {
         let rejected = match self.lists.get(class) {
             Some(list) => list.push(block).err(),
@@ -216,7 +215,6 @@ impl FreeLists {
         }
     }
 
-    #[cold]
     fn create(&self, bytes: usize, class: usize) -> FreeBlock {
         let block = FreeBlock::new(bytes, class);
         self.blocks.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +222,6 @@ impl FreeLists {
         block
     }
 
-    #[cold]
     fn destroy(&self, block: FreeBlock) {
         self.blocks.fetch_sub(1, Ordering::Relaxed);
         self.block_bytes.fetch_sub(block.capacity(), Ordering::Relaxed);
@@ -232,13 +229,13 @@ impl FreeLists {
 }
 
 thread_local! {
-    /// The free blocks of an attached thread. `Attached` empties it before the thread ends, so it
-    /// needs no destructor, and a slice may be dropped at any time.
+    /// The free lists of this thread while it is attached to a pool. `Attached` empties the cell,
+    /// so it needs no destructor, and a slice may be dropped even while the thread ends.
     static LOCAL: Cell<ManuallyDrop<Option<Box<Local>>>> =
         const { Cell::new(ManuallyDrop::new(None)) };
 }
 
-/// Runs `run` with the free blocks of the calling thread, if it is attached to the pool of `lists`.
+/// Runs `run` with the free lists of the calling thread, if it is attached to the pool of `lists`.
 #[inline]
 fn with_local<R>(lists: *const FreeLists, run: impl FnOnce(Option<&mut Local>) -> R) -> R {
     let mut local = LOCAL.take();
@@ -260,12 +257,13 @@ impl Drop for Attached {
     }
 }
 
+/// The free lists of an attached thread.
 struct Local {
     pool: Arc<FreeLists>,
     lists: Box<[Vec<LocalBlock>]>,
 }
 
-/// A free block with the reference to its home that the next lending needs.
+/// A free block, with the reference to its pool that it needs when it is lent again.
 struct LocalBlock {
     block: FreeBlock,
     home: Arc<FreeLists>,
@@ -288,7 +286,7 @@ impl Local {
         Some(entry)
     }
 
-    /// Gives `entry` back when its list is full.
+    /// Returns `entry` if its list is full.
     #[inline]
     fn push(&mut self, class: usize, entry: LocalBlock) -> Option<LocalBlock> {
         match self.lists.get_mut(class) {
@@ -301,7 +299,7 @@ impl Local {
         }
     }
 
-    /// Frees everything.
+    /// Frees all blocks.
     fn clear(&mut self) {
         for (class, list) in self.lists.iter_mut().enumerate() {
             for entry in list.drain(..) {

@@ -1,4 +1,4 @@
-//! What a [`Slice`] is made from, turned into and compared with. Any thread calls this.
+//! Conversions and comparisons of [`Slice`]. Any thread calls them.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::block::Slice;
 
-// The bytes never change, so a panic cannot leave them half-changed.
+// The bytes never change, so a panic cannot leave them in an inconsistent state.
 impl UnwindSafe for Slice {}
 impl RefUnwindSafe for Slice {}
 
@@ -22,35 +22,35 @@ impl Default for Slice {
 }
 
 impl From<Vec<u8>> for Slice {
-    /// Takes the vector's memory; copies nothing.
+    /// Takes over the memory of the vector. Copies nothing.
     fn from(vec: Vec<u8>) -> Slice {
         if vec.is_empty() { Slice::new() } else { Slice::from_owner(vec, None) }
     }
 }
 
 impl From<Box<[u8]>> for Slice {
-    /// Takes the box's memory; copies nothing.
+    /// Takes over the memory of the box. Copies nothing.
     fn from(bytes: Box<[u8]>) -> Slice {
         Slice::from(bytes.into_vec())
     }
 }
 
 impl From<String> for Slice {
-    /// Takes the string's memory; copies nothing.
+    /// Takes over the memory of the string. Copies nothing.
     fn from(string: String) -> Slice {
         Slice::from(string.into_bytes())
     }
 }
 
 impl From<Bytes> for Slice {
-    /// Keeps the `Bytes`; copies nothing.
+    /// Refers to the `Bytes`. Copies nothing.
     fn from(bytes: Bytes) -> Slice {
         if bytes.is_empty() { Slice::new() } else { Slice::from_owner(Vec::new(), Some(bytes)) }
     }
 }
 
 impl From<&'static [u8]> for Slice {
-    /// Refers to the static bytes; allocates nothing.
+    /// Refers to the static bytes. Allocates nothing.
     #[inline]
     fn from(bytes: &'static [u8]) -> Slice {
         Slice::from_static(bytes)
@@ -58,7 +58,7 @@ impl From<&'static [u8]> for Slice {
 }
 
 impl<const LEN: usize> From<&'static [u8; LEN]> for Slice {
-    /// Refers to the static bytes; allocates nothing.
+    /// Refers to the static bytes. Allocates nothing.
     #[inline]
     fn from(bytes: &'static [u8; LEN]) -> Slice {
         Slice::from(bytes.as_slice())
@@ -66,7 +66,7 @@ impl<const LEN: usize> From<&'static [u8; LEN]> for Slice {
 }
 
 impl From<&'static str> for Slice {
-    /// Refers to the static bytes; allocates nothing.
+    /// Refers to the static bytes. Allocates nothing.
     #[inline]
     fn from(string: &'static str) -> Slice {
         Slice::from(string.as_bytes())
@@ -74,7 +74,7 @@ impl From<&'static str> for Slice {
 }
 
 impl From<Slice> for Bytes {
-    /// Keeps the slice; copies nothing.
+    /// Refers to the slice. Copies nothing.
     fn from(slice: Slice) -> Bytes {
         Bytes::from_owner(slice)
     }

@@ -1,8 +1,8 @@
-//! Bytes written but not handed on.
+//! Bytes that are written and not flushed.
 //!
-//! Owned and used by the writing thread. A reservation is filled by the caller after `reserve` has
-//! returned, so its bytes stay in the chain's spare (`unsealed`) until the next call shows that the
-//! caller's borrow has ended.
+//! Owned and used by the writing thread. The caller fills a reservation after `reserve` has
+//! returned. So the reserved bytes stay in the spare of the chain (`unsealed`) until the next call:
+//! only then has the caller's borrow ended.
 
 #![forbid(unsafe_code)]
 
@@ -18,19 +18,14 @@ use crate::error::{Error, Result};
 #[derive(Default)]
 pub(crate) struct Staging {
     chain: Chain,
-    /// Reserved bytes at the start of the chain's spare.
+    /// Length of the reserved bytes at the start of the chain's spare.
     unsealed: usize,
-    /// Bytes at the end that the next commit decides about.
+    /// Length of the bytes at the end that the next commit may drop.
     open: usize,
 }
 
 impl Staging {
-    #[inline]
-    pub(crate) fn new() -> Staging {
-        Staging::default()
-    }
-
-    /// Length in bytes, with everything reserved.
+    /// Length in bytes, reserved ones included.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.chain.len() + self.unsealed
@@ -41,7 +36,7 @@ impl Staging {
         self.len() == 0
     }
 
-    /// Lets go of what an empty one does not need.
+    /// Frees the memory that is not needed while this is empty.
     #[inline]
     pub(crate) fn release(&mut self) {
         self.chain.release();
@@ -65,7 +60,7 @@ impl Staging {
         reserved
     }
 
-    /// Keeps only the first `bytes` of what is open. See [`Writer::commit`](super::Writer::commit).
+    /// See [`Writer::commit`](super::Writer::commit).
     #[inline]
     pub(crate) fn commit(&mut self, bytes: usize) -> Result<()> {
         let Some(dropped) = self.open.checked_sub(bytes) else {
@@ -80,7 +75,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Adds `slice`: a copy if it is short, a reference if it is long.
+    /// Adds `slice`: a copy of up to [`COPY_BYTES_MAX`], a reference to more.
     #[inline]
     pub(crate) fn write(&mut self, slice: Slice, pool: &Pool) {
         if slice.len() <= COPY_BYTES_MAX {
@@ -101,8 +96,7 @@ impl Staging {
         self.chain.write_copy(data, pool);
     }
 
-    /// Puts `slice` before the last `remaining` reserved bytes. See
-    /// [`Writer::insert`](super::Writer::insert).
+    /// See [`Writer::insert`](super::Writer::insert).
     pub(crate) fn insert(&mut self, slice: Slice, remaining: usize) -> Result<()> {
         if remaining > self.open {
             return Err(Error::invalid(format!(
@@ -125,21 +119,21 @@ impl Staging {
         self.chain.append(other);
     }
 
-    /// Everything, with the reservation ended: what is removed from it is no longer here.
+    /// Ends the reservation and returns all bytes. The caller may remove them.
     #[inline]
     pub(crate) fn sealed(&mut self) -> &mut Chain {
         self.close();
         &mut self.chain
     }
 
-    /// Ends the reservation as it is.
+    /// Ends the reservation and keeps all its bytes.
     #[inline]
     fn close(&mut self) {
         self.seal();
         self.open = 0;
     }
 
-    /// Makes the reserved bytes part of the chain; nobody can fill them any more.
+    /// Moves the reserved bytes from the spare into the chain. They can no longer be filled.
     #[inline]
     fn seal(&mut self) {
         if self.unsealed > 0 {

@@ -1,4 +1,5 @@
-//! What users cannot see: merging, memory coming home, counts; and what the fast paths cost.
+//! Internals that users cannot see: merging, returned memory, counts, and costs of usual
+//! operations.
 
 #![forbid(unsafe_code)]
 
@@ -71,7 +72,7 @@ fn an_empty_chain_owns_no_block() {
     chain.clear();
     assert_eq!(pool.stats(), PoolStats::default());
 
-    let mut staging = Staging::new();
+    let mut staging = Staging::default();
     staging.reserve(100, &pool);
     drop(staging.sealed().take());
     assert_eq!(pool.stats(), PoolStats::default());
@@ -334,7 +335,7 @@ fn cost_of_the_fast_paths() {
     measure("not attached: allocate 1 KB and drop it", || drop(black_box(pool.allocate(1024))));
     let _attached = pool.attach();
     let data = vec![7; 1024];
-    let mut staging = Staging::new();
+    let mut staging = Staging::default();
     measure("copy 1 KB alone", {
         let mut into = vec![0; 1024];
         let data = data.clone();

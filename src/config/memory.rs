@@ -1,53 +1,54 @@
-//! Bounds of memory: what pollers may hold, and what pools and threads keep for later.
+//! Bounds of memory: the budget of pollers, and the free memory that pools and threads keep.
 
-/// Received bytes that may lie unread at one poller, unless told otherwise, before the connections
-/// that hold more than their share of it are paused, or, where their reader can never be satisfied,
-/// fail.
+/// The default budget of received, unread bytes for one poller. While it is exceeded, each
+/// connection above its share is paused, or fails if the pause would keep a read from completing.
 pub(crate) const UNREAD_BYTES_MAX: usize = 1 << 30;
 
-/// While a poller's block memory is above its budget, unread bytes are counted again each time that
-/// memory has grown by the budget divided by this.
+/// While the block memory of a poller exceeds its budget, unread bytes are counted again each time
+/// the memory has grown by the budget divided by this.
 pub(crate) const BUDGET_LOOKS: usize = 16;
 
-/// While a poller's block memory is above its budget, unread bytes are counted again after this
-/// time. A count takes a lock for each connection.
+/// While the block memory of a poller exceeds its budget, unread bytes are counted again after this
+/// time. Counting takes a lock for each connection.
 pub(crate) const BUDGET_LOOK_NS: u64 = 100_000_000;
 
-/// No connection is throttled below this share.
+/// The smallest share of a connection.
 pub(crate) const SHARE_BYTES_MIN: usize = 16 << 10;
 
-/// The smallest block of a pool: below this the bookkeeping costs more than the memory.
+/// The smallest block of a pool. Smaller blocks would save less memory than their headers need.
 pub(crate) const BLOCK_BYTES_MIN: usize = 512;
 
-/// Sizes that a pool recycles, each twice the one before: 512 B to 1 MiB.
+/// The number of size classes of a pool. Each class has twice the size of the one before: 512 B to
+/// 1 MiB.
 pub(crate) const BLOCK_CLASSES: usize = 12;
 
-/// The largest block allocated ahead of need when a chain grows by small writes.
+/// The largest block that is allocated in advance while a chain grows by small writes.
 pub(crate) const BLOCK_GROWTH_BYTES_MAX: usize = 64 << 10;
 const _: () = assert!(BLOCK_GROWTH_BYTES_MAX <= BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1));
 
-/// Free memory that a pool keeps of each size, but one block at least and [`FREE_BLOCKS_MAX`] at
-/// most: less than 6 MiB in all.
+/// Free memory that a pool keeps in each size class: at least one block, and at most
+/// [`FREE_BLOCKS_MAX`] blocks. Less than 6 MiB in all.
 pub(crate) const FREE_BYTES_MAX: usize = 512 << 10;
 
-/// Free blocks that a pool keeps of each size.
+/// Free blocks that a pool keeps in each size class.
 pub(crate) const FREE_BLOCKS_MAX: usize = 256;
 
-/// Free memory of each size that the attached thread keeps for itself, but one block at least and
-/// [`LOCAL_BLOCKS_MAX`] at most.
+/// Free memory that the attached thread keeps in each size class: at least one block, and at most
+/// [`LOCAL_BLOCKS_MAX`] blocks.
 pub(crate) const LOCAL_BYTES_MAX: usize = 256 << 10;
 
-/// Free blocks of each size that the attached thread keeps for itself.
+/// Free blocks that the attached thread keeps in each size class.
 pub(crate) const LOCAL_BLOCKS_MAX: usize = 64;
 
-/// Writes up to this length are copied: that is cheaper than a send of one more piece.
+/// Writes up to this length are copied. A copy is cheaper than sending one more piece.
 pub(crate) const COPY_BYTES_MAX: usize = 4096;
 
-/// An appended chain up to this length is copied where the spare has room for it.
+/// An appended chain up to this length is copied, if the spare has room for it.
 pub(crate) const APPEND_COPY_BYTES_MAX: usize = 256;
 
-/// Readers, and writers, that each thread keeps for its next runs: a busy round's worth.
+/// Empty readers, and empty writers, that each thread keeps for later runs: enough for one round of
+/// a busy poller.
 pub(crate) const SPARE_PARTS_MAX: usize = 256;
 
-/// The queue of an empty chain keeps room for this many pieces.
+/// The queue of an empty chain keeps its memory up to this many pieces.
 pub(crate) const CHAIN_PIECES_KEPT: usize = 16;

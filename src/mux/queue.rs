@@ -1,8 +1,8 @@
-//! What the producers of a mux have handed in and its driver has not taken.
+//! Messages that the producers of a mux have sent and its driver has not taken.
 //!
-//! Everything is under one lock, the wakers too, so no wake-up is lost: who finds nothing to do
-//! registers in the same breath. Producers call this from any thread, the driver from wherever it
-//! is polled. No waker is cloned, called or dropped with the lock held.
+//! One lock protects all state, wakers included. A future checks the state and registers its waker
+//! under the same lock, so no wake-up is lost. Producers and the driver may be on any threads. No
+//! waker is cloned, called or dropped while the lock is held.
 //!
 //! ```text
 //!           begin_close            end
@@ -11,8 +11,9 @@
 //!    └──────────────────────────────────────┘
 //! ```
 //!
-//! In `Open` messages are accepted; in `Closing` the driver flushes what was; in `Ended` it is
-//! gone, and everybody is told why.
+//! * `Open`: messages are accepted.
+//! * `Closing`: no message is accepted; the driver flushes the accepted ones.
+//! * `Ended`: the driver has ended, and every call returns its result.
 
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker, ready};
@@ -25,44 +26,44 @@ use crate::user_code::{discard, wake_all};
 
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Where copies of short messages go: that of the connection.
+    /// The pool of the connection, for copies of short messages.
     pool: Pool,
 }
 
 struct State {
-    /// Accepted, and not taken by the driver. A message is put here whole.
+    /// Whole messages that are accepted and not taken by the driver.
     staged: Staging,
-    /// Bytes, all batches together.
+    /// How many bytes were accepted since the start.
     accepted: u64,
-    /// Of these, in the kernel.
+    /// How many of these are in the kernel.
     flushed: u64,
     life: Life,
-    /// The driver that waits for messages.
+    /// The waker of the driver while it waits for messages.
     driver: Option<Waker>,
     /// Producers that wait for room.
     senders: Waiters,
-    /// Those that wait for a flush, or for the end.
+    /// Futures that wait for a flush, or for the end of the driver.
     flushers: Waiters,
 }
 
 enum Life {
     Open,
     Closing,
-    /// `None`: everything accepted was flushed.
+    /// `None`: all accepted messages were flushed.
     Ended(Option<Error>),
 }
 
 /// Messages that the driver has taken.
 pub(super) struct Batch {
     pub(super) bytes: Chain,
-    /// How many bytes were accepted up to its end.
+    /// How many bytes had been accepted when the batch was taken.
     pub(super) end: u64,
 }
 
 impl Queue {
     pub(super) fn new(pool: Pool) -> Queue {
         let state = State {
-            staged: Staging::new(),
+            staged: Staging::default(),
             accepted: 0,
             flushed: 0,
             life: Life::Open,
@@ -73,7 +74,7 @@ impl Queue {
         Queue { state: Mutex::new(state), pool }
     }
 
-    /// Has `put` write a message once there is room; it is called at most once.
+    /// Calls `put` to write a message as soon as there is room. Calls it once at most.
     pub(super) fn poll_accept(
         &self,
         mut put: impl FnMut(&mut Staging, &Pool),
@@ -98,8 +99,8 @@ impl Queue {
         Poll::Ready(Ok(()))
     }
 
-    /// Everything accepted and not taken, once there is something; `None` when there will be
-    /// nothing more. For the driver.
+    /// Takes all messages that wait; is pending while there are none. `None` means that no more
+    /// messages can come. The driver calls this.
     pub(super) fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<Batch>> {
         let take = |state: &mut State| {
             if state.staged.is_empty() {
@@ -126,7 +127,7 @@ impl Queue {
         if let Some(found) = look(&mut lock(&self.state)) {
             return Poll::Ready(found);
         }
-        // User code, so without the lock; what is looked for may be there after it.
+        // Cloning a waker runs user code, so the lock is released for it, and the state may change.
         let waker = cx.waker().clone();
         let mut state = lock(&self.state);
         let (polled, unused) = match look(&mut state) {
@@ -138,7 +139,7 @@ impl Queue {
         polled
     }
 
-    /// The kernel has everything up to the `end` of a batch.
+    /// Records that the batch with this `end` is in the kernel.
     pub(super) fn flushed(&self, end: u64) {
         let mut state = lock(&self.state);
         state.flushed = end;
@@ -147,12 +148,12 @@ impl Queue {
         wake_all(flushers);
     }
 
-    /// How many bytes were accepted.
+    /// How many bytes were accepted so far.
     pub(super) fn accepted(&self) -> u64 {
         lock(&self.state).accepted
     }
 
-    /// Waits until so many bytes are flushed.
+    /// Waits until `bytes` of the accepted bytes are in the kernel.
     pub(super) fn poll_flushed(
         &self,
         bytes: u64,
@@ -167,10 +168,10 @@ impl Queue {
         self.poll_state(cx, look, |state, waker| state.flushers.wait(place, waker))
     }
 
-    /// Accepts nothing more.
+    /// Stops accepting messages.
     ///
     /// # Errors
-    /// That was so before.
+    /// The mux was closed before, or its driver has ended.
     pub(super) fn begin_close(&self) -> Result<()> {
         let mut state = lock(&self.state);
         if let Some(error) = state.refusal("close") {
@@ -183,7 +184,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for the end of the driver.
+    /// Waits for the end of the driver, and returns its result.
     pub(super) fn poll_ended(&self, place: &mut Place<'_>, cx: &Context<'_>) -> Poll<Result<()>> {
         let look = |state: &mut State| match &state.life {
             Life::Ended(failure) => Some(outcome(failure)),
@@ -192,8 +193,8 @@ impl Queue {
         self.poll_state(cx, look, |state, waker| state.flushers.wait(place, waker))
     }
 
-    /// The driver ends, for this reason if it is not that everything is flushed. Returns what it
-    /// has not taken.
+    /// Records the end of the driver: with `failure`, or because all messages are flushed. Returns
+    /// the messages that the driver has not taken.
     pub(super) fn end(&self, failure: Option<Error>) -> Chain {
         let mut state = lock(&self.state);
         state.life = Life::Ended(failure);
@@ -208,7 +209,7 @@ impl Queue {
 }
 
 impl State {
-    /// Why nothing is accepted, if that is so.
+    /// The error for a message or a close, unless the mux is open.
     fn refusal(&self, operation: &str) -> Option<Error> {
         match &self.life {
             Life::Open => None,
@@ -220,8 +221,8 @@ impl State {
     }
 }
 
-/// Those who wait for the same. All are woken at once and look again, so one that is woken and
-/// dropped takes nothing from the others.
+/// Futures that wait for the same condition. All of them are woken together and check it again, so
+/// a future that is dropped after its wake-up does not delay another one.
 #[derive(Default)]
 struct Waiters {
     next: u64,
@@ -229,7 +230,7 @@ struct Waiters {
 }
 
 impl Waiters {
-    /// Registers `waker` at `place`. Returns the one that was there.
+    /// Registers `waker` at `place`. Returns the waker that it replaces.
     #[must_use]
     fn wait(&mut self, place: &mut Place<'_>, waker: Waker) -> Option<Waker> {
         let number = *place.number.get_or_insert_with(|| {
@@ -244,8 +245,7 @@ impl Waiters {
     }
 }
 
-/// The place of a future among the waiters; given up when it is dropped, so that futures that come
-/// and go leave nothing behind.
+/// The registration of a future among the waiters. Dropping it removes the waker.
 pub(super) struct Place<'a> {
     queue: &'a Queue,
     waiters: fn(&mut State) -> &mut Waiters,
@@ -283,9 +283,9 @@ mod tests {
     use super::*;
     use crate::buffer::Slice;
 
-    /// More than what is copied, so that no pool is asked for memory.
+    /// Too long to be copied, so no pool is used.
     const MESSAGE: &[u8] = &[7; 5000];
-    /// As much as may wait.
+    /// Fills the queue.
     const FULL: &[u8] = &[7; config::MUX_BYTES_MAX];
 
     fn put(message: &'static [u8]) -> impl FnMut(&mut Staging, &Pool) {
@@ -387,7 +387,7 @@ mod tests {
         use loom::thread;
         use std::task::Wake;
 
-        /// What a waker is to a thread: one that comes early is remembered.
+        /// The waker of a blocked thread. A wake-up that comes before the wait is remembered.
         struct Bell {
             rung: Mutex<bool>,
             changed: Condvar,
@@ -420,7 +420,7 @@ mod tests {
             block_on(|cx| queue.poll_accept(put(message), &mut place, cx))
         }
 
-        /// The driver, with a flush that takes no time; how many bytes it has flushed.
+        /// Runs a driver whose flushes complete at once. Returns how many bytes it flushed.
         fn drive(queue: &Queue) -> usize {
             let mut bytes = 0;
             while let Some(batch) = block_on(|cx| queue.poll_batch(cx)) {

@@ -1,4 +1,4 @@
-//! Setting a server up.
+//! Settings and construction of a server.
 
 use std::future::Future;
 use std::io;
@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::shutdown::Progress;
-use super::{Books, Bound, Callbacks, Counts, Inner, Server};
+use super::{Bound, Callbacks, Counts, Inner, Server, ServerState};
 use crate::address::{Address, PeerAddr};
 use crate::config::{
     self, Backend, Balance, Limits, Placement, PollMode, SocketOptions, UringOptions, some,
@@ -25,7 +25,7 @@ use crate::sys::{turns, usage};
 use crate::task::{Executor, Host, RuntimeContext, Spent};
 use crate::threads;
 
-/// Says what a server is to be; made by [`Server::builder`].
+/// The settings of a server; made by [`Server::builder`].
 #[derive(Default)]
 #[must_use]
 pub struct ServerBuilder {
@@ -47,11 +47,12 @@ pub struct ServerBuilder {
 
 /// Handlers.
 ///
-/// A run of `on_connect` or `on_request` owns the [`Connection`], and there is one run at a time
-/// for each connection.
+/// A run of `on_connect` or `on_request` owns the [`Connection`]. Each connection has one run at a
+/// time.
 impl ServerBuilder {
-    /// Called on the poller for each new connection, before it can receive. An error refuses it.
-    /// The place to set timeouts, contexts and close callbacks. Must not block.
+    /// Called on the poller for each new connection, before it can receive. It may set timeouts,
+    /// contexts and close callbacks. If it returns an error, the connection is refused. It must not
+    /// block.
     pub fn on_prepare(
         mut self,
         prepare: impl Fn(&Handle) -> Result<()> + Send + Sync + 'static,
@@ -61,8 +62,11 @@ impl ServerBuilder {
     }
 
     /// Runs once for each connection, before any `on_request`. It may read, write, wait and close.
-    /// Without an `on_request` it serves the whole connection, which closes when it has returned
-    /// and the [`Connection`] is dropped: a handler may move it elsewhere, and it stays open there.
+    ///
+    /// Without an `on_request` handler, this handler serves the whole connection. The connection
+    /// closes when the handler has returned and the [`Connection`] is dropped. So a handler can
+    /// move the [`Connection`] into another task and return: it stays open until that task drops
+    /// it.
     pub fn on_connect<H, F>(mut self, handler: H) -> Self
     where
         H: Fn(Connection) -> F + Send + Sync + 'static,
@@ -72,12 +76,17 @@ impl ServerBuilder {
         self
     }
 
-    /// Runs when there are bytes to read, and again as long as some are left and it consumed any. A
-    /// run that consumed none is not repeated before more arrive, so wait for what you need
-    /// instead of returning: reception pauses at the high watermark unless a read waits for
-    /// more. After the peer has ended its side it runs until the input is drained, or refused
-    /// by a run that consumes nothing; then the output is sent and the connection closed. An error
-    /// closes the connection and is reported to `on_error`.
+    /// Runs when there are bytes to read. It runs again while bytes are left and the last run
+    /// consumed some.
+    ///
+    /// After a run that consumed nothing, the handler runs again only when more bytes have arrived.
+    /// So a handler should wait for the bytes it needs instead of returning: above the high
+    /// watermark, reception pauses unless a read waits for more.
+    ///
+    /// After the peer has ended its side, the handler runs until all input is consumed, or until a
+    /// run consumes nothing. Then the output is sent and the connection closes.
+    ///
+    /// An error closes the connection and is reported to `on_error`.
     pub fn on_request<H, F>(mut self, handler: H) -> Self
     where
         H: Fn(Connection) -> F + Send + Sync + 'static,
@@ -87,15 +96,15 @@ impl ServerBuilder {
         self
     }
 
-    /// Called on the poller when the peer has closed, once, after `on_connect`, possibly beside a
-    /// running `on_request`: the place to cancel it. Not called for connections that this side
-    /// closes. Must not block.
+    /// Called on the poller, once, when the peer has closed the connection. It is called after
+    /// `on_connect`, possibly while `on_request` runs, so it can cancel that run. It is not called
+    /// for connections that this side closes. It must not block.
     pub fn on_disconnect(mut self, disconnect: impl Fn(&Handle) + Send + Sync + 'static) -> Self {
         self.callbacks.disconnect = Some(Box::new(disconnect));
         self
     }
 
-    /// Called when a run has failed or panicked, before its connection closes. Must not block.
+    /// Called when a run has failed or panicked, before its connection closes. It must not block.
     pub fn on_error(mut self, report: impl Fn(&Handle, &Error) + Send + Sync + 'static) -> Self {
         self.callbacks.error = Some(Box::new(report));
         self
@@ -104,7 +113,7 @@ impl ServerBuilder {
 
 /// Threads.
 impl ServerBuilder {
-    /// Who talks to the kernel.
+    /// The kernel interface of the pollers.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.plan.backend = backend;
         self
@@ -116,24 +125,24 @@ impl ServerBuilder {
         self
     }
 
-    /// Lets handlers use tokio: they, and what [`Handle::spawn`] runs, run inside the context of
-    /// this runtime, wherever they are placed, so `tokio::time`, `tokio::spawn` and clients built
-    /// on tokio work in them. With [`Placement::Tokio`] they run on it.
+    /// Lets handlers use tokio. In every placement, handlers and futures of [`Handle::spawn`] run
+    /// inside the context of this runtime, so `tokio::time`, `tokio::spawn` and clients built on
+    /// tokio work in them. With [`Placement::Tokio`] they also run on its threads.
     ///
-    /// Without this it is the runtime in whose context [`build`](Self::build) is called, if there
-    /// is one: in a program with `#[tokio::main]` handlers can use tokio as they are.
+    /// The default is the runtime in whose context [`build`](Self::build) is called, if there is
+    /// one. So handlers can use tokio in a program with `#[tokio::main]` without this setting.
     ///
-    /// The runtime itself is the program's. Timers fire, and spawned tasks run, only while somebody
-    /// drives it: one with threads of its own does that by itself, a `current_thread` one only
-    /// inside `block_on`. Once it is shut down, what handlers ask of it fails or panics.
+    /// The server does not drive the runtime. A runtime with threads of its own drives itself; the
+    /// timers and tasks of a `current_thread` runtime make progress only inside its `block_on`.
+    /// After the runtime is shut down, calls of handlers to it fail or panic.
     #[cfg(feature = "tokio")]
     pub fn tokio(mut self, runtime: tokio::runtime::Handle) -> Self {
         self.context = RuntimeContext::of(runtime);
         self
     }
 
-    /// How many pollers; 0 is one for each CPU with inline handlers, and one for 20 CPUs with a
-    /// pool, or with kernel threads that poll.
+    /// The number of pollers. With 0, there is one for each CPU; with handlers on a pool or on
+    /// tokio, or with kernel threads that poll, there is one for 20 CPUs.
     pub fn pollers(mut self, count: usize) -> Self {
         self.plan.count = count;
         self
@@ -145,39 +154,40 @@ impl ServerBuilder {
         self
     }
 
-    /// Settings of the io_uring backends; the others have none.
+    /// Settings of the io_uring backends. The epoll backend ignores them.
     pub fn uring(mut self, options: UringOptions) -> Self {
         self.plan.uring = options;
         self
     }
 
-    /// How connections spread over the pollers.
+    /// How connections are distributed over the pollers.
     pub fn balance(mut self, balance: Balance) -> Self {
         self.plan.balance = balance;
         self
     }
 
-    /// The CPUs that pollers may run on; empty is all.
+    /// The CPUs that pollers may run on. Empty means all CPUs.
     pub fn poller_cpus(mut self, cpus: Vec<usize>) -> Self {
         self.plan.cpus = cpus;
         self
     }
 
-    /// The CPUs that the kernel threads of [`Backend::Sqpoll`] run on, one each, in turn; empty is
-    /// those this process may use.
+    /// The CPUs of the kernel threads of [`Backend::Sqpoll`]. The first thread runs on the first
+    /// CPU of the list, and so on, from the start again after the last CPU. Empty means all CPUs
+    /// that this process may use.
     pub fn sqpoll_cpus(mut self, cpus: Vec<usize>) -> Self {
         self.plan.sqpoll_cpus = cpus;
         self
     }
 
-    /// The CPUs that the pool's workers may run on; empty is all.
+    /// The CPUs that the workers may run on. Empty means all CPUs.
     pub fn worker_cpus(mut self, cpus: Vec<usize>) -> Self {
         self.worker_cpus = cpus;
         self
     }
 
-    /// Uses a group of pollers that exists, instead of starting one; the server leaves it running
-    /// when it ends.
+    /// Uses an existing group of pollers instead of starting one. The group continues to run after
+    /// the end of the server.
     pub fn use_pollers(mut self, pollers: Pollers) -> Self {
         self.pollers = Some(pollers);
         self
@@ -186,104 +196,108 @@ impl ServerBuilder {
 
 /// Bounds.
 impl ServerBuilder {
-    /// Bounds each wait of a read; zero is for ever. A read of a known length waits once, for all
-    /// of it; [`until`](crate::Connection::until) waits anew after each byte that comes, so a peer
-    /// that sends a byte at a time is never late. [`request_timeout`](Self::request_timeout) ends
-    /// that.
+    /// Limits each wait of a read; zero means no limit. A read of a known length waits once, for
+    /// all its bytes. [`until`](crate::Connection::until) starts a new wait after each received
+    /// byte, so a peer that sends single bytes never exceeds this timeout. Use
+    /// [`request_timeout`](Self::request_timeout) against such peers.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.limits.read_timeout = some(timeout);
         self
     }
 
-    /// Bounds how long a request may take to arrive; zero is for ever. When `timeout` has passed
+    /// Limits how long a request may take to arrive; zero means no limit. When `timeout` has passed
     /// since a run of [`on_request`](Self::on_request) started, every read of that run that has to
     /// wait fails with a read timeout. Single bytes from the peer do not extend this time. Timeouts
     /// and deadlines of the connection still hold; the earliest one ends the wait.
     ///
-    /// The time covers one run, so a handler should serve one request in each run.
-    /// What a run computes or sends is not bounded, and bytes that have come can be read at any
-    /// time. A handler that returns before its request is whole has the whole time again when it is
-    /// called with the next bytes. The waits of [`on_connect`](Self::on_connect) are not bounded.
+    /// The limit covers one run, so a handler should serve one request in each run. It does not
+    /// limit computing or sending, and buffered bytes can be read at any time. If a handler returns
+    /// before its request is complete, the time starts again with the next run. The waits of
+    /// [`on_connect`](Self::on_connect) are not limited.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.limits.request_timeout = some(timeout);
         self
     }
 
-    /// Bounds each wait of a flush; zero is for ever.
+    /// Limits each wait of a flush; zero means no limit.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.limits.write_timeout = some(timeout);
         self
     }
 
-    /// Closes a connection on which no byte moved for so long while no handler computed; zero is
-    /// never.
+    /// Closes a connection when no byte has moved in either direction for `timeout` and no handler
+    /// is computing; zero means never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = some(timeout);
         self
     }
 
-    /// The most connections at a time; further ones are accepted and closed at once.
+    /// The largest number of open connections. Further connections are accepted and closed at
+    /// once.
     pub fn connections_max(mut self, count: usize) -> Self {
         self.connections_max = Some(count);
         self
     }
 
-    /// Reception pauses when `high_bytes` are buffered and no read waits for more, and resumes at
-    /// `low_bytes`.
+    /// Reception of a connection pauses when `high_bytes` are buffered and no read waits for more.
+    /// It resumes when no more than `low_bytes` are buffered.
     pub fn input_watermarks(mut self, low_bytes: usize, high_bytes: usize) -> Self {
         (self.limits.input_low_bytes, self.limits.input_high_bytes) = (low_bytes, high_bytes);
         self
     }
 
-    /// The most that may wait for a peer before `submit` refuses more.
+    /// The largest number of submitted bytes of a connection that are not yet in the kernel. While
+    /// there are as many, `submit` fails and `flush` waits.
     pub fn output_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.output_bytes_max = bytes;
         self
     }
 
-    /// The most that one read may ask for: the bound of a length field.
+    /// The largest length that a read may ask for. It protects memory from length fields that a
+    /// peer sends.
     pub fn read_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.read_bytes_max = bytes;
         self
     }
 
-    /// Received bytes that may lie unread at each poller: 1 GiB unless told otherwise. While there
-    /// are more, a connection that holds more than an equal share is paused; a read that can then
-    /// never be satisfied fails with a limit error. Memory that the application keeps does not
-    /// count. If the server is given existing pollers, their own bound applies instead
+    /// The budget of received, unread bytes for each poller; 1 GiB by default. While a poller
+    /// exceeds it, each connection above an equal share is paused; a read that the pause would keep
+    /// from ever completing fails with a limit error. Memory that the application keeps does not
+    /// count. With [`use_pollers`](Self::use_pollers) the budget of these pollers applies instead
     /// ([`PollersBuilder::unread_bytes_max`](crate::PollersBuilder::unread_bytes_max)).
     pub fn unread_bytes_max(mut self, bytes: usize) -> Self {
         self.plan.unread_bytes_max = bytes;
         self
     }
 
-    /// Sets SO_REUSEPORT on the TCP listeners added after this: several processes, or several
-    /// listeners of this one, may share an address, and the kernel spreads the connections. Says
-    /// nothing to Unix listeners.
+    /// Sets `SO_REUSEPORT` on TCP listeners that are added after this call. Then several processes,
+    /// or several listeners of this one, can share an address, and the kernel distributes the
+    /// connections among them. Unix listeners ignore this setting.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
         self
     }
 
-    /// Leaves the socket files of the Unix listeners added after this where they are when the
-    /// server ends. Without this, the end of the server, or of a builder or server that never
-    /// served, removes the file that [`listen`](Self::listen) has made, and no other file that has
-    /// come to its path.
+    /// Keeps the socket files of Unix listeners that are added after this call. By default, a
+    /// server removes at its end the socket files that its [`listen`](Self::listen) made; so does a
+    /// builder or server that is dropped before it served. Other files at such a path are never
+    /// removed.
     pub fn keep_socket_file(mut self, keep: bool) -> Self {
         self.keeps_socket_file = keep;
         self
     }
 
-    /// How TCP connections of the listeners added after this avoid congestion, by the kernel's name
-    /// for it (such as `reno` or `cubic`); without this, as the host does.
+    /// The congestion control of TCP connections, by its name in the kernel, such as `reno` or
+    /// `cubic`. Applies to listeners that are added after this call. The default is that of the
+    /// host.
     pub fn congestion_control(mut self, name: &str) -> Self {
         self.socket.congestion_control = Some(name.to_owned());
         self
     }
 
-    /// Buffers of these sizes in bytes for each connection of the listeners added after this, in
-    /// place of ones that the kernel adapts to the traffic; 0 is not. The kernel doubles what
-    /// is asked for, up to `net.core.rmem_max` and `wmem_max`.
+    /// The sizes in bytes of the socket buffers of each connection. Applies to listeners that are
+    /// added after this call. With 0 (the default), the kernel adapts the size to the traffic. The
+    /// kernel doubles the given size, and limits it by `net.core.rmem_max` and `wmem_max`.
     pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Self {
         self.socket.receive_buffer_bytes = receive_bytes;
         self.socket.send_buffer_bytes = send_bytes;
@@ -293,17 +307,16 @@ impl ServerBuilder {
 
 /// Listeners.
 impl ServerBuilder {
-    /// Adds a listener on `address` (see [`Address`]). Where the address is in use, blocks for up
-    /// to 50 ms for it to become free: a server that was killed may hold it for a moment longer.
+    /// Adds a listener on `address` (see [`Address`]). If the address is in use, this blocks for up
+    /// to 50 ms until it is free: the sockets of a killed process may exist for some milliseconds.
     ///
-    /// On a Unix path, `listen` replaces a socket file that no process has bound any more. If
-    /// several servers start at once, one of them gets the path: each locks the directory
-    /// (`flock(2)`). If another program holds the lock, `listen` waits up to half a second. Without
-    /// the lock (also if the directory cannot be read), `listen` takes a free path but replaces no
-    /// file.
+    /// On a Unix path, `listen` replaces a socket file that no process is bound to. If several
+    /// servers start at the same time, exactly one of them gets the path, because each locks the
+    /// directory (`flock(2)`). If another program holds the lock, `listen` waits up to half a
+    /// second. If it cannot lock the directory, `listen` uses a free path but replaces no file.
     ///
     /// # Errors
-    /// Invalid address; the kernel's, for example when the address is in use.
+    /// Invalid address; an error of the kernel, for example because the address is in use.
     pub fn listen(mut self, address: &str) -> Result<Self> {
         let parsed: Address = address.parse()?;
         let (addr, both_ip) = parsed.resolve_local()?;
@@ -315,7 +328,7 @@ impl ServerBuilder {
         };
         let mut made = listen(&addr, options);
         if both_ip && made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AddrInUse) {
-            // A host without IPv6.
+            // The host has no IPv6.
             let port = addr.as_inet().map_or(0, |inet| inet.port());
             let addr = PeerAddr::Inet(([0, 0, 0, 0], port).into());
             made = listen(&addr, ListenOptions { both_ip: false, ..options });
@@ -325,10 +338,10 @@ impl ServerBuilder {
         Ok(self)
     }
 
-    /// Adds a listener of the standard library's.
+    /// Adds a listener of the standard library.
     ///
     /// # Errors
-    /// The kernel's.
+    /// An error of the kernel.
     pub fn listener(mut self, listener: TcpListener) -> Result<Self> {
         let socket = adopt(listener.into())?;
         socket.set_nodelay().map_err(|error| Error::io("listen", error))?;
@@ -336,10 +349,10 @@ impl ServerBuilder {
         Ok(self)
     }
 
-    /// Adds a unix listener of the standard library's. Its socket file stays the caller's.
+    /// Adds a Unix listener of the standard library. The server never removes its socket file.
     ///
     /// # Errors
-    /// The kernel's.
+    /// An error of the kernel.
     pub fn unix_listener(mut self, listener: UnixListener) -> Result<Self> {
         let socket = adopt(listener.into())?;
         self.add(Listener { socket: Arc::new(socket), file: None })?;
@@ -354,13 +367,13 @@ impl ServerBuilder {
         self.listen(address)?.build()
     }
 
-    /// Makes the server: starts its threads, which have nothing to do yet. With the feature
-    /// `tokio`, handlers run inside the context of the tokio runtime that this is called in, unless
-    /// `ServerBuilder::tokio` has named another.
+    /// Makes the server and starts its threads. It does not accept connections yet. With the
+    /// feature `tokio`, handlers run inside the context of the tokio runtime in which this is
+    /// called, unless `ServerBuilder::tokio` has set another runtime.
     ///
     /// # Errors
-    /// Invalid, if there is no listener, no handler, or settings contradict each other; the
-    /// kernel's, for lack of descriptors or threads.
+    /// Invalid, if there is no listener or no handler, or if settings contradict each other; an
+    /// error of the kernel, for lack of descriptors or threads.
     pub fn build(mut self) -> Result<Server> {
         if self.listeners.is_empty() {
             return Err(Error::invalid("server: no listener; call listen or bind"));
@@ -387,7 +400,7 @@ impl ServerBuilder {
             used: usage::used_by_process,
         };
         let executor = Executor::start(self.placement, &self.worker_cpus, watched, host, context)?;
-        let books = Arc::new(Books {
+        let state = Arc::new(ServerState {
             callbacks: self.callbacks,
             counts: Counts::default(),
             draining: AtomicBool::new(false),
@@ -399,9 +412,9 @@ impl ServerBuilder {
                 connect: self.connect,
                 request: self.request,
                 executor,
-                hooks: Arc::clone(&books) as _,
+                hooks: Arc::clone(&state) as _,
             }),
-            books,
+            state,
             pollers,
             owns_pollers,
             limits: Arc::new(self.limits),
@@ -421,9 +434,9 @@ impl ServerBuilder {
             Placement::Inline => 0,
             Placement::Pool { workers } if workers > 0 => workers,
             Placement::Pool { .. } => threads::cpu_count(&self.worker_cpus),
-            // There are more of them than CPUs that they take.
+            // `Auto` starts more workers than this, but they use no more CPUs.
             Placement::Auto => threads::cpu_count(&self.worker_cpus),
-            // How many a runtime has is its own affair.
+            // The number of threads of a runtime is unknown.
             Placement::Tokio => threads::cpu_count(&[]),
         };
         Pollers::start(&plan)

@@ -1,4 +1,7 @@
-//! The end of a server, in three steps: no newcomers, no idle connections, no busy ones.
+//! The shutdown of a server.
+//!
+//! It stops accepting, closes idle connections, then waits for the busy ones. It runs on the thread
+//! that calls it; pollers report progress through [`Progress`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +16,7 @@ use crate::poller::Command;
 use crate::sync::lock;
 use crate::task;
 
-/// Where the server is between start and end; those who wait for it wait here.
+/// How far a server is between its start and its end. Threads wait for changes of it.
 pub(super) struct Progress {
     state: StdMutex<State>,
     changed: Condvar,
@@ -22,9 +25,9 @@ pub(super) struct Progress {
 #[derive(Default)]
 struct State {
     started: bool,
-    /// Shutting down, or done.
+    /// The shutdown has begun.
     ending: bool,
-    /// Nothing is left, and the threads are gone.
+    /// The shutdown is complete, and the threads have ended.
     ended: bool,
     listeners: usize,
     failure: Option<Error>,
@@ -45,7 +48,7 @@ impl Progress {
         Ok(())
     }
 
-    /// A listener died.
+    /// A listener or a poller has failed. The first error is kept.
     pub(super) fn fail(&self, error: Error) {
         self.lock().failure.get_or_insert(error);
         self.changed.notify_all();
@@ -61,9 +64,10 @@ impl Progress {
         self.changed.notify_all();
     }
 
-    /// Something changed that a waiter may wait for.
+    /// Wakes the waiting threads, which check their conditions again.
     pub(super) fn check(&self) {
-        // Under the lock, so that it does not fall between a waiter's look and its wait.
+        // Locked once, so that the notification does not come between a waiter's check and its
+        // wait, where it would be lost.
         drop(self.lock());
         self.changed.notify_all();
     }
@@ -72,7 +76,7 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `done`; `false` is a timeout.
+    /// Waits until `done` returns `true`. Returns `false` if the deadline comes first.
     fn wait_until(
         &self,
         deadline: Option<Instant>,
@@ -102,9 +106,10 @@ impl ServerHandle {
     /// Waits until the server has ended.
     ///
     /// # Errors
-    /// What a listener died of; the server is shut down then, connections included.
+    /// The error of a listener that failed, or of a poller that ended. Before returning it, this
+    /// shuts the server down and closes its connections.
     pub fn wait(&self) -> Result<()> {
-        let progress = &self.0.books.progress;
+        let progress = &self.0.state.progress;
         progress.wait_until(None, |state| state.ended || state.failure.is_some());
         let failure = progress.lock().failure.take();
         match failure {
@@ -116,16 +121,17 @@ impl ServerHandle {
         }
     }
 
-    /// Stops accepting, closes idle connections, and waits for the busy ones, and for what
-    /// [`Handle::spawn`](crate::Handle::spawn) has started, at most for `deadline`. Blocks.
+    /// Stops accepting and closes idle connections. Then waits, for `deadline` at most, until the
+    /// busy connections and the futures of [`Handle::spawn`](crate::Handle::spawn) have ended.
+    /// Blocks the calling thread.
     ///
     /// After `Ok` the threads that the server started have ended, and its addresses can be bound
     /// again.
     ///
     /// # Errors
-    /// Timeout, with the number of connections that are still busy: they go on, close when their
-    /// handlers return, and this may be called again. Unsupported on a poller or a worker, thus
-    /// in most handlers: it would wait for itself.
+    /// Timeout, with the number of connections that are still busy. They continue, and close when
+    /// their handlers return; this method may be called again. Unsupported on a poller or a worker,
+    /// thus in most handlers: the thread would wait for itself.
     pub fn shutdown(&self, deadline: Duration) -> Result<()> {
         let started = Instant::now();
         self.drain("shutdown")?;
@@ -137,14 +143,16 @@ impl ServerHandle {
         Ok(())
     }
 
-    /// Like [`shutdown`](Self::shutdown), but cuts what is still busy at `deadline`. Returns how
-    /// many were cut.
+    /// Like [`shutdown`](Self::shutdown), but cuts the connections that are still busy at
+    /// `deadline`. Returns how many were cut.
     ///
-    /// Handlers of cut connections see them closed. One that does not even return then is
-    /// abandoned, and so is the thread it blocks, and what was spawned and does not end.
+    /// Handlers see a cut connection as closed. A handler that does not return within a second
+    /// after that is abandoned, together with the thread that it blocks. Spawned futures that do
+    /// not end are abandoned as well.
     ///
     /// # Errors
-    /// Unsupported on a poller or a worker, thus in most handlers: it would wait for itself.
+    /// Unsupported on a poller or a worker, thus in most handlers: the thread would wait for
+    /// itself.
     pub fn shutdown_forced(&self, deadline: Duration) -> Result<usize> {
         let started = Instant::now();
         self.drain("shutdown_forced")?;
@@ -153,28 +161,28 @@ impl ServerHandle {
             return Ok(0);
         }
         let cut = self.open_count();
-        self.0.books.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
+        self.0.state.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
         self.0.visit(Shared::cut);
         self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
         self.end();
         Ok(cut)
     }
 
-    /// Whether the server takes no more connections and waits for its handlers to end. Long-lived
-    /// handlers may ask.
+    /// Whether a shutdown has begun: the server refuses connections and waits for its handlers.
+    /// Handlers that run for long should check this and return.
     pub fn is_shutting_down(&self) -> bool {
-        self.0.books.is_draining()
+        self.0.state.is_draining()
     }
 
     fn open_count(&self) -> usize {
-        self.0.books.counts.open.load(Ordering::Acquire)
+        self.0.state.counts.open.load(Ordering::Acquire)
     }
 
     fn spawned_count(&self) -> usize {
-        self.0.books.counts.spawned.load(Ordering::SeqCst)
+        self.0.state.counts.spawned.load(Ordering::SeqCst)
     }
 
-    /// Nobody has anything left to do.
+    /// Whether no connection is open and no spawned future is running.
     fn is_empty(&self) -> bool {
         self.open_count() == 0 && self.spawned_count() == 0
     }
@@ -185,8 +193,8 @@ impl ServerHandle {
                 "{operation}: called on a poller or a worker, which cannot wait for itself"
             )));
         }
-        self.0.books.draining.store(true, Ordering::SeqCst);
-        self.0.books.progress.lock().ending = true;
+        self.0.state.draining.store(true, Ordering::SeqCst);
+        self.0.state.progress.lock().ending = true;
         for acceptor in std::mem::take(&mut *lock(&self.0.acceptors)) {
             for remote in self.0.pollers.remotes() {
                 remote.send(Command::Unlisten(Arc::clone(&acceptor)));
@@ -196,29 +204,30 @@ impl ServerHandle {
         Ok(())
     }
 
-    /// Waits until nothing is open; for ever, if the deadline is beyond the end of time.
+    /// Waits until the server has no listeners, connections or spawned futures. `None` waits
+    /// without a limit.
     fn wait_empty(&self, deadline: Option<Instant>) -> bool {
         self.0
-            .books
+            .state
             .progress
             .wait_until(deadline, |state| state.ended || state.listeners == 0 && self.is_empty())
     }
 
-    /// Ends the threads, and joins them unless a handler is stuck on one.
+    /// Ends the threads. Joins them, except while a handler still runs and may block one.
     fn end(&self) {
         let join = self.is_empty();
         if self.0.owns_pollers {
             self.0.pollers.stop(join);
         }
         self.0.service.executor.stop(join);
-        let progress = &self.0.books.progress;
+        let progress = &self.0.state.progress;
         progress.lock().ended = true;
         progress.changed.notify_all();
     }
 }
 
 impl Inner {
-    /// Has every poller call `visit` for each of the server's connections.
+    /// Lets every poller call `visit` for each connection of this server.
     fn visit(&self, visit: impl Fn(&Arc<Shared>) + Clone + Send + 'static) {
         for remote in self.pollers.remotes() {
             let (service, visit) = (Arc::clone(&self.service), visit.clone());

@@ -4,10 +4,8 @@
 
 use std::io::{self, Read, Write};
 
-use ringpoll::buffer::{AsRead, AsWrite, IoReader, IoWriter};
-use ringpoll::{LinkBuffer, Reader, Writer};
+use ringpoll::buffer::{AsRead, AsWrite, IoReader, IoWriter, LinkBuffer, Reader, Writer};
 
-/// RW1
 #[test]
 fn an_endless_source_gives_exactly_what_is_asked() {
     let mut reader = IoReader::new(Counting(0));
@@ -29,7 +27,6 @@ fn an_endless_source_gives_exactly_what_is_asked() {
     assert_eq!(line.iter().position(|&byte| byte == 0), Some(line.len() - 1));
 }
 
-/// RW2
 #[test]
 fn the_sink_sees_nothing_before_the_flush() {
     let mut writer = IoWriter::new(Vec::new());
@@ -49,7 +46,6 @@ fn the_sink_sees_nothing_before_the_flush() {
     assert_eq!(writer.into_inner(), expected);
 }
 
-/// RW2
 #[test]
 fn what_a_failing_sink_refused_goes_first_the_next_time() {
     let mut writer = IoWriter::new(Stubborn { taken: Vec::new(), budget: 5 });
@@ -63,7 +59,6 @@ fn what_a_failing_sink_refused_goes_first_the_next_time() {
     assert_eq!(writer.into_inner().taken, b"0123456789abc");
 }
 
-/// RW3
 #[test]
 fn the_end_of_a_source_is_eof_and_leaves_the_rest_readable() {
     let mut reader = IoReader::new(&b"0123456789"[..]);
@@ -79,7 +74,6 @@ fn the_end_of_a_source_is_eof_and_leaves_the_rest_readable() {
     assert!(reader.is_empty());
 }
 
-/// RW3
 #[test]
 fn an_error_of_the_source_is_reported_with_its_kind() {
     let mut reader = IoReader::new(b"ab".chain(Broken));
@@ -87,7 +81,22 @@ fn an_error_of_the_source_is_reported_with_its_kind() {
     assert_eq!(reader.next(2).unwrap(), "ab");
 }
 
-/// RW4
+#[test]
+fn a_string_that_is_not_utf8_is_removed() {
+    let bytes = &b"\xff\xffok"[..];
+    let mut buffer = LinkBuffer::new();
+    buffer.write_copy(bytes).unwrap();
+    Writer::flush(&mut buffer).unwrap();
+    reads_past_the_string(buffer);
+    reads_past_the_string(IoReader::new(bytes));
+}
+
+fn reads_past_the_string(mut reader: impl Reader) {
+    assert!(reader.read_string(2).unwrap_err().is_invalid());
+    assert!(reader.read_string(3).unwrap_err().is_eof());
+    assert_eq!(reader.read_string(2).unwrap(), "ok");
+}
+
 #[test]
 fn what_goes_in_at_one_end_comes_out_at_the_other() {
     let sent = counted(0, 300_000);
@@ -111,7 +120,6 @@ fn what_goes_in_at_one_end_comes_out_at_the_other() {
     assert_eq!(received, sent);
 }
 
-/// RW5
 #[test]
 fn read_to_end_ends() {
     let sent = counted(0, 20_000);

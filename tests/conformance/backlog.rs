@@ -50,7 +50,7 @@ pub(crate) fn a_forced_shutdown_gives_up_what_is_queued_behind_blocked_handlers(
     let placement = t.mount().placement;
     let crowd = crowd(placement);
     let before = thread_count();
-    // Its threads are blocked, so nobody else may need them.
+    // The threads of the group are blocked, so no other test may use them.
     let mut own = tokio::runtime::Builder::new_multi_thread();
     let own = own.worker_threads(THREADS).build()?;
     let (latch, live) = (Latch::new(), Arc::new(AtomicUsize::new(0)));

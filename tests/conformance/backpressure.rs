@@ -1,4 +1,5 @@
-//! Back-pressure: a slow side slows the other down, costs bounded memory, and starves nobody.
+//! Back-pressure: a slow side slows the other one down, needs bounded memory, and starves no other
+//! connection.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -65,7 +66,6 @@ fn settle(t: &Fixture, conn: &Connection) -> Check<u64> {
     }
 }
 
-/// BP1.
 pub(crate) fn input_stops_at_the_high_watermark_and_resumes_at_the_low_one(t: &Fixture) -> Check {
     const TOTAL: usize = 32 << 20;
     let (mut conn, mut peer) = held(t, watermarks())?;
@@ -99,7 +99,7 @@ pub(crate) fn input_stops_at_the_high_watermark_and_resumes_at_the_low_one(t: &F
     Ok(())
 }
 
-/// BP1 from inside a handler: it is asleep, and nobody reads for it.
+/// From inside a handler that sleeps and does not read.
 pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Check {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let opened = Arc::clone(&gate);
@@ -115,7 +115,7 @@ pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Ch
     let mut peers: Vec<_> = (0..4).map(|_| dial(&server)).collect::<Check<_>>()?;
     for peer in &mut peers {
         peer.set_write_timeout(Some(Duration::from_millis(50)))?;
-        // Until it no longer fits anywhere: the kernel's buffers and ours are full.
+        // Until the buffers of the kernel and of the library are full.
         while peer.write_all(&[0; 64 << 10]).is_ok() {}
     }
     let block_bytes = server.stats().pollers.block_bytes as usize;
@@ -129,7 +129,7 @@ pub(crate) fn a_handler_that_waits_elsewhere_bounds_its_input(t: &Fixture) -> Ch
     Ok(())
 }
 
-/// CL2 where reception is paused: `is_active` needs no read even then.
+/// While reception is paused, `is_active` needs no read either.
 pub(crate) fn a_close_behind_paused_input_is_noticed_and_loses_nothing(t: &Fixture) -> Check {
     const SIZE: usize = 50_000;
     let tuning = Tuning { input_watermarks: (1024, 4096), ..Tuning::default() };
@@ -179,7 +179,6 @@ pub(crate) fn a_disconnect_behind_paused_input_is_told_once(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// BP2.
 pub(crate) fn output_is_bounded_while_the_peer_does_not_read(t: &Fixture) -> Check {
     const BOUND: usize = 256 << 10;
     const CHUNK: usize = 64 << 10;
@@ -231,7 +230,7 @@ pub(crate) fn a_flush_larger_than_the_output_bound_goes_through(t: &Fixture) -> 
     Ok(())
 }
 
-/// BP2 with a peer that reads slowly: memory stays flat.
+/// With a peer that reads slowly: memory stays flat.
 pub(crate) fn a_pipeline_of_two_slow_sides_moves_every_byte_in_bounded_memory(
     t: &Fixture,
 ) -> Check {
@@ -266,7 +265,7 @@ pub(crate) fn a_pipeline_of_two_slow_sides_moves_every_byte_in_bounded_memory(
     Ok(())
 }
 
-/// BP3: both connections share the one poller there is.
+/// Both connections share the one poller there is.
 pub(crate) fn a_flooding_connection_leaves_the_others_their_share(t: &Fixture) -> Check {
     let server = t.spawn(t.server().pollers(1).on_request(|mut conn| async move {
         if conn.peek(1).await?[0] == b'p' {
@@ -304,7 +303,7 @@ pub(crate) fn a_flooding_connection_leaves_the_others_their_share(t: &Fixture) -
     Ok(())
 }
 
-/// BP4: the first bytes of a request, and never the rest.
+/// The first bytes of a request, and never the rest.
 pub(crate) fn a_thousand_stalled_requests_cost_little_memory_each(t: &Fixture) -> Check {
     const COUNT: usize = 1000;
     let server = t.spawn(t.server().on_request(|mut conn| async move {

@@ -1,11 +1,11 @@
-//! The blocking twin: the same connection for plain threads.
+//! Blocking connections, for plain threads.
 
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ringpoll::blocking;
-use ringpoll::buffer::Reader;
+use ringpoll::buffer::{LinkBuffer, Reader, Writer};
 use ringpoll::{Placement, Result};
 
 use crate::harness::*;
@@ -14,6 +14,7 @@ macro_rules! cases {
     ($tests:ident, $mount:ident) => {
         $tests! { $mount, blocking:
             the_blocking_twin_reads_and_writes
+            a_blocking_connection_is_a_reader_and_a_writer
             a_blocking_read_waits_and_times_out
             a_close_from_another_thread_wakes_a_blocking_read
             a_blocking_flush_waits_for_the_peer
@@ -63,6 +64,44 @@ pub(crate) fn the_blocking_twin_reads_and_writes(t: &Fixture) -> Check {
     Ok(())
 }
 
+/// Generic code does the same with a connection to an echo server as with a buffer.
+pub(crate) fn a_blocking_connection_is_a_reader_and_a_writer(t: &Fixture) -> Check {
+    fn exchange(stream: &mut (impl Reader + Writer)) -> Result<()> {
+        stream.reserve(8)?.copy_from_slice(b"head????");
+        stream.insert("ing ", 4)?;
+        stream.commit(8)?;
+        stream.write("\u{e9} ")?;
+        stream.write_copy(b"\xff\xff line\n")?;
+        let mut rest = LinkBuffer::new();
+        rest.write_copy(b"0123456789")?;
+        stream.append(rest)?;
+        let bytes = stream.pending_len();
+        stream.flush()?;
+        assert_eq!(stream.pending_len(), 0);
+
+        assert_eq!(stream.peek(bytes)?.len(), bytes);
+        assert_eq!(stream.len(), bytes);
+        assert_eq!(stream.next(8)?, "heading ");
+        assert_eq!(stream.read_string(3)?, "\u{e9} ");
+        assert!(stream.read_string(2).expect_err("not UTF-8").is_invalid());
+        assert_eq!(stream.until(b'\n')?, " line\n");
+        assert_eq!(stream.slice(2)?.next(2)?, "01");
+        stream.skip(2)?;
+        assert_eq!(stream.read_byte()?, b'4');
+        assert_eq!(stream.read_to_vec(2)?, b"56");
+        let mut two = [0; 2];
+        stream.read_exact(&mut two)?;
+        assert_eq!(two, *b"78");
+        assert_eq!(stream.read(&mut [0; 8])?, 1);
+        assert!(stream.is_empty());
+        Ok(())
+    }
+    exchange(&mut LinkBuffer::new())?;
+    let server = t.echo_server();
+    exchange(&mut dial_blocking(t, &server)?)?;
+    Ok(())
+}
+
 /// Timeouts work without a runtime.
 pub(crate) fn a_blocking_read_waits_and_times_out(t: &Fixture) -> Check {
     let server = t.echo_server();
@@ -80,7 +119,6 @@ pub(crate) fn a_blocking_read_waits_and_times_out(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL3 for a thread.
 pub(crate) fn a_close_from_another_thread_wakes_a_blocking_read(t: &Fixture) -> Check {
     let server = t.echo_server();
     let mut conn = dial_blocking(t, &server)?;
@@ -97,7 +135,6 @@ pub(crate) fn a_close_from_another_thread_wakes_a_blocking_read(t: &Fixture) -> 
     Ok(())
 }
 
-/// CN7 for a thread.
 pub(crate) fn a_blocking_flush_waits_for_the_peer(t: &Fixture) -> Check {
     const SIZE: usize = 16 << 20;
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -171,7 +208,6 @@ pub(crate) fn many_threads_with_blocking_connections_do_not_mix(t: &Fixture) -> 
     })
 }
 
-/// DL1 for a thread.
 pub(crate) fn a_refused_blocking_connect_is_an_error(_: &Fixture) -> Check {
     let vacant = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let error = blocking::connect(&vacant).expect_err("nobody listens");

@@ -8,9 +8,8 @@
 use std::sync::mpsc;
 use std::thread;
 
-use ringpoll::{LinkBuffer, Reader, Slice, Writer};
+use ringpoll::buffer::{LinkBuffer, Reader, Slice, Writer};
 
-/// LB1
 #[test]
 fn what_is_written_becomes_readable_with_the_flush() {
     let mut buffer = LinkBuffer::new();
@@ -39,7 +38,6 @@ fn what_is_written_becomes_readable_with_the_flush() {
     assert_eq!(buffer.len(), 100);
 }
 
-/// LB2
 #[test]
 fn the_pieces_add_up_to_the_length() {
     let mut buffer = LinkBuffer::new();
@@ -54,7 +52,6 @@ fn the_pieces_add_up_to_the_length() {
     assert_eq!(buffer.slices().map(|piece| piece.len()).sum::<usize>(), expected);
 }
 
-/// LB3
 #[test]
 fn a_length_of_zero_does_nothing_and_does_not_fail() {
     for mut buffer in [LinkBuffer::new(), filled(b"abc")] {
@@ -78,7 +75,6 @@ fn a_length_of_zero_does_nothing_and_does_not_fail() {
     }
 }
 
-/// LB3
 #[test]
 fn a_commit_beyond_the_reservation_is_refused_and_changes_nothing() {
     let mut buffer = LinkBuffer::new();
@@ -95,7 +91,6 @@ fn a_commit_beyond_the_reservation_is_refused_and_changes_nothing() {
     assert_eq!(buffer.pending_len(), 18);
 }
 
-/// LB4
 #[test]
 fn tiny_blocks_are_read_across_and_two_reservations_committed_in_part() {
     let mut buffer = LinkBuffer::with_block_bytes(8);
@@ -120,7 +115,6 @@ fn tiny_blocks_are_read_across_and_two_reservations_committed_in_part() {
     assert!(buffer.is_empty());
 }
 
-/// LB4
 #[test]
 fn a_commit_can_drop_the_whole_second_reservation() {
     let mut buffer = LinkBuffer::with_block_bytes(8);
@@ -132,7 +126,6 @@ fn a_commit_can_drop_the_whole_second_reservation() {
     assert_eq!(all(&mut buffer), b"abc-end");
 }
 
-/// LB5, LB6
 #[test]
 fn a_slice_outlives_its_parent_and_the_writes_that_follow() {
     let bytes = numbers(0..100);
@@ -149,7 +142,6 @@ fn a_slice_outlives_its_parent_and_the_writes_that_follow() {
     assert_eq!(part, bytes[2..5]);
 }
 
-/// LB5, LB6
 #[test]
 fn the_parent_outlives_a_slice_that_another_thread_drops() {
     let bytes = numbers(0..100);
@@ -162,7 +154,6 @@ fn the_parent_outlives_a_slice_that_another_thread_drops() {
     assert_eq!(buffer.next(4).unwrap(), "more");
 }
 
-/// LB7
 #[test]
 fn appended_buffers_keep_their_order() {
     let mut buffer = LinkBuffer::new();
@@ -173,7 +164,6 @@ fn appended_buffers_keep_their_order() {
     assert_eq!(all(&mut buffer), [2, 3]);
 }
 
-/// LB7
 #[test]
 fn an_appended_buffer_gives_its_flushed_bytes_and_then_the_others() {
     let large = vec![7; 10_000];
@@ -190,7 +180,6 @@ fn an_appended_buffer_gives_its_flushed_bytes_and_then_the_others() {
     assert_eq!(all(&mut buffer), expected);
 }
 
-/// LB8
 #[test]
 fn exactly_one_block_and_one_byte_more_are_read() {
     let bytes = numbers(0..24);
@@ -208,7 +197,6 @@ fn exactly_one_block_and_one_byte_more_are_read() {
     }
 }
 
-/// LB9
 #[test]
 fn a_second_flush_does_nothing() {
     let mut buffer = LinkBuffer::new();
@@ -224,7 +212,6 @@ fn a_second_flush_does_nothing() {
     assert_eq!(all(&mut buffer), [2, 0, 3, 0]);
 }
 
-/// LB10
 #[test]
 fn writing_never_touches_the_memory_of_the_caller() {
     let mut memory = [5_u8; 16];
@@ -246,7 +233,6 @@ fn writing_never_touches_the_memory_of_the_caller() {
     assert_eq!(buffer.slices().map(|piece| piece.len()).collect::<Vec<_>>(), [8192, 4]);
 }
 
-/// LB11
 #[test]
 fn bytes_are_inserted_inside_a_reservation() {
     let mut buffer = LinkBuffer::with_block_bytes(32);
@@ -264,7 +250,6 @@ fn bytes_are_inserted_inside_a_reservation() {
     assert_eq!(all(&mut buffer), format!("{alphabet}{alphabet}a{alphabet}").as_bytes());
 }
 
-/// LB12
 #[test]
 fn a_commit_after_an_insertion_counts_what_was_inserted() {
     let inserted = vec![b'b'; 512];
@@ -286,7 +271,6 @@ fn a_commit_after_an_insertion_counts_what_was_inserted() {
     assert_eq!(buffer.next(3).unwrap(), "end");
 }
 
-/// LB14
 #[test]
 fn a_delimiter_is_found_across_blocks_while_a_producer_appends() {
     let (sender, receiver) = mpsc::channel();
@@ -316,7 +300,6 @@ fn a_delimiter_is_found_across_blocks_while_a_producer_appends() {
     assert_eq!(all(&mut buffer), b">");
 }
 
-/// LB16
 #[test]
 fn order_survives_reserve_80_commit_70_against_next_7() {
     let (sender, receiver) = mpsc::sync_channel(4);
@@ -348,7 +331,6 @@ fn order_survives_reserve_80_commit_70_against_next_7() {
     assert_eq!(read + buffer.len(), 500 * 70);
 }
 
-/// LB17
 #[test]
 fn a_peek_is_never_stale_after_an_advance() {
     let bytes = numbers(0..64);
@@ -368,7 +350,6 @@ fn a_peek_is_never_stale_after_an_advance() {
     }
 }
 
-/// LB19
 #[test]
 fn a_length_beyond_32_bits_is_counted() {
     const PIECE: usize = 64 << 20;
@@ -391,7 +372,6 @@ fn a_length_beyond_32_bits_is_counted() {
     assert_eq!(all(&mut buffer), b"end");
 }
 
-/// LB20
 #[test]
 fn buffers_and_slices_may_be_dropped_in_any_order() {
     let bytes = numbers(0..200);

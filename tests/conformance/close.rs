@@ -51,7 +51,6 @@ macro_rules! assert_closed {
     };
 }
 
-/// CL1.
 pub(crate) fn every_method_after_a_close_reports_closed(t: &Fixture) -> Check {
     let (peer, done) = t.drive(|mut conn| async move {
         conn.close();
@@ -99,7 +98,7 @@ fn handed_out(t: &Fixture) -> Check<(Connection, TcpStream)> {
     Ok((conn.wait(), peer))
 }
 
-/// CL2: connection pools ask `is_active` before they lend a connection out.
+/// Connection pools ask `is_active` before they lend a connection out.
 pub(crate) fn the_peers_close_turns_is_active_false_without_a_read(t: &Fixture) -> Check {
     let (conn, peer) = handed_out(t)?;
     assert!(conn.is_active() && !conn.is_closed());
@@ -113,7 +112,7 @@ pub(crate) fn the_peers_close_turns_is_active_false_without_a_read(t: &Fixture) 
     Ok(())
 }
 
-/// CL2 for a reset.
+/// The same for a reset.
 pub(crate) fn a_reset_turns_is_active_false_without_a_read(t: &Fixture) -> Check {
     let (conn, peer) = handed_out(t)?;
     reset(peer)?;
@@ -121,7 +120,6 @@ pub(crate) fn a_reset_turns_is_active_false_without_a_read(t: &Fixture) -> Check
     Ok(())
 }
 
-/// CL3.
 pub(crate) fn a_close_wakes_a_waiting_read(t: &Fixture) -> Check {
     let (handle, peer, ended) = reading(t)?;
     ended.assert_pending();
@@ -132,7 +130,6 @@ pub(crate) fn a_close_wakes_a_waiting_read(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL4.
 pub(crate) fn a_close_wakes_a_waiting_flush(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (peer, ended) = t.drive(|mut conn| async move {
@@ -152,7 +149,7 @@ pub(crate) fn a_close_wakes_a_waiting_flush(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL3 and CL4 together.
+/// A close wakes reads and flushes alike.
 pub(crate) fn a_close_wakes_both_halves(t: &Fixture) -> Check {
     let (conn, peer) = handed_out(t)?;
     let handle = (*conn).clone();
@@ -173,7 +170,6 @@ pub(crate) fn a_close_wakes_both_halves(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL5.
 pub(crate) fn many_threads_closing_close_once(t: &Fixture) -> Check {
     for _ in 0..20 {
         let (handle, peer, ended) = reading(t)?;
@@ -201,7 +197,7 @@ pub(crate) fn many_threads_closing_close_once(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL5, one fd close: a second one would hit a number that is in use again.
+/// The fd is closed once: a second close would hit a number that is in use again.
 pub(crate) fn a_close_never_hits_an_fd_of_somebody_else(t: &Fixture) -> Check {
     for _ in 0..50 {
         let (conn, peer) = t.client()?;
@@ -229,7 +225,6 @@ pub(crate) fn a_close_never_hits_an_fd_of_somebody_else(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL6.
 pub(crate) fn the_peers_close_is_eof(t: &Fixture) -> Check {
     let (_, peer, ended) = reading(t)?;
     drop(peer);
@@ -248,7 +243,6 @@ pub(crate) fn a_reset_is_an_error_that_is_closed(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL7.
 pub(crate) fn a_detached_socket_works_and_brings_its_unread_bytes(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (mut peer, detached) = t.drive(|mut conn| async move {
@@ -283,7 +277,7 @@ fn exchange_back(mut from: &TcpStream, to: &TcpStream) -> Check<Vec<u8>> {
     Ok(read_exactly(to, 10)?)
 }
 
-/// CL7: output that was submitted before the detach is not cut off.
+/// Output that was submitted before the detach is not cut off.
 pub(crate) fn detaching_does_not_close_and_flushes_nothing_away(t: &Fixture) -> Check {
     const SIZE: usize = 8 << 20;
     let (peer, detached) = t.drive(|mut conn| async move {
@@ -300,7 +294,6 @@ pub(crate) fn detaching_does_not_close_and_flushes_nothing_away(t: &Fixture) -> 
     Ok(())
 }
 
-/// CL8.
 pub(crate) fn close_callbacks_run_last_in_first_out_with_the_fd_valid(t: &Fixture) -> Check {
     let (handle, peer, ended) = reading(t)?;
     let (log, seen) = channel();
@@ -323,7 +316,7 @@ pub(crate) fn close_callbacks_run_last_in_first_out_with_the_fd_valid(t: &Fixtur
     Ok(())
 }
 
-/// EV5/6, the latest moment: it runs on the caller, before `on_close` returns.
+/// At the latest moment it runs on the caller, before `on_close` returns.
 pub(crate) fn a_close_callback_added_after_the_close_runs_at_once(t: &Fixture) -> Check {
     let (handle, peer, ended) = reading(t)?;
     handle.close();
@@ -337,7 +330,7 @@ pub(crate) fn a_close_callback_added_after_the_close_runs_at_once(t: &Fixture) -
     Ok(())
 }
 
-/// CL11: a block with unread bytes goes to nobody else while a slice of it lives.
+/// A block with unread bytes is not reused while a slice of it exists.
 pub(crate) fn unread_input_at_close_leaves_slices_alone(t: &Fixture) -> Check {
     let mut held = Vec::new();
     for round in 0..10 {
@@ -351,7 +344,7 @@ pub(crate) fn unread_input_at_close_leaves_slices_alone(t: &Fixture) -> Check {
         held.push(slice.wait());
         assert_ended(&peer);
     }
-    // Other bytes through whatever blocks were given back.
+    // Sends other bytes through the blocks that were returned.
     let server = t.echo_server();
     for _ in 0..10 {
         exchange(&dial(&server)?, &[0xee; 5000])?;
@@ -376,7 +369,6 @@ pub(crate) fn unflushed_bytes_are_dropped_by_a_close(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CL13.
 pub(crate) fn a_half_closed_peer_still_gets_the_full_answer(t: &Fixture) -> Check {
     const ANSWER: usize = 8 << 20;
     let (mut peer, done) = t.drive(|mut conn| async move {

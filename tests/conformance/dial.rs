@@ -49,12 +49,11 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// An address nobody listens on.
+/// An address without a listener.
 fn vacant() -> Check<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// DL1.
 pub(crate) fn a_refused_dial_says_so_and_a_later_one_knows_its_addresses(t: &Fixture) -> Check {
     let dialer = t.dialer();
     let vacant = vacant()?.to_string();
@@ -77,7 +76,6 @@ pub(crate) fn a_refused_dial_says_so_and_a_later_one_knows_its_addresses(t: &Fix
     })
 }
 
-/// DL2.
 pub(crate) fn a_missing_unix_socket_is_an_error_and_a_later_dial_works(t: &Fixture) -> Check {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("socket");
@@ -98,7 +96,7 @@ pub(crate) fn a_missing_unix_socket_is_an_error_and_a_later_dial_works(t: &Fixtu
     })
 }
 
-/// DL3: the number of a closed fd is taken at once by the next dial.
+/// The number of a closed fd is taken at once by the next dial.
 pub(crate) fn a_stale_handle_never_touches_a_new_connection(t: &Fixture) -> Check {
     let server = t.echo_server();
     let addr = addr_of(&server).to_string();
@@ -123,7 +121,7 @@ pub(crate) fn a_stale_handle_never_touches_a_new_connection(t: &Fixture) -> Chec
     })
 }
 
-/// DL4: late events of the old owner of a number must not reach the new one.
+/// Late events of the old owner of a number must not reach the new one.
 pub(crate) fn connections_on_reused_fd_numbers_get_only_their_own_bytes(t: &Fixture) -> Check {
     let server = t.spawn(t.server().on_request(|mut conn| async move {
         let seed = conn.next(1).await?[0];
@@ -147,7 +145,6 @@ pub(crate) fn connections_on_reused_fd_numbers_get_only_their_own_bytes(t: &Fixt
     })
 }
 
-/// DL5.
 pub(crate) fn dials_with_a_tiny_timeout_succeed_or_time_out(t: &Fixture) -> Check {
     let server = t.echo_server();
     let addr = addr_of(&server).to_string();
@@ -201,7 +198,7 @@ pub(crate) fn dropping_a_dial_gives_up_without_a_leak(t: &Fixture) -> Check {
     })
 }
 
-/// DL6: socket pairs and the rest.
+/// Socket pairs and other descriptors.
 pub(crate) fn any_stream_fd_can_be_adopted(t: &Fixture) -> Check {
     let (one, other) = std::os::unix::net::UnixStream::pair()?;
     let mut conn = t.dialer().adopt(one.into())?;
@@ -229,7 +226,6 @@ pub(crate) fn what_is_no_stream_socket_is_not_adopted(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// DL9.
 pub(crate) fn dialling_and_closing_repeats(t: &Fixture) -> Check {
     let server = t.echo_server();
     let dialer = t.dialer();
@@ -245,7 +241,6 @@ pub(crate) fn dialling_and_closing_repeats(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// DL10.
 pub(crate) fn a_bare_port_is_the_loopback(t: &Fixture) -> Check {
     let server = t.echo_server();
     let dialer = t.dialer();
@@ -259,7 +254,7 @@ pub(crate) fn a_bare_port_is_the_loopback(t: &Fixture) -> Check {
     })
 }
 
-/// DL10, v6 only.
+/// IPv6 only.
 pub(crate) fn ipv6_can_be_dialled(t: &Fixture) -> Check {
     let listener = match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
         Ok(listener) => listener,
@@ -292,7 +287,7 @@ pub(crate) fn every_address_of_a_name_is_tried(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// DL10. `.invalid` never resolves (RFC 6761); without a name server that takes until the timeout.
+/// `.invalid` never resolves (RFC 6761); without a name server that takes until the timeout.
 pub(crate) fn an_unknown_name_is_an_error(t: &Fixture) -> Check {
     let dialer = t.dialer().timeout(Duration::from_millis(500));
     let error = block_on(async { Ok(dialer.connect("no-such-host.invalid:80").await.err()) })?;
@@ -313,7 +308,6 @@ pub(crate) fn malformed_addresses_are_refused_by_connect(t: &Fixture) -> Check {
     })
 }
 
-/// DL12.
 pub(crate) fn the_local_address_can_be_chosen(t: &Fixture) -> Check {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let local = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 0));
@@ -326,7 +320,7 @@ pub(crate) fn the_local_address_can_be_chosen(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// DL12, the local address that no interface has (TEST-NET-3, RFC 5737).
+/// The local address is one that no interface has (TEST-NET-3, RFC 5737).
 pub(crate) fn a_local_address_of_another_host_is_an_error(t: &Fixture) -> Check {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let dialer = t.dialer().local_addr(SocketAddr::from((Ipv4Addr::new(203, 0, 113, 9), 0)));
@@ -337,7 +331,7 @@ pub(crate) fn a_local_address_of_another_host_is_an_error(t: &Fixture) -> Check 
     Ok(())
 }
 
-/// DL12: TCP's simultaneous open lets a socket connect to its own port; that is nobody's server.
+/// TCP's simultaneous open lets a socket connect to its own port, where no server listens.
 pub(crate) fn a_connection_to_itself_is_not_a_connection(t: &Fixture) -> Check {
     let addr = vacant()?;
     let dialer = t.dialer().local_addr(addr).timeout(Duration::from_secs(1));
@@ -346,7 +340,6 @@ pub(crate) fn a_connection_to_itself_is_not_a_connection(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN9.
 pub(crate) fn nodelay_is_on_at_both_ends(t: &Fixture) -> Check {
     let (seen, nodelay) = std::sync::mpsc::channel();
     let server = t.spawn(t.server().on_connect(move |conn| {

@@ -1,4 +1,4 @@
-//! Events: prepare, connect, request, disconnect and close come in this order, each once.
+//! Events: prepare, connect, request, disconnect and close, in this order, each once.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -35,7 +35,6 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// EV1.
 pub(crate) fn a_thousand_ping_pongs_inside_on_connect(t: &Fixture) -> Check {
     let (peer, played) = t.drive(|mut conn| async move {
         for _ in 0..1024 {
@@ -52,7 +51,6 @@ pub(crate) fn a_thousand_ping_pongs_inside_on_connect(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// EV2.
 pub(crate) fn on_connect_may_greet_before_the_peer_speaks(t: &Fixture) -> Check {
     let server = t.spawn(t.server().on_request(echo).on_connect(|mut conn| async move {
         conn.write_copy(b"220 ready")?;
@@ -91,7 +89,7 @@ pub(crate) fn one_task_per_connection_serves_until_the_peer_leaves(t: &Fixture) 
     Ok(())
 }
 
-/// Keep row of OnConnect: data that came meanwhile triggers the handler afterwards.
+/// Data that came meanwhile triggers the handler afterwards.
 pub(crate) fn on_request_never_starts_before_on_connect_ends(t: &Fixture) -> Check {
     let gate = Arc::new(Semaphore::new(0));
     let (log, seen) = channel();
@@ -154,7 +152,7 @@ pub(crate) fn on_request_waits_for_a_connection_that_on_connect_gave_to_a_task(
     Ok(())
 }
 
-/// EV3: on_disconnect runs beside the handler, which is how a handler learns to stop.
+/// on_disconnect runs beside the handler, which is how a handler learns to stop.
 pub(crate) fn on_disconnect_cancels_a_hundred_running_handlers(t: &Fixture) -> Check {
     const COUNT: usize = 100;
     let (running, cancelled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -194,7 +192,7 @@ pub(crate) fn on_disconnect_cancels_a_hundred_running_handlers(t: &Fixture) -> C
     Ok(())
 }
 
-/// EV4: the server closes from another thread while on_connect waits.
+/// The server closes from another thread while on_connect waits.
 pub(crate) fn a_close_during_on_connect_ends_the_connection(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (peer, waited) = t.drive(|mut conn| async move {
@@ -208,7 +206,7 @@ pub(crate) fn a_close_during_on_connect_ends_the_connection(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// EV4, the peer's side: the disconnect is told after on_connect, and once.
+/// The peer closes: the disconnect is reported after on_connect, and once.
 pub(crate) fn on_disconnect_waits_for_on_connect(t: &Fixture) -> Check {
     let gate = Arc::new(Semaphore::new(0));
     let (log, seen) = channel();
@@ -274,7 +272,7 @@ pub(crate) fn on_disconnect_is_for_the_peer_only(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// EV5, EV6: added on prepare, connect and request; they run last in, first out.
+/// Callbacks are added on prepare, connect and request. They run last in, first out.
 pub(crate) fn a_close_callback_may_be_added_in_any_handler(t: &Fixture) -> Check {
     let (log, seen) = channel();
     let add = move |handle: &Handle, name: &'static str| {
@@ -307,7 +305,6 @@ pub(crate) fn a_close_callback_may_be_added_in_any_handler(t: &Fixture) -> Check
     Ok(())
 }
 
-/// EV7.
 pub(crate) fn a_close_in_on_connect_is_eof_at_the_client(t: &Fixture) -> Check {
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&requests);
@@ -336,7 +333,6 @@ fn note(log: &Log, handle: &Handle, event: &'static str) {
     log.lock().expect("no holder panics").push((handle.id(), event));
 }
 
-/// EV8.
 pub(crate) fn events_of_ten_connections_come_in_order_each_once(t: &Fixture) -> Check {
     let log = Log::default();
     let [prepared, connected, requested, disconnected] = [(); 4].map(|()| Arc::clone(&log));
@@ -416,7 +412,6 @@ pub(crate) fn a_close_callback_waits_for_the_running_handler(t: &Fixture) -> Che
     Ok(())
 }
 
-/// EV11.
 pub(crate) fn a_request_sent_right_before_the_close_reaches_the_handler(t: &Fixture) -> Check {
     let (log, seen) = channel();
     let server = t.spawn(t.server().on_request(move |mut conn| {
@@ -432,7 +427,7 @@ pub(crate) fn a_request_sent_right_before_the_close_reaches_the_handler(t: &Fixt
     Ok(())
 }
 
-/// OnPrepare sets per-connection state.
+/// `on_prepare` sets the state of a connection.
 pub(crate) fn on_prepare_sets_the_state_that_handlers_see(t: &Fixture) -> Check {
     struct Greeting(String);
     let server = t.spawn(

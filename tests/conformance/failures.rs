@@ -49,7 +49,6 @@ async fn obey(mut conn: ringpoll::Connection) -> Result<()> {
     }
 }
 
-/// EV9.
 pub(crate) fn a_panicking_handler_closes_only_its_own_connection(t: &Fixture) -> Check {
     let (on_error, errors) = errors();
     let server = t.spawn(t.server().on_request(obey).on_error(on_error));
@@ -69,7 +68,7 @@ pub(crate) fn a_panicking_handler_closes_only_its_own_connection(t: &Fixture) ->
     Ok(())
 }
 
-/// EV9 for the handler's own code, which runs before there is a future.
+/// The handler's own code panics, before there is a future.
 pub(crate) fn a_panic_before_the_first_await_closes_only_its_own_connection(t: &Fixture) -> Check {
     let (on_error, errors) = errors();
     let server = t.spawn(
@@ -93,7 +92,7 @@ pub(crate) fn a_panic_before_the_first_await_closes_only_its_own_connection(t: &
     Ok(())
 }
 
-/// EV9 for a run that has given its connection back, in its first poll and in a later one.
+/// A run that has given its connection back panics, in its first poll and in a later one.
 pub(crate) fn a_panic_after_the_connection_was_given_back_closes_it(t: &Fixture) -> Check {
     let (on_error, errors) = errors();
     let server = t.spawn(
@@ -120,7 +119,7 @@ pub(crate) fn a_panic_after_the_connection_was_given_back_closes_it(t: &Fixture)
     Ok(())
 }
 
-/// EV9 for on_connect.
+/// The same for on_connect.
 pub(crate) fn a_panic_in_on_connect_closes_only_its_own_connection(t: &Fixture) -> Check {
     let (on_error, errors) = errors();
     let server = t.spawn(t.server().on_connect(obey).on_request(obey).on_error(on_error));
@@ -169,7 +168,6 @@ pub(crate) fn a_panic_in_a_synchronous_callback_does_not_end_the_server(t: &Fixt
     Ok(())
 }
 
-/// EV18.
 pub(crate) fn a_handler_error_closes_the_connection_and_is_reported(t: &Fixture) -> Check {
     let (on_error, errors) = errors();
     let server = t.spawn(t.server().on_request(obey).on_error(on_error));
@@ -185,7 +183,7 @@ pub(crate) fn a_handler_error_closes_the_connection_and_is_reported(t: &Fixture)
     Ok(())
 }
 
-/// EV18 for on_connect.
+/// The same for on_connect.
 pub(crate) fn an_error_from_on_connect_closes_the_connection_and_is_reported(t: &Fixture) -> Check {
     let (on_error, errors) = errors();
     let server = t.spawn(t.server().on_connect(obey).on_error(on_error));
@@ -197,7 +195,7 @@ pub(crate) fn an_error_from_on_connect_closes_the_connection_and_is_reported(t: 
     Ok(())
 }
 
-/// CL12: OnPrepare may refuse, by an error or by closing.
+/// `on_prepare` may refuse, by an error or by closing.
 pub(crate) fn a_refusal_in_on_prepare_closes_before_any_handler(t: &Fixture) -> Check {
     let (prepared, handled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (asked, connected, requested) =

@@ -42,7 +42,7 @@ struct Entry {
 struct Scene {
     latches: [Latch; 3],
     diary: Mutex<Diary>,
-    /// Runs that were handed to whoever is to run them.
+    /// Runs that were begun, or queued for a worker or a runtime.
     begun: AtomicUsize,
 }
 

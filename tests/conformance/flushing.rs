@@ -198,7 +198,7 @@ pub(crate) fn a_handler_may_flush_its_own_connection_and_another_at_once(t: &Fix
     Ok(())
 }
 
-/// A chat: whoever speaks is heard by all, in the order of what it said, on whichever poller.
+/// A chat: all clients receive the words of each client, in order, on every poller.
 pub(crate) fn a_handler_may_flush_connections_of_every_poller(t: &Fixture) -> Check {
     const CLIENTS: usize = 6;
     const WORDS: usize = 20;
@@ -280,7 +280,7 @@ pub(crate) fn a_handler_that_wakes_itself_and_then_flushes_answers(t: &Fixture) 
     Ok(())
 }
 
-/// EV9 with bytes on their way.
+/// With bytes on their way.
 pub(crate) fn a_panic_after_a_flush_loses_nothing_that_was_flushed(t: &Fixture) -> Check {
     let (report, reports) = channel();
     let builder = t.server().on_request(|mut conn| async move {
@@ -317,7 +317,7 @@ enum End {
     LeftByThePeer,
 }
 
-/// CL4, and every other end: the flush ends with the error that fits, and its memory is free.
+/// A close, and every other end: the flush ends with the error that fits, and its memory is free.
 pub(crate) fn every_end_of_a_connection_ends_the_flush_that_waits(t: &Fixture) -> Check {
     for end in [End::ClosedByAnotherThread, End::TimedOut, End::ResetByThePeer, End::LeftByThePeer]
     {
@@ -416,7 +416,7 @@ pub(crate) fn a_forced_shutdown_ends_every_flush_that_waits(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// Between the poller and a thread of our own, with sends of either in flight.
+/// Flushes alternate between the poller and another thread, with sends of both in flight.
 pub(crate) fn a_writer_that_changes_threads_keeps_the_order(t: &Fixture) -> Check {
     const ROUNDS: usize = 400;
     const MAX: usize = 60_000;

@@ -81,7 +81,7 @@ impl Target {
         Ok(())
     }
 
-    /// One offender was reported as `wanted`, is closed, and nobody else is.
+    /// Checks that `offender` was reported as `wanted` and is closed, and no other connection is.
     fn assert_closed_for(&self, offender: &TcpStream, wanted: Told) -> Check {
         assert_eq!(self.told.recv_timeout(DEADLINE)?, wanted);
         assert_ended(offender);

@@ -44,7 +44,6 @@ fn exchange_unix(path: &Path, bytes: &[u8]) -> Check {
     Ok(())
 }
 
-/// SV10.
 pub(crate) fn one_server_listens_on_tcp_and_unix(t: &Fixture) -> Check {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("socket");
@@ -70,7 +69,7 @@ pub(crate) fn one_server_listens_on_tcp_and_unix(t: &Fixture) -> Check {
 pub(crate) fn a_std_tcp_listener_can_be_adopted(t: &Fixture) -> Check {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let addr = listener.local_addr()?;
-    // Connected before anybody accepts.
+    // Connects before the server accepts.
     let early = connect(addr)?;
     let server = t.spawn_bound(t.server().on_request(echo).listener(listener)?.build()?);
     assert_eq!(addr_of(&server), addr);

@@ -1,9 +1,10 @@
-//! The behaviour suite: what a user of the library may rely on, whatever talks to the kernel.
+//! The behaviour suite: the promises of the public API, checked on every backend.
 //!
-//! Each group of cases is mounted once per backend, so that a new backend is one more line below.
-//! A backend the host lacks is skipped with its reason, and fails when `REQUIRE_ALL_BACKENDS=1`.
-//! The groups where it matters run again with handlers on a pool, and from the client's end. What
-//! only a ring can get wrong has groups of its own, mounted for the backends that have one.
+//! A group is a file of cases. `mount!` mounts groups for one backend; a new backend needs one more
+//! such line. Some groups also run with other placements of handlers, and at the client's end of a
+//! connection. Groups named `ring_…` and `sqpoll_…` check rules of io_uring, and are mounted for
+//! the backends that use it. Cases of a backend that the host does not offer are skipped with a
+//! printed reason; with `REQUIRE_ALL_BACKENDS=1` they fail.
 
 mod adapters;
 mod backlog;
@@ -101,8 +102,8 @@ mount!(epoll: Backend::Epoll);
 mount!(uring: Backend::Uring; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
 mount!(hybrid: Backend::Hybrid; rings: ring_arming ring_buffers ring_ends ring_options ring_queues);
 
-/// A backlog is given up the same way whatever talks to the kernel, and takes its time: apart from
-/// the one on a pool there is one for each placement.
+/// Queued runs at a forced shutdown. The result does not depend on the backend, and the case is
+/// slow. So it is mounted once for each placement; the mounts above have it for the pool.
 mod backlogs {
     at!(auto: Backend::Auto, Placement::Auto, Side::Server => backlog);
     at!(inline: Backend::Auto, Placement::Inline, Side::Server => backlog);
@@ -111,9 +112,9 @@ mod backlogs {
 
 /// Backends whose kernel threads poll.
 ///
-/// Everything where one thread does all. Where several share the CPUs of a small host, each hop
-/// between them takes up to a tick of the scheduler, so those run what the shape of the rings can
-/// get wrong: sends, and ends.
+/// With one kernel thread, all groups run. With several kernel threads on a small host, each switch
+/// between them takes up to one tick of the scheduler. So the presets with several threads run only
+/// the groups that depend on the layout of their rings: mainly sends and ends.
 mod sqpoll {
     mount!(shared: SHARED; rings: ring_arming ring_buffers ring_ends ring_options ring_queues
         sqpoll_sends sqpoll_idle sqpoll_ends);

@@ -1,5 +1,5 @@
-//! Many producers, one connection: messages stay whole and in order, nothing accepted is lost, and
-//! whoever is concerned is told how it ended.
+//! Many producers, one connection: messages stay whole and in order, no accepted message is lost,
+//! and every waiting call returns the result of the driver.
 
 use std::net::TcpStream;
 use std::sync::mpsc::channel;
@@ -97,7 +97,6 @@ fn muxed(t: &Fixture) -> Check<Muxed> {
     Ok(Muxed { mux, ended, handle, peer })
 }
 
-/// MX1.
 pub(crate) fn four_producers_of_eleven_bytes_arrive_whole(t: &Fixture) -> Check {
     let Muxed { mux, ended, peer, .. } = muxed(t)?;
     let producers: Vec<_> = (0..4)
@@ -118,7 +117,6 @@ pub(crate) fn four_producers_of_eleven_bytes_arrive_whole(t: &Fixture) -> Check 
     Ok(())
 }
 
-/// MX2.
 pub(crate) fn a_second_close_fails(t: &Fixture) -> Check {
     let Muxed { mux, ended, peer, .. } = muxed(t)?;
     block_on(async {
@@ -136,7 +134,6 @@ pub(crate) fn a_second_close_fails(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// MX3.
 pub(crate) fn a_close_of_an_empty_queue_returns(t: &Fixture) -> Check {
     let Muxed { mux, ended, peer, .. } = muxed(t)?;
     block_on(async { Ok(mux.close().await?) })?;
@@ -145,7 +142,6 @@ pub(crate) fn a_close_of_an_empty_queue_returns(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// MX5.
 pub(crate) fn every_producer_of_a_connection_that_dies_is_told(t: &Fixture) -> Check {
     for is_reset in [true, false] {
         let Muxed { mux, ended, handle, peer } = muxed(t)?;
@@ -205,7 +201,6 @@ pub(crate) fn a_driver_that_waits_notices_that_its_connection_is_closed(t: &Fixt
     Ok(())
 }
 
-/// MX6.
 pub(crate) fn a_close_returns_only_after_the_last_flush(t: &Fixture) -> Check {
     let Muxed { mux, ended, handle, peer } = muxed(t)?;
     let closing = on_task(async move {
@@ -221,7 +216,6 @@ pub(crate) fn a_close_returns_only_after_the_last_flush(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// MX8.
 pub(crate) fn the_bytes_of_many_producers_stay_intact(t: &Fixture) -> Check {
     const PRODUCERS: usize = 8;
     const MESSAGES: usize = 200;

@@ -140,7 +140,7 @@ pub(crate) fn reads_that_are_given_up_lose_nothing(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// A registration that nobody comes back for.
+/// The registration of a poll that is never polled again.
 pub(crate) fn a_read_that_was_given_up_lets_no_more_input_in(t: &Fixture) -> Check {
     const HIGH: usize = 64 << 10;
     const TOTAL: usize = 8 << 20;
@@ -152,7 +152,7 @@ pub(crate) fn a_read_that_was_given_up_lets_no_more_input_in(t: &Fixture) -> Che
         Ok(peer)
     });
     eventually("input fills up", || conn.stats().unread_bytes >= HIGH as u64);
-    // A round trip elsewhere, a hundred times: whoever still receives has had its turns.
+    // After a hundred round trips on another connection, the poller has received all it will.
     let bystander = dial(&t.echo_server())?;
     for _ in 0..100 {
         exchange(&bystander, b"?")?;
@@ -412,7 +412,7 @@ pub(crate) fn a_read_timeout_ends_a_wait_however_often_it_is_polled(t: &Fixture)
     })
 }
 
-/// Bytes, taken by whatever method, are what the wait was for: the next one begins anew.
+/// Bytes that any method takes end the wait. The next wait begins anew.
 pub(crate) fn bytes_that_came_end_a_wait_that_was_given_up(t: &Fixture) -> Check {
     let (mut peer, done) = t.drive(|mut conn| async move {
         for round in 0..4 {

@@ -1,5 +1,5 @@
-//! Promises about ends and about time, to whoever holds a connection: what is on its way arrives,
-//! and what is given up is let go of.
+//! Promises about ends and timeouts of a connection: submitted bytes arrive, and the resources of
+//! dropped futures are released.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -277,7 +277,7 @@ pub(crate) fn submitted_before_a_close_is_sent(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// Closed at once for everybody here, and ended by a shutdown that does not wait.
+/// This side sees the connection closed at once. A shutdown without a wait ends it.
 pub(crate) fn a_peer_that_never_reads_keeps_no_closed_connection(t: &Fixture) -> Check {
     let close = |mut conn: Connection| async move {
         conn.write(&TOO_MUCH[..])?;

@@ -33,8 +33,7 @@ pub(crate) fn random_closes_against_traffic_leave_nothing(t: &Fixture) -> Check 
         let (mut peer, ended) = t.drive(|mut conn| async move {
             tell(sends, Ok((*conn).clone()));
             loop {
-                // However it ends, it must be as closed; a wrong byte would be caught by nobody
-                // later, so it is checked here.
+                // Every end must be a closed error. A wrong byte is detected at this place only.
                 let step = async {
                     let bytes = conn.next(1000).await?;
                     assert_pattern(&bytes, 0);
@@ -73,7 +72,7 @@ pub(crate) fn random_closes_against_traffic_leave_nothing(t: &Fixture) -> Check 
     Ok(())
 }
 
-/// A `BorrowedFd` is valid for as long as it is borrowed, whoever closes meanwhile.
+/// A `BorrowedFd` stays valid while it is borrowed, even if the connection is closed meanwhile.
 pub(crate) fn a_borrowed_fd_stays_open_while_it_is_used(t: &Fixture) -> Check {
     let (peer, handed) = t.drive(|conn| async move { Ok(conn) })?;
     let conn = handed.wait();
@@ -165,7 +164,7 @@ pub(crate) fn writing_to_a_peer_that_is_gone_ends_in_a_closed_error(t: &Fixture)
     Ok(())
 }
 
-/// EV18 where a task still holds half of the connection.
+/// A task still holds half of the connection.
 pub(crate) fn a_half_kept_elsewhere_learns_that_its_handler_failed(t: &Fixture) -> Check {
     let (report, learned) = channel();
     let server = t.spawn(t.server().on_request(move |conn| {
@@ -189,7 +188,7 @@ pub(crate) fn a_half_kept_elsewhere_learns_that_its_handler_failed(t: &Fixture) 
     Ok(())
 }
 
-/// TO10 under fire: the last deadline set is the one that counts.
+/// The deadline that was set last counts.
 pub(crate) fn deadlines_moved_by_many_threads_neither_fire_early_nor_get_lost(
     t: &Fixture,
 ) -> Check {

@@ -40,7 +40,6 @@ pub(crate) use cases;
 /// How long the stress tests go on.
 const ROUNDS: usize = if cfg!(debug_assertions) { 1000 } else { 10_000 };
 
-/// CN1.
 pub(crate) fn ten_thousand_messages_arrive_exactly(t: &Fixture) -> Check {
     let total = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&total);
@@ -61,12 +60,10 @@ pub(crate) fn ten_thousand_messages_arrive_exactly(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN13.
 pub(crate) fn a_hundred_connections_that_send_and_close_lose_nothing(t: &Fixture) -> Check {
     send_and_close(t, 100, 1024)
 }
 
-/// CN14.
 pub(crate) fn ten_connections_that_send_five_thousand_bytes_and_close_lose_nothing(
     t: &Fixture,
 ) -> Check {
@@ -94,7 +91,6 @@ fn send_and_close(t: &Fixture, connections: usize, bytes: usize) -> Check {
     Ok(())
 }
 
-/// CN18.
 pub(crate) fn pipelined_requests_are_answered_in_order(t: &Fixture) -> Check {
     const DEPTH: u32 = 64;
     const ROUNDS: u32 = 50;
@@ -133,7 +129,6 @@ pub(crate) fn pipelined_requests_are_answered_in_order(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// EV12.
 pub(crate) fn the_handler_runs_until_the_input_is_drained_after_the_peer_closed(
     t: &Fixture,
 ) -> Check {
@@ -172,7 +167,7 @@ pub(crate) fn the_handler_runs_until_the_input_is_drained_after_the_peer_closed(
     Ok(())
 }
 
-/// EV13, as a stress: every chunk is echoed although runs end at random points of the stream.
+/// Every chunk is echoed although runs end at random points of the stream.
 pub(crate) fn handlers_of_one_connection_never_overlap_and_no_wake_up_is_lost(
     t: &Fixture,
 ) -> Check {
@@ -318,7 +313,6 @@ pub(crate) fn a_connection_closed_before_its_handler_begins_is_not_served(t: &Fi
 /// Asks the handler to remember the connection.
 const REGISTER: u8 = b'r';
 
-/// EV17.
 pub(crate) fn a_handler_that_consumes_nothing_runs_once_per_arrival(t: &Fixture) -> Check {
     let server = t.spawn(t.server().pollers(1).on_request(|mut conn| async move {
         match conn.peek(1).await?[0] {
@@ -346,7 +340,7 @@ pub(crate) fn a_handler_that_consumes_nothing_runs_once_per_arrival(t: &Fixture)
     Ok(())
 }
 
-/// EV17 at the end: nobody will read those bytes, so the connection is over.
+/// After the peer's end no run will read those bytes, so the connection is over.
 pub(crate) fn a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_connection(
     t: &Fixture,
 ) -> Check {
@@ -361,7 +355,7 @@ pub(crate) fn a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_con
     Ok(())
 }
 
-/// Too few for the read that waits, they wake nobody; they must not be forgotten all the same.
+/// The bytes are too few for the waiting read, so they wake no task. They must still be handled.
 pub(crate) fn bytes_that_arrive_during_a_wait_that_is_given_up_are_handled(t: &Fixture) -> Check {
     let gives_up = Arc::new(Semaphore::new(0));
     let (permits, runs) = (Arc::clone(&gives_up), Arc::new(AtomicUsize::new(0)));
@@ -575,7 +569,7 @@ pub(crate) fn dropping_the_connection_in_a_handler_does_not_close_it(t: &Fixture
     Ok(())
 }
 
-/// Connections do not mix their bytes, whatever the schedule.
+/// Connections do not mix their bytes, in any schedule.
 pub(crate) fn many_connections_with_random_schedules_stay_apart(t: &Fixture) -> Check {
     let server = t.echo_server();
     let clients: Vec<_> = (0..4)

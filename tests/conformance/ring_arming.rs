@@ -36,7 +36,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Small queues and few buffers: whatever can run out does.
+/// Small queues and few buffers, so all of them run out.
 fn tiny() -> UringOptions {
     UringOptions::new().queue_entries(2, 4).receive_buffers(4, 1)
 }
@@ -45,7 +45,7 @@ fn stats(server: &ServerHandle) -> PollerStats {
     server.stats().pollers
 }
 
-/// IU2: the receive that said EOF is not armed again and again.
+/// The receive that said EOF is not armed again and again.
 pub(crate) fn a_half_closed_connection_that_stays_does_not_spin(t: &Fixture) -> Check {
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
@@ -87,7 +87,8 @@ pub(crate) fn a_half_closed_connection_that_stays_does_not_spin(t: &Fixture) -> 
     Ok(())
 }
 
-/// BP1, at random and with few buffers: what was on its way when a receive was stopped is kept.
+/// At random and with few buffers: bytes that were on their way when a receive was stopped are
+/// kept.
 pub(crate) fn receives_go_on_after_every_pause(t: &Fixture) -> Check {
     const CONNECTIONS: usize = 6;
     const TOTAL: usize = 1 << 20;
@@ -134,7 +135,7 @@ pub(crate) fn receives_go_on_after_every_pause(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// IU2: an error ends one receive, not the one whose slot is next.
+/// An error ends one receive, not the one whose slot is next.
 pub(crate) fn resets_between_receives_leave_the_others_armed(t: &Fixture) -> Check {
     let builder = t.server().pollers(1).poll_mode(PollMode::Never).uring(tiny());
     let server = t.spawn(builder.on_request(echo_frame));
@@ -176,7 +177,7 @@ fn silent(builder: ServerBuilder) -> (ServerBuilder, Arc<Gate>) {
     (builder.on_request(move |conn| take_silently(Arc::clone(&halts), conn)), gate)
 }
 
-/// IU2: both are there before anybody looks, and the data is all that the first receive takes.
+/// Data and end arrive before the poller runs. The first receive takes the data only.
 pub(crate) fn a_reset_right_behind_data_is_noticed(t: &Fixture) -> Check {
     let (builder, gate) = silent(t.gated_server());
     let server = t.spawn(builder);
@@ -195,7 +196,7 @@ pub(crate) fn a_reset_right_behind_data_is_noticed(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// IU2: the connection has come and gone before it is accepted, and left a message.
+/// The connection has come and gone before it is accepted, and left a message.
 pub(crate) fn a_close_before_the_first_receive_is_noticed(t: &Fixture) -> Check {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("socket");
@@ -215,7 +216,7 @@ pub(crate) fn a_close_before_the_first_receive_is_noticed(t: &Fixture) -> Check 
     Ok(())
 }
 
-/// IU1, IU2: those that found no buffer are armed when the end is there already.
+/// Connections that found no buffer are armed when the end has arrived already.
 pub(crate) fn an_end_behind_data_that_waits_for_a_buffer_is_noticed(t: &Fixture) -> Check {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("socket");
@@ -240,7 +241,7 @@ pub(crate) fn an_end_behind_data_that_waits_for_a_buffer_is_noticed(t: &Fixture)
     Ok(())
 }
 
-/// BP1, IU2: receiving goes on after a pause, with bytes and the end waiting in the kernel.
+/// Receiving goes on after a pause, with bytes and the end waiting in the kernel.
 pub(crate) fn an_end_behind_data_that_waits_for_the_reader_is_noticed(t: &Fixture) -> Check {
     const ROUNDS: usize = 10;
     const FIRST: usize = 20_000;
@@ -302,7 +303,7 @@ pub(crate) fn an_end_behind_data_that_waits_for_the_reader_is_noticed(t: &Fixtur
     Ok(())
 }
 
-/// CL7 at any moment: what the ring was about to receive is in the buffer or in the socket.
+/// At any moment: bytes that the ring was about to receive are in the buffer or in the socket.
 pub(crate) fn a_detach_around_the_peers_end_loses_no_byte(t: &Fixture) -> Check {
     let mut random = t.random();
     let tuning = Tuning { input_watermarks: (1000, 10_000), ..Tuning::default() };

@@ -1,7 +1,7 @@
 //! Receive buffers of a ring: running out of them, lending them, and their two sizes.
 //!
-//! A connection that finds no buffer waits and loses nothing; a buffer in the user's hands is
-//! nobody else's until it is dropped; a stream gets larger ones.
+//! A connection that finds no buffer waits and loses nothing. A buffer that the user holds is not
+//! reused until it is dropped. A stream gets larger buffers.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -81,7 +81,7 @@ fn served(server: &ServerHandle, count: usize) -> Check<Vec<TcpStream>> {
     Ok(peers)
 }
 
-/// IU1: two buffers, two hundred connections that all have data at once.
+/// Two buffers, two hundred connections that all have data at once.
 pub(crate) fn connections_that_find_no_buffer_lose_nothing(t: &Fixture) -> Check {
     const COUNT: usize = 200;
     let (server, gate) = gated_server(t, two_buffers());
@@ -102,7 +102,7 @@ pub(crate) fn connections_that_find_no_buffer_lose_nothing(t: &Fixture) -> Check
     Ok(())
 }
 
-/// IU1: first starved, first served.
+/// First starved, first served.
 pub(crate) fn connections_that_find_no_buffer_are_served_in_order(t: &Fixture) -> Check {
     const COUNT: usize = 64;
     /// How far a connection may fall behind its place: the kernel looks at so many sockets in one
@@ -132,7 +132,7 @@ pub(crate) fn connections_that_find_no_buffer_are_served_in_order(t: &Fixture) -
         for (tag, mut peer) in peers.iter().enumerate() {
             let handle = handle_of(&handles, peer)?;
             peer.write_all(&frame(tag, 100))?;
-            // Arrived before the next one leaves: so the kernel knows the order as we do.
+            // Each frame arrives before the next is sent, so the kernel has them in this order.
             let arrived = || handle.with_fd(|fd| rustix::io::ioctl_fionread(fd) == Ok(104));
             eventually("the frame arrives", || arrived().unwrap_or(false));
         }
@@ -153,7 +153,7 @@ pub(crate) fn connections_that_find_no_buffer_are_served_in_order(t: &Fixture) -
     Ok(())
 }
 
-/// IU1 against BP3: a stream that could fill every buffer takes its turn like the others.
+/// A stream that could fill every buffer gets no more than its share.
 pub(crate) fn floods_leave_buffers_to_the_others(t: &Fixture) -> Check {
     let builder = t.gated_server().uring(two_buffers());
     let server = t.spawn(builder.on_request(|mut conn: Connection| async move {
@@ -193,7 +193,7 @@ pub(crate) fn floods_leave_buffers_to_the_others(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// IU1 with IU4: half closed, reset, and closed by us, all of them starved.
+/// Half closed, reset, and closed by this side, all of them without a buffer.
 pub(crate) fn connections_may_end_while_they_wait_for_a_buffer(t: &Fixture) -> Check {
     const COUNT: usize = 90;
     let (server, gate, handles) = watched_server(t);
@@ -229,7 +229,7 @@ pub(crate) fn connections_may_end_while_they_wait_for_a_buffer(t: &Fixture) -> C
     Ok(())
 }
 
-/// IU1: those at the head of the queue are gone when their turn comes.
+/// Those at the head of the queue are gone when their turn comes.
 pub(crate) fn closed_connections_do_not_use_up_the_turns_of_others(t: &Fixture) -> Check {
     const COUNT: usize = 40;
     let (server, gate, handles) = watched_server(t);
@@ -257,7 +257,7 @@ pub(crate) fn closed_connections_do_not_use_up_the_turns_of_others(t: &Fixture) 
     Ok(())
 }
 
-/// IU2: the end comes after the data although the data had to wait.
+/// The end comes after the data although the data had to wait.
 pub(crate) fn ends_behind_data_wait_for_a_buffer_as_well(t: &Fixture) -> Check {
     const COUNT: usize = 100;
     const SIZE: usize = 20_000;
@@ -337,7 +337,7 @@ pub(crate) fn a_stream_moves_to_large_buffers_and_back(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// IU1 among the large ones, with requests between the streams.
+/// With large buffers, and requests between the streams.
 pub(crate) fn streams_that_outnumber_the_large_buffers_arrive_whole(t: &Fixture) -> Check {
     const STREAMS: usize = 8;
     let options = UringOptions::new().receive_buffers(4, 1);
@@ -407,7 +407,7 @@ fn assert_kept(kept: &[Slice]) {
     }
 }
 
-/// IU3: a slow holder takes memory, not a place in the ring.
+/// A slow holder takes memory, not a place in the ring.
 pub(crate) fn lent_buffers_keep_their_bytes_while_others_are_served(t: &Fixture) -> Check {
     const KEPT: usize = 200;
     let (server, kept) = keeping_server(t);
@@ -437,7 +437,7 @@ pub(crate) fn lent_buffers_keep_their_bytes_while_others_are_served(t: &Fixture)
     Ok(())
 }
 
-/// IU3: memory of a ring lives as long as the last slice of it.
+/// Memory of a ring lives as long as the last slice of it.
 pub(crate) fn lent_buffers_outlive_their_connections_and_their_ring(t: &Fixture) -> Check {
     const KEPT: usize = 50;
     let (server, kept) = keeping_server(t);
@@ -459,7 +459,7 @@ pub(crate) fn lent_buffers_outlive_their_connections_and_their_ring(t: &Fixture)
     Ok(())
 }
 
-/// IU3: returned from anywhere, while the poller takes and lends.
+/// Returned from anywhere, while the poller takes and lends.
 pub(crate) fn lent_buffers_dropped_on_other_threads_are_free_again(t: &Fixture) -> Check {
     const EACH: usize = 200;
     let (ends, droppers): (Vec<_>, Vec<_>) = (0..3)

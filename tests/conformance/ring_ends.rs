@@ -1,7 +1,8 @@
 //! Ends of connections, rings and processes with operations in flight.
 //!
-//! A completion may come after its connection is gone, and its fd and its slot belong to another:
-//! nobody ever gets a byte that is not theirs, and nothing is kept, not by a child process either.
+//! A completion may come after its connection has ended, when its fd and its slot belong to another
+//! connection. No connection receives a byte of another one, and nothing is kept open, not by a
+//! child process either.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -60,7 +61,7 @@ fn request(then: Then, tag: usize, size: usize, body: usize) -> Vec<u8> {
     bytes
 }
 
-/// Checks a request and does what it asks for. A byte of somebody else is a panic.
+/// Checks a request and carries it out. Panics at a byte of another connection.
 async fn obey(mut conn: Connection) -> Result<()> {
     let head = conn.next(13).await?;
     let word =
@@ -88,7 +89,8 @@ fn obedient_server(t: &Fixture) -> ServerHandle {
     t.spawn(t.server().backend(t.mount().with_small_queues()).uring(tiny()).on_request(obey))
 }
 
-/// Reads to the end, of whatever kind; returns how much of the answer to `tag` came before.
+/// Reads to the end of the stream or to a reset. Returns how much of the answer to `tag` came
+/// before.
 fn read_rest(mut peer: &TcpStream, tag: usize, mut at: usize) -> Check<usize> {
     let mut bytes = [0; 16 << 10];
     loop {
@@ -136,7 +138,7 @@ fn live_once(addr: SocketAddr, tag: usize, random: &mut Random) -> Check {
     Ok(())
 }
 
-/// IU4: every byte that anybody receives is of their own connection.
+/// Every byte that a connection receives belongs to it.
 pub(crate) fn reused_fds_and_slots_never_mix_connections(t: &Fixture) -> Check {
     const THREADS: usize = 4;
     let server = obedient_server(t);
@@ -158,7 +160,7 @@ pub(crate) fn reused_fds_and_slots_never_mix_connections(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// IU4 at the client's end: dials take the fds of those that are just closing.
+/// At the client's end: dials take the fd numbers of connections that are just closing.
 pub(crate) fn clients_that_end_with_operations_in_flight_never_mix_connections(
     t: &Fixture,
 ) -> Check {
@@ -224,7 +226,6 @@ async fn dial_once(dialer: &Dialer, addr: &str, tag: usize, random: &mut Random)
     Ok(())
 }
 
-/// IU5.
 pub(crate) fn what_was_flushed_before_a_close_arrives_at_any_size(t: &Fixture) -> Check {
     let server = obedient_server(t);
     let mut sizes = vec![1, 2, 1000, 65_535, 65_536, 65_537, 300_000, 1 << 20, 4 << 20];
@@ -255,7 +256,7 @@ pub(crate) fn what_was_flushed_before_a_close_arrives_at_any_size(t: &Fixture) -
     Ok(())
 }
 
-/// IU6: one poller, many connections, and sends of which the socket takes a part.
+/// One poller, many connections, and sends of which the socket takes a part.
 pub(crate) fn partial_sends_to_slow_readers_stay_in_order(t: &Fixture) -> Check {
     const READERS: usize = 32;
     const TOTAL: usize = 400_000;
@@ -397,7 +398,7 @@ fn loaded(t: &Fixture) -> Check<(ServerHandle, Arc<AtomicBool>, Vec<Outcome<usiz
     Ok((server, stop, loads))
 }
 
-/// IU13, exec: everything is close-on-exec.
+/// Every descriptor is close-on-exec.
 pub(crate) fn an_executed_child_inherits_no_ring_and_no_listener(t: &Fixture) -> Check {
     let (server, stop, loads) = loaded(t)?;
     let mut sleep = Command::new("sleep");
@@ -428,7 +429,7 @@ pub(crate) fn an_executed_child_inherits_no_ring_and_no_listener(t: &Fixture) ->
     Ok(())
 }
 
-/// IU13, fork: the child's copies of our memory and fds change nothing for us.
+/// Copies of memory and descriptors in a forked child do not affect the parent.
 pub(crate) fn a_forked_child_disturbs_nothing_and_maps_no_ring(t: &Fixture) -> Check {
     let (server, stop, loads) = loaded(t)?;
     let children: Vec<_> = (0..3).map(|_| Forked::sleeping()).collect::<std::io::Result<_>>()?;
@@ -481,7 +482,7 @@ impl Drop for Forked {
     }
 }
 
-/// IU13: no accept in flight, no ring on its way out, holds a port.
+/// Neither an accept in flight nor a ring that is being torn down holds a port.
 pub(crate) fn a_port_is_free_again_as_soon_as_its_server_has_ended(t: &Fixture) -> Check {
     let first = t.server().on_request(echo_frame).bind("127.0.0.1:0")?.spawn()?;
     let addr = addr_of(&first);

@@ -67,7 +67,7 @@ pub(crate) fn unix_sockets_are_served_whatever_is_asked_of_sends(t: &Fixture) ->
     let server = t.spawn_bound(server);
     let mut peer = UnixStream::connect(&path)?;
     bound_unix(&peer)?;
-    // The last fills the socket, so that the backend sends the rest whoever flushed.
+    // The last frame fills the socket, so the backend sends the rest, for every kind of flush.
     for size in [1, 5000, 1 << 20] {
         peer.write_all(&frame(size, size))?;
         expect_frame(&peer, size, size)?;
@@ -76,7 +76,7 @@ pub(crate) fn unix_sockets_are_served_whatever_is_asked_of_sends(t: &Fixture) ->
     Ok(())
 }
 
-/// Multipath TCP is TCP to us, and the kernel refuses to send over it without a copy.
+/// The library treats Multipath TCP as TCP. The kernel refuses zero-copy sends on it.
 pub(crate) fn sends_that_the_kernel_refuses_without_a_copy_are_made_with_one(t: &Fixture) -> Check {
     let listener = match mptcp() {
         Ok(listener) => listener,
@@ -177,7 +177,7 @@ async fn obey(mut conn: ringpoll::Connection) -> ringpoll::Result<()> {
 /// Lengths from here on ask for a frame and a close.
 const ASK: usize = 16 << 20;
 
-/// CN18: 64 requests in flight on each of four connections' worth of rounds.
+/// 64 requests in flight on each of four connections' worth of rounds.
 fn pipelined(peer: &TcpStream, mut random: Random) -> Check {
     for round in 0..8 {
         let sizes: Vec<_> = (0..64).map(|_| random.within(0..2500)).collect();
@@ -208,7 +208,6 @@ fn crowd(server: &ServerHandle, mut random: Random) -> Check {
     Ok(())
 }
 
-/// IU5.
 fn flushed_and_closed(server: &ServerHandle) -> Check {
     for size in [1, 5000, 300_000] {
         let mut peer = dial(server)?;

@@ -28,7 +28,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Small queues and few buffers: whatever can run out does.
+/// Small queues and few buffers, so all of them run out.
 fn tiny() -> UringOptions {
     UringOptions::new().queue_entries(2, 4).receive_buffers(4, 1)
 }
@@ -64,7 +64,7 @@ fn burst(server: &ServerHandle, gate: &Gate, peers: &[TcpStream], rounds: usize)
     Ok(())
 }
 
-/// IU7: two hundred answers, two entries.
+/// Two hundred answers, two entries.
 pub(crate) fn a_submission_queue_of_two_entries_loses_nothing(t: &Fixture) -> Check {
     let options = UringOptions::new().queue_entries(2, 1024);
     let (server, gate) = gated_server(t, options);
@@ -81,7 +81,7 @@ pub(crate) fn a_submission_queue_of_two_entries_loses_nothing(t: &Fixture) -> Ch
     Ok(())
 }
 
-/// IU7: hundreds of completions, room for four.
+/// Hundreds of completions, room for four.
 pub(crate) fn an_overflowing_completion_queue_loses_nothing(t: &Fixture) -> Check {
     let (server, gate) = gated_server(t, UringOptions::new().queue_entries(4, 4));
     let peers: Vec<_> = (0..200).map(|_| dial(&server)).collect::<Check<_>>()?;
@@ -94,7 +94,7 @@ pub(crate) fn an_overflowing_completion_queue_loses_nothing(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// IU7 at the listener: a connection whose completion was set aside is not forgotten.
+/// At the listener: a connection whose completion was set aside is not forgotten.
 pub(crate) fn accepts_that_overflow_the_completion_queue_are_served(t: &Fixture) -> Check {
     const COUNT: usize = 300;
     let (server, gate) = gated_server(t, tiny());
@@ -114,12 +114,12 @@ pub(crate) fn accepts_that_overflow_the_completion_queue_are_served(t: &Fixture)
         drop(peers);
         left_with(&server, 0);
     }
-    // The three who closed the gate as well.
+    // The three connections that blocked the gate are included.
     assert_eq!(server.stats().accepted, 3 * (COUNT as u64 + 1));
     Ok(())
 }
 
-/// IU2, IU7: an EOF or a reset that was set aside still ends its connection.
+/// An EOF or a reset that was set aside still ends its connection.
 pub(crate) fn ends_that_overflow_the_completion_queue_are_seen(t: &Fixture) -> Check {
     const COUNT: usize = 200;
     let (server, gate) = gated_server(t, tiny());
@@ -174,7 +174,7 @@ pub(crate) fn timers_fire_beside_an_overflowing_completion_queue(t: &Fixture) ->
     Ok(())
 }
 
-/// The client's end of IU7: connects, receives and sends through queues of two and four.
+/// At the client's end: connects, receives and sends through queues of two and four.
 pub(crate) fn dials_through_tiny_queues_all_succeed(t: &Fixture) -> Check {
     const AT_ONCE: usize = 100;
     let server = t.spawn(t.server().on_request(echo_frame));
@@ -208,7 +208,7 @@ pub(crate) fn dials_through_tiny_queues_all_succeed(t: &Fixture) -> Check {
     end_empty(&group)
 }
 
-/// IU12, as many as the process may have: both ends are in it.
+/// As many as the process may have: both ends are in it.
 pub(crate) fn thousands_of_connections_share_a_small_buffer_ring(t: &Fixture) -> Check {
     const SPARE_FDS: usize = 500;
     let wanted = if cfg!(debug_assertions) { 2000 } else { 10_000 };

@@ -27,7 +27,6 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// SV6.
 pub(crate) fn serve_returns_ok_after_shutdown(t: &Fixture) -> Check {
     let server = t.server().on_request(echo).bind("127.0.0.1:0")?;
     let handle = server.handle();
@@ -41,7 +40,7 @@ pub(crate) fn serve_returns_ok_after_shutdown(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// SV6: a listener that stops listening is an error of serve.
+/// A listener that stops listening is an error of serve.
 pub(crate) fn serve_returns_an_error_when_the_listener_dies(t: &Fixture) -> Check {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let same_socket = listener.try_clone()?;
@@ -84,7 +83,6 @@ pub(crate) fn a_server_that_never_serves_leaves_nothing(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// SV5.
 pub(crate) fn running_out_of_fds_pauses_accepting_and_recovers(t: &Fixture) -> Check {
     const CLIENTS: usize = 20;
     // Before the server starts: an accept in a ring keeps to the limit that it was armed under.
@@ -118,7 +116,6 @@ pub(crate) fn running_out_of_fds_pauses_accepting_and_recovers(t: &Fixture) -> C
     Ok(())
 }
 
-/// SV11.
 pub(crate) fn the_connection_limit_refuses_politely_and_recovers(t: &Fixture) -> Check {
     let server = t.spawn(t.server().connections_max(2).on_request(echo));
     let first = dial(&server)?;
@@ -175,13 +172,13 @@ pub(crate) fn statistics_tell_what_happened(t: &Fixture) -> Check {
         }
     }
     eventually("every run is counted", || server.stats().handler_runs >= 20);
-    // Counted when the call returns, which may be after we have the bytes.
+    // Bytes are counted when the send returns, which may be after the client has received them.
     eventually("every byte is counted", || server.stats().pollers.sent_bytes == 2000);
     let stats = server.stats();
     assert_eq!((stats.accepted, stats.open, stats.refused), (4, 4, 0));
     assert_eq!(stats.pollers.received_bytes, 2000);
     assert_eq!((stats.pollers.connections, stats.pollers.accepts), (4, 4));
-    // What is counted where depends on who talks to the kernel, and how.
+    // The backend determines which counts change.
     let (calls, pollers) = (stats.pollers.system_calls(), &stats.pollers);
     let (receives, sends) = match stats.backend {
         Backend::Epoll => (pollers.receive_calls, pollers.send_calls),
@@ -200,7 +197,7 @@ pub(crate) fn statistics_tell_what_happened(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// Settings change who does the work, not the result.
+/// Settings change which thread does the work, not the result.
 pub(crate) fn every_balance_and_poll_mode_serves(t: &Fixture) -> Check {
     for balance in [Balance::RoundRobin, Balance::Random, Balance::LeastConnections] {
         for poll_mode in [PollMode::Adaptive, PollMode::Always, PollMode::Never] {

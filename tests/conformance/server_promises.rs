@@ -1,5 +1,5 @@
-//! Promises of a server about ends and about time: a peer that has gone is let go of, a timer fires
-//! only for those who have nothing, and threads end.
+//! Promises of a server about ends and timeouts: connections of ended peers close, a timer fires
+//! only if no byte has arrived, and threads end.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};

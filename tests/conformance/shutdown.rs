@@ -1,4 +1,4 @@
-//! Shutdown: no newcomers, no idle connections, then no busy ones, and then no threads.
+//! Shutdown: new connections are refused, idle ones close, busy ones end, and threads end.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -33,7 +33,6 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// SV1.
 pub(crate) fn shutdown_closes_idle_connections_at_once(t: &Fixture) -> Check {
     let server = t.echo_server();
     let used = dial(&server)?;
@@ -70,7 +69,6 @@ fn gated(t: &Fixture, count: usize) -> Check<(ServerHandle, Arc<Semaphore>, Vec<
     Ok((server, gate, peers))
 }
 
-/// SV2.
 pub(crate) fn shutdown_reports_busy_handlers_and_succeeds_when_they_end(t: &Fixture) -> Check {
     let (server, gate, peers) = gated(t, 10)?;
     let start = Instant::now();
@@ -132,7 +130,6 @@ pub(crate) fn shutdown_waits_for_submitted_output_and_then_closes(t: &Fixture) -
     Ok(())
 }
 
-/// SV3.
 pub(crate) fn silent_clients_do_not_hold_up_a_shutdown(t: &Fixture) -> Check {
     let server = t.echo_server();
     let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
@@ -282,7 +279,7 @@ pub(crate) fn shutting_down_a_poller_group_closes_its_connections(t: &Fixture) -
     Ok(())
 }
 
-/// The group is ended before the server that uses it, which nobody ends any more.
+/// The group ends before the server that uses it. The server itself is never shut down.
 pub(crate) fn a_server_whose_pollers_were_shut_down_leaves_nothing(t: &Fixture) -> Check {
     let group = Pollers::builder().backend(t.mount().backend).count(2).build()?;
     let server = t.server().use_pollers(group.clone()).on_request(echo);

@@ -69,8 +69,7 @@ fn request(id: u32, total: usize, piece: usize, ending: Ending) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
 
-/// Sends the stream that is asked for. Anything but one request is a panic: there is nobody who
-/// could have sent it.
+/// Sends the requested stream. Panics at any input but one request, because no client sends any.
 async fn stream(mut conn: Connection) -> Result<()> {
     let head = conn.next(16).await?;
     let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
@@ -178,8 +177,8 @@ impl Closer {
     }
 }
 
-/// Rule 8: descriptors are given up with sends in flight, by either side, and taken at once by
-/// those who come; nobody gets a byte that was meant for the one before.
+/// Connections close with sends in flight, on either side, and new connections reuse their
+/// descriptors at once. No connection receives a byte of the earlier owner.
 pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixture) -> Check {
     const LIVES: u32 = if cfg!(debug_assertions) { 800 } else { 12_000 };
     const THREADS: u32 = 6;
@@ -213,12 +212,12 @@ pub(crate) fn descriptors_reused_under_load_never_carry_bytes_of_others(t: &Fixt
     Ok(())
 }
 
-/// Rule 8 at the client's end: a dial takes the descriptor of one that was just closed, and its
+/// At the client's end: a dial takes the descriptor of a connection that was just closed, and its
 /// server must not see what that one had still to send.
 pub(crate) fn clients_closed_with_sends_in_flight_never_send_to_others(t: &Fixture) -> Check {
     const LIVES: u32 = if cfg!(debug_assertions) { 600 } else { 8000 };
     const TASKS: u32 = 4;
-    // Reads a stream, whoever's it is, and checks that it stays that one's.
+    // Reads a stream, and checks that all of it belongs to one client.
     let server = t.spawn(t.server().on_connect(|mut conn| async move {
         let id = u32::from_be_bytes(conn.next(4).await?[..4].try_into().expect("four bytes"));
         let mut at = 0;
@@ -292,7 +291,7 @@ fn with_stuck(builder: ServerBuilder, t: &Fixture, count: usize) -> Check<(Serve
     let (prepared, handles) = channel();
     let builder = builder
         .on_prepare(move |handle| {
-            // Of those that come later nobody wants to know.
+            // Fails for later connections, which the test does not use.
             let _ = prepared.send(handle.clone());
             Ok(())
         })
@@ -335,7 +334,7 @@ impl Stuck {
     }
 }
 
-/// BP3: many more of them than the ring has entries, and the others are served.
+/// Many more of them than the ring has entries, and the others are served.
 pub(crate) fn stuck_sends_hold_up_nobody_on_their_ring(t: &Fixture) -> Check {
     let (server, stuck) = with_stuck(builder(t, crowded(t)), t, 40)?;
     let peers: Vec<_> = (0..20).map(|_| dial(&server)).collect::<Check<_>>()?;
@@ -379,7 +378,7 @@ pub(crate) fn aborting_stuck_sends_all_at_once_leaves_nothing(t: &Fixture) -> Ch
     Ok(())
 }
 
-/// IU7, BP3: many more sends in the kernel than it has room to tell of, and large answers to others
+/// Many more sends in the kernel than it has room to tell of, and large answers to others
 /// in between; then all of them are taken at once.
 pub(crate) fn stuck_sends_that_outnumber_the_queues_starve_nobody(t: &Fixture) -> Check {
     const STUCK: usize = 40;
@@ -492,7 +491,7 @@ pub(crate) fn groups_made_and_dropped_in_a_row_leave_nothing(t: &Fixture) -> Che
         match round % 4 {
             0 => group.shutdown()?,
             1 => drop(conn),
-            // Submitted, and nobody waits for it.
+            // Submits without waiting.
             2 => {
                 conn.write(marked(round, 10_000, 100_000))?;
                 conn.submit()?;

@@ -1,5 +1,5 @@
-//! Kernel threads that sleep and wake: nobody waits for one that sleeps, one without work takes no
-//! CPU, and while there is work nobody makes a system call.
+//! Kernel threads that sleep and wake: no operation waits for a sleeping one, an idle one takes no
+//! CPU time, and while there is work no thread makes a system call.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -48,7 +48,6 @@ fn builder(t: &Fixture, options: SqpollOptions) -> ServerBuilder {
     t.server().backend(Backend::Sqpoll(options)).pollers(1)
 }
 
-/// IU8.
 pub(crate) fn requests_that_come_while_everything_sleeps_are_answered(t: &Fixture) -> Check {
     let server = t.spawn(builder(t, drowsy(t)).on_request(echo_frame));
     let peers: Vec<_> = (0..4).map(|_| dial(&server)).collect::<Check<_>>()?;
@@ -86,7 +85,8 @@ async fn flush_on_demand(
 }
 
 impl Flusher {
-    /// With what `place` makes of a connection, the demands, and who to tell.
+    /// `place` gets the bytes to flush and reports each flush; it returns the peer of the
+    /// connection.
     fn new(
         place: impl FnOnce(UnboundedReceiver<u8>, std::sync::mpsc::Sender<()>) -> Check<TcpStream>,
     ) -> Check<Flusher> {
@@ -95,7 +95,7 @@ impl Flusher {
         Ok(Flusher { peer: place(demanded, tell)?, demands, flushed })
     }
 
-    /// A flush of a byte that everybody sleeps through; returns how many were woken for it.
+    /// Flushes a byte while all kernel threads sleep. Returns how many of them were woken.
     fn flush_once(&self, byte: u8, stats: impl Fn() -> PollerStats) -> Check<u64> {
         let_kernel_threads_sleep();
         let before = stats();
@@ -126,7 +126,7 @@ fn in_a_handler(t: &Fixture, placement: Placement) -> Check<u64> {
     (0..SLEEPS).map(|byte| flusher.flush_once(byte, || server.stats().pollers)).sum()
 }
 
-/// IU8 from a thread that is no task of anybody's.
+/// From a thread that runs no task.
 pub(crate) fn a_blocking_flush_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let (conn, peer) = t.client()?;
     let mut conn = blocking::Connection::new(conn);
@@ -142,7 +142,7 @@ pub(crate) fn a_blocking_flush_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Ch
     Ok(())
 }
 
-/// IU8 from a task of the user's runtime.
+/// From a task of the user's runtime.
 pub(crate) fn a_flush_of_a_task_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let flusher = Flusher::new(|demanded, tell| {
         let (conn, peer) = t.client()?;
@@ -156,14 +156,14 @@ pub(crate) fn a_flush_of_a_task_wakes_a_sleeping_kernel_thread(t: &Fixture) -> C
     Ok(())
 }
 
-/// IU8 from a worker of the library's.
+/// From a worker of the library.
 pub(crate) fn a_flush_of_a_worker_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let woken = in_a_handler(t, Placement::Pool { workers: 2 })?;
     assert!(woken >= SLEEPS.into(), "of {SLEEPS} flushes {woken} have woken anybody");
     Ok(())
 }
 
-/// IU8 from the poller, which was woken first: by the kernel thread, where that is the one.
+/// From the poller, which was woken first (by the kernel thread, if that thread receives).
 pub(crate) fn a_flush_on_a_poller_wakes_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     let woken = in_a_handler(t, Placement::Inline)?;
     assert!(
@@ -173,7 +173,7 @@ pub(crate) fn a_flush_on_a_poller_wakes_a_sleeping_kernel_thread(t: &Fixture) ->
     Ok(())
 }
 
-/// Rule 15: the moment between the kernel thread's last look and its sleep.
+/// The moment between the last check of the kernel thread and its sleep.
 pub(crate) fn flushes_while_a_kernel_thread_falls_asleep_are_delivered(t: &Fixture) -> Check {
     const ROUNDS: usize = if cfg!(debug_assertions) { 300 } else { 3000 };
     let group = Pollers::builder().backend(Backend::Sqpoll(drowsy(t))).count(1).build()?;
@@ -198,7 +198,8 @@ pub(crate) fn flushes_while_a_kernel_thread_falls_asleep_are_delivered(t: &Fixtu
     end_empty(&group)
 }
 
-/// Rule 15, by every producer: one wakes it, and none relies on another who has not yet.
+/// One of the producers wakes the kernel thread, and none relies on a wake-up that has not
+/// happened.
 pub(crate) fn flushes_of_many_threads_wake_a_sleeping_kernel_thread(t: &Fixture) -> Check {
     const THREADS: usize = 4;
     const ROUNDS: usize = 40;
@@ -256,7 +257,7 @@ pub(crate) fn a_kernel_thread_polls_for_as_long_as_it_was_told(t: &Fixture) -> C
     end_empty(&group)
 }
 
-/// IU8: within a second of the last request, and from then on.
+/// Within a second of the last request, and from then on.
 pub(crate) fn an_idle_server_takes_no_cpu(t: &Fixture) -> Check {
     /// Of the whole process, in a second: a twentieth of a CPU.
     const TICKS_MAX: u64 = 5;
@@ -304,7 +305,6 @@ fn rounds(peers: &[TcpStream], rounds: usize, size: usize) -> Check {
     Ok(())
 }
 
-/// IU11.
 pub(crate) fn a_busy_server_makes_no_system_calls(t: &Fixture) -> Check {
     const PEERS: usize = 100;
     const ROUNDS: usize = 200;
@@ -327,12 +327,12 @@ pub(crate) fn a_busy_server_makes_no_system_calls(t: &Fixture) -> Check {
         calls <= CALLS_MAX,
         "{calls} system calls for {requests} requests, from {before:?} to {after:?}"
     );
-    // One thread of ours, which never waits for itself.
+    // One thread of the test, which never waits for itself.
     assert_eq!(after.pollers.send_contentions, 0);
     Ok(())
 }
 
-/// IU11 for a flusher of its own: a thread that only sends.
+/// For a thread that only sends.
 pub(crate) fn sends_that_need_no_poller_make_no_system_calls(t: &Fixture) -> Check {
     const SENDS: usize = 2000;
     const CALLS_MAX: u64 = 20;

@@ -1,4 +1,4 @@
-//! The named shapes of the engine, its settings, and what it tells about itself.
+//! The presets of the `sqpoll` backend, its settings and its counts.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -128,7 +128,7 @@ pub(crate) fn each_poller_has_a_receive_ring_and_the_send_rings_it_was_told(_: &
             let before = ring_count();
             let group = pollers(options, count).build()?;
             let rings = ring_count() - before;
-            // The shared thread may be a ring's that nobody uses.
+            // The shared thread may belong to an additional ring that is otherwise unused.
             let spare = usize::from(of(SqpollPreset::Shared) == options.send_rings(0));
             assert!((each * count..=each * count + spare).contains(&rings), "{rings}: {options:?}");
             group.shutdown()?;
@@ -407,7 +407,7 @@ pub(crate) fn too_few_cpus_are_warned_of_once(t: &Fixture) -> Check {
 pub(crate) fn the_host_is_said_to_have_it(_: &Fixture) -> Check {
     let found = ringpoll::capabilities();
     assert!(found.sqpoll && !found.sqpoll_reason.is_empty(), "{found:?}");
-    // Never chosen by itself: it takes CPUs that nobody has offered.
+    // `Auto` never selects it, because it occupies CPUs.
     let group = Pollers::builder().backend(Backend::Auto).count(1).build()?;
     assert!(!matches!(group.backend(), Backend::Sqpoll(_)), "{}", group.backend());
     assert_eq!(group.stats().sqpoll_threads, 0);

@@ -82,7 +82,7 @@ fn read_slowly(mut peers: Vec<Peer>, total: usize, mut random: Random) -> Check 
     Ok(())
 }
 
-/// IU6: what the socket did not take stays in front of what comes later.
+/// What the socket did not take stays in front of what comes later.
 pub(crate) fn partial_sends_through_one_ring_stay_in_order(t: &Fixture) -> Check {
     const READERS: u32 = 48;
     const TOTAL: usize = 400_000;
@@ -124,7 +124,8 @@ pub(crate) fn partial_sends_through_one_ring_stay_in_order(t: &Fixture) -> Check
 fn until_a_ring_is_full(server: &ServerHandle, mut round: impl FnMut(usize) -> Check) -> Check {
     const ROUNDS_MIN: usize = 5;
     let (start, mut rounds) = (Instant::now(), 0);
-    // Who is quicker, the flushers or the kernel thread, is not ours to say.
+    // Timing determines whether the flushers fill the ring faster than the kernel thread empties
+    // it.
     while rounds < ROUNDS_MIN || server.stats().pollers.full_send_rings == 0 {
         assert!(start.elapsed() < DEADLINE, "never full: {:?}", server.stats());
         round(rounds)?;
@@ -133,7 +134,7 @@ fn until_a_ring_is_full(server: &ServerHandle, mut round: impl FnMut(usize) -> C
     Ok(())
 }
 
-/// IU7: who finds the ring full sends by itself.
+/// A flush that finds the ring full sends by itself.
 pub(crate) fn sends_through_a_ring_of_one_entry_lose_nothing(t: &Fixture) -> Check {
     const PEERS: usize = 100;
     let server = t.spawn(builder(t, one_ring(t).send_entries(1)).on_request(echo_frame));
@@ -150,7 +151,7 @@ pub(crate) fn sends_through_a_ring_of_one_entry_lose_nothing(t: &Fixture) -> Che
     Ok(())
 }
 
-/// IU6, IU7: the first part is sent by the flusher, the rest by the ring, and both are in pieces.
+/// The first part is sent by the flusher, the rest by the ring, and both are in pieces.
 pub(crate) fn large_sends_through_a_ring_of_one_entry_stay_in_order(t: &Fixture) -> Check {
     const PEERS: u32 = 24;
     const PIECE: usize = 60_000;
@@ -341,7 +342,7 @@ pub(crate) fn a_flush_of_more_slices_than_one_send_takes_stays_whole(t: &Fixture
     Ok(())
 }
 
-/// It ends at once, wakes nobody, and leaves no byte behind.
+/// It completes at once, wakes no thread, and leaves no byte unsent.
 pub(crate) fn a_flush_of_nothing_asks_nothing_of_the_kernel(t: &Fixture) -> Check {
     let (mut conn, peer) = t.client()?;
     let_kernel_threads_sleep();

@@ -1,4 +1,4 @@
-//! Timeouts: never early, never for ever, and a moved deadline wakes who waits.
+//! Timeouts: never early, never missed, and a moved deadline wakes the waiting task.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -63,7 +63,6 @@ fn slowly(
     (stop, stepping)
 }
 
-/// TO1.
 pub(crate) fn a_write_times_out_against_a_slow_reader(t: &Fixture) -> Check {
     let (peer, timed_out) = t.drive(|mut conn| async move {
         conn.set_write_timeout(Some(SHORT));
@@ -88,7 +87,6 @@ pub(crate) fn a_write_times_out_against_a_slow_reader(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// TO2.
 pub(crate) fn a_read_times_out_against_a_slow_writer(t: &Fixture) -> Check {
     let (mut peer, timed_out) = t.drive(|mut conn| async move {
         conn.set_read_timeout(Some(SHORT));
@@ -107,7 +105,6 @@ pub(crate) fn a_read_times_out_against_a_slow_writer(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// TO3.
 pub(crate) fn a_past_deadline_fails_at_once_and_is_cleared_by_none(t: &Fixture) -> Check {
     let (mut peer, done) = t.drive(|mut conn| async move {
         conn.set_read_deadline(Some(Instant::now() - SHORT));
@@ -130,7 +127,6 @@ pub(crate) fn a_past_deadline_fails_at_once_and_is_cleared_by_none(t: &Fixture) 
     Ok(())
 }
 
-/// TO4.
 pub(crate) fn a_deadline_fires_when_it_is_due_and_again_at_once(t: &Fixture) -> Check {
     let (peer, done) = t.drive(|mut conn| async move {
         let (mut late, mut again) = (Vec::new(), Vec::new());
@@ -154,7 +150,7 @@ pub(crate) fn a_deadline_fires_when_it_is_due_and_again_at_once(t: &Fixture) -> 
     Ok(())
 }
 
-/// A host may stop us at any moment, but not at each of several.
+/// A busy host may delay one try, but not each of several.
 fn assert_once_in_time(delays: &[Duration]) {
     let best = delays.iter().min().expect("at least one try");
     assert!(*best < LATE, "late by {delays:?}");
@@ -182,7 +178,6 @@ pub(crate) fn exchanges_in_time_do_not_pile_up_timers(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// TO7.
 pub(crate) fn a_connection_that_timed_out_closes_cleanly(t: &Fixture) -> Check {
     let (mut peer, done) = t.drive(|mut conn| async move {
         conn.set_read_timeout(Some(SHORT));
@@ -199,7 +194,6 @@ pub(crate) fn a_connection_that_timed_out_closes_cleanly(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// TO8.
 pub(crate) fn a_new_timeout_clears_the_deadline(t: &Fixture) -> Check {
     let (mut peer, done) = t.drive(|mut conn| async move {
         conn.set_read_deadline(Some(Instant::now() - SHORT));
@@ -237,7 +231,6 @@ pub(crate) fn a_deadline_overrides_a_timeout(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// TO9.
 pub(crate) fn an_idle_connection_closes_and_a_busy_one_does_not(t: &Fixture) -> Check {
     let idle_time = 6 * SHORT;
     let server = t.spawn(t.server().idle_timeout(idle_time).on_request(echo));
@@ -281,7 +274,6 @@ fn waiting(t: &Fixture) -> Check<(Handle, TcpStream, Outcome<Ended>)> {
     Ok((sent.wait(), peer, ended))
 }
 
-/// TO10.
 pub(crate) fn moving_a_deadline_closer_wakes_a_waiting_read(t: &Fixture) -> Check {
     let (handle, peer, ended) = waiting(t)?;
     let deadline = Instant::now() + SHORT;
@@ -303,7 +295,7 @@ pub(crate) fn moving_a_deadline_closer_wakes_a_waiting_read(t: &Fixture) -> Chec
     Ok(())
 }
 
-/// TO10, the other way.
+/// The opposite order.
 pub(crate) fn moving_a_deadline_away_keeps_a_waiting_read(t: &Fixture) -> Check {
     let (handle, peer, ended) = waiting(t)?;
     let first = Instant::now() + 2 * SHORT;
@@ -322,7 +314,7 @@ pub(crate) fn moving_a_deadline_away_keeps_a_waiting_read(t: &Fixture) -> Check 
     Ok(())
 }
 
-/// TO10 for writes.
+/// The same for writes.
 pub(crate) fn moving_a_write_deadline_wakes_a_waiting_flush(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (peer, ended) = t.drive(|mut conn| async move {
@@ -484,7 +476,7 @@ pub(crate) fn settings_of_the_server_and_dialer_apply(t: &Fixture) -> Check {
     })
 }
 
-/// EV18 with a timeout.
+/// The error is a timeout.
 pub(crate) fn a_timeout_that_a_handler_returns_closes_and_is_reported(t: &Fixture) -> Check {
     let (report, reported) = std::sync::mpsc::channel();
     let server = t.spawn(

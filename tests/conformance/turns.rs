@@ -1,5 +1,5 @@
-//! Turns: one run at a time for each connection, in order, whatever handlers cost and wherever they
-//! move meanwhile.
+//! One run at a time for each connection, in order, for all costs of handlers, and while they
+//! change their placement.
 
 use std::io::Write;
 use std::net::TcpStream;

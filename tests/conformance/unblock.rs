@@ -1,4 +1,4 @@
-//! Synchronous code in handlers: it holds up nobody else, wherever handlers are placed.
+//! Blocking calls in handlers: they delay no other connection, in any placement.
 
 use std::io::Write;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Unix sockets: names of every form, and who may remove a socket file.
+//! Unix sockets: all forms of names, and which server removes a socket file.
 
 use std::fs;
 use std::io::Write;

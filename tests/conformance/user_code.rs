@@ -1,5 +1,5 @@
-//! Code of the user's that the library calls or drops: it may panic, and it may call back. That
-//! costs its own connection at most.
+//! User code that the library calls or drops: it may panic, and it may call the library again. That
+//! ends its own connection at most.
 //!
 //! One table of such pieces, in `pieces.rs`. Each has a trap, which springs once: it panics, or it
 //! calls every method of a handle. Then a connection of the same poller is still served, so is a
@@ -50,7 +50,7 @@ pub(crate) fn a_panicking_waker_costs_its_own_connection_at_most(t: &Fixture) ->
     try_all(t, Deed::Panic, pieces::WAKERS)
 }
 
-/// It closes the connections on their poller, and so wakes whoever waits for them there.
+/// It closes the connections on their poller, and so wakes the tasks that wait for them.
 pub(crate) fn a_forced_shutdown_gets_past_a_panicking_waker(t: &Fixture) -> Check {
     let order = pieces::reads_until_closed;
     let piece = Piece { name: "", place: Place::Order, order, provoke: |_| Ok(()) };
@@ -191,7 +191,7 @@ impl Scene {
 
     /// The trap, in a piece of user code.
     fn spring(&self) {
-        // A second panic during a first one would end the process, whoever is to blame.
+        // A second panic during a first one would end the process.
         if thread::panicking() || !self.is_set.swap(false, Ordering::SeqCst) {
             return;
         }
@@ -303,7 +303,7 @@ async fn serve(mut conn: Connection, scene: Arc<Scene>) -> Result<()> {
     }
 }
 
-/// One row that is being tried: a server of one poller, and who else is connected to it.
+/// The test of one row: a server with one poller, and the other connections to it.
 struct Stage {
     scene: Arc<Scene>,
     server: ServerHandle,
@@ -450,10 +450,11 @@ fn try_piece(t: &Fixture, deed: Deed, piece: &Piece) -> Check {
         stage.check_aftermath()
     }));
     if !matches!(result, Ok(Ok(()))) {
-        // The row has failed. The server may hang for ever, and so may whoever lets go of it last.
+        // The row has failed. The server may hang for ever, and so may the thread that drops it
+        // last.
         scene.permits.add_permits(100);
         thread::spawn(move || {
-            // Nobody is left to tell.
+            // The test has failed already.
             let _ = server.shutdown_forced(Duration::ZERO);
             std::mem::forget(server);
         });

@@ -1,6 +1,6 @@
-//! Wakers that change from poll to poll, as those of a task that moves do: every future of the
-//! library goes on when the waker of its last poll is called, and no other; and one that is dropped
-//! while it waits has taken nothing.
+//! Wakers that change from poll to poll, as those of a migrating task do. A future of the library
+//! calls the waker of its last poll only. A future that is dropped while it waits has consumed
+//! nothing.
 
 use std::future::{Future, poll_fn};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -11,7 +11,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use ringpoll::{Connection, Dialer, LinkBuffer, Mux, Reader as _, unblock};
+use ringpoll::buffer::{Reader as _, Writer as _};
+use ringpoll::{Connection, Dialer, LinkBuffer, Mux, unblock};
 
 use crate::dial::FullBacklog;
 use crate::harness::*;
@@ -394,7 +395,7 @@ const PRODUCERS: &[(&str, OnMux, &[u8])] = &[
 
 fn buffer() -> LinkBuffer {
     let mut buffer = LinkBuffer::new();
-    ringpoll::buffer::Writer::write_copy(&mut buffer, TEXT).expect("memory takes it");
+    buffer.write_copy(TEXT).expect("memory takes it");
     buffer
 }
 
@@ -479,7 +480,7 @@ fn panicking<T>(future: impl Future<Output = T>, mut waits: impl FnMut()) -> T {
     }
 }
 
-/// Each time there is somebody else who has to be woken after it, by the same thread.
+/// Each time, the same thread has to wake another task after it.
 pub(crate) fn a_waker_that_panics_harms_nobody_else(t: &Fixture) -> Check {
     let (mut conn, mut peer) = t.client()?;
     let send = || std::io::Write::write_all(&mut peer, TEXT).expect("it is open");

@@ -39,7 +39,6 @@ const FLUSHES: usize = 129;
 const FLUSH_BYTES: usize = if cfg!(debug_assertions) { 128 << 10 } else { 2 << 20 };
 const MESSAGE_BYTES_MAX: usize = if cfg!(debug_assertions) { 8 << 20 } else { 128 << 20 };
 
-/// CN7, first half.
 pub(crate) fn a_flush_waits_for_a_peer_that_does_not_read_and_then_drains(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (peer, wrote) = t.drive(|mut conn| async move {
@@ -63,7 +62,6 @@ pub(crate) fn a_flush_waits_for_a_peer_that_does_not_read_and_then_drains(t: &Fi
     Ok(())
 }
 
-/// CN7, second half.
 pub(crate) fn closing_ends_a_flush_that_waits(t: &Fixture) -> Check {
     let (sends, sent) = outcome();
     let (peer, wrote) = t.drive(|mut conn| async move {
@@ -89,7 +87,6 @@ pub(crate) fn closing_ends_a_flush_that_waits(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN11.
 pub(crate) fn messages_of_every_size_come_back_equal(t: &Fixture) -> Check {
     let tuning = Tuning { read_bytes_max: MESSAGE_BYTES_MAX, ..Tuning::default() };
     let (mut peer, echoed) = t.drive_tuned(tuning, |mut conn| async move {
@@ -117,7 +114,6 @@ pub(crate) fn messages_of_every_size_come_back_equal(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN12.
 pub(crate) fn large_messages_ping_pong(t: &Fixture) -> Check {
     const SIZE: usize = 16 << 10;
     const ROUNDS: usize = 200;
@@ -136,7 +132,7 @@ pub(crate) fn large_messages_ping_pong(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// CN16, and: Ok from flush and an immediate close lose nothing.
+/// Ok from flush and an immediate close lose nothing.
 pub(crate) fn what_was_flushed_before_the_close_arrives_whole(t: &Fixture) -> Check {
     for size in [1, 27_260, 300_000] {
         let (peer, wrote) = t.drive(move |mut conn| async move {
@@ -193,7 +189,7 @@ pub(crate) fn submit_sends_without_being_awaited(t: &Fixture) -> Check {
     Ok(())
 }
 
-/// LB1 and LB4 on a connection: an ack covers all that was reserved since the last one.
+/// A commit covers all that was reserved since the last one.
 pub(crate) fn reserved_bytes_are_zero_and_commit_keeps_the_first(t: &Fixture) -> Check {
     let (peer, wrote) = t.drive(|mut conn| async move {
         // Dirty memory first, so that a recycled block would show.
@@ -220,7 +216,6 @@ pub(crate) fn reserved_bytes_are_zero_and_commit_keeps_the_first(t: &Fixture) ->
     Ok(())
 }
 
-/// LB3 on a connection.
 pub(crate) fn committing_more_than_was_reserved_is_invalid(t: &Fixture) -> Check {
     let (peer, wrote) = t.drive(|mut conn| async move {
         conn.reserve(4)?.copy_from_slice(b"four");
@@ -238,7 +233,6 @@ pub(crate) fn committing_more_than_was_reserved_is_invalid(t: &Fixture) -> Check
     Ok(())
 }
 
-/// LB11/LB12 on a connection (WriteDirect).
 pub(crate) fn insert_places_bytes_inside_the_reservation(t: &Fixture) -> Check {
     let (peer, wrote) = t.drive(|mut conn| async move {
         conn.write_copy(b"<")?;
@@ -298,7 +292,7 @@ pub(crate) fn large_writes_by_reference_leave_the_slice_usable(t: &Fixture) -> C
     Ok(())
 }
 
-/// LB7 on a connection: what a link buffer holds, flushed first.
+/// Of a link buffer, the flushed bytes come first.
 pub(crate) fn append_moves_a_link_buffer_in_order(t: &Fixture) -> Check {
     let (mut peer, wrote) = t.drive(|mut conn| async move {
         let mut buffer = LinkBuffer::new();
@@ -380,7 +374,7 @@ async fn write_somehow(
     }
 }
 
-/// Half-close from our side: FIN comes after the last byte, and reading goes on.
+/// Half-close by this side: FIN comes after the last byte, and reading continues.
 pub(crate) fn shutdown_write_sends_everything_and_then_fin(t: &Fixture) -> Check {
     let (mut peer, wrote) = t.drive(|mut conn| async move {
         conn.write(pattern(0, 200_000))?;
@@ -430,7 +424,7 @@ fn exchange_at_once(peer: &TcpStream, total: usize) -> Check {
     Ok(())
 }
 
-/// A flush that nobody waits for any more still happens, once and in order.
+/// A flush whose future was dropped still happens, once and in order.
 pub(crate) fn dropping_a_waiting_flush_loses_no_byte(t: &Fixture) -> Check {
     const COUNT: usize = 100;
     let (peer, wrote) = t.drive(|mut conn| async move {

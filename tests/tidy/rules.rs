@@ -1,9 +1,10 @@
-//! The checks. Each takes the project, returns one line a finding, and is shown to find below.
+//! The checks. Each takes the project and returns one line for each finding. The tests below show
+//! that each check can fail.
 
 use crate::modules::{CRATES, Lint, Tree, join};
 use crate::source::{Project, Source, closing, identifier, item_block, words};
 
-/// Who may import whom: a module, and the paths it may take. Leaves are free to all.
+/// Each module, and the paths that it may import. All modules may import the leaves.
 pub(crate) struct ImportTable {
     pub(crate) leaves: &'static [&'static str],
     pub(crate) modules: &'static [(&'static str, &'static [&'static str])],
@@ -33,7 +34,7 @@ pub(crate) fn imports(project: &Project, table: &ImportTable) -> Vec<String> {
     findings
 }
 
-/// The declarations and the files of the library are the same.
+/// Each declared module has a file, and each file is declared.
 pub(crate) fn module_files(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for root in CRATES {
@@ -49,8 +50,8 @@ pub(crate) fn module_files(project: &Project) -> Vec<String> {
     findings
 }
 
-/// Outside of the library there is only its public API: no file of `src/` is compiled a second
-/// time. Inside of it, a path may lead to a list of operations that tests and fuzzers share.
+/// Code outside the library uses its public API: no other crate compiles a file of `src/`. The
+/// library itself may include a file of `tests/` that tests and fuzzers share.
 pub(crate) fn borrowed_files(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in &project.sources {
@@ -72,7 +73,7 @@ pub(crate) fn borrowed_files(project: &Project) -> Vec<String> {
     findings
 }
 
-/// `unsafe` stands where it may, and in every other file the compiler forbids it.
+/// `unsafe` stands only where it may, and every other file forbids it by a lint.
 pub(crate) fn unsafe_code(project: &Project, may_be_in: &[&str]) -> Vec<String> {
     let is_allowed = |path: &str| may_be_in.iter().any(|place| path.starts_with(place));
     let mut findings = Vec::new();
@@ -198,7 +199,7 @@ fn functions(source: &Source) -> Vec<(usize, String, usize)> {
         .collect()
 }
 
-/// What is left undone, and what may panic where a sentence should say why it cannot.
+/// Marks of unfinished code, and `unwrap` where `expect` should state the invariant.
 pub(crate) fn unfinished(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in project.sources.iter().filter(|source| is_shipped(&source.path)) {
@@ -216,7 +217,7 @@ pub(crate) fn unfinished(project: &Project) -> Vec<String> {
     findings
 }
 
-/// A file says what it is before it says anything else.
+/// A file begins with its module docs.
 pub(crate) fn module_docs(project: &Project) -> Vec<String> {
     let mut findings = Vec::new();
     for source in project.sources.iter().filter(|source| is_shipped(&source.path)) {
@@ -276,22 +277,6 @@ fn shell_lines(markdown: &str) -> impl Iterator<Item = &str> {
         .flat_map(str::lines)
         .map(|line| line.trim().trim_start_matches("$ "))
         .filter(|line| !line.is_empty())
-}
-
-/// Words that speak about how the project was made instead of what it is.
-pub(crate) fn foreign_words(project: &Project, foreign: &[&str]) -> Vec<String> {
-    let sources = project.sources.iter().map(|source| (&source.path, &source.text));
-    let texts = project.texts.iter().map(|(path, text)| (path, text));
-    let mut findings = Vec::new();
-    for (path, text) in sources.chain(texts) {
-        for (index, line) in text.lines().enumerate() {
-            let line = line.to_lowercase();
-            for word in foreign.iter().filter(|word| words(&line, word).next().is_some()) {
-                findings.push(format!("{path}:{}: `{word}`", index + 1));
-            }
-        }
-    }
-    findings
 }
 
 /// Code that users run: the library, its bridges, the bench program; not their tests.
@@ -493,13 +478,5 @@ mod tests {
         assert_eq!(found(readme, "cargo fmt\ncargo test\n"), 1);
         assert_eq!(found(&readme.replace("cargo test", "cargo test --all"), "cargo test"), 1);
         assert_eq!(found("```rust\nfn main() {}\n```\n\n```sh\ncargo run\n```", "cargo test"), 1);
-    }
-
-    #[test]
-    fn a_foreign_word_is_found_as_a_word_only() {
-        let found =
-            |text: &str| foreign_words(&project(&[("docs/a.md", text)]), &["widget", "no #"]);
-        assert_eq!(found("The Widget\nno #3\n"), ["docs/a.md:1: `widget`", "docs/a.md:2: `no #`"]);
-        assert_eq!(found("widgets, a piano # note\n"), [""; 0]);
     }
 }

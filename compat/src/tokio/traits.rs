@@ -1,10 +1,9 @@
-//! tokio's traits, once for every type that has a reader or a writer.
+//! Macros that implement tokio's traits for the stream and its halves.
 //!
-//! Each poll that gets on counts against the budget of its tokio task, so that a peer that always
-//! has bytes, or always has room, does not keep the task from yielding. Elsewhere there is no
-//! budget.
+//! Each poll that makes progress counts against the budget of its tokio task, so the task yields
+//! even if a peer always has bytes or room. Outside a tokio task there is no budget.
 
-/// Implements reading for `$type`, whose `inner` has a reader, with a method `poll_input`.
+/// Implements reading for `$type`, which has a field `inner` that reads, and a method `poll_input`.
 macro_rules! impl_async_read {
     ($type:ident) => {
         impl AsyncRead for $type {
@@ -28,7 +27,7 @@ macro_rules! impl_async_read {
                     }
                     let count = front.len().min(buffer.remaining());
                     buffer.put_slice(&front[..count]);
-                    this.inner.try_next(count).expect("the front is here");
+                    this.inner.try_next(count).expect("these bytes are buffered");
                 }
                 Poll::Ready(Ok(()))
             }
@@ -47,19 +46,19 @@ macro_rules! impl_async_read {
             }
 
             /// # Panics
-            /// If `count` is more than `fill_buf` has shown.
+            /// If `count` is more than `fill_buf` has returned.
             fn consume(self: Pin<&mut Self>, count: usize) {
                 let this = self.get_mut();
                 let shown = this.inner.buffered().len();
                 assert!(count <= shown, "consume {count} bytes of {shown} shown");
-                this.inner.try_next(count).expect("the front is here");
+                this.inner.try_next(count).expect("these bytes are buffered");
             }
         }
     };
 }
 
-/// Implements writing for `$type`, whose `inner` has a writer, and whose `output_bytes_max` is the
-/// most that may wait for the peer.
+/// Implements writing for `$type`, which has a field `inner` that writes, and the bound
+/// `output_bytes_max`.
 macro_rules! impl_async_write {
     ($type:ident) => {
         impl AsyncWrite for $type {
@@ -71,7 +70,7 @@ macro_rules! impl_async_write {
                 self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
             }
 
-            /// Takes as much as there is room for, across the pieces.
+            /// Writes as many bytes of the pieces as there is room for.
             fn poll_write_vectored(
                 self: Pin<&mut Self>,
                 cx: &mut Context<'_>,

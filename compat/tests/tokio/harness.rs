@@ -1,7 +1,7 @@
 //! A server and a dialled stream for each case, on one backend.
 //!
-//! [`run`] bounds a case by [`DEADLINE`], and afterwards demands that no handler has failed, that
-//! every connection has ended and that no block is left.
+//! [`run`] limits a case by [`DEADLINE`]. After it, no handler may have failed, every connection
+//! must have ended, and no block may be in use.
 
 use std::error::Error;
 use std::io::Write;
@@ -39,7 +39,7 @@ pub(crate) fn run(mount: Mount, name: &str, case: impl AsyncFnOnce(&mut Fixture)
         let must = std::env::var_os("REQUIRE_ALL_BACKENDS").is_some_and(|value| value == "1");
         let reason = format!("{name}: no {}: {}", mount.backend, capabilities.reason);
         assert!(!must, "required: {reason}");
-        // Past the capture of output: who looks at a run that passed is to see it.
+        // Written past the capture of output, so it is visible for a passing test as well.
         return writeln!(std::io::stderr(), "skipped {reason}").expect("there is an error stream");
     }
     let clients = Pollers::builder().backend(mount.backend).count(1).build();

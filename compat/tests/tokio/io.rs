@@ -1,4 +1,4 @@
-//! Plain reads and writes, and what tokio makes of them.
+//! Plain reads and writes, and the helpers of tokio.
 
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};

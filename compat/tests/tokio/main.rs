@@ -1,8 +1,8 @@
-//! `TokioStream` and its halves under code that is written against tokio's traits, on both ends of
-//! a connection, for each backend and each placement of the server's handlers.
+//! `TokioStream` and its halves with code that uses tokio's traits, on both ends of a connection,
+//! for each backend and each placement of the server's handlers.
 //!
-//! Where the host has no io_uring its cases are skipped with a printed reason, and fail when
-//! `REQUIRE_ALL_BACKENDS=1`.
+//! On a host without io_uring its cases are skipped with a printed reason; with
+//! `REQUIRE_ALL_BACKENDS=1` they fail.
 
 mod codec;
 mod harness;

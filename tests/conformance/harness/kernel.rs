@@ -1,4 +1,4 @@
-//! The kernel threads of this process that poll rings, as the host shows them.
+//! The kernel threads that poll rings for this process, as procfs shows them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,24 +11,23 @@ use super::{DEADLINE, eventually, fds, holds_within};
 #[derive(Clone, Debug)]
 pub(crate) struct KernelThread {
     pub(crate) id: u32,
-    /// The CPUs it may run on, as the kernel writes them: `0-3,7`.
+    /// The CPUs that it may run on, in the notation of the kernel: `0-3,7`.
     pub(crate) cpus_allowed: String,
     /// The CPU it ran on last.
     pub(crate) cpu: usize,
     pub(crate) is_asleep: bool,
-    /// CPU time it has taken. Of one that runs now, up to the last tick.
+    /// Its CPU time. While it runs, up to the last tick.
     pub(crate) run_ns: u64,
 }
 
-/// All of them. One that has just been started is not told from the thread that started it before
-/// it has run.
+/// All such threads. A new one looks like the thread that started it until it has run once.
 pub(crate) fn kernel_threads() -> Vec<KernelThread> {
-    // One that ends while we look has no files any more.
+    // A thread that ends meanwhile has no files.
     threads().into_iter().filter_map(kernel_thread).collect()
 }
 
-/// The threads of this process. The kernel's list breaks off where a thread ends while it is read,
-/// so it counts once it says the same twice.
+/// The threads of this process. If a thread ends while the list is read, the list is incomplete. So
+/// it is read until two lists are equal.
 fn threads() -> BTreeSet<u32> {
     let list = || -> BTreeSet<u32> {
         let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted").flatten();
@@ -51,7 +50,7 @@ fn kernel_thread(id: u32) -> Option<KernelThread> {
     }
     let (status, stat) = (read("status")?, read("stat")?);
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    // What follows the name, which may hold spaces: the third field is the first of these.
+    // The fields after the name, which may contain spaces: the first of them is the third field.
     let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
     let run_ns = read("schedstat")?.split_whitespace().next()?.parse().ok()?;
     Some(KernelThread {
@@ -63,7 +62,7 @@ fn kernel_thread(id: u32) -> Option<KernelThread> {
     })
 }
 
-/// Tells the kernel threads of what is started later from those that were there before.
+/// Distinguishes kernel threads that are started later from the existing ones.
 pub(crate) struct KernelThreadsBefore(BTreeSet<u32>);
 
 impl KernelThreadsBefore {
@@ -71,21 +70,21 @@ impl KernelThreadsBefore {
         KernelThreadsBefore(threads())
     }
 
-    /// Those that were started since, and are still there.
+    /// Kernel threads that were started since, and have not ended.
     pub(crate) fn started(&self) -> Vec<KernelThread> {
         let mut threads = kernel_threads();
         threads.retain(|thread| !self.0.contains(&thread.id));
         threads
     }
 
-    /// Waits until as many as these have been started.
+    /// Waits until this many have been started.
     #[track_caller]
     pub(crate) fn assert_started(&self, count: usize) {
         let started = holds_within(DEADLINE, || self.started().len() == count);
         assert!(started, "not {count} kernel threads: {:?}", self.started());
     }
 
-    /// Waits until those that were started since have ended.
+    /// Waits until the threads that were started since have ended.
     #[track_caller]
     pub(crate) fn assert_return(&self) {
         let ended = holds_within(DEADLINE, || self.started().is_empty());
@@ -94,15 +93,15 @@ impl KernelThreadsBefore {
     }
 }
 
-/// Those of the groups that live as long as the process.
+/// The kernel threads of poller groups that live as long as the process.
 static STAYING: OnceLock<BTreeSet<u32>> = OnceLock::new();
 
-/// Those that are there now are no test's.
+/// Records the existing kernel threads as those of the process, not of a test.
 pub(super) fn stay() {
     STAYING.get_or_init(|| kernel_threads().iter().map(|thread| thread.id).collect());
 }
 
-/// What a test finds of the one before it.
+/// Kernel threads of the last test that have not ended yet.
 pub(crate) struct LeavingKernelThreads(BTreeSet<u32>);
 
 impl LeavingKernelThreads {
@@ -125,15 +124,15 @@ impl LeavingKernelThreads {
     }
 }
 
-/// Rings that this process has open.
+/// The number of rings that this process has open.
 pub(crate) fn ring_count() -> usize {
     fds().values().filter(|target| target.contains("io_uring")).count()
 }
 
-/// Waits until every kernel thread of this process has ceased to poll.
+/// Waits until every kernel thread of this process sleeps.
 #[track_caller]
 pub(crate) fn let_kernel_threads_sleep() {
-    /// Longer than one that waits for a CPU, or for a lock, looks like one that sleeps.
+    /// A thread that waits for a CPU or a lock looks like a sleeping one, but for a shorter time.
     const MOMENT: Duration = Duration::from_millis(12);
     let run = || {
         let threads = kernel_threads();

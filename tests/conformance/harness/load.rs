@@ -1,4 +1,4 @@
-//! Load whose every byte tells whose it is, and a way to make a poller find it all at once.
+//! Load whose bytes identify their connection, and a gate that blocks a poller.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,13 +12,14 @@ use super::{
     Check, DEADLINE, Failure, Fixture, assert_pattern, dial, holds_within, pattern, read_exactly,
 };
 
-/// Where in the test stream the bytes of connection `tag` begin: no two tags share a stretch.
+/// The offset in the test stream where the bytes of connection `tag` begin. The parts of two tags
+/// do not overlap.
 pub(crate) fn own(tag: usize, at: usize) -> usize {
     // Next to each other, two tags are out of step by 26 of the stream's 251.
     tag * 65_537 + at
 }
 
-/// `count` bytes of a stream that tells in every eight whose it is: `id`, and where in it they are.
+/// `count` bytes of a stream. Every eight bytes of it contain `id` and their offset.
 pub(crate) fn marked(id: u32, at: usize, count: usize) -> Vec<u8> {
     let (first, end) = (at / 8, (at + count).div_ceil(8));
     let mut bytes = Vec::with_capacity(8 * (end - first));
@@ -30,14 +31,14 @@ pub(crate) fn marked(id: u32, at: usize, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Fails unless `bytes` are those of the stream of `id` from `at` on.
+/// Fails unless `bytes` are the stream of `id` from offset `at` on.
 #[track_caller]
 pub(crate) fn assert_marked(bytes: &[u8], id: u32, at: usize) {
     let wanted = marked(id, at, bytes.len());
     let Some(wrong) = bytes.iter().zip(&wanted).position(|(byte, wanted)| byte != wanted) else {
         return;
     };
-    // The whole word, if it is in here whole.
+    // Compares a whole word, if `bytes` contain one.
     let word = wrong.saturating_sub((at + wrong) % 8);
     let found = &bytes[word..(word + 8).min(bytes.len())];
     panic!("byte {} of stream {id:#x} is wrong, in {found:02x?}", at + wrong);
@@ -47,14 +48,14 @@ fn mark(id: u32, index: usize) -> [u8; 8] {
     (u64::from(id) << 32 | index as u64).to_be_bytes()
 }
 
-/// A frame of `size` bytes of connection `tag`, behind four bytes of length.
+/// A frame of connection `tag`: four bytes of length, then `size` bytes.
 pub(crate) fn frame(tag: usize, size: usize) -> Vec<u8> {
     let mut bytes = (size as u32).to_be_bytes().to_vec();
     bytes.extend(pattern(own(tag, 0), size));
     bytes
 }
 
-/// Reads the frame of `size` bytes that `tag` is owed; fails on any other byte.
+/// Reads a frame of `size` bytes, and fails unless it is that of `tag`.
 #[track_caller]
 pub(crate) fn expect_frame(stream: impl Read, tag: usize, size: usize) -> Check {
     let got = read_exactly(stream, 4 + size)?;
@@ -79,10 +80,10 @@ pub(crate) async fn echo_frame(mut conn: Connection) -> Result<()> {
     conn.flush().await
 }
 
-/// Whether a poller of such a server receives while its thread is in a handler, as a ring without
+/// Whether a poller of such a server receives while its thread runs a handler, as a ring without
 /// `DEFER_TASKRUN` does.
 pub(crate) fn receives_behind_a_handler(builder: ServerBuilder) -> Check<bool> {
-    /// For the kernel to receive what has arrived, if it is to.
+    /// Enough time for the kernel to receive bytes that have arrived.
     const MOMENT: Duration = Duration::from_millis(100);
     let gate = Gate::new();
     let halts = Arc::clone(&gate);
@@ -98,7 +99,7 @@ pub(crate) fn receives_behind_a_handler(builder: ServerBuilder) -> Check<bool> {
     let unread = || handle.with_fd(|fd| rustix::io::ioctl_fionread(fd) == Ok(104)).unwrap_or(false);
     let is_received = gate.hold(&server, || {
         peer.write_all(&frame(1, 100))?;
-        // It arrives before the write returns, on loopback.
+        // On loopback the bytes arrive before the write returns.
         Ok(holds_within(MOMENT, || !unread()))
     })?;
     expect_frame(&peer, 1, 100)?;
@@ -106,7 +107,7 @@ pub(crate) fn receives_behind_a_handler(builder: ServerBuilder) -> Check<bool> {
     Ok(is_received)
 }
 
-/// Waits until `server` has so many connections left, and no memory or send of the others.
+/// Waits until `server` has this many connections, and neither memory nor sends of the closed ones.
 #[track_caller]
 pub(crate) fn left_with(server: &ServerHandle, open: u64) {
     let is_left = || {
@@ -119,8 +120,8 @@ pub(crate) fn left_with(server: &ServerHandle, open: u64) {
     assert!(no_blocks, "blocks are left: {:?}", server.stats());
 }
 
-/// Holds up the thread that comes to it. A poller held up finds, when it goes on, everything that
-/// happened meanwhile at once.
+/// Blocks a thread that arrives at it. When the gate opens, a blocked poller finds all events of
+/// the meantime together.
 #[derive(Default)]
 pub(crate) struct Gate {
     state: Mutex<GateState>,
@@ -133,7 +134,7 @@ struct GateState {
     is_open: bool,
 }
 
-/// The first byte of what [`Gate::hold`] sends; no frame of less than 16 MiB begins with it.
+/// The first byte of the request of [`Gate::hold`]. No frame of less than 16 MiB begins with it.
 pub(crate) const HALT: u8 = b'!';
 
 impl Gate {
@@ -141,7 +142,7 @@ impl Gate {
         Arc::default()
     }
 
-    /// A handler of frames that also halts at this gate when told to.
+    /// A handler of frames. A frame that begins with [`HALT`] blocks it at this gate.
     pub(crate) async fn echo_frame(self: Arc<Gate>, mut conn: Connection) -> Result<()> {
         if conn.peek(1).await?[0] != HALT {
             return echo_frame(conn).await;
@@ -157,13 +158,13 @@ impl Gate {
         let mut state = self.state.lock().expect("nobody panics here");
         state.is_occupied = true;
         self.changed.notify_all();
-        // A test that fails meanwhile never opens it.
+        // A test that fails never opens the gate.
         let waited = self.changed.wait_timeout_while(state, DEADLINE, |state| !state.is_open);
         let (mut state, _) = waited.expect("nobody panics here");
         *state = GateState::default();
     }
 
-    /// Runs `meanwhile` while the only poller of `server`, whose handler this is, stands here.
+    /// Runs `meanwhile` while the only poller of `server` is blocked at this gate, in its handler.
     pub(crate) fn hold<T>(
         &self,
         server: &ServerHandle,
@@ -176,12 +177,12 @@ impl Gate {
         Ok(result)
     }
 
-    /// Has the poller of this connection come here when it gets so far.
+    /// Asks the handler of this connection to block its poller at the gate.
     pub(crate) fn halt(mut peer: &TcpStream) -> Check {
         Ok(peer.write_all(&[HALT])?)
     }
 
-    /// Runs `meanwhile` once a poller has come here, and lets it go on.
+    /// Waits until a poller is blocked at the gate, runs `meanwhile`, then opens the gate.
     pub(crate) fn held<T>(&self, meanwhile: impl FnOnce() -> Check<T>) -> Check<T> {
         let state = self.state.lock().expect("nobody panics here");
         let waited = self.changed.wait_timeout_while(state, DEADLINE, |state| !state.is_occupied);
@@ -200,8 +201,8 @@ impl Gate {
     }
 }
 
-/// Somebody found no receive buffer. Where a kernel thread receives, whether anybody does, and when
-/// the poller hears of it, is a matter of time.
+/// Fails unless a connection had to wait for a receive buffer. With a kernel thread that receives,
+/// this depends on timing, so it is not checked.
 #[track_caller]
 pub(crate) fn assert_starved(t: &Fixture, server: &ServerHandle) {
     let stats = server.stats().pollers;

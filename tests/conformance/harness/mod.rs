@@ -1,11 +1,11 @@
-//! What every behaviour test stands on.
+//! The harness of behaviour tests.
 //!
-//! [`run`] takes the process-wide lock, so that counts of fds and blocks belong to one test; arms
-//! the watchdog; hands the test a [`Fixture`] for its backend and placement; and afterwards demands
-//! that fds, blocks, sends in flight and connections are back where they began. Kernel threads take
-//! their time to end: they have until the end of the next test.
+//! [`run`] runs one test at a time, because it compares counts of the whole process. It arms a
+//! watchdog and passes the test a [`Fixture`] for its backend and placement. After the test it
+//! checks that fds, blocks, sends in flight and connections have the same counts as before. Kernel
+//! threads end slowly, so they must have ended only by the end of the next test.
 
-// Each of the test programs that share this module uses a part of it.
+// Several test programs share this module, and each uses a part of it.
 #![allow(dead_code, unused_imports)]
 
 mod host;
@@ -49,12 +49,12 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// One kernel thread receives and sends.
+    /// Whether one kernel thread both receives and sends.
     pub(crate) fn is_shared(self) -> bool {
         self.backend.to_string() == SHARED.to_string()
     }
 
-    /// The backend, with as few entries in the queues of its sends as there can be.
+    /// The backend, with send queues that are as short as possible.
     pub(crate) fn with_small_queues(self) -> Backend {
         match self.backend {
             Backend::Sqpoll(options) => Backend::Sqpoll(options.send_entries(1)),
@@ -62,14 +62,14 @@ impl Mount {
         }
     }
 
-    /// A kernel thread receives, whatever the poller does meanwhile.
+    /// Whether a kernel thread receives, even while the poller is busy.
     pub(crate) fn receives_behind_pollers(self) -> bool {
         matches!(self.backend, Backend::Sqpoll(_))
             && self.backend.to_string() != CONFIG2.to_string()
     }
 }
 
-/// Which end of a connection [`Fixture::drive`] hands out.
+/// The end of a connection on which [`Fixture::drive`] runs the body.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The connection of a server's handler.
@@ -88,14 +88,14 @@ pub(crate) const CONFIG1: Backend = Backend::Sqpoll(few(SqpollPreset::Config1));
 /// A kernel thread that sends for each poller.
 pub(crate) const CONFIG2: Backend = Backend::Sqpoll(few(SqpollPreset::Config2));
 
-/// As few kernel threads as `preset` can do with, and such as soon sleep: they share CPUs with each
+/// `preset` with as few kernel threads as possible, which sleep soon: they share CPUs with each
 /// other and with the tests.
 const fn few(preset: SqpollPreset) -> SqpollOptions {
     let options = SqpollOptions::new().preset(preset);
     options.send_rings(2).send_threads(1).idle(Duration::from_millis(1))
 }
 
-/// Settings that servers and dialers have in common. Zero keeps the library's default.
+/// Settings that servers and dialers have in common. Zero keeps the default of the library.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tuning {
     pub(crate) input_watermarks: (usize, usize),
@@ -106,7 +106,7 @@ pub(crate) struct Tuning {
 /// Runs one test and checks that it leaves nothing behind.
 pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     if let Ok(name) = std::env::var("RINGPOLL_BACKEND") {
-        // What the library makes of every choice then.
+        // The library replaces the backend of each test by this one.
         mount.backend = match name.parse().expect("a backend") {
             Backend::Auto => ringpoll::capabilities().backend(),
             named => named,
@@ -146,7 +146,7 @@ pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
 /// Marks the message of a panic that a test provokes; such panics are not printed.
 pub(crate) const ON_PURPOSE: &str = "(panics on purpose)";
 
-/// Ends pollers whose connections have ended, once they hold nothing of them any more.
+/// Ends pollers as soon as they hold nothing of their ended connections.
 pub(crate) fn end_empty(group: &Pollers) -> Check {
     let is_empty = || {
         let stats = group.stats();
@@ -156,12 +156,12 @@ pub(crate) fn end_empty(group: &Pollers) -> Check {
     Ok(group.shutdown()?)
 }
 
-/// Whether the environment keeps rings from being the best ones.
+/// Whether the environment limits the tier of rings.
 pub(crate) fn is_tier_capped() -> bool {
     std::env::var_os("RINGPOLL_URING_TIER").is_some_and(|tier| tier != "defer")
 }
 
-/// Prints why a test does nothing on this host.
+/// Prints the reason for skipping a test on this host.
 pub(crate) fn skip(test: &str, reason: impl std::fmt::Display) -> Check {
     say(&format!("{test} skipped: {reason}"));
     Ok(())
@@ -177,7 +177,7 @@ pub(crate) struct Fixture {
     driven: OnceLock<(ServerHandle, Arc<Drive>)>,
 }
 
-/// What the next connection of a driven server is to do.
+/// The body for the next connection of a driven server.
 #[derive(Default)]
 struct Drive {
     next: Mutex<Option<Body>>,
@@ -201,7 +201,7 @@ impl Fixture {
         self.mount
     }
 
-    /// The settings of this mount, whose kernel threads poll.
+    /// The options of this mount, which is an `sqpoll` one.
     pub(crate) fn sqpoll(&self) -> SqpollOptions {
         match self.mount.backend {
             Backend::Sqpoll(options) => options,
@@ -224,8 +224,8 @@ impl Fixture {
         }
     }
 
-    /// A server of one poller that a handler can hold up at a gate: handlers stay on it, however
-    /// long they take.
+    /// A server with one poller that a handler can block at a gate. Handlers stay on the poller,
+    /// even if they take long.
     pub(crate) fn gated_server(&self) -> ServerBuilder {
         let server = self.server().pollers(1).poll_mode(PollMode::Never);
         server.placement(Placement::Inline)
@@ -250,7 +250,7 @@ impl Fixture {
         self.servers.lock().expect("no test panics here").push(handle);
     }
 
-    /// A server that sends back what it gets.
+    /// A server that sends every received byte back.
     #[track_caller]
     pub(crate) fn echo_server(&self) -> ServerHandle {
         self.spawn(self.server().on_request(echo))
@@ -287,22 +287,22 @@ impl Fixture {
         sum
     }
 
-    /// Sends of anything this test started, by system calls.
+    /// Send calls of everything that this test started.
     pub(crate) fn send_calls(&self) -> u64 {
         let servers = self.servers.lock().expect("no test panics here");
         let of_servers: u64 = servers.iter().map(|server| server.stats().pollers.send_calls).sum();
         of_servers + self.clients.stats().send_calls
     }
 
-    /// Timers that anything this test started has pending.
+    /// Pending timers of everything that this test started.
     pub(crate) fn timers(&self) -> u64 {
         let servers = self.servers.lock().expect("no test panics here");
         let of_servers: u64 = servers.iter().map(|server| server.stats().pollers.timers).sum();
         of_servers + self.clients.stats().timers
     }
 
-    /// Runs `body` on one end of a connection, in a handler or on a task as the mount says, and
-    /// returns the plain socket at the other end with what `body` will have returned.
+    /// Runs `body` on one end of a connection: in a handler, or on a task at the client's end, as
+    /// the mount selects. Returns the plain socket at the other end, and the outcome of `body`.
     pub(crate) fn drive<F, T>(
         &self,
         body: impl FnOnce(Connection) -> F + Send + 'static,
@@ -321,7 +321,7 @@ impl Fixture {
         Ok((drive.connect(server, body)?, outcome))
     }
 
-    /// [`drive`](Self::drive) with limits other than the default ones.
+    /// [`drive`](Self::drive) with the limits of `tuning`.
     pub(crate) fn drive_tuned<F, T>(
         &self,
         tuning: Tuning,
@@ -356,7 +356,7 @@ impl Fixture {
         (server, drive)
     }
 
-    /// Demands that everything this test started is idle, and ends it.
+    /// Checks that everything that this test started is idle, and ends it.
     fn finish(self) {
         let servers = self.servers.into_inner().expect("no test panics here");
         for server in &servers {
@@ -371,10 +371,10 @@ impl Fixture {
         assert!(ended.is_ok(), "shutdown of idle pollers: {ended:?}");
     }
 
-    /// Ends everything after a failure, without asking whether it was idle.
+    /// Ends everything after a failure, without checks.
     fn abandon(self) {
         for server in self.servers.into_inner().unwrap_or_default() {
-            // The test has failed already; what matters is that the next one starts clean.
+            // Its result is ignored: the test has failed already.
             let _ = server.shutdown_forced(Duration::ZERO);
         }
         let _ = self.clients.shutdown();
@@ -392,7 +392,7 @@ impl Drive {
     }
 }
 
-/// `body` as one type for all, with the outcome it reports to.
+/// Boxes `body`, and connects it with an outcome.
 fn boxed<F, T>(body: impl FnOnce(Connection) -> F + Send + 'static) -> (Body, Outcome<T>)
 where
     F: Future<Output = Check<T>> + Send + 'static,
@@ -433,7 +433,7 @@ impl Tuning {
     }
 }
 
-/// A handler that sends back what has arrived.
+/// A handler that sends every received byte back.
 pub(crate) async fn echo(mut conn: Connection) -> Result<()> {
     let count = conn.readable().await?;
     let bytes = conn.next(count).await?;
@@ -484,7 +484,7 @@ fn is_idle(stats: &PollerStats) -> bool {
     stats.connections == 0 && stats.blocks == 0 && stats.sends_in_flight == 0
 }
 
-/// Starts what lives as long as the process, so that no test is charged for its fds.
+/// Starts everything that lives as long as the process, so its fds exist before the first count.
 fn warm_up() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
@@ -525,7 +525,7 @@ fn available(backend: Backend) -> Result<(), String> {
 }
 
 fn assert_fds_return(before: &BTreeMap<i32, String>) {
-    // Fewer is no leak: what a test that failed left behind may still be on its way out.
+    // Fewer fds are not a leak: those of an earlier, failed test may have been closed meanwhile.
     let returned = holds_within(DEADLINE, || host::fds().len() <= before.len());
     let left = host::fds();
     let leaked: Vec<_> =

@@ -327,7 +327,7 @@ impl<const ON: u8> Drop for Loud<ON> {
     }
 }
 
-/// A waker whose only owner is whoever it is given to.
+/// A waker with one owner: the code that it is passed to.
 fn with_loud<const ON: u8>(
     conn: &mut Connection,
     scene: &Arc<Scene>,
@@ -608,7 +608,7 @@ fn fails_with_a_value(conn: Connection, scene: Arc<Scene>) -> Done {
     })
 }
 
-/// Its descriptor, too, goes with its run, whoever keeps a handle.
+/// Its descriptor, too, closes with its run, even while handles exist.
 fn fails_and_is_kept(conn: Connection, scene: Arc<Scene>) -> Done {
     scene.expose(&conn);
     fails_with_a_value(conn, scene)
