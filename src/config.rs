@@ -11,13 +11,11 @@ use crate::error::{Error, Result};
 
 mod listening;
 mod memory;
-mod placing;
 pub(crate) mod sqpoll;
 pub(crate) mod uring;
 
 pub(crate) use listening::*;
 pub(crate) use memory::*;
-pub(crate) use placing::*;
 pub use sqpoll::{SqpollOptions, SqpollPreset};
 pub use uring::{Capabilities, RingTier, UringOptions};
 
@@ -248,25 +246,12 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 /// others was 0.72 ms instead of 0.97; throughput did not change.
 pub(crate) const TURN: Duration = Duration::from_micros(100);
 
-/// Workers with [`Placement::Auto`](crate::Placement), for so many CPUs: the second one of a CPU
-/// runs where handlers compute on all the first ones, and the scheduler shares the CPUs out. Few
-/// CPUs need more, since it is no rare chance there that as many long runs are under way at once as
-/// there are workers.
-pub(crate) fn auto_workers(cpus: usize) -> usize {
-    (2 * cpus + AUTO_WORKERS_MORE).min(THREADS_MAX)
-}
+/// Jobs that a poller moves at once into the queue from which others can steal. A queue that holds
+/// more than 64 has to allocate.
+pub(crate) const OPEN_JOBS_MAX: usize = 32;
 
-/// Workers of `Auto` beside two for each CPU. On two CPUs, with 33,000 requests a second of which
-/// 1 % take a millisecond, the P99 of the others was 2.3 ms with four workers, 2.0 with six, 1.7
-/// with eight, 1.8 with twelve.
-const AUTO_WORKERS_MORE: usize = 4;
-
-/// The share of its CPUs that a process uses when they are short, in millionths, and below which
-/// they are not any more. Handlers that move take up to a third less or more of them, which shall
-/// not be why they move again.
-pub(crate) const CROWDED_PPM: u64 = 900_000;
-/// See [`CROWDED_PPM`].
-pub(crate) const CROWDED_UNTIL_PPM: u64 = 700_000;
+/// Commands that workers take over at once from a poller that a handler blocks.
+pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 
 /// How often an idle worker looks for work again before it parks. On the same load a request cost
 /// 2 µs less than with 32 looks, which seldom found anything.

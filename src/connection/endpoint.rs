@@ -213,7 +213,6 @@ impl Endpoint for Shared {
         let (handler, executor) = (service.handler(handed.kind), &service.executor);
         let Some(here) = executor.here() else {
             executor.spawn_elsewhere(InTask::new(Arc::clone(self), handed));
-            task::pause_timing();
             return None;
         };
         let connection = self.hand_out(handed);
@@ -233,12 +232,7 @@ impl Endpoint for Shared {
         if has_returned && outcome.is_ok() && self.rest() {
             return None;
         }
-        let has_failed = outcome.is_err();
         user_code::call("handler", || self.end_run(outcome.err(), has_returned));
-        if has_failed {
-            // The user was told.
-            task::pause_timing();
-        }
         None
     }
 

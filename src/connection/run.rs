@@ -71,9 +71,7 @@ where
             let this = running.project();
             let context = &*this.context;
             let poll = |cx: &mut Context<'_>| context.run(|| this.future.poll(cx));
-            let first = here.begin();
-            let tried = task::try_poll(shared.owner(), poll);
-            first.end();
+            let tried = here.time(|| task::try_poll(shared.owner(), poll));
             if let Tried::Waits(_) = tried {
                 *this.end = Some(RunEnd::new(Arc::clone(shared)));
             }

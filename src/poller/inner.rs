@@ -66,7 +66,6 @@ impl<E: Endpoint> Core<E> {
             }
             self.batch.go_ons = go_ons;
         }
-        task::pause_timing();
         let is_open = std::mem::take(&mut self.batch.is_open);
         if is_open || has_more {
             self.run_open(has_more);
@@ -107,7 +106,6 @@ impl<E: Endpoint> Core<E> {
             Job::Act(endpoint, action) => endpoint.act(action),
             Job::Poll(runnable, _) => task::run(runnable),
         }
-        task::pause_timing();
     }
 
     /// Goes on with the run that is kept for the endpoint.

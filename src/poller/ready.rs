@@ -166,7 +166,7 @@ impl<E: Endpoint> Watched for Remote<E> {
         };
     }
 
-    fn turns(&self) -> u64 {
+    fn progress(&self) -> u64 {
         self.ready.turns.load(Ordering::Relaxed)
     }
 

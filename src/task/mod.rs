@@ -5,13 +5,9 @@
 
 mod first;
 mod line;
-mod own_time;
 mod parking;
-pub(crate) mod placement;
-mod policy;
+mod placement;
 pub(crate) mod queue;
-mod stall;
-mod tally;
 mod trial;
 mod unblock;
 
@@ -23,12 +19,11 @@ pub(crate) use async_task::Runnable;
 use crate::user_code;
 
 pub(crate) use first::poll_first;
-pub(crate) use own_time::next_part;
-pub(crate) use placement::{Executor, Here, RuntimeContext};
-pub use policy::PlacementStats;
-pub(crate) use policy::{Host, Spent, pause_timing};
+pub use placement::PlacementStats;
+pub(crate) use placement::{
+    Executor, Here, Host, RuntimeContext, Spent, Used, Watched, next_part,
+};
 pub(crate) use queue::{Workers, is_worker};
-pub(crate) use stall::{Used, Watched};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
 pub(crate) use unblock::look_up;
 pub use unblock::unblock;
