@@ -1,8 +1,8 @@
 //! An asynchronous semaphore: a bounded number of places, given out in the order of the requests.
 //!
 //! A caller awaits a place, on any thread. A future that is dropped while it waits leaves the line;
-//! if it was promised a place already, it passes the place on. No waker is cloned, called or dropped
-//! with the lock held.
+//! if it was promised a place already, it passes the place on. No waker is cloned, called or
+//! dropped with the lock held.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -45,8 +45,8 @@ impl Line {
         (state.taken, state.waiting.len())
     }
 
-    /// Takes a place, or puts `waker` in line for one. Returns a waker that is no longer needed: the
-    /// caller drops it without the lock.
+    /// Takes a place, or puts `waker` in line for one. Returns a waker that is no longer needed:
+    /// the caller drops it without the lock.
     fn take_or_wait(
         &'static self,
         ticket: &mut Option<u64>,

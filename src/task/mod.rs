@@ -20,9 +20,7 @@ use crate::user_code;
 
 pub(crate) use first::poll_first;
 pub use placement::PlacementStats;
-pub(crate) use placement::{
-    Executor, Here, Host, RuntimeContext, Spent, Used, Watched, next_part,
-};
+pub(crate) use placement::{Executor, Here, Host, RuntimeContext, Spent, Used, Watched, next_part};
 pub(crate) use queue::{Workers, is_worker};
 pub(crate) use trial::{Tried, Wait, mark_trial, try_poll};
 pub(crate) use unblock::look_up;

@@ -14,20 +14,20 @@
 //!
 //! No wake-up is lost:
 //!
-//! 1. A thread that pushes work looks at the word after the push. It wakes a sleeping worker, unless
-//!    a worker is searching: then that worker has to see to the new work.
+//! 1. A thread that pushes work looks at the word after the push. It wakes a sleeping worker,
+//!    unless a worker is searching: then that worker has to see to the new work.
 //! 2. A worker that ends its search changes the word first. Then it looks at the queues, if it was
-//!    the last one that searched or if it goes to sleep. If it finds work, it takes the work or wakes
-//!    another worker.
+//!    the last one that searched or if it goes to sleep. If it finds work, it takes the work or
+//!    wakes another worker.
 //!
 //! Between the two steps of either side stands a `SeqCst` fence, so at least one side sees what the
 //! other has done.
 //!
-//! A burst of pushes does not wake all workers: a worker that is woken counts as searching from that
-//! moment, so the burst wakes one worker. This worker wakes the next one if it finds more work than
-//! it takes. But where another worker computes on its CPU, a woken worker may not get to run. So if
-//! it has found nothing after [`config::SEARCH_LATE`], the next push wakes one more worker, which may
-//! get an idle CPU.
+//! A burst of pushes does not wake all workers: a worker that is woken counts as searching from
+//! that moment, so the burst wakes one worker. This worker wakes the next one if it finds more work
+//! than it takes. But where another worker computes on its CPU, a woken worker may not get to run.
+//! So if it has found nothing after [`config::SEARCH_LATE`], the next push wakes one more worker,
+//! which may get an idle CPU.
 
 use std::time::Instant;
 
@@ -76,8 +76,8 @@ impl Parking {
         }
     }
 
-    /// To be called after work was pushed: wakes a worker, unless a worker searches and is not late.
-    /// `false`: the set was stopped, so it may be that no worker takes the work.
+    /// To be called after work was pushed: wakes a worker, unless a worker searches and is not
+    /// late. `false`: the set was stopped, so it may be that no worker takes the work.
     #[inline]
     pub(super) fn notify(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -241,7 +241,8 @@ mod tests {
     use crate::sync::Arc;
     use loom::thread::{self, JoinHandle};
 
-    /// Workers without queues. The work is a number, with the weakest ordering that a queue may have.
+    /// Workers without queues. The work is a number, with the weakest ordering that a queue may
+    /// have.
     struct Set {
         parking: Parking,
         work: AtomicUsize,

@@ -1,15 +1,15 @@
 //! Work-stealing worker threads.
 //!
-//! Each worker owns a queue, and all workers of a set share another queue. A task that is woken on a
-//! worker goes to the queue of this worker; every other task goes to the shared queue. A worker
+//! Each worker owns a queue, and all workers of a set share another queue. A task that is woken on
+//! a worker goes to the queue of this worker; every other task goes to the shared queue. A worker
 //! whose queue is empty takes tasks from the shared queue, then from the queues of other workers.
 //! [`Parking`] decides which workers sleep and which are woken.
 //!
 //! No task waits for ever. All queues are first in, first out. After every
 //! [`config::RUNS_PER_LOOK`] runs a worker looks at another queue before its own: in turn at the
-//! shared queue and at the queue of another worker. So a task that wakes itself again and again does
-//! not starve other tasks, and tasks behind a handler that blocks its worker are taken over by other
-//! workers, half of them at a time, even while the shared queue is never empty.
+//! shared queue and at the queue of another worker. So a task that wakes itself again and again
+//! does not starve other tasks, and tasks behind a handler that blocks its worker are taken over by
+//! other workers, half of them at a time, even while the shared queue is never empty.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -41,8 +41,8 @@ thread_local! {
 }
 
 impl Workers {
-    /// Starts `count` threads, or one per CPU for 0. Each thread calls `begin` first. The threads are
-    /// pinned to `cpus`, unless that is empty.
+    /// Starts `count` threads, or one per CPU for 0. Each thread calls `begin` first. The threads
+    /// are pinned to `cpus`, unless that is empty.
     ///
     /// # Errors
     /// Invalid: `count` is more than [`config::THREADS_MAX`], or the process may not use one of
@@ -151,9 +151,9 @@ impl Shared {
         }
     }
 
-    /// How many tasks a worker takes from the shared queue at once: a few, or a quarter of its share
-    /// where there are many. Tasks that a worker has taken wait for this worker, which may get less
-    /// CPU time than the others.
+    /// How many tasks a worker takes from the shared queue at once: a few, or a quarter of its
+    /// share where there are many. Tasks that a worker has taken wait for this worker, which may
+    /// get less CPU time than the others.
     fn batch(&self) -> usize {
         let share = self.injector.len() / (4 * self.stealers.len());
         share.clamp(config::BATCH_MIN, config::BATCH_MAX)

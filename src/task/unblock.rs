@@ -283,8 +283,8 @@ where
         if let Some(done) = self.call.take_done() {
             return Poll::Ready(done);
         }
-        // Cloning a waker runs code of the user, so it is done without the lock. It is done only for
-        // a caller that has to wait.
+        // Cloning a waker runs code of the user, so it is done without the lock. It is done only
+        // for a caller that has to wait.
         let waker = cx.waker().clone();
         let mut stage = lock(&self.call.stage);
         if let Stage::Queued(_, registered) | Stage::Running(registered) = &mut *stage {
@@ -333,8 +333,8 @@ fn message_of(panic: &(dyn Any + Send)) -> &str {
     literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panicked")
 }
 
-/// Locks a mutex of this module. Nothing panics while it holds one, so a poisoned mutex guards valid
-/// data.
+/// Locks a mutex of this module. Nothing panics while it holds one, so a poisoned mutex guards
+/// valid data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -522,7 +522,8 @@ mod tests {
         let threads = threads(1, 1, LONG);
         let (first, open) = blocked(threads);
         let (mut calls, told) = numbered(threads, 1);
-        // It waits for a place in the queue. The thread gives it one before it begins the next call.
+        // It waits for a place in the queue. The thread gives it one before it begins the next
+        // call.
         let mut panics = call(threads, || ());
         let waker = Panics::waker();
         assert!(panics.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());

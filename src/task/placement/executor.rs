@@ -295,13 +295,13 @@ impl fmt::Debug for RuntimeContext {
     }
 }
 
-/// Workers of [`Placement::Auto`] for so many CPUs. With two workers for a CPU, the scheduler shares
-/// the CPU between a handler that computes and the next one. Few CPUs need more: there it is no rare
-/// chance that as many long runs are under way as there are workers.
+/// Workers of [`Placement::Auto`] for so many CPUs. With two workers for a CPU, the scheduler
+/// shares the CPU between a handler that computes and the next one. Few CPUs need more: there it is
+/// no rare chance that as many long runs are under way as there are workers.
 fn auto_workers(cpus: usize) -> usize {
     (2 * cpus + AUTO_WORKERS_MORE).min(config::THREADS_MAX)
 }
 
-/// On two CPUs, with 33,000 requests a second of which 1 % take a millisecond, the P99 of the others
-/// was 2.3 ms with four workers, 2.0 ms with six, 1.7 ms with eight, 1.8 ms with twelve.
+/// On two CPUs, with 33,000 requests a second of which 1 % take a millisecond, the P99 of the
+/// others was 2.3 ms with four workers, 2.0 ms with six, 1.7 ms with eight, 1.8 ms with twelve.
 const AUTO_WORKERS_MORE: usize = 4;

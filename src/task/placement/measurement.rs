@@ -72,11 +72,11 @@ pub(crate) fn next_part() {
 }
 
 /// Adds a measurement to the batch of this thread. Returns the batch if it is due; the caller
-/// reports it to the policy, whose address is `policy`. Runs of `blocking_ns` or more block a
+/// reports it to the policy, whose address is `policy`. Runs of `blocking_ns_min` or more block a
 /// poller.
 #[inline]
-pub(super) fn collect(policy: usize, poll: &Measurement, blocking_ns: u64) -> Option<Tally> {
-    THREAD.with_borrow_mut(|thread| thread.batch.add(policy, poll, blocking_ns))
+pub(super) fn collect(policy: usize, poll: &Measurement, blocking_ns_min: u64) -> Option<Tally> {
+    THREAD.with_borrow_mut(|thread| thread.batch.add(policy, poll, blocking_ns_min))
 }
 
 /// Puts a batch back, to be reported with the next one. `false`: this thread collects for another
@@ -210,21 +210,20 @@ struct Batch {
 impl Batch {
     const NEW: Batch = Batch { policy: 0, tally: Tally::EMPTY, others: 0 };
 
-    fn add(&mut self, policy: usize, poll: &Measurement, blocking_ns: u64) -> Option<Tally> {
+    fn add(&mut self, policy: usize, poll: &Measurement, blocking_ns_min: u64) -> Option<Tally> {
         if self.policy != policy {
             self.others += 1;
             if self.policy != 0 && self.others < BATCH_RUNS {
                 let mut tally = Tally::EMPTY;
-                tally.add(poll, blocking_ns);
+                tally.add(poll, blocking_ns_min);
                 return Some(tally);
             }
             // The batch's policy may be gone: its server may have ended.
             *self = Batch { policy, ..Batch::NEW };
         }
         self.others = 0;
-        self.tally.add(poll, blocking_ns);
-        let is_due =
-            self.tally.runs >= BATCH_RUNS || self.tally.longest_ns[0] >= CHECKED_NS_MIN;
+        self.tally.add(poll, blocking_ns_min);
+        let is_due = self.tally.runs >= BATCH_RUNS || self.tally.longest_ns[0] >= CHECKED_NS_MIN;
         is_due.then(|| std::mem::replace(&mut self.tally, Tally::EMPTY))
     }
 
@@ -272,22 +271,22 @@ impl Tally {
     };
 
     /// Adds the longest part by itself, and the others as runs of their mean length.
-    fn add(&mut self, poll: &Measurement, blocking_ns: u64) {
+    fn add(&mut self, poll: &Measurement, blocking_ns_min: u64) {
         self.preempted_ns += poll.preempted_ns;
-        self.add_runs(1, poll.longest_ns, blocking_ns);
+        self.add_runs(1, poll.longest_ns, blocking_ns_min);
         if poll.parts > 1 {
             let others = poll.parts - 1;
             let each_ns = (poll.took_ns - poll.longest_ns) / u64::from(others);
-            self.add_runs(others, each_ns, blocking_ns);
+            self.add_runs(others, each_ns, blocking_ns_min);
         }
     }
 
-    fn add_runs(&mut self, count: u32, each_ns: u64, blocking_ns: u64) {
+    fn add_runs(&mut self, count: u32, each_ns: u64, blocking_ns_min: u64) {
         let sum_ns = each_ns * u64::from(count);
         self.runs += count;
         self.sum_ns += sum_ns;
         self.squares += (sum_ns as f64) * (each_ns as f64);
-        if each_ns >= blocking_ns {
+        if each_ns >= blocking_ns_min {
             self.blocking_ns += sum_ns;
         }
         self.keep_longest(each_ns);
@@ -318,7 +317,7 @@ impl Tally {
     pub(super) fn blocking(
         &self,
         lasted_ns: u64,
-        blocking_ns: u64,
+        blocking_ns_min: u64,
         by_spread: bool,
         outliers: usize,
     ) -> Blocking {
@@ -330,7 +329,7 @@ impl Tally {
             let sum_ns = self.sum_ns - outliers.iter().sum::<u64>();
             squares -= square(sum_ns as f64) / f64::from(runs) * (1.0 + SPREAD_IGNORED);
         }
-        let long_outliers_ns: u64 = outliers.iter().filter(|ns| **ns >= blocking_ns).sum();
+        let long_outliers_ns: u64 = outliers.iter().filter(|ns| **ns >= blocking_ns_min).sum();
         let lasted_ns = lasted_ns.max(1) as f64;
         Blocking {
             // A difference of large sums of floating-point numbers may be below zero.

@@ -42,9 +42,9 @@
 //!
 //! All handlers of a server move together, at the end of a window: to the workers after one window
 //! in which the rule holds; back to the poller after three *calm* windows in a row, with less than
-//! half of the first limit (one wake-up) and of the second limit (0.5 %). Handlers that had to leave
-//! again within 200 ms after they came back need twice as many calm windows, up to 25. So a few long
-//! runs in a second do not move the handlers to and fro.
+//! half of the first limit (one wake-up) and of the second limit (0.5 %). Handlers that had to
+//! leave again within 200 ms after they came back need twice as many calm windows, up to 25. So a
+//! few long runs in a second do not move the handlers to and fro.
 //!
 //! # Outliers
 //!
@@ -202,7 +202,9 @@ impl Policy {
 
     fn record(&self, poll: &Measurement) {
         let address = std::ptr::from_ref(self).addr();
-        let Some(batch) = measurement::collect(address, poll, self.blocking_ns()) else { return };
+        let Some(batch) = measurement::collect(address, poll, self.blocking_ns_min()) else {
+            return;
+        };
         let mut window = match try_lock(&self.window) {
             Some(window) => window,
             // Another thread has the lock. Waiting for it could cost a context switch.
@@ -269,7 +271,7 @@ impl Policy {
     fn blocking(&self, window: &mut Window, lasted_ns: u64, is_crowded: bool) -> Blocking {
         let without = |outliers| {
             let lasted_ns = lasted_ns * self.pollers;
-            window.tally.blocking(lasted_ns, self.blocking_ns(), is_crowded, outliers)
+            window.tally.blocking(lasted_ns, self.blocking_ns_min(), is_crowded, outliers)
         };
         let allowed = window.outlier_credit / WINDOWS_PER_OUTLIER;
         window.outlier_credit = (window.outlier_credit + 1).min(OUTLIER_CREDIT_MAX);
@@ -286,8 +288,7 @@ impl Policy {
 
     /// Handlers on the pollers would move to the workers.
     fn is_too_much(&self, blocking: Blocking) -> bool {
-        blocking.delay_ns > DELAY_WAKES_MAX * self.wake_ns
-            || blocking.held_up_ppm > HELD_UP_PPM_MAX
+        blocking.delay_ns > DELAY_WAKES_MAX * self.wake_ns || blocking.held_up_ppm > HELD_UP_PPM_MAX
     }
 
     /// Enough such windows bring handlers back to the pollers.
@@ -297,8 +298,8 @@ impl Policy {
     }
 
     /// Runs of this length or more count for the second limit of the rule.
-    fn blocking_ns(&self) -> u64 {
-        (BLOCKING_WAKES * self.wake_ns).max(BLOCKING_NS_MIN)
+    fn blocking_ns_min(&self) -> u64 {
+        (BLOCKING_WAKES * self.wake_ns).max(BLOCKING_NS_FLOOR)
     }
 }
 
@@ -351,11 +352,12 @@ const WINDOW: Duration = Duration::from_millis(20);
 /// run includes its flush, which is a system call with epoll.
 const DELAY_WAKES_MAX: u64 = 2;
 
-/// A run of so many wake-ups blocks a poller: a request that waits for it had better woken a worker.
+/// A run of so many wake-ups blocks a poller: a request that waits for it had better woken a
+/// worker.
 const BLOCKING_WAKES: u64 = 16;
-/// Shorter runs never count as blocking, however cheap a wake-up is: a connection that has sent many
-/// small requests has them answered in one run.
-const BLOCKING_NS_MIN: u64 = 200_000;
+/// Shorter runs never count as blocking, however cheap a wake-up is: a connection that has sent
+/// many small requests has them answered in one run.
+const BLOCKING_NS_FLOOR: u64 = 200_000;
 
 /// Handlers move to the workers when blocking runs take more than this share of the pollers' time.
 /// On two CPUs, with 4,000 requests a second of which 1 % take a millisecond, the P99 of the others

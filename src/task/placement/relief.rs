@@ -6,8 +6,8 @@
 //! has still made none, and has not just waited for a CPU, the watching thread relieves it: workers
 //! take over the runs that the poller has not begun.
 //!
-//! While all pollers sleep, the watching thread sleeps as well, until a poller that wakes up unparks
-//! it. So an idle server costs nothing, and a busy poller makes no system call for it.
+//! While all pollers sleep, the watching thread sleeps as well, until a poller that wakes up
+//! unparks it. So an idle server costs nothing, and a busy poller makes no system call for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

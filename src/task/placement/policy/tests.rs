@@ -32,8 +32,7 @@ fn with_host(pollers: usize, host: Host) -> Policy {
 
 /// Records a poll of one run.
 fn record(policy: &Policy, took_ns: u64, ended_ns: u64) {
-    let poll =
-        Measurement { ended_ns, took_ns, preempted_ns: 0, parts: 1, longest_ns: took_ns };
+    let poll = Measurement { ended_ns, took_ns, preempted_ns: 0, parts: 1, longest_ns: took_ns };
     policy.record(&poll);
 }
 
@@ -166,7 +165,7 @@ fn what_the_host_takes_away_now_and_then_moves_nothing() {
 #[test]
 fn long_runs_that_hardly_move_the_mean_move_the_handlers() {
     let policy = policy(1);
-    let length = Duration::from_nanos(policy.blocking_ns() + 1000);
+    let length = Duration::from_nanos(policy.blocking_ns_min() + 1000);
     // Three runs of 200 µs in 20 ms: the mean delay is less than one wake-up.
     pass(&policy, 10, 3, length);
     assert!(policy.stats().delay_ns < policy.wake_ns, "{:?}", policy.stats());
@@ -232,7 +231,8 @@ fn parts_of_a_run_count_as_runs_and_the_longest_for_itself() {
     let policy = policy(1);
     let ended_ns = lock(&policy.window).began_ns;
     record(&policy, CHECKED_NS_MIN, ended_ns);
-    let three = Measurement { ended_ns, took_ns: 3_000, preempted_ns: 0, parts: 3, longest_ns: 1_000 };
+    let three =
+        Measurement { ended_ns, took_ns: 3_000, preempted_ns: 0, parts: 3, longest_ns: 1_000 };
     policy.record(&three);
     assert_eq!(lock(&policy.window).tally.runs, 1);
     let longest_ns = 2 * CHECKED_NS_MIN;
@@ -240,7 +240,7 @@ fn parts_of_a_run_count_as_runs_and_the_longest_for_itself() {
     let window = lock(&policy.window);
     let longest = [longest_ns, CHECKED_NS_MIN];
     assert_eq!((window.tally.runs, window.tally.longest_ns), (10, longest));
-    let blocking = window.tally.blocking(1_000, policy.blocking_ns(), false, 0);
+    let blocking = window.tally.blocking(1_000, policy.blocking_ns_min(), false, 0);
     let squares = longest.map(|ns| ns * ns).iter().sum::<u64>() + 8 * 1_000_000;
     assert_eq!(blocking.delay_ns, squares / 2_000);
 }
