@@ -101,7 +101,6 @@ impl<E: Endpoint> Core<E> {
                 if let Some(run) = endpoint.begin(handed) {
                     self.keep(endpoint.token(), run);
                 }
-                return;
             }
             Job::Act(endpoint, action) => endpoint.act(action),
             Job::Poll(runnable, _) => task::run(runnable),
