@@ -12,13 +12,11 @@ use crate::error::{Error, Result};
 
 mod listening;
 mod memory;
-mod placing;
 pub(crate) mod sqpoll;
 pub(crate) mod uring;
 
 pub(crate) use listening::*;
 pub(crate) use memory::*;
-pub(crate) use placing::*;
 pub use sqpoll::{SqpollOptions, SqpollPreset};
 pub use uring::{Capabilities, RingTier, UringOptions};
 
@@ -250,24 +248,8 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 /// throughput did not change.
 pub(crate) const TURN: Duration = Duration::from_micros(100);
 
-/// The number of workers for [`Placement::Auto`](crate::Placement). The second worker of a CPU can
-/// run short handlers while long ones compute on the first; the scheduler shares the CPU between
-/// them. Hosts with few CPUs need more workers for each: there, it happens more often that as many
-/// long runs are in progress as there are workers.
-pub(crate) fn auto_workers(cpus: usize) -> usize {
-    (2 * cpus + AUTO_WORKERS_MORE).min(THREADS_MAX)
-}
-
-/// The number of workers of `Auto` in addition to two for each CPU. On two CPUs, with 33,000
-/// requests per second of which 1 % take a millisecond, the P99 of the other requests was 2.3 ms
-/// with four workers, 2.0 ms with six, 1.7 ms with eight and 1.8 ms with twelve.
-const AUTO_WORKERS_MORE: usize = 4;
-
-/// From this share of its CPUs in use, in millionths, a process counts as short of CPUs.
-pub(crate) const CROWDED_PPM: u64 = 900_000;
-/// Below this share it no longer does. The distance to [`CROWDED_PPM`] is large because a change of
-/// the placement changes the share by up to a third, and must not cause the next change.
-pub(crate) const CROWDED_UNTIL_PPM: u64 = 700_000;
+/// Commands that workers take over at once from a poller that a handler blocks.
+pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 
 /// How often an idle worker checks for work before it parks. On the load of `AUTO_WORKERS_MORE`, a
 /// request took 2 µs less than with 32 checks, most of which found nothing.

@@ -1,8 +1,8 @@
-//! A bounded number of places, given out in the order in which they are asked for.
+//! An asynchronous semaphore: a bounded number of places, given out in the order of the requests.
 //!
-//! Callers wait for a place without blocking, on any thread. A caller that is dropped while it
-//! waits leaves the line, and passes on a place that it was promised and never took. No waker is
-//! cloned, called or dropped with the lock held.
+//! A caller awaits a place, on any thread. A future that is dropped while it waits leaves the line;
+//! if it was promised a place already, it passes the place on. No waker is cloned, called or
+//! dropped with the lock held.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,10 +19,10 @@ pub(super) struct Line {
 }
 
 struct State {
-    /// Places that somebody has, or was promised.
+    /// Places that are taken, or promised to a caller.
     taken: usize,
-    /// Wakers of waiting callers, by ticket. A caller that is promised a place leaves this map.
-    /// While the map holds a caller, no place is free.
+    /// Wakers of waiting callers, by ticket number. A caller that is promised a place leaves this
+    /// map. While the map is not empty, no place is free.
     waiting: BTreeMap<u64, Waker>,
     next_ticket: u64,
 }
@@ -38,14 +38,15 @@ impl Line {
         WaitPlace { line: self, ticket: None }
     }
 
-    /// How many places are taken, and how many callers wait.
+    /// The number of places that are taken, and of callers that wait.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
         let state = self.lock();
         (state.taken, state.waiting.len())
     }
 
-    /// Takes a place, or leaves `waker` in line for one. Gives back a waker that is to be dropped.
+    /// Takes a place, or puts `waker` in line for one. Returns a waker that is no longer needed:
+    /// the caller drops it without the lock.
     fn take_or_wait(
         &'static self,
         ticket: &mut Option<u64>,
@@ -53,7 +54,7 @@ impl Line {
     ) -> (Option<Place>, Option<Waker>) {
         let mut state = self.lock();
         let is_free = match *ticket {
-            // The place was promised once the ticket is gone.
+            // A ticket leaves the map when a place is promised to it.
             Some(number) => !state.waiting.contains_key(&number),
             None => state.taken < self.places_max,
         };
@@ -69,8 +70,8 @@ impl Line {
         (None, state.waiting.insert(number, waker))
     }
 
-    /// Gives up a place that was taken or promised: it is promised to the caller that has waited
-    /// longest.
+    /// Gives back a place that was taken or promised. It is promised to the caller that has waited
+    /// longest, if any.
     fn give_back(&self) {
         let next = {
             let mut state = self.lock();
@@ -83,7 +84,7 @@ impl Line {
         wake_all(next.map(|(_, waker)| waker));
     }
 
-    /// No code of ours panics while it holds this.
+    /// Nothing panics while it holds the lock, so a poisoned lock guards valid data.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,6 +93,7 @@ impl Line {
 /// Waits for a place in line.
 pub(super) struct WaitPlace {
     line: &'static Line,
+    /// The number in line, once this has been polled and found no free place.
     ticket: Option<u64>,
 }
 
@@ -103,7 +105,7 @@ impl Future for WaitPlace {
         if let (Some(place), _) = line.take_or_wait(&mut self.ticket, None) {
             return Poll::Ready(place);
         }
-        // Only a caller that has to wait needs a waker of its own.
+        // The waker is cloned only for a caller that has to wait, and without the lock.
         match line.take_or_wait(&mut self.ticket, Some(cx.waker().clone())) {
             (Some(place), _) => Poll::Ready(place),
             (None, _) => Poll::Pending,
@@ -121,7 +123,7 @@ impl Drop for WaitPlace {
     }
 }
 
-/// A place in line; given back when it is dropped.
+/// A place, which is given back when this is dropped.
 pub(super) struct Place {
     line: &'static Line,
 }

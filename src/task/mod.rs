@@ -4,14 +4,10 @@
 //! queue, or the workers' queue.
 
 mod line;
-mod own_time;
 mod parking;
-pub(crate) mod placement;
-mod policy;
+mod placement;
 pub(crate) mod queue;
 mod run;
-mod stall;
-mod tally;
 mod unblock;
 
 use std::future::Future;
@@ -20,13 +16,10 @@ pub(crate) use async_task::Runnable;
 
 use crate::user_code;
 
-pub(crate) use own_time::next_part;
-pub(crate) use placement::{Executor, Here, RuntimeContext};
-pub use policy::PlacementStats;
-pub(crate) use policy::{Host, Spent};
+pub use placement::PlacementStats;
+pub(crate) use placement::{Executor, Host, RuntimeContext, Spent, Used, Watched, next_part};
 pub(crate) use queue::{Workers, is_worker};
 pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run, waits_for_flush};
-pub(crate) use stall::{Used, Watched};
 pub(crate) use unblock::look_up;
 pub use unblock::unblock;
 

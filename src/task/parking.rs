@@ -1,29 +1,33 @@
-//! Which workers sleep, and who is woken when there is work.
+//! Decides which workers sleep, and which one is woken when there is work.
 //!
-//! A worker without work *searches*, then sleeps. Searchers and sleepers are counted in one word,
-//! so that all agree on the order of its changes; sleepers stand in a list as well, and both change
-//! under its lock.
+//! A worker without work *searches* for a while, then sleeps. One atomic word counts the searching
+//! and the sleeping workers, so all threads see its changes in the same order. Sleeping workers are
+//! also in a list. A worker falls asleep and is woken with the lock of the list held.
 //!
 //! ```text
 //!            begin_search              sleep
 //!   working ─────────────► searching ─────────► asleep
 //!      ▲         found         │ ▲                │
 //!      └───────────────────────┘ └────────────────┘
-//!                                 notify: on its behalf
+//!                                 notify: done by the thread that wakes the worker
 //! ```
 //!
 //! No wake-up is lost:
 //!
-//! 1. A producer pushes, then looks at the word. It wakes a sleeper, unless somebody searches: then
-//!    it leaves the rest to them.
-//! 2. Whoever ceases to search looks at the queues after that, if it was the last one or if it goes
-//!    to sleep; what it finds it sees to. A `SeqCst` fence between the two steps of either side
-//!    makes sure that one of them sees the other.
+//! 1. A thread that pushes work looks at the word after the push. It wakes a sleeping worker,
+//!    unless a worker is searching: then that worker has to see to the new work.
+//! 2. A worker that ends its search changes the word first. Then it looks at the queues, if it was
+//!    the last one that searched or if it goes to sleep. If it finds work, it takes the work or
+//!    wakes another worker.
 //!
-//! No herd: a worker that is woken counts as searching from that moment, so a burst of pushes wakes
-//! one. It wakes the next when it has found work and there is more. But it may have to wait for its
-//! CPU, where another worker computes: one that has found nothing after [`config::SEARCH_LATE`] is
-//! not relied on, and the next push wakes another, which may come to a CPU that is idle.
+//! Between the two steps of either side stands a `SeqCst` fence, so at least one side sees what the
+//! other has done.
+//!
+//! A burst of pushes does not wake all workers: a worker that is woken counts as searching from
+//! that moment, so the burst wakes one worker. This worker wakes the next one if it finds more work
+//! than it takes. But where another worker computes on its CPU, a woken worker may not get to run.
+//! So if it has found nothing after [`config::SEARCH_LATE`], the next push wakes one more worker,
+//! which may get an idle CPU.
 
 use std::time::Instant;
 
@@ -31,26 +35,27 @@ use crate::config;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Condvar, Mutex, lock, wait};
 
-/// The workers of a set, by their numbers.
+/// Which workers of a set search, sleep and work. Workers are known by their index.
 pub(super) struct Parking {
-    /// Searchers, in units of [`SEARCHER`]; sleepers, in units of [`SLEEPER`]; and [`STOPPED`].
+    /// The searching workers, in units of [`SEARCHER`], the sleeping workers, in units of
+    /// [`SLEEPER`], and the bit [`STOPPED`].
     word: AtomicUsize,
-    /// The last one is woken first: what it works on is still cached.
+    /// The sleeping workers. The last one is woken first: its caches are the warmest.
     sleepers: Mutex<Vec<usize>>,
-    /// One for each worker: it has been taken off the list.
+    /// For each worker: notified when the worker has left the list.
     woken: Box<[Condvar]>,
     started: Instant,
-    /// When the last one was woken, in nanoseconds since the start; 0 while nobody searches. A
-    /// hint: it decides about one more wake-up, and about none less.
+    /// When a worker was last woken, in nanoseconds since the start; 0 while no worker searches. A
+    /// wrong value costs at most one needless wake-up.
     woken_ns: AtomicU64,
 }
 
-/// What a worker is to do after a sleep.
+/// What a worker has to do after [`Parking::sleep`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// Search: it counts as a searcher.
+    /// Search: the worker counts as searching.
     Search,
-    /// End: the set was stopped, and there is no work.
+    /// End its thread: the set was stopped, and there is no work.
     End,
 }
 
@@ -60,7 +65,7 @@ const SEARCHER: usize = 1 << 16;
 const _: () = assert!(crate::config::THREADS_MAX * SLEEPER < SEARCHER, "sleepers have 15 bits");
 
 impl Parking {
-    /// For `count` workers, none of which sleeps or searches.
+    /// For `count` workers, which all count as working.
     pub(super) fn new(count: usize) -> Parking {
         Parking {
             word: AtomicUsize::new(0),
@@ -71,8 +76,8 @@ impl Parking {
         }
     }
 
-    /// Work was pushed: wakes a worker, unless one searches already and is not late. `false`: the
-    /// set was stopped, and it may be that nobody will take the work.
+    /// To be called after work was pushed: wakes a worker, unless a worker searches and is not
+    /// late. `false`: the set was stopped, so it may be that no worker takes the work.
     #[inline]
     pub(super) fn notify(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -83,7 +88,6 @@ impl Parking {
         word & STOPPED == 0
     }
 
-    #[cold]
     fn wake_one(&self) {
         let mut sleepers = lock(&self.sleepers);
         let word = self.word.load(Ordering::Relaxed);
@@ -92,19 +96,19 @@ impl Parking {
         }
         let Some(index) = sleepers.pop() else { return };
         self.woken_ns.store(self.now_ns(), Ordering::Relaxed);
-        // Now, so that the next producer does not wake another.
+        // The worker counts as searching from now on, so the next push does not wake another one.
         self.word.fetch_add(SEARCHER - SLEEPER, Ordering::Relaxed);
         drop(sleepers);
         self.woken[index].notify_one();
     }
 
-    /// This worker has nothing to do, and looks for something.
+    /// The calling worker has no work, and searches for some.
     pub(super) fn begin_search(&self) {
         self.word.fetch_add(SEARCHER, Ordering::Relaxed);
     }
 
-    /// This worker has found work. If it was the last one to search, or the others are late, it
-    /// wakes another for what there is left.
+    /// The calling worker has found work. If no other worker searches, or the others are late, it
+    /// wakes a worker for more work in the queues.
     pub(super) fn found(&self, has_work: impl Fn() -> bool) {
         let before = self.word.fetch_sub(SEARCHER, Ordering::Relaxed);
         let is_last = searchers(before) == 1;
@@ -112,7 +116,7 @@ impl Parking {
             self.forget_wake();
         }
         if sleepers(before) > 0 && (is_last || self.is_late()) {
-            // Producers that saw us search have left their work to us.
+            // Work that was pushed during the search has woken no worker.
             fence(Ordering::SeqCst);
             if has_work() {
                 self.notify();
@@ -120,7 +124,8 @@ impl Parking {
         }
     }
 
-    /// Worker `index` has searched in vain: sleeps until there is work, or the set is stopped.
+    /// The calling worker, `index`, has found no work: sleeps until there is work, or until the set
+    /// is stopped.
     pub(super) fn sleep(&self, index: usize, has_work: impl Fn() -> bool) -> Woken {
         let mut sleepers = lock(&self.sleepers);
         sleepers.push(index);
@@ -128,7 +133,7 @@ impl Parking {
         if searchers(before) == 1 {
             self.forget_wake();
         }
-        // Producers that saw us search have left their work to us.
+        // Work that was pushed during the search has woken no worker.
         fence(Ordering::SeqCst);
         let stopped = self.is_stopped();
         let found = has_work();
@@ -144,7 +149,7 @@ impl Parking {
         Woken::Search
     }
 
-    /// From now on nobody sleeps: workers end where they would.
+    /// Wakes all workers. From now on a worker that finds no work ends instead of sleeping.
     pub(super) fn stop(&self) {
         let mut sleepers = lock(&self.sleepers);
         let woken = std::mem::take(&mut *sleepers);
@@ -160,19 +165,19 @@ impl Parking {
         self.word.load(Ordering::Relaxed) & STOPPED != 0
     }
 
-    /// Nobody searches any more.
+    /// No worker searches any more.
     fn forget_wake(&self) {
         if self.woken_ns.load(Ordering::Relaxed) != 0 {
             self.woken_ns.store(0, Ordering::Relaxed);
         }
     }
 
-    /// The worker that was woken last searches still, or has not begun.
+    /// The worker that was woken last has not found work in time, or has not begun to search.
     #[inline]
     fn is_late(&self) -> bool {
         let woken_ns = self.woken_ns.load(Ordering::Relaxed);
         let late_ns = config::SEARCH_LATE.as_nanos() as u64;
-        // Models have no clock.
+        // A loom model has no clock.
         !cfg!(loom) && woken_ns != 0 && self.now_ns().saturating_sub(woken_ns) >= late_ns
     }
 
@@ -206,7 +211,7 @@ mod lateness {
                 thread::spawn(move || {
                     parking.begin_search();
                     parking.sleep(index, || false);
-                    // It never says that it has found something: as good as without a CPU.
+                    // It never calls `found`, like a worker that gets no CPU.
                     woken.send(index).unwrap();
                 })
             })
@@ -216,7 +221,7 @@ mod lateness {
         }
         parking.notify();
         let first = who.recv_timeout(Duration::from_secs(10)).unwrap();
-        // While work comes in the other one is woken, sooner or later.
+        // While work is pushed, the other one is woken sooner or later.
         let other = (0..10_000).find_map(|_| {
             parking.notify();
             who.recv_timeout(Duration::from_millis(1)).ok()
@@ -236,8 +241,8 @@ mod tests {
     use crate::sync::Arc;
     use loom::thread::{self, JoinHandle};
 
-    /// Workers without a queue of their own: the work is a number, as weakly ordered as a queue may
-    /// be.
+    /// Workers without queues. The work is a number, with the weakest ordering that a queue may
+    /// have.
     struct Set {
         parking: Parking,
         work: AtomicUsize,
@@ -297,7 +302,7 @@ mod tests {
             }
         }
 
-        /// Sleeps until so much is done: for ever, if a worker does.
+        /// Waits until so much is done. A lost wake-up would make this wait for ever.
         fn await_done(&self, count: usize) {
             let mut done = lock(&self.done);
             while *done < count {
@@ -306,21 +311,22 @@ mod tests {
         }
     }
 
-    /// Checks what so many preemptions can do; all of them, among three threads, would take hours.
+    /// Checks all interleavings with two preemptions. With any number of preemptions, three threads
+    /// would take hours.
     fn model(run: impl Fn() + Send + Sync + 'static) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = model.preemption_bound.or(Some(2));
         model.check(run);
     }
 
-    /// Each producer pushes once, and all of it is done before anybody is told to end.
+    /// Each producer pushes once. All work is done before the set is stopped.
     fn nobody_sleeps_on(producers: usize, workers: usize) {
         model(move || {
             let (set, working) = Set::start(workers);
             let others: Vec<_> = (1..producers)
                 .map(|_| {
                     let set = Arc::clone(&set);
-                    // Its work may be done, and the set stopped, before it looks for sleepers.
+                    // The work may be done, and the set stopped, before `notify` looks at the word.
                     thread::spawn(move || {
                         set.push();
                     })
@@ -350,8 +356,8 @@ mod tests {
         nobody_sleeps_on(1, 2);
     }
 
-    /// One worker searches and will be held up by what it finds; the other sleeps. Whether the
-    /// producer sees the searcher or not, one of them wakes the sleeper.
+    /// One worker searches, and what it finds will block it; the other worker sleeps. Whether the
+    /// producer sees the searching worker or not, one of them wakes the sleeping one.
     #[test]
     fn loom_who_is_held_up_by_what_it_found_has_woken_another_for_the_rest() {
         loom::model(|| {
@@ -399,7 +405,7 @@ mod tests {
         });
     }
 
-    /// Two producers with a burst each, and two workers asleep.
+    /// Two producers push a burst each, while two workers sleep.
     #[test]
     fn loom_a_burst_wakes_one_and_that_one_the_next() {
         model(|| {

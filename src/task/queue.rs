@@ -1,13 +1,15 @@
 //! Work-stealing worker threads.
 //!
-//! Tasks woken on a worker go to that worker's own queue, all others to a shared one; a worker
-//! without work takes from the shared queue, then from its neighbours. Who sleeps and who is woken
-//! is up to [`Parking`].
+//! Each worker owns a queue, and all workers of a set share another queue. A task that is woken on
+//! a worker goes to the queue of this worker; every other task goes to the shared queue. A worker
+//! whose queue is empty takes tasks from the shared queue, then from the queues of other workers.
+//! [`Parking`] decides which workers sleep and which are woken.
 //!
-//! Nobody waits for ever: all queues are first in, first out, and every [`config::RUNS_PER_LOOK`]
-//! runs a worker looks elsewhere first, at the shared queue and at a neighbour in turn. So tasks
-//! that wake themselves shut out nobody, and what waits behind a handler that blocks its worker is
-//! taken over, half of it at a time, however much there is in the shared queue.
+//! No task waits for ever. All queues are first in, first out. After every
+//! [`config::RUNS_PER_LOOK`] runs a worker looks at another queue before its own: in turn at the
+//! shared queue and at the queue of another worker. So a task that wakes itself again and again
+//! does not starve other tasks, and tasks behind a handler that blocks its worker are taken over by
+//! other workers, half of them at a time, even while the shared queue is never empty.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::sync::{Mutex, lock};
 use crate::threads;
 
-/// A set of worker threads. Clones share it.
+/// A set of worker threads. Clones are handles to the same set.
 #[derive(Clone)]
 pub(crate) struct Workers(Arc<Shared>);
 
@@ -34,12 +36,17 @@ struct Shared {
 }
 
 thread_local! {
-    /// The queue of the worker that this thread is, with the set it belongs to.
+    /// On a worker: its queue, and the set that the worker belongs to.
     static LOCAL: RefCell<Option<(Arc<Shared>, Worker<Runnable>)>> = const { RefCell::new(None) };
 }
 
 impl Workers {
-    /// Starts `count` threads, or one per CPU for 0; each calls `begin` first.
+    /// Starts `count` threads, or one per CPU for 0. Each thread calls `begin` first. The threads
+    /// are pinned to `cpus`, unless that is empty.
+    ///
+    /// # Errors
+    /// Invalid: `count` is more than [`config::THREADS_MAX`], or the process may not use one of
+    /// `cpus`. Also the kernel's error if a thread cannot be started.
     pub(crate) fn start(count: usize, cpus: &[usize], begin: fn()) -> Result<Workers> {
         let count = if count == 0 { threads::cpu_count(cpus) } else { count };
         if count > config::THREADS_MAX {
@@ -77,23 +84,23 @@ impl Workers {
         self.0.stealers.len()
     }
 
-    /// Makes a task of `future`, which runs here.
+    /// Makes a task of `future` and queues it.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let again = self.clone();
         self.schedule(super::spawn(future, move |task| again.schedule(task)));
     }
 
-    /// Queues a task, and wakes a worker if none is looking for work. Where all have ended it is
-    /// dropped: its guards report it as ended.
+    /// Queues a task, and wakes a worker if none is searching for work. After [`stop`](Self::stop)
+    /// no worker may be there to run the task: then it is dropped, which ends its run.
     pub(crate) fn schedule(&self, runnable: Runnable) {
-        let rest = LOCAL.with(|local| match &*local.borrow() {
+        let for_shared_queue = LOCAL.with(|local| match &*local.borrow() {
             Some((shared, queue)) if Arc::ptr_eq(shared, &self.0) => {
                 queue.push(runnable);
                 None
             }
             _ => Some(runnable),
         });
-        if let Some(runnable) = rest {
+        if let Some(runnable) = for_shared_queue {
             self.0.injector.push(runnable);
         }
         if !self.0.parking.notify() {
@@ -101,15 +108,14 @@ impl Workers {
         }
     }
 
-    /// Ends the threads when they have run out of tasks; joins them, if `join`, but for the one
-    /// this is called on. What they have not begun by then, or, unless they are joined, by now, is
-    /// dropped.
+    /// Ends each thread when it finds no task. With `join` this waits for all threads but the
+    /// calling one. Then all tasks in the queues are dropped.
     pub(crate) fn stop(&self, join: bool) {
         self.0.parking.stop();
         let threads = std::mem::take(&mut *lock(&self.0.threads));
         for thread in threads {
             if join && thread.thread().id() != thread::current().id() {
-                // A worker's panic was reported when it happened; the tasks' own are caught.
+                // A panic of the thread was reported when it happened. Panics of tasks are caught.
                 let _ = thread.join();
             }
         }
@@ -126,6 +132,8 @@ pub(crate) fn is_worker() -> bool {
 }
 
 impl Shared {
+    /// Takes tasks from the shared queue, or else from another worker. All but the first go to
+    /// `queue`, which is that of worker `index`.
     fn find(&self, queue: &Worker<Runnable>, index: usize) -> Option<Runnable> {
         loop {
             let batch = self.batch();
@@ -144,13 +152,14 @@ impl Shared {
     }
 
     /// How many tasks a worker takes from the shared queue at once: a few, or a quarter of its
-    /// share where there are many. What it takes waits for it alone until somebody looks for work,
-    /// and it may get less of a CPU than the others.
+    /// share where there are many. Tasks that a worker has taken wait for this worker, which may
+    /// get less CPU time than the others.
     fn batch(&self) -> usize {
         let share = self.injector.len() / (4 * self.stealers.len());
         share.clamp(config::BATCH_MIN, config::BATCH_MAX)
     }
 
+    /// The worker `offset` places after worker `index`.
     fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Runnable> {
         &self.stealers[(index + offset) % self.stealers.len()]
     }
@@ -163,7 +172,8 @@ impl Shared {
         drop_all(|| self.injector.steal());
     }
 
-    /// The `look`-th look elsewhere of worker `index`.
+    /// Takes a task from another queue than that of worker `index`; which one depends on how often
+    /// the worker has looked.
     fn look_elsewhere(&self, index: usize, look: usize) -> Option<Runnable> {
         match (look % 2, self.stealers.len() - 1) {
             (0, _) | (_, 0) => self.injector.steal().success(),
@@ -202,12 +212,12 @@ fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
         };
         super::run(task);
     }
-    // Dropped outside the borrow: the tasks left in the queue may wake others.
+    // Dropped outside the borrow: dropping the tasks in the queue may wake tasks of this worker.
     let left = LOCAL.with(|local| local.borrow_mut().take());
     drop(left);
 }
 
-/// Looks for work, sleeping in between. `None`: the set was stopped.
+/// Waits for a task. `None`: the set was stopped, and there is no task.
 fn search(shared: &Shared, index: usize) -> Option<Runnable> {
     shared.parking.begin_search();
     loop {
@@ -225,6 +235,7 @@ fn search(shared: &Shared, index: usize) -> Option<Runnable> {
     }
 }
 
+/// Calls `f` with the queue of the calling worker.
 fn with_queue<T>(f: impl FnOnce(&Worker<Runnable>) -> Option<T>) -> Option<T> {
     LOCAL.with(|local| local.borrow().as_ref().and_then(|(_, queue)| f(queue)))
 }
@@ -265,7 +276,7 @@ mod tests {
         for (queued, taken) in [(1, 1), (20, config::BATCH_MIN), (2000, config::BATCH_MAX)] {
             (0..queued).for_each(|_| shared.injector.push(crate::task::spawn(async {}, |_| {})));
             assert!(shared.find(&queue, 0).is_some());
-            // The queue may hand out less than it is asked for.
+            // The shared queue may hand out fewer tasks than it is asked for.
             let rest = queued - shared.injector.len();
             assert!((1..=taken).contains(&rest) && queue.len() == rest - 1, "{rest} of {queued}");
             drop_all(|| shared.injector.steal());

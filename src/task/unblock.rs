@@ -1,23 +1,23 @@
-//! Synchronous code for handlers: calls that block run on threads of their own.
+//! Runs synchronous code of handlers, which may block, on threads of its own.
 //!
-//! One set of threads for the process, started as calls come and ended when none have come for a
-//! while. A caller first waits for a place in the queue, then for its answer; both are futures that
-//! own nothing but their place in line, so dropping them withdraws the call, unless it has begun.
+//! The process has one set of these threads. They are started when calls come, and end when no call
+//! has come for a while. A caller first awaits a place in the queue ([`Line`]), then the result. If
+//! the caller's future is dropped before the call has begun, the call never runs.
 //!
 //! ```text
-//! caller:  place ──► push ──► Queued ──────► Running ──────► Done ──► answer
+//! caller:  place ──► push ──► Queued ──────► Running ──────► Done ──► result
 //! thread:                       │    take       │    finish
-//! dropped:  (withdrawn)       Gone (withdrawn)  Gone (its result is dropped)
+//! dropped:  (withdrawn)       Gone (withdrawn)  Gone (the result is dropped)
 //! ```
 //!
-//! Locks are taken one at a time, never over user code or a wake-up.
+//! A thread holds one lock at a time, and no lock while it runs code of the user or wakes a task.
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-// Not `sync`'s, of which there can be no static.
+// Not `crate::sync::Mutex`: a static needs a `const` constructor, and loom's Mutex has none.
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -30,12 +30,13 @@ use crate::error::{Error, Result};
 use crate::threads;
 use crate::user_code::{discard, wake_all};
 
-/// Runs `work` on a thread where it may block, and waits for what it returns.
+/// Runs `work` on a thread where it may block, and returns its result.
 ///
-/// For synchronous code in a handler: a database driver, a compressor, a file. A handler that
-/// blocks its own thread holds up every connection of its poller, or one of a few workers; this
-/// holds up its own connection alone. Works on every [`Placement`](crate::Placement) and on any
-/// executor, with or without a server. Inside a tokio runtime's context, `work` runs in it as well.
+/// This is for synchronous code in a handler: a database driver, a compressor, a file. A handler
+/// that blocks its own thread delays all connections of its poller, or occupies one of a few
+/// workers. A handler that awaits `unblock` delays its own connection alone. Works on every
+/// [`Placement`](crate::Placement) and on any executor, with or without a server. If the caller is
+/// inside the context of a tokio runtime, `work` runs inside this context as well.
 ///
 /// ```
 /// # fn main() -> ringpoll::Result<()> {
@@ -54,18 +55,18 @@ use crate::user_code::{discard, wake_all};
 /// ```
 ///
 /// # Bounds
-/// At most 256 threads in the process, started as they are needed, named `ringpoll-b`; one that has
-/// had nothing to do for a second ends. Up to 1024 calls wait for a thread, in the order in which
-/// they came; further callers wait, without blocking, for their turn to join them. So calls that
-/// wait for each other may wait for ever, where there are more of them than threads. Dials look
-/// names up on these threads, on 64 of them at most.
+/// The process has at most 256 of these threads, named `ringpoll-b`. They are started when they are
+/// needed, and a thread that has had nothing to do for a second ends. Up to 1024 calls are queued
+/// for a thread, first in, first out; further calls wait, without blocking a thread, for a place in
+/// the queue. Calls that wait for each other deadlock if there are more of them than threads. Dials
+/// look up names on these threads, on 64 of them at most.
 ///
 /// # Cancelling
-/// Nothing happens before the future is polled. Dropped before `work` has begun, it takes `work`
-/// back, which then never runs. After that `work` runs to its end, and what it returns is dropped.
+/// Nothing happens before the future is polled. If the future is dropped before `work` has begun,
+/// `work` never runs. If it is dropped later, `work` runs to its end, and the result is dropped.
 ///
 /// # Errors
-/// Panicked, if `work` panics; the kernel's, if there is no thread and none can be started.
+/// Panicked, if `work` panics. The kernel's error, if there is no thread and none can be started.
 pub async fn unblock<F, T>(work: F) -> Result<T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -74,8 +75,8 @@ where
     THREADS.call(work).await
 }
 
-/// Runs a name look-up as [`unblock`] does, but at most `LOOKUPS_MAX` at a time: a look-up may hang
-/// for seconds when a name server does not answer. Further callers wait in order.
+/// Runs a name look-up like [`unblock`], but at most [`config::LOOKUPS_MAX`] at a time: a look-up
+/// takes seconds when a name server does not answer. Further callers wait, first in, first out.
 pub(crate) async fn look_up<F, T>(work: F) -> Result<T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -85,7 +86,7 @@ where
     let place = NAMES.place().await;
     THREADS
         .call(move || {
-            // Until the call returns, however early its caller is dropped.
+            // Held until the look-up returns, even if the caller is dropped before that.
             let _place = place;
             work()
         })
@@ -104,7 +105,7 @@ struct Bounds {
     idle: Duration,
 }
 
-/// The threads, and what waits for them.
+/// The threads, and the calls that wait for a thread.
 struct Threads {
     bounds: Bounds,
     /// The places of the queue.
@@ -116,7 +117,7 @@ struct Threads {
 struct State {
     queue: VecDeque<Queued>,
     threads: usize,
-    /// Of these, how many wait for work.
+    /// How many of the threads wait for a call.
     idle: usize,
 }
 
@@ -151,11 +152,11 @@ impl Threads {
         Answer { threads: self, call }.await
     }
 
-    /// Queues a call, and sees to it that there is a thread for it, or will be.
+    /// Queues a call, and starts a thread if there is none to take it and the bound allows one.
     fn push(&'static self, queued: Queued) -> Result<()> {
         let mut state = lock(&self.state);
         if state.idle <= state.queue.len() && state.threads < self.bounds.threads_max {
-            // Under the lock: a thread that is counted is there.
+            // With the lock held, so that every thread in the count has been started.
             match self.start_thread() {
                 Ok(()) => state.threads += 1,
                 Err(error) if state.threads == 0 => {
@@ -176,7 +177,7 @@ impl Threads {
         named.spawn(|| self.serve()).map(drop)
     }
 
-    /// What a thread does: calls, one after the other, until none has come for a while.
+    /// Body of a thread: runs one call after the other, until none has come for a while.
     fn serve(&'static self) {
         threads::unpin();
         let mut state = lock(&self.state);
@@ -201,7 +202,7 @@ impl Threads {
         }
     }
 
-    /// Takes a job back that may not have begun.
+    /// Removes a job from the queue, if no thread has taken it yet.
     fn withdraw(&self, job: &Arc<dyn Job>) {
         let taken = {
             let mut state = lock(&self.state);
@@ -212,7 +213,7 @@ impl Threads {
     }
 }
 
-/// One call, shared by its caller and its thread.
+/// One call, shared by its caller and the thread that runs it.
 struct Call<F, T> {
     context: RuntimeContext,
     stage: Mutex<Stage<F, T>>,
@@ -222,7 +223,7 @@ enum Stage<F, T> {
     Queued(F, Option<Waker>),
     Running(Option<Waker>),
     Done(Result<T>),
-    /// Nobody waits any more, or the answer was taken.
+    /// The caller was dropped, or has taken the result.
     Gone,
 }
 
@@ -251,7 +252,7 @@ where
         let mut stage = lock(&self.stage);
         let Stage::Running(waker) = &mut *stage else {
             drop(stage);
-            // Nobody waits any more.
+            // The caller was dropped.
             return discard(done);
         };
         let waker = waker.take();
@@ -261,7 +262,7 @@ where
     }
 }
 
-/// Waits for what a call returns.
+/// Waits for the result of a call.
 struct Answer<F, T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -282,7 +283,8 @@ where
         if let Some(done) = self.call.take_done() {
             return Poll::Ready(done);
         }
-        // User code, so without the lock; and only for a caller that has to wait.
+        // Cloning a waker runs code of the user, so it is done without the lock. It is done only
+        // for a caller that has to wait.
         let waker = cx.waker().clone();
         let mut stage = lock(&self.call.stage);
         if let Stage::Queued(_, registered) | Stage::Running(registered) = &mut *stage {
@@ -292,12 +294,12 @@ where
             return Poll::Pending;
         }
         drop(stage);
-        Poll::Ready(self.call.take_done().expect("it waits no more, so it is done"))
+        Poll::Ready(self.call.take_done().expect("the call is neither queued nor running"))
     }
 }
 
 impl<F, T> Call<F, T> {
-    /// What the call has returned, once it has.
+    /// The result of the call, if it has ended.
     fn take_done(&self) -> Option<Result<T>> {
         let mut stage = lock(&self.stage);
         if matches!(*stage, Stage::Queued(..) | Stage::Running(_)) {
@@ -325,13 +327,14 @@ where
     }
 }
 
-/// What a panic said: a literal message is a `&str`, a formatted one a `String`.
+/// The message of a panic: a literal is a `&str`, a formatted message a `String`.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
     literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panicked")
 }
 
-/// No code of ours panics while it holds one of these.
+/// Locks a mutex of this module. Nothing panics while it holds one, so a poisoned mutex guards
+/// valid data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -345,7 +348,7 @@ mod tests {
     use std::time::Instant;
 
     const DEADLINE: Duration = Duration::from_secs(10);
-    /// Of a test that does not look at idling.
+    /// The idle time in tests that do not test idling.
     const LONG: Duration = Duration::from_secs(100);
 
     fn threads(threads_max: usize, queue_max: usize, idle: Duration) -> &'static Threads {
@@ -394,7 +397,7 @@ mod tests {
         }
     }
 
-    /// A call that has begun, and ends when its sender is used or dropped.
+    /// A call that has begun. It ends when the sender is used or dropped.
     fn blocked(threads: &'static Threads) -> (Boxed<()>, Sender<()>) {
         let (open, gate): (_, Receiver<()>) = channel();
         let (tell, begun) = channel();
@@ -407,7 +410,7 @@ mod tests {
         (call, open)
     }
 
-    /// Calls that tell their numbers, polled once each.
+    /// Calls that send their numbers, polled once each.
     fn numbered(
         threads: &'static Threads,
         count: usize,
@@ -466,11 +469,11 @@ mod tests {
         let threads = threads(1, 2, LONG);
         let (first, open) = blocked(threads);
         let (mut calls, told) = numbered(threads, 6);
-        // One in the queue, whose place goes to the first that waits; and one that waits.
+        // One that is in the queue, whose place goes to the first that waits; and one that waits.
         calls[1] = None;
         calls[4] = None;
         assert_eq!((lock(&threads.state).queue.len(), threads.line.counts()), (1, (2, 2)));
-        // One that was promised that place, and never came.
+        // The one that was promised this place.
         calls[2] = None;
         assert_eq!(threads.line.counts(), (2, 1));
         drop(open);
@@ -519,7 +522,8 @@ mod tests {
         let threads = threads(1, 1, LONG);
         let (first, open) = blocked(threads);
         let (mut calls, told) = numbered(threads, 1);
-        // Waits for a place in the queue, which the thread gives it before it begins the next call.
+        // It waits for a place in the queue. The thread gives it one before it begins the next
+        // call.
         let mut panics = call(threads, || ());
         let waker = Panics::waker();
         assert!(panics.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
