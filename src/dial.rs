@@ -16,7 +16,7 @@ use crate::address::{Address, PeerAddr};
 use crate::clock::now_ns;
 use crate::config::{self, Limits, SocketOptions, some};
 use crate::connection::{
-    Connection, Remote, Shared, attach, current_poller, start_connect, wait_connected,
+    Connection, Core, Remote, attach, current_poller, start_connect, wait_connected,
 };
 use crate::error::{Error, Result};
 use crate::poller::Alarm;
@@ -185,9 +185,9 @@ impl Dialer {
         let peer = socket.peer_addr().map_err(|error| Error::io("adopt", error))?;
         let socket = Arc::new(socket);
         let limits = Arc::new(self.limits.clone());
-        let shared = Shared::new(&self.remote()?, &limits, None, Arc::clone(&socket), peer);
-        attach(&shared, socket);
-        Ok(Connection::owned(&shared))
+        let core = Core::new(&self.remote()?, &limits, None, Arc::clone(&socket), peer);
+        attach(&core, socket);
+        Ok(Connection::owned(&core))
     }
 
     fn remote(&self) -> Result<Arc<Remote>> {
@@ -267,11 +267,11 @@ impl Dialer {
     ) -> io::Result<Connection> {
         let local = self.local_addr.filter(|_| matches!(peer, PeerAddr::Inet(_)));
         let socket = Arc::new(Socket::for_peer(peer, local, &self.socket)?);
-        let shared = Shared::new(remote, limits, None, Arc::clone(&socket), peer.clone());
+        let core = Core::new(remote, limits, None, Arc::clone(&socket), peer.clone());
         // Dropping the connection closes the socket, if this future is dropped or fails below.
-        let connection = Connection::owned(&shared);
-        start_connect(&shared, socket, peer.clone());
-        match wait_connected(&shared, until_ns).await {
+        let connection = Connection::owned(&core);
+        start_connect(&core, socket, peer.clone());
+        match wait_connected(&core, until_ns).await {
             Some(Ok(())) => Ok(connection),
             Some(Err(error)) => Err(error),
             None => Err(io::ErrorKind::TimedOut.into()),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::{Backend, Balance, Capabilities, PollMode, UringOptions};
-use crate::connection::{Remote, Shared, current_poller};
+use crate::connection::{Core, Remote, current_poller};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::group::{Group, Plan};
@@ -12,7 +12,7 @@ use crate::poller::group::{Group, Plan};
 /// A group of poller threads. Clones are the same group. When the last clone is dropped, the
 /// connections are closed and the threads end.
 #[derive(Clone)]
-pub struct Pollers(Arc<Group<Shared>>);
+pub struct Pollers(Arc<Group<Core>>);
 
 /// The settings of a group of pollers; made by [`Pollers::builder`].
 #[derive(Clone, Debug, Default)]

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
-use crate::connection::{Handle, Hooks, Service, Shared, attach};
+use crate::connection::{Core, Handle, Hooks, Service, attach};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::{Accept, Command, Watcher};
@@ -306,8 +306,8 @@ impl Accept for Acceptor {
         let socket = Arc::new(socket);
         let service = Some(Arc::clone(&inner.service));
         let remote = inner.pollers.pick();
-        let shared = Shared::new(remote, &inner.limits, service, Arc::clone(&socket), peer);
-        attach(&shared, socket);
+        let core = Core::new(remote, &inner.limits, service, Arc::clone(&socket), peer);
+        attach(&core, socket);
     }
 
     fn on_failed(&self, error: &io::Error) -> bool {

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 /// Runs `code`; `None` if it panicked. `what` names it in the log.
-#[inline(always)]
+#[inline]
 pub(crate) fn call<T>(what: &str, code: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(code)) {
         Ok(done) => Some(done),
@@ -40,7 +40,6 @@ pub(crate) fn discard<T>(value: T) {
     }
 }
 
-#[cold]
 fn report(what: &str, panic: Box<dyn Any + Send>) {
     tracing::error!("{what} panicked");
     // What the panic carries is a value of the user's as well. One that panics once more, as it is

@@ -8,10 +8,10 @@ use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::core::Core;
 use super::handle::Handle;
 use super::input::Discarded;
 use super::output::Ending;
-use super::shared::Shared;
 use super::state::Runs;
 use crate::buffer::Spent;
 use crate::clock::now_ns;
@@ -21,7 +21,7 @@ use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::user_code;
 
-impl Shared {
+impl Core {
     /// Closes: nothing more is read or written. What was submitted is still sent, as long as the
     /// peer takes it.
     pub(crate) fn close(self: &Arc<Self>) {

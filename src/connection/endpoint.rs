@@ -7,11 +7,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::core::Core;
 use super::handle::Handle;
 use super::input::{End, Filed, Handed};
 use super::output::{Ending, Output};
 use super::run::QueuedRun;
-use super::shared::Shared;
 use super::state::Kind;
 use crate::buffer::{Chain, Spent};
 use crate::clock::now_ns;
@@ -27,11 +27,11 @@ use crate::user_code;
 
 type Wanted = Reaction<Handed>;
 
-impl Endpoint for Shared {
+impl Endpoint for Core {
     type Handed = Handed;
 
     fn token(&self) -> Token {
-        Shared::token(self)
+        Core::token(self)
     }
 
     fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Handed>> {
@@ -241,7 +241,7 @@ impl Endpoint for Shared {
     }
 }
 
-impl Shared {
+impl Core {
     fn on_sent(self: &Arc<Self>, result: io::Result<usize>) -> Wanted {
         if self.idle_timeout.is_set() {
             self.timeouts.touch(now_ns());

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use super::core::Core;
 use super::output::{Flusher, Output, Submitted};
-use super::shared::Shared;
 use super::wait::Began;
 use crate::buffer::{Spent, Staging};
 use crate::clock::now_ns;
@@ -19,29 +19,29 @@ use crate::task;
 use crate::user_code;
 
 /// Submits written bytes without waiting.
-pub(super) fn submit(shared: &Arc<Shared>, staging: &mut Staging) -> Result<()> {
+pub(super) fn submit(core: &Arc<Core>, staging: &mut Staging) -> Result<()> {
     let mut spent = Spent::default();
-    let submitted = lock(&shared.output).submit(shared, staging, &mut spent)?;
+    let submitted = lock(&core.output).submit(core, staging, &mut spent)?;
     match submitted {
         Submitted::Sent | Submitted::Queued(_) => Ok(()),
         Submitted::Full(_) => Err(Error::limit(format!(
             "submit: {} bytes wait for the peer already",
-            shared.limits.output_bytes_max
+            core.limits.output_bytes_max
         ))),
     }
 }
 
 /// Submits written bytes, and waits until the kernel has every byte submitted so far.
 pub(super) struct Flushing<'a> {
-    shared: &'a Arc<Shared>,
+    core: &'a Arc<Core>,
     staging: &'a mut Staging,
     flush: Flush,
 }
 
 impl<'a> Flushing<'a> {
     #[inline]
-    pub(super) fn new(shared: &'a Arc<Shared>, staging: &'a mut Staging) -> Flushing<'a> {
-        Flushing { shared, staging, flush: Flush::default() }
+    pub(super) fn new(core: &'a Arc<Core>, staging: &'a mut Staging) -> Flushing<'a> {
+        Flushing { core, staging, flush: Flush::default() }
     }
 }
 
@@ -49,15 +49,15 @@ impl Future for Flushing<'_> {
     type Output = Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let Flushing { shared, staging, flush } = self.get_mut();
-        flush.poll(shared, staging, cx)
+        let Flushing { core, staging, flush } = self.get_mut();
+        flush.poll(core, staging, cx)
     }
 }
 
 /// A flush as a poll; each poll covers what was written before it. Waits no longer than until the
 /// kernel has all but `unsent_bytes_max` bytes.
 pub(super) fn poll_flush(
-    shared: &Arc<Shared>,
+    core: &Arc<Core>,
     staging: &mut Staging,
     unsent_bytes_max: usize,
     began: &mut Began,
@@ -65,7 +65,7 @@ pub(super) fn poll_flush(
 ) -> Poll<Result<()>> {
     let unsent_max = unsent_bytes_max as u64;
     let mut flush = Flush { unsent_max, began: *began, target: None };
-    let polled = flush.poll(shared, staging, cx);
+    let polled = flush.poll(core, staging, cx);
     *began = if polled.is_pending() { flush.began } else { Began::default() };
     polled
 }
@@ -74,25 +74,25 @@ pub(super) fn poll_flush(
 /// submitted that the kernel has not taken. There is room while fewer than `bytes_max` bytes, and
 /// fewer than `output_bytes_max`, are unsent.
 pub(super) fn poll_room(
-    shared: &Arc<Shared>,
+    core: &Arc<Core>,
     staging: &mut Staging,
     bytes_max: usize,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
     // There is never room for less than a byte.
-    let bytes_max = bytes_max.min(shared.limits.output_bytes_max).max(1) as u64;
+    let bytes_max = bytes_max.min(core.limits.output_bytes_max).max(1) as u64;
     let waiter = Waiter::new(cx);
-    let mut wait = SentWait { shared, operation: "write", began: &mut *began, waiter };
+    let mut wait = SentWait { core, operation: "write", began: &mut *began, waiter };
     let polled = wait.poll(|output, wait, spent| {
         if let Some(error) = output.failure() {
             return Err(Error::io("send", error));
         }
-        if shared.life.is_closed() || output.ended {
+        if core.life.is_closed() || output.ended {
             return Err(Error::closed("write"));
         }
         if output.unsent() + staging.len() as u64 >= bytes_max {
-            output.submit(shared, staging, spent)?;
+            output.submit(core, staging, spent)?;
         }
         match bytes_max.saturating_sub(output.unsent() + staging.len() as u64) {
             0 => wait.register(output, output.submitted() - bytes_max + 1),
@@ -107,13 +107,13 @@ pub(super) fn poll_room(
 }
 
 /// Waits until nothing more can be sent, as a poll.
-pub(super) fn poll_end(shared: &Arc<Shared>, cx: &Context<'_>) -> Poll<Error> {
+pub(super) fn poll_end(core: &Arc<Core>, cx: &Context<'_>) -> Poll<Error> {
     let waker = cx.waker().clone();
-    let mut output = lock(&shared.output);
+    let mut output = lock(&core.output);
     if let Some(error) = output.failure() {
         return Poll::Ready(Error::io("send", error));
     }
-    if shared.life.is_closed() || output.ended {
+    if core.life.is_closed() || output.ended {
         return Poll::Ready(Error::closed("write"));
     }
     // A flush that never ends: a close or a failure wakes it.
@@ -136,18 +136,18 @@ struct Flush {
 impl Flush {
     fn poll(
         &mut self,
-        shared: &Arc<Shared>,
+        core: &Arc<Core>,
         staging: &mut Staging,
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
         let (target, unsent_max) = (&mut self.target, self.unsent_max);
         let waiter = Waiter::new(cx);
-        let mut wait = SentWait { shared, operation: "flush", began: &mut self.began, waiter };
+        let mut wait = SentWait { core, operation: "flush", began: &mut self.began, waiter };
         wait.poll(|output, wait, spent| {
             loop {
                 let wanted = match *target {
                     Some(target) => target,
-                    None => match output.submit(shared, staging, spent)? {
+                    None => match output.submit(core, staging, spent)? {
                         Submitted::Sent => return Ok(Look::Done(())),
                         Submitted::Queued(submitted) => {
                             *target.insert(submitted.saturating_sub(unsent_max))
@@ -178,7 +178,7 @@ enum Look<T> {
 
 /// A wait until bytes are sent.
 struct SentWait<'a> {
-    shared: &'a Arc<Shared>,
+    core: &'a Arc<Core>,
     operation: &'static str,
     began: &'a mut Began,
     waiter: Waiter<'a>,
@@ -191,13 +191,13 @@ impl SentWait<'_> {
     ) -> Poll<Result<T>> {
         let mut spent = Spent::default();
         loop {
-            let shared = self.shared;
-            let looked = look(&mut lock(&shared.output), self, &mut spent);
+            let core = self.core;
+            let looked = look(&mut lock(&core.output), self, &mut spent);
             match looked {
                 Ok(Look::Done(done)) => return Poll::Ready(Ok(done)),
                 Ok(Look::NeedsWaker) => self.waiter.clone_waker(),
                 Ok(Look::Waits) => {
-                    shared.arm(self.until_ns());
+                    core.arm(self.until_ns());
                     return Poll::Pending;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -211,7 +211,7 @@ impl SentWait<'_> {
         if let Some(error) = output.failure() {
             return Err(Error::io("send", error));
         }
-        if self.shared.life.is_closed() {
+        if self.core.life.is_closed() {
             return Err(Error::closed(self.operation));
         }
         let until_ns = self.until_ns();
@@ -223,7 +223,7 @@ impl SentWait<'_> {
             }
         }
         let waiter = &mut self.waiter;
-        let flusher = if task::waits_for_flush(waiter.waker, self.shared.owner()) {
+        let flusher = if task::waits_for_flush(waiter.waker, self.core.owner()) {
             Flusher::Run
         } else if output.renew_wait(target, until_ns, waiter.waker) {
             return Ok(Look::Waits);
@@ -237,7 +237,7 @@ impl SentWait<'_> {
     }
 
     fn until_ns(&mut self) -> u64 {
-        self.shared.timeouts.write.end_of_wait(|| self.began.at_or(now_ns))
+        self.core.timeouts.write.end_of_wait(|| self.began.at_or(now_ns))
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::shared::Shared;
+use super::core::Core;
 use crate::address::PeerAddr;
 use crate::clock::now_ns;
 use crate::config;
@@ -22,7 +22,7 @@ use crate::sync::lock;
 /// Clones refer to the same connection. A handle does not keep a connection open, and stays valid
 /// after its end.
 #[derive(Clone)]
-pub struct Handle(pub(super) Arc<Shared>);
+pub struct Handle(pub(super) Arc<Core>);
 
 /// Bytes of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub struct ConnectionStats {
 }
 
 impl Handle {
-    pub(crate) fn of(shared: &Arc<Shared>) -> Handle {
-        Handle(Arc::clone(shared))
+    pub(crate) fn of(core: &Arc<Core>) -> Handle {
+        Handle(Arc::clone(core))
     }
 
     /// Closes the connection. Idempotent, from any thread.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Connection;
+use super::core::Core;
 use super::input::{Discarded, Handed, Input};
 use super::parts;
-use super::shared::Shared;
 use super::state::{Found, Kind, Next, READER, WRITER};
 use crate::buffer::{Chain, Staging};
 use crate::poller::{Command, Job};
@@ -16,7 +16,7 @@ use crate::user_code;
 /// The reader and the writer, which a run has both at first.
 pub(super) const BOTH: u8 = READER | WRITER;
 
-impl Shared {
+impl Core {
     /// The connection, as a run gets it: with all bytes that came since the run started.
     pub(super) fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
         let Handed { mut reader, writer, kind } = handed;

@@ -15,8 +15,6 @@ use crate::poller::timers::NEVER;
 use super::parts;
 use super::state::{Kind, Runs};
 
-/// In this order, so that what every request needs lies together.
-#[repr(C)]
 pub(super) struct Input {
     pub(super) runs: Runs,
     /// Bytes ever received.
@@ -116,7 +114,7 @@ impl Input {
     }
 
     /// Starts a run with what the poller received, and with what was left unread before.
-    #[inline(always)]
+    #[inline]
     pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Handed {
         let reader = self.reader.get_or_insert_with(parts::reader);
         self.received += add(bytes, reader, pool) as u64;
@@ -125,7 +123,6 @@ impl Input {
     }
 
     /// Takes in what the poller received for a reader that is out.
-    #[inline(never)]
     pub(super) fn file(
         &mut self,
         bytes: Received<'_>,
@@ -180,7 +177,7 @@ impl Input {
     }
 
     /// Starts a run, with all that is here.
-    #[inline(always)]
+    #[inline]
     pub(super) fn start(&mut self, kind: Kind) -> Handed {
         debug_assert_eq!(self.inbox_len(), 0, "what is home has been settled");
         // What starts it is not consumed yet.
@@ -302,7 +299,7 @@ impl Input {
 }
 
 /// Adds what was received; says how many bytes those are.
-#[inline(always)]
+#[inline]
 fn add(bytes: Received<'_>, into: &mut Chain, pool: &Pool) -> usize {
     let before = into.len();
     match bytes {

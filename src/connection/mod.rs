@@ -2,9 +2,10 @@
 //!
 //! A [`Connection`] owns its peer's reader and writer. Both work without a lock on what they have;
 //! only to get more, or to hand bytes over, do they meet the poller, under the input or the output
-//! lock of [`shared`]. In a server a connection is handed out to a run of a handler and comes home
+//! lock of [`core`](self::core). In a server a connection is handed out to a run of a handler and comes home
 //! when it is dropped.
 
+mod core;
 mod end;
 mod endpoint;
 mod flush;
@@ -16,7 +17,6 @@ mod parts;
 mod reader;
 mod run;
 mod service;
-mod shared;
 mod state;
 mod timeout;
 mod wait;
@@ -43,9 +43,9 @@ use reader::impl_reader;
 use wait::Began;
 use writer::impl_writer;
 
+pub(crate) use self::core::{Core, Remote};
 pub(crate) use run::Handler;
 pub(crate) use service::{Hooks, Service};
-pub(crate) use shared::{Remote, Shared};
 
 /// The poller that the calling thread is.
 pub(crate) fn current_poller() -> Option<Arc<Remote>> {
@@ -106,13 +106,13 @@ impl_writer!(WriteHalf);
 
 impl Connection {
     /// A connection that its user owns for good.
-    pub(crate) fn owned(shared: &Arc<Shared>) -> Connection {
-        Connection::with_parts(Arc::clone(shared), Box::default(), Box::default())
+    pub(crate) fn owned(core: &Arc<Core>) -> Connection {
+        Connection::with_parts(Arc::clone(core), Box::default(), Box::default())
     }
 
-    fn with_parts(shared: Arc<Shared>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
+    fn with_parts(core: Arc<Core>, reader: Box<Chain>, writer: Box<Staging>) -> Connection {
         Connection {
-            handle: Handle(shared),
+            handle: Handle(core),
             reader: Lent::new(reader),
             read_began: Began::default(),
             writer: Lent::new(writer),
@@ -151,24 +151,24 @@ impl Connection {
     /// # Errors
     /// As for [`flush`](Self::flush); the connection closes then.
     pub async fn detach(mut self) -> Result<Detached> {
-        let shared = Arc::clone(&self.handle.0);
-        let detaching = Detaching(&shared);
+        let core = Arc::clone(&self.handle.0);
+        let detaching = Detaching(&core);
         self.flush().await?;
-        if !shared.life.detach() {
+        if !core.life.detach() {
             return Err(Error::closed("detach"));
         }
-        lock(&shared.output).detaching = true;
+        lock(&core.output).detaching = true;
         self.handle.request_removal();
-        wait::removed(&shared).await;
-        shared.call_back();
-        let socket = lock(&shared.output).socket.take();
+        wait::removed(&core).await;
+        core.call_back();
+        let socket = lock(&core.output).socket.take();
         let socket = socket.ok_or_else(|| Error::closed("detach"))?;
         let fd = match Arc::try_unwrap(socket) {
             Ok(socket) => socket.into_fd(),
             // Somebody is inside `with_fd`: another number for the same socket does as well.
             Err(socket) => socket.duplicate().map_err(|error| Error::io("detach", error))?,
         };
-        lock(&shared.input).refill(&mut self.reader);
+        lock(&core.input).refill(&mut self.reader);
         let unread = LinkBuffer::from_chain(std::mem::take(&mut *self.reader));
         // The socket is its user's from here on: there is nothing left to close.
         drop(detaching);
@@ -177,14 +177,14 @@ impl Connection {
 }
 
 /// Closes a connection whose detaching ends halfway, and finishes one that is detached.
-struct Detaching<'a>(&'a Arc<Shared>);
+struct Detaching<'a>(&'a Arc<Core>);
 
 impl Drop for Detaching<'_> {
     fn drop(&mut self) {
-        let shared = self.0;
-        shared.close();
-        if shared.life.is_detached() {
-            shared.end_detaching();
+        let core = self.0;
+        core.close();
+        if core.life.is_detached() {
+            core.end_detaching();
         }
     }
 }
@@ -213,11 +213,11 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // Nothing, where it was split: the halves have them.
         let (Some(reader), Some(writer)) = (self.reader.take(), self.writer.take()) else { return };
-        let shared = &self.handle.0;
-        if !shared.is_serving() {
-            shared.close();
+        let core = &self.handle.0;
+        if !core.is_serving() {
+            core.close();
         } else {
-            shared.release(handout::BOTH, Some(reader), Some(writer));
+            core.release(handout::BOTH, Some(reader), Some(writer));
         }
     }
 }
@@ -279,16 +279,16 @@ const _: () = {
 };
 
 /// Starts to connect; [`wait_connected`] tells how it ended.
-pub(crate) fn start_connect(shared: &Arc<Shared>, socket: Arc<Socket>, peer: PeerAddr) {
-    shared.remote.send(Command::Connect(Arc::clone(shared), socket, peer));
+pub(crate) fn start_connect(core: &Arc<Core>, socket: Arc<Socket>, peer: PeerAddr) {
+    core.remote.send(Command::Connect(Arc::clone(core), socket, peer));
 }
 
 /// Registers a connected stream with its poller.
-pub(crate) fn attach(shared: &Arc<Shared>, socket: Arc<Socket>) {
-    shared.remote.send(Command::Attach(Arc::clone(shared), socket));
+pub(crate) fn attach(core: &Arc<Core>, socket: Arc<Socket>) {
+    core.remote.send(Command::Attach(Arc::clone(core), socket));
 }
 
 /// Waits for the end of [`start_connect`]; `None` is a timeout.
-pub(crate) async fn wait_connected(shared: &Arc<Shared>, until_ns: u64) -> Option<io::Result<()>> {
-    wait::connected(shared, until_ns).await
+pub(crate) async fn wait_connected(core: &Arc<Core>, until_ns: u64) -> Option<io::Result<()>> {
+    wait::connected(core, until_ns).await
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::shared::Shared;
+use super::core::Core;
 use crate::buffer::{Chain, Spent, Staging};
 use crate::clock::now_ns;
 use crate::config;
@@ -76,10 +76,10 @@ pub(super) enum Flusher {
 
 impl Flusher {
     /// From any thread.
-    pub(super) fn wake(self, shared: &Arc<Shared>) {
+    pub(super) fn wake(self, core: &Arc<Core>) {
         match self {
             Flusher::Task(waker) => user_code::wake(waker),
-            Flusher::Run => shared.remote.send(Command::Continue(Arc::clone(shared))),
+            Flusher::Run => core.remote.send(Command::Continue(Arc::clone(core))),
         }
     }
 
@@ -126,12 +126,12 @@ impl Output {
     /// Closed; what the kernel failed with.
     pub(super) fn submit(
         &mut self,
-        shared: &Arc<Shared>,
+        core: &Arc<Core>,
         staging: &mut Staging,
         spent: &mut Spent,
     ) -> Result<Submitted> {
         // After this side has ended, nothing more can be written, but an empty flush succeeds.
-        if shared.life.is_closed() || (self.ended && !staging.is_empty()) {
+        if core.life.is_closed() || (self.ended && !staging.is_empty()) {
             return Err(Error::closed("flush"));
         }
         if staging.is_empty() && self.unsent() == 0 {
@@ -143,20 +143,20 @@ impl Output {
         if staging.is_empty() {
             return Ok(Submitted::Queued(self.submitted));
         }
-        let unsent_max = shared.limits.output_bytes_max as u64;
+        let unsent_max = core.limits.output_bytes_max as u64;
         if self.unsent() >= unsent_max {
             return Ok(Submitted::Full(self.submitted - unsent_max + 1));
         }
-        if shared.idle_timeout.is_set() {
-            shared.timeouts.touch(now_ns());
+        if core.idle_timeout.is_set() {
+            core.timeouts.touch(now_ns());
         }
         let bytes = staging.sealed();
         self.submitted += bytes.len() as u64;
         match self.sending {
             Sending::Handed => self.queue.get_or_insert_default().append(bytes),
-            Sending::Idle if self.leave(shared, bytes) => self.sending = Sending::Handed,
+            Sending::Idle if self.leave(core, bytes) => self.sending = Sending::Handed,
             Sending::Idle => {
-                self.send_now(shared, bytes, spent).map_err(|error| Error::io("send", error))?;
+                self.send_now(core, bytes, spent).map_err(|error| Error::io("send", error))?;
             }
         }
         Ok(if self.unsent() == 0 { Submitted::Sent } else { Submitted::Queued(self.submitted) })
@@ -165,8 +165,8 @@ impl Output {
     /// Takes `bytes` to where the poller's backend sends them without a system call of this thread:
     /// to a send ring, or to the outbox of a poller that is awake. `false`: `bytes` are left as
     /// they are.
-    fn leave(&self, shared: &Arc<Shared>, bytes: &mut Chain) -> bool {
-        let (token, remote) = (shared.token(), &shared.remote);
+    fn leave(&self, core: &Arc<Core>, bytes: &mut Chain) -> bool {
+        let (token, remote) = (core.token(), &core.remote);
         let Some(socket) = self.socket.as_ref().filter(|_| token != Token::NONE) else {
             return false;
         };
@@ -177,7 +177,7 @@ impl Output {
             // can start on them.
             Outlet::Poller => {
                 bytes.len() <= config::uring::RING_SEND_BYTES_MAX
-                    && remote.leave_if_awake(shared, bytes)
+                    && remote.leave_if_awake(core, bytes)
             }
         }
     }
@@ -185,19 +185,19 @@ impl Output {
     /// Sends what the socket takes now, up to one turn's worth, and leaves the rest to the poller.
     fn send_now(
         &mut self,
-        shared: &Arc<Shared>,
+        core: &Arc<Core>,
         bytes: &mut Chain,
         spent: &mut Spent,
     ) -> io::Result<()> {
-        match self.send_turn(bytes, spent, &shared.remote.counters) {
+        match self.send_turn(bytes, spent, &core.remote.counters) {
             Ok(()) if bytes.is_empty() => self.sending = Sending::Idle,
             Ok(()) => {
                 self.sending = Sending::Handed;
-                if shared.token() == Token::NONE {
+                if core.token() == Token::NONE {
                     // The poller takes the queue as it gives the connection a slot.
                     self.queue = Some(Box::new(bytes.take()));
                 } else {
-                    shared.remote.leave(shared, bytes.take());
+                    core.remote.leave(core, bytes.take());
                 }
             }
             Err(error) => {
@@ -232,7 +232,7 @@ impl Output {
     /// the flush that waited for them.
     pub(super) fn send_left(
         &mut self,
-        shared: &Arc<Shared>,
+        core: &Arc<Core>,
         bytes: Chain,
         spent: &mut Spent,
     ) -> Option<Flusher> {
@@ -244,7 +244,7 @@ impl Output {
             bytes.spend(bytes.len(), spent);
         } else {
             // An error is kept, and the flush that waits finds it.
-            let _ = self.send_now(shared, &mut bytes, spent);
+            let _ = self.send_now(core, &mut bytes, spent);
         }
         self.take_done()
     }

@@ -42,9 +42,9 @@ macro_rules! impl_reader {
             #[inline]
             pub fn try_next(&mut self, bytes: usize) -> Option<Slice> {
                 self.refill_below(bytes);
-                let shared = &self.handle.0;
-                let slice = self.reader.next(bytes, &shared.remote.pool)?;
-                shared.consumed(self.reader.len());
+                let core = &self.handle.0;
+                let slice = self.reader.next(bytes, &core.remote.pool)?;
+                core.consumed(self.reader.len());
                 Some(slice)
             }
 
@@ -198,9 +198,9 @@ macro_rules! impl_reader {
             #[inline]
             pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
                 if self.reader.is_empty() {
-                    let shared = &self.handle.0;
+                    let core = &self.handle.0;
                     let began = &mut self.read_began;
-                    match ready!(wait::poll_readable(shared, &mut self.reader, began, cx)) {
+                    match ready!(wait::poll_readable(core, &mut self.reader, began, cx)) {
                         Err(error) if !error.is_eof() => return Poll::Ready(Err(error)),
                         _ => {}
                     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::Connection;
+use super::core::Core;
 use super::input::Handed;
-use super::shared::Shared;
 use super::state::FUTURE;
 use crate::error::{Error, Result};
 use crate::poller::{Command, Job};
@@ -55,7 +55,7 @@ impl<F: Future<Output = Result<()>>> Future for Running<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let owner = match this.end.kind {
-            Kind::Handler => this.end.shared.owner(),
+            Kind::Handler => this.end.core.owner(),
             Kind::Spawned => 0,
         };
         let poll = || task::poll_for(owner, || this.future.poll(cx));
@@ -68,7 +68,7 @@ impl<F: Future<Output = Result<()>>> Future for Running<F> {
 /// The end of a run or of a spawned future. Dropped when the future is done, has panicked, or was
 /// given up.
 pub(crate) struct RunEnd {
-    shared: Arc<Shared>,
+    core: Arc<Core>,
     kind: Kind,
     outcome: Option<Result<()>>,
 }
@@ -81,8 +81,8 @@ enum Kind {
 }
 
 impl RunEnd {
-    fn new(shared: Arc<Shared>, kind: Kind) -> RunEnd {
-        RunEnd { shared, kind, outcome: None }
+    fn new(core: Arc<Core>, kind: Kind) -> RunEnd {
+        RunEnd { core, kind, outcome: None }
     }
 
     fn unfinished(&self) -> Error {
@@ -105,8 +105,8 @@ impl Drop for RunEnd {
             None => Some(self.unfinished()),
         };
         match self.kind {
-            Kind::Handler => self.shared.end_run(failure),
-            Kind::Spawned => self.shared.end_spawned(failure),
+            Kind::Handler => self.core.end_run(failure),
+            Kind::Spawned => self.core.end_spawned(failure),
         }
     }
 }
@@ -116,14 +116,14 @@ impl Drop for RunEnd {
 pub(super) struct QueuedRun(Stage);
 
 enum Stage {
-    Queued(Arc<Shared>, Handed),
+    Queued(Arc<Core>, Handed),
     Begun(Run),
     Over,
 }
 
 impl QueuedRun {
-    pub(super) fn new(shared: Arc<Shared>, handed: Handed) -> QueuedRun {
-        QueuedRun(Stage::Queued(shared, handed))
+    pub(super) fn new(core: Arc<Core>, handed: Handed) -> QueuedRun {
+        QueuedRun(Stage::Queued(core, handed))
     }
 
     fn take(&mut self) -> Stage {
@@ -137,7 +137,7 @@ impl Future for QueuedRun {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         // A run that panics is over.
         let run = match self.take() {
-            Stage::Queued(shared, handed) => shared.start_run(handed),
+            Stage::Queued(core, handed) => core.start_run(handed),
             Stage::Begun(run) => Some(run),
             Stage::Over => None,
         };
@@ -152,13 +152,13 @@ impl Future for QueuedRun {
 
 impl Drop for QueuedRun {
     fn drop(&mut self) {
-        if let Stage::Queued(shared, handed) = self.take() {
-            shared.give_up_run(handed);
+        if let Stage::Queued(core, handed) = self.take() {
+            core.give_up_run(handed);
         }
     }
 }
 
-impl Shared {
+impl Core {
     /// Makes the run that has started. `None`: the connection has no server.
     pub(super) fn start_run(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;

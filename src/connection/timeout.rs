@@ -142,7 +142,6 @@ impl Timeouts {
     }
 
     /// Starts the time limit for reads of an `on_request` run: `after` from now.
-    #[cold]
     pub(super) fn start_request(&self, after: Duration) {
         self.request_until_ns.store(ns_after(after), Ordering::SeqCst);
     }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::core::Core;
 use super::input::End;
-use super::shared::Shared;
 use crate::buffer::Chain;
 use crate::clock::now_ns;
 use crate::error::{Error, Result};
@@ -22,32 +22,31 @@ use crate::sync::lock;
 use crate::user_code;
 
 /// Waits until `reader` has `bytes`, or nothing more will come.
-#[cold]
 pub(super) async fn fill(
-    shared: &Arc<Shared>,
+    core: &Arc<Core>,
     reader: &mut Chain,
     operation: &'static str,
     bytes: usize,
 ) -> Result<()> {
-    if bytes > shared.limits.read_bytes_max {
+    if bytes > core.limits.read_bytes_max {
         return Err(Error::limit(format!(
             "{operation}: {bytes} bytes are more than the {} allowed",
-            shared.limits.read_bytes_max
+            core.limits.read_bytes_max
         )));
     }
-    let _withdraw = Withdraw(shared);
+    let _withdraw = Withdraw(core);
     let mut began = Began::default();
-    poll_fn(|cx| poll_fill(shared, reader, operation, bytes, &mut began, cx)).await
+    poll_fn(|cx| poll_fill(core, reader, operation, bytes, &mut began, cx)).await
 }
 
 /// Waits until `reader` has a byte, or nothing more will come; from poll to poll.
 pub(super) fn poll_readable(
-    shared: &Arc<Shared>,
+    core: &Arc<Core>,
     reader: &mut Chain,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
-    let polled = poll_fill(shared, reader, "readable", 1, began, cx);
+    let polled = poll_fill(core, reader, "readable", 1, began, cx);
     if polled.is_ready() {
         began.forget();
     }
@@ -55,16 +54,16 @@ pub(super) fn poll_readable(
 }
 
 /// Waits until connecting has ended, at most until `until_ns`. `None` is a timeout.
-pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std::io::Result<()>> {
-    let _withdraw = Withdraw(shared);
+pub(super) async fn connected(core: &Arc<Core>, until_ns: u64) -> Option<std::io::Result<()>> {
+    let _withdraw = Withdraw(core);
     poll_fn(|cx| {
         let waker = cx.waker().clone();
         let unneeded = {
-            let mut input = lock(&shared.input);
+            let mut input = lock(&core.input);
             if let Some(result) = input.connected.take() {
                 return Poll::Ready(Some(result));
             }
-            if shared.life.is_closed() {
+            if core.life.is_closed() {
                 return Poll::Ready(Some(Err(std::io::ErrorKind::NotConnected.into())));
             }
             if now_ns() >= until_ns {
@@ -73,18 +72,18 @@ pub(super) async fn connected(shared: &Arc<Shared>, until_ns: u64) -> Option<std
             input.wait_for(usize::MAX, until_ns, waker)
         };
         user_code::discard(unneeded);
-        shared.arm(until_ns);
+        core.arm(until_ns);
         Poll::Pending
     })
     .await
 }
 
 /// Waits until the poller has let go of the socket.
-pub(super) async fn removed(shared: &Arc<Shared>) {
+pub(super) async fn removed(core: &Arc<Core>) {
     poll_fn(|cx| {
         let waker = cx.waker().clone();
         let unneeded = {
-            let mut input = lock(&shared.input);
+            let mut input = lock(&core.input);
             if input.removed {
                 return Poll::Ready(());
             }
@@ -98,34 +97,34 @@ pub(super) async fn removed(shared: &Arc<Shared>) {
 
 /// One look of a reader that waits until it has `bytes`.
 fn poll_fill(
-    shared: &Arc<Shared>,
+    core: &Arc<Core>,
     reader: &mut Chain,
     operation: &'static str,
     bytes: usize,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
-    if shared.has_arrivals() {
-        shared.begins_part();
+    if core.has_arrivals() {
+        core.begins_part();
     }
     // Before the lock: a waker's code is its user's.
     let waker = cx.waker().clone();
-    let mut input = lock(&shared.input);
+    let mut input = lock(&core.input);
     input.refill(reader);
-    shared.took_arrivals();
+    core.took_arrivals();
     let mut until_ns = NEVER;
     let done = if reader.len() >= bytes {
         Some(Ok(()))
-    } else if shared.life.is_closed() && !matches!(input.end, Some(End::Memory)) {
+    } else if core.life.is_closed() && !matches!(input.end, Some(End::Memory)) {
         Some(Err(Error::closed(operation)))
     } else if let Some(end) = input.end {
         Some(Err(ended(operation, end, bytes, reader.len())))
     } else {
         let now_ns = now_ns();
         let began_ns = began.at_or(|| now_ns);
-        until_ns = shared.timeouts.read.end_of_wait(|| began_ns);
-        if shared.limits.request_timeout.is_some() {
-            until_ns = until_ns.min(shared.timeouts.end_of_request());
+        until_ns = core.timeouts.read.end_of_wait(|| began_ns);
+        if core.limits.request_timeout.is_some() {
+            until_ns = until_ns.min(core.timeouts.end_of_request());
         }
         let late = now_ns >= until_ns;
         late.then(|| Err(Error::read_timeout(operation, began.elapsed(now_ns))))
@@ -134,12 +133,12 @@ fn poll_fill(
         Some(_) => Some(waker),
         None => input.wait_for(bytes, until_ns, waker),
     };
-    shared.resume_if_room(input, bytes);
+    core.resume_if_room(input, bytes);
     user_code::discard(unneeded);
     match done {
         Some(done) => Poll::Ready(done),
         None => {
-            shared.arm(until_ns);
+            core.arm(until_ns);
             Poll::Pending
         }
     }
@@ -167,7 +166,7 @@ impl Began {
 
 /// Withdraws a reader's registration when its future ends, however it ends. A forgotten one would
 /// let the input grow to what it waited for.
-struct Withdraw<'a>(&'a Arc<Shared>);
+struct Withdraw<'a>(&'a Arc<Core>);
 
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {

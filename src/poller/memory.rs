@@ -38,7 +38,6 @@ impl Budget {
         (self.unread_bytes > self.bytes_max).then_some(share.max(config::SHARE_BYTES_MIN))
     }
 
-    #[cold]
     fn look(&mut self, memory_bytes: usize, now_ns: u64, count_unread: impl FnOnce() -> usize) {
         let grown = memory_bytes.saturating_sub(self.memory_bytes);
         if now_ns < self.next_look_ns && grown < self.bytes_max / config::BUDGET_LOOKS {

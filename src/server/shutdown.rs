@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Inner, ServerHandle};
 use crate::config;
-use crate::connection::{Hooks, Shared, current_poller};
+use crate::connection::{Core, Hooks, current_poller};
 use crate::error::{Error, Result};
 use crate::poller::Command;
 use crate::sync::lock;
@@ -162,7 +162,7 @@ impl ServerHandle {
         }
         let cut = self.open_count();
         self.0.state.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
-        self.0.visit(Shared::cut);
+        self.0.visit(Core::cut);
         self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
         self.end();
         Ok(cut)
@@ -228,7 +228,7 @@ impl ServerHandle {
 
 impl Inner {
     /// Lets every poller call `visit` for each connection of this server.
-    fn visit(&self, visit: impl Fn(&Arc<Shared>) + Clone + Send + 'static) {
+    fn visit(&self, visit: impl Fn(&Arc<Core>) + Clone + Send + 'static) {
         for remote in self.pollers.remotes() {
             let (service, visit) = (Arc::clone(&self.service), visit.clone());
             remote.send(Command::Visit(Box::new(move |connection| {

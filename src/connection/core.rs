@@ -24,13 +24,10 @@ use crate::sync::{Mutex, MutexGuard, lock};
 use crate::task;
 use crate::user_code;
 
-pub(crate) type Remote = crate::poller::Remote<Shared>;
+pub(crate) type Remote = crate::poller::Remote<Core>;
 
 /// What the poller and the users of one connection share.
-///
-/// In this order, so that what every request needs lies in as few cache lines as it fits.
-#[repr(C)]
-pub(crate) struct Shared {
+pub(crate) struct Core {
     pub(super) life: Life,
     /// Halves of a split connection that its user still holds.
     pub(super) halves: AtomicU8,
@@ -53,7 +50,7 @@ pub(crate) struct Shared {
 
 /// With its slot and its socket, a connection at rest is to cost little more than half a KiB.
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Shared>() <= 448);
+const _: () = assert!(size_of::<Core>() <= 448);
 
 type Callback = Box<dyn FnOnce(&Handle) + Send>;
 
@@ -65,17 +62,17 @@ pub(super) struct Extras {
     pub(super) finished: bool,
 }
 
-impl Shared {
+impl Core {
     pub(crate) fn new(
         remote: &Arc<Remote>,
         limits: &Arc<Limits>,
         service: Option<Arc<Service>>,
         socket: Arc<Socket>,
         peer: PeerAddr,
-    ) -> Arc<Shared> {
+    ) -> Arc<Core> {
         remote.load.fetch_add(1, Ordering::Relaxed);
         let serves = service.as_ref().is_some_and(|service| service.request.is_some());
-        Arc::new(Shared {
+        Arc::new(Core {
             remote: Arc::clone(remote),
             idle_timeout: IdleTimeout::new(limits.idle_timeout),
             timeouts: Timeouts::new(limits),
@@ -206,7 +203,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for Core {
     fn drop(&mut self) {
         let Extras { callbacks, context, .. } = std::mem::take(&mut *lock(&self.extras));
         callbacks.into_iter().for_each(user_code::discard);
