@@ -29,7 +29,7 @@ use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::sys::{Backend, turns};
+use crate::sys::{Backend, time_slice};
 use crate::user_code;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
@@ -90,7 +90,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// Runs until told to stop and everything is closed, or until it fails: then those who depend
     /// on it are told why.
     pub(crate) fn run(mut self) {
-        turns::ask_for_turns(config::TURN);
+        time_slice::ask_for_time_slice(config::TURN);
         E::enter_poller(&self.core.remote);
         self.core.remote.counters.own();
         self.core.remote.ready.own(&self.core.batch.open);
