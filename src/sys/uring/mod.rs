@@ -157,7 +157,7 @@ impl Backend for Uring {
         let is_ready = has_sends
             || !self.completed.is_empty()
             || !self.operations.draining.is_empty()
-            || self.operations.ring.has_completions();
+            || self.operations.ring.completion_count() > 0;
         for (token, completion) in std::mem::take(&mut self.completed) {
             sink.complete(token, completion);
         }

@@ -63,49 +63,21 @@ pub(super) fn cancel_all(user_data: u64) -> Entry {
     opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(user_data)
 }
 
-/// # Safety
-/// `arg` points to `count` arguments of the type that `operation` takes.
-unsafe fn register(fd: RawFd, operation: u32, arg: *mut c_void, count: u32) -> io::Result<c_long> {
-    // SAFETY: promised by the caller.
-    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, arg, count) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Registers a ring's descriptor with the calling thread, and returns the number that names it. The
-/// kernel finds that number faster than a descriptor. The number is valid until the thread ends or
-/// [`unregister_ring`] is called. `None`: this kernel cannot do that.
-pub(super) fn register_ring(fd: RawFd) -> Option<RawFd> {
-    let mut update = RingUpdate { offset: u32::MAX, reserved: 0, data: fd as u64 };
-    // SAFETY: `RingUpdate` has the layout of the one `io_uring_rsrc_update` that the kernel reads
-    // and writes. The kernel keeps no address.
-    let done = unsafe { register(fd, REGISTER_RING_FDS, (&raw mut update).cast(), 1) };
-    done.is_ok_and(|count| count == 1).then_some(update.offset as RawFd)
-}
-
-/// Undoes [`register_ring`].
-pub(super) fn unregister_ring(fd: RawFd, number: RawFd) {
-    let mut update = RingUpdate { offset: number as u32, reserved: 0, data: 0 };
-    // The call fails only for a number that is not registered.
-    // SAFETY: as in `register_ring`.
-    let _ = unsafe { register(fd, UNREGISTER_RING_FDS, (&raw mut update).cast(), 1) };
-}
-
 /// Makes waits on the ring first poll the network cards of its sockets, at most `micros` long.
 pub(super) fn poll_cards(fd: RawFd, micros: u32) -> io::Result<()> {
     let mut napi = Napi { busy_poll_us: micros, ..Napi::default() };
+    let arg = &raw mut napi;
     // SAFETY: `Napi` has the layout of the one `io_uring_napi` that the kernel reads and writes.
-    unsafe { register(fd, REGISTER_NAPI, (&raw mut napi).cast(), 1)? };
-    Ok(())
+    // The kernel keeps no address.
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_NAPI, arg, 1) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 pub(super) const ENTER_GETEVENTS: u32 = 1 << 0;
 pub(super) const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 pub(super) const ENTER_SQ_WAIT: u32 = 1 << 2;
 const ENTER_EXT_ARG: u32 = 1 << 3;
-pub(super) const ENTER_REGISTERED_RING: u32 = 1 << 4;
 pub(super) const ENTER_NO_IOWAIT: u32 = 1 << 7;
-const REGISTER_RING_FDS: u32 = 20;
-const UNREGISTER_RING_FDS: u32 = 21;
 const REGISTER_NAPI: u32 = 27;
 pub(super) const RECVSEND_POLL_FIRST: u16 = 1 << 0;
 
@@ -116,14 +88,6 @@ struct WaitArg {
     sigmask_bytes: u32,
     min_wait_us: u32,
     timeout: u64,
-}
-
-/// `struct io_uring_rsrc_update`.
-#[repr(C)]
-struct RingUpdate {
-    offset: u32,
-    reserved: u32,
-    data: u64,
 }
 
 /// `struct io_uring_napi`.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use io_uring::types::Fd;
 use io_uring::{IoUring, cqueue, opcode};
 
 use super::raw::{
-    self, ENTER_GETEVENTS, ENTER_NO_IOWAIT, ENTER_REGISTERED_RING, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
-    RECVSEND_POLL_FIRST, Until,
+    self, ENTER_GETEVENTS, ENTER_NO_IOWAIT, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP, RECVSEND_POLL_FIRST,
+    Until,
 };
 use super::sqpoll::polled::{Collector, SharedQueue};
 use super::tag::Op;
@@ -26,8 +26,6 @@ use crate::counters::Counters;
 pub(super) struct Ring {
     driver: Driver,
     tier: RingTier,
-    /// The ring's descriptor, or the number of [`raw::register_ring`].
-    enter_fd: RawFd,
     enter_flags: u32,
     without_array: bool,
     /// Submissions that found the queue full.
@@ -99,9 +97,8 @@ impl Ring {
 
     fn over(driver: Driver, tier: RingTier, without_array: bool) -> Ring {
         let io = driver.io();
-        let enter_fd = io.as_raw_fd();
         let enter_flags = if io.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
-        Ring { driver, tier, enter_fd, enter_flags, without_array, backlog: VecDeque::new() }
+        Ring { driver, tier, enter_flags, without_array, backlog: VecDeque::new() }
     }
 
     /// Makes the calling thread the ring's user. Call this once.
@@ -111,10 +108,6 @@ impl Ring {
         }
         // The ring works without the limit, which older kernels refuse.
         let _ = self.io().submitter().register_iowq_max_workers(&mut [1, 1]);
-        if let Some(number) = raw::register_ring(self.io().as_raw_fd()) {
-            self.enter_fd = number;
-            self.enter_flags |= ENTER_REGISTERED_RING;
-        }
         Ok(())
     }
 
@@ -229,13 +222,6 @@ impl Ring {
         }
     }
 
-    pub(super) fn has_completions(&mut self) -> bool {
-        match &mut self.driver {
-            Driver::Owner(io) => !io.completion().is_empty(),
-            Driver::Thread(collector, _) => collector.has_completions(),
-        }
-    }
-
     /// How many completions the queue holds.
     pub(super) fn completion_count(&mut self) -> usize {
         match &mut self.driver {
@@ -304,7 +290,7 @@ impl Ring {
                 flags |= ENTER_SQ_WAIT;
             }
         }
-        raw::enter(self.enter_fd, queued, until, flags)
+        raw::enter(self.io().as_raw_fd(), queued, until, flags)
     }
 }
 
@@ -326,14 +312,6 @@ impl Driver {
             Driver::Owner(io) => unsafe { io.submission().push(sqe) }.is_ok(),
             // SAFETY: the caller keeps the named memory valid.
             Driver::Thread(collector, queue) => unsafe { queue.push_to(collector, sqe) }.is_ok(),
-        }
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        if self.enter_flags & ENTER_REGISTERED_RING != 0 {
-            raw::unregister_ring(self.io().as_raw_fd(), self.enter_fd);
         }
     }
 }

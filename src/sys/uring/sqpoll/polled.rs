@@ -34,8 +34,6 @@ pub(in crate::sys::uring) struct Polled {
     without_array: bool,
     /// How many sends were pushed. Changed with the queue locked.
     sends: AtomicU64,
-    /// How many sends have ended. Changed by the collector.
-    reaped: AtomicU64,
 }
 
 /// The form of a polled ring.
@@ -81,9 +79,8 @@ impl Polled {
                     // The ring works without the limit, which older kernels refuse.
                     let _ = io.submitter().register_iowq_max_workers(&mut [1, 1]);
                     let flags = Flags::of(&io)?;
-                    let (sends, reaped) = (AtomicU64::new(0), AtomicU64::new(0));
-                    let ring = Polled { io, flags, without_array, sends, reaped };
-                    return Ok(Collector(Arc::new(ring)));
+                    let ring = Polled { io, flags, without_array, sends: AtomicU64::new(0) };
+                    return Ok(Collector { ring: Arc::new(ring), ended_sends: 0 });
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
                 Err(error) => return Err(error),
@@ -186,7 +183,7 @@ impl SharedQueue {
     }
 
     pub(super) fn open(&self, collector: &Collector) {
-        *lock(&self.ring) = Some(Arc::clone(&collector.0));
+        *lock(&self.ring) = Some(Arc::clone(&collector.ring));
     }
 
     /// Refuses all later sends.
@@ -231,10 +228,10 @@ impl SharedQueue {
     ) -> Result<(), Refused> {
         let locked = lock(&self.ring);
         // SAFETY: the caller keeps the named memory valid, and the queue is locked.
-        let must_wake = unsafe { publish(&own.0, sqe)? };
+        let must_wake = unsafe { publish(&own.ring, sqe)? };
         drop(locked);
         if must_wake {
-            own.0.wake(&self.counters);
+            own.ring.wake(&self.counters);
         }
         Ok(())
     }
@@ -275,48 +272,41 @@ impl Submissions for View<'_> {
 }
 
 /// The completion queue of a ring, for one thread.
-pub(in crate::sys::uring) struct Collector(Arc<Polled>);
+pub(in crate::sys::uring) struct Collector {
+    ring: Arc<Polled>,
+    /// How many sends have ended.
+    ended_sends: u64,
+}
 
 impl Collector {
     pub(in crate::sys::uring) fn ring(&self) -> &Arc<Polled> {
-        &self.0
+        &self.ring
     }
 
     pub(in crate::sys::uring) fn io(&self) -> &IoUring {
-        &self.0.io
+        &self.ring.io
     }
 
     fn queue(&self) -> CompletionQueue<'_> {
         // SAFETY: a ring has one `Collector`, which one thread uses, and no caller keeps two views.
-        unsafe { self.0.io.completion_shared() }
-    }
-
-    pub(in crate::sys::uring) fn has_completions(&self) -> bool {
-        !self.queue().is_empty()
+        unsafe { self.ring.io.completion_shared() }
     }
 
     pub(in crate::sys::uring) fn completion_count(&self) -> usize {
         self.queue().len()
     }
 
-    /// See [`Polled::has_overflowed`].
-    pub(super) fn has_overflowed(&self) -> bool {
-        self.0.has_overflowed()
-    }
-
     /// Moves at most `limit` completions to `into`, and counts the sends that ended with them.
     pub(in crate::sys::uring) fn collect(&mut self, into: &mut Vec<Cqe>, limit: usize) {
         let before = into.len();
         into.extend(self.queue().take(limit).map(Cqe::from));
-        let ended = into[before..].iter().filter(|cqe| cqe.ends_shared_send()).count() as u64;
-        // Only the collector's thread writes the count.
-        let reaped = self.0.reaped.load(Ordering::Relaxed) + ended;
-        self.0.reaped.store(reaped, Ordering::Relaxed);
+        let ended = into[before..].iter().filter(|cqe| cqe.ends_shared_send()).count();
+        self.ended_sends += ended as u64;
     }
 
     /// How many pushed sends have not ended.
     pub(in crate::sys::uring) fn sends_in_flight(&self) -> u64 {
-        self.0.sends.load(Ordering::Relaxed) - self.0.reaped.load(Ordering::Relaxed)
+        self.ring.sends.load(Ordering::Relaxed) - self.ended_sends
     }
 
     /// Registers the eventfd that completions write to while

@@ -76,7 +76,8 @@ impl SharedSends {
     }
 
     pub(in crate::sys::uring) fn has_completions(&self) -> bool {
-        self.collectors.iter().any(|ring| ring.has_completions() || ring.has_overflowed())
+        let has = |ring: &Collector| ring.completion_count() > 0 || ring.ring().has_overflowed();
+        self.collectors.iter().any(has)
     }
 
     /// Moves a round's completions of each send ring to `cqes`. Returns the first error, after all
@@ -88,13 +89,11 @@ impl SharedSends {
     ) -> io::Result<()> {
         let mut fetched = Ok(());
         for collector in &mut self.collectors {
-            if collector.has_overflowed() {
+            if collector.ring().has_overflowed() {
                 counters.completion_overflows.add_owned(1);
                 fetched = fetched.and(collector.enter(WaitFor::Completion(Until::Now), counters));
             }
-            if collector.has_completions() {
-                collector.collect(cqes, COMPLETIONS_PER_ROUND);
-            }
+            collector.collect(cqes, COMPLETIONS_PER_ROUND);
         }
         fetched
     }
