@@ -119,8 +119,8 @@ impl BufferRing {
             let is_whole = block.capacity_left() == self.shape.bytes;
             // The completion for the end of the stream may name a block too.
             if part > 0 {
-                // A block that several receives fill is lent in any case: the kernel does not write
-                // to the start of such a block again.
+                // Bytes of a block that several receives fill are always lent: the kernel continues
+                // behind these bytes, and does not get the block's start again.
                 let shares_block = is_kept || !is_whole;
                 if shares_block || is_lent(part, self.shape.bytes, self.shape.lent_part_min) {
                     each(Received::Lent(block.take(part)));
