@@ -177,11 +177,11 @@ impl Limits {
 /// larger ones fit into the cache.
 pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
 
-/// The size of the block for one receive with epoll, if the last receive of the peer filled a small
-/// block: about what a fast sender sends between two receives. With 64 requests of 1 KB in flight,
-/// slightly more than 64 KiB, blocks of 64 KiB reached 0.85 of the throughput of this size (4
+/// The size of a large receive buffer, for a connection whose receives fill the small one: as much
+/// as a fast sender sends between two visits of the poller. With 64 requests of 1 KB in flight,
+/// which are just more than 64 KiB, a buffer of 64 KiB served 0.85 of the requests (epoll, 4
 /// connections, medians of 5 interleaved rounds on a busy machine).
-pub(crate) const BULK_BUFFER_BYTES: usize = 128 << 10;
+pub(crate) const LARGE_BUFFER_BYTES: usize = 128 << 10;
 
 /// A receive that fills at least 1 / `LENT_PART_MIN` of its block stays in it; a shorter one is
 /// copied into a block of its size. So a stored byte occupies at most four bytes of memory.
@@ -246,7 +246,7 @@ pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 /// preempted by threads that wake up. On two CPUs, with four workers and 8,000 requests per second
 /// of which 1 % take a millisecond, the P99 of the other requests was 0.72 ms instead of 0.97 ms;
 /// throughput did not change.
-pub(crate) const TURN: Duration = Duration::from_micros(100);
+pub(crate) const TIME_SLICE: Duration = Duration::from_micros(100);
 
 /// Commands that workers take over at once from a poller that a handler blocks.
 pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;

@@ -63,7 +63,15 @@ const IMPORTS: ImportTable = ImportTable {
         ("pollers", &["connection", "poller"]),
         (
             "server",
-            &["pollers", "connection", "poller", "task", "sys::socket", "sys::turns", "sys::usage"],
+            &[
+                "pollers",
+                "connection",
+                "poller",
+                "task",
+                "sys::socket",
+                "sys::time_slice",
+                "sys::usage",
+            ],
         ),
         ("dial", &["pollers", "connection", "poller", "task", "sys::socket"]),
         ("mux", &["connection", "buffer", "task"]),

@@ -1,36 +1,36 @@
-//! Settings of the io_uring engine whose kernel threads poll.
+//! Settings of the backend `sqpoll`, whose kernel threads poll submission queues.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Shapes of the engine that have a name. Each is a backend name as well.
+/// Named settings of `sqpoll`. Each name is a backend name too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SqpollPreset {
-    /// `uring-2`: for each poller a kernel thread that receives, and two that send, with a send
-    /// ring for each CPU it serves.
+    /// `uring-2`: each poller has one kernel thread that receives, two kernel threads that send,
+    /// and a send ring for each CPU that the poller serves.
     Uring2,
-    /// `uring-4`: the same with four threads that send.
+    /// `uring-4`: as `uring-2`, with four kernel threads that send.
     Uring4,
-    /// `sqpoll-config1`: for each poller a kernel thread that receives, and two that send, with 16
-    /// send rings.
+    /// `sqpoll-config1`: each poller has one kernel thread that receives, two kernel threads that
+    /// send, and 16 send rings.
     Config1,
-    /// `sqpoll-config2`: the poller receives by itself; two kernel threads send, with 16 send
-    /// rings.
+    /// `sqpoll-config2`: each poller receives by itself, and has two kernel threads that send and
+    /// 16 send rings.
     Config2,
-    /// `sqpoll-shared`: one kernel thread receives and sends for all pollers, each with one ring
-    /// for both. The only one for few CPUs.
+    /// `sqpoll-shared`: one kernel thread receives and sends for all pollers. Each poller has one
+    /// ring for both. The only preset for few CPUs.
     Shared,
 }
 
-/// Settings of [`Backend::Sqpoll`](super::Backend::Sqpoll): rings that kernel threads poll, so that
-/// a busy server makes no system calls. It pays with CPUs: a kernel thread that waits for work
-/// takes as much as one that works.
+/// Settings of [`Backend::Sqpoll`](super::Backend::Sqpoll): kernel threads poll the rings, so that
+/// a busy server makes no system calls. This costs CPUs: a kernel thread that polls without work
+/// uses a whole CPU.
 ///
-/// For each poller there is a receive ring, and send rings that share kernel threads. A connection
-/// is pinned to one send ring, chosen at random; whoever flushes puts the bytes there.
+/// Each poller has a receive ring, and send rings that share kernel threads. A connection always
+/// uses the same send ring, chosen at random. A flush puts the bytes there on its own thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SqpollOptions {
     preset: Option<SqpollPreset>,
@@ -43,7 +43,7 @@ pub struct SqpollOptions {
 }
 
 impl SqpollOptions {
-    /// The preset that suits the CPUs this process may use, and nothing changed.
+    /// The preset that suits the CPUs of this process, with its own values.
     #[must_use]
     pub const fn new() -> SqpollOptions {
         SqpollOptions {
@@ -57,66 +57,66 @@ impl SqpollOptions {
         }
     }
 
-    /// The shape to start from.
+    /// The preset whose values hold where nothing else is set.
     #[must_use]
     pub const fn preset(mut self, preset: SqpollPreset) -> Self {
         self.preset = Some(preset);
         self
     }
 
-    /// Send rings of each poller. Without this, one for each CPU that a poller serves, 20 at most;
-    /// 16 in `sqpoll-config1` and `sqpoll-config2`. More of them are locked by fewer flushers at a
-    /// time; fewer let a kernel thread take more from each. None, which is what `sqpoll-shared`
-    /// has, means that sends go through the receive ring.
+    /// Send rings of each poller, 256 at most. The default is one for each CPU that a poller
+    /// serves, 20 at most; 16 in `sqpoll-config1` and `sqpoll-config2`; 0 in `sqpoll-shared`. With
+    /// more rings, flushes wait less for each other's lock. With fewer rings, a kernel thread takes
+    /// more sends at a time. With 0, which only `sqpoll-shared` allows, sends use the receive ring.
     #[must_use]
     pub const fn send_rings(mut self, count: u16) -> Self {
         self.send_rings = Some(count);
         self
     }
 
-    /// Kernel threads of each poller that send. `sqpoll-shared` has one for everything.
+    /// Kernel threads of each poller that send, 1 to 64. `sqpoll-shared` refuses this setting: it
+    /// has one kernel thread in all.
     #[must_use]
     pub const fn send_threads(mut self, count: u16) -> Self {
         self.send_threads = Some(count);
         self
     }
 
-    /// Entries of each send ring, rounded up to a power of two. Where they do not suffice, a flush
-    /// sends by itself.
+    /// Entries of each send ring, rounded up to a power of two. A flush that finds its ring full
+    /// sends with a system call.
     #[must_use]
     pub const fn send_entries(mut self, count: u32) -> Self {
         self.send_entries = Some(count);
         self
     }
 
-    /// How long a kernel thread polls without finding work before it sleeps, in whole
-    /// milliseconds. To wake it takes a system call. Without this, 2 ms; 100 ms beside pollers that
-    /// never sleep ([`PollMode::Always`](super::PollMode::Always)), as these save no CPU anyway,
-    /// and where CPUs are shared the next work may be longer than 2 ms in coming.
+    /// How long a kernel thread polls without finding work before it sleeps, in whole milliseconds,
+    /// 60 s at most. Waking it takes a system call. The default is 2 ms, and 100 ms beside pollers
+    /// that never sleep ([`PollMode::Always`](super::PollMode::Always)): those use their CPUs
+    /// anyway, and on shared CPUs more than 2 ms may pass before the next work.
     #[must_use]
     pub const fn idle(mut self, idle: Duration) -> Self {
         self.idle = Some(idle);
         self
     }
 
-    /// The niceness of the kernel threads, -20 to 19; what is below 0 takes privileges. Without
-    /// this it is the process's, but 10 where they share CPUs with pollers that sleep: then the
-    /// poller gets its turn when there is something for it, and not when a kernel thread has polled
-    /// in vain for the rest of its time slice.
+    /// The niceness of the kernel threads, -20 to 19. Values below 0 need privileges. The default
+    /// is the niceness of the process, and 10 where kernel threads share CPUs with pollers that
+    /// sleep. A poller that wakes then preempts a kernel thread that polls without work.
     #[must_use]
     pub const fn nice(mut self, nice: i8) -> Self {
         self.nice = Some(nice);
         self
     }
 
-    /// Makes the choice of send rings repeatable.
+    /// Makes the random choice of send rings repeatable.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// What these settings mean on `cpus` CPUs, for each of `pollers`, which may `never_sleep`.
+    /// The engine that these settings ask for, for `pollers` pollers on `cpus` CPUs.
     ///
     /// # Errors
     /// Invalid: settings that contradict each other, or that no kernel accepts.
@@ -137,7 +137,7 @@ impl SqpollOptions {
         };
         let is_shared = receiver == Receiver::SharedThread;
         let send_rings = self.send_rings.unwrap_or(rings);
-        // A thread without a ring would have nothing to poll.
+        // A kernel thread needs a ring to poll.
         let send_threads = self.send_threads.unwrap_or(threads).min(send_rings.max(1));
         if is_shared && self.send_threads.is_some() {
             return Err(Error::invalid(format!("{preset}: one thread does everything")));
@@ -187,37 +187,37 @@ impl SqpollOptions {
     }
 }
 
-/// Who takes what a receive ring is given.
+/// Which thread takes the submissions of a receive ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Receiver {
     /// The poller, with each wait.
     Poller,
-    /// A kernel thread of the poller's.
+    /// A kernel thread of the poller.
     OwnThread,
-    /// A kernel thread that does everything, for all pollers.
+    /// The one kernel thread, which receives and sends for all pollers.
     SharedThread,
 }
 
-/// An engine, worked out.
+/// The values of every setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SqpollPlan {
     pub(crate) preset: SqpollPreset,
     pub(crate) receiver: Receiver,
-    /// 0: sends go through the receive ring.
+    /// 0: sends use the receive ring.
     pub(crate) send_rings: u16,
-    /// Beside the receiver's.
+    /// Without the kernel thread that receives.
     pub(crate) send_threads: u16,
     pub(crate) send_entries: u32,
     pub(crate) idle_ms: u32,
-    /// `None` is the process's.
+    /// `None`: the niceness of the process.
     pub(crate) nice: Option<i8>,
     pub(crate) seed: Option<u64>,
-    /// Where each kernel thread is to run, in turn; empty is anywhere.
+    /// The CPU of each kernel thread, in order. Empty: any CPU.
     pub(crate) cpus: Vec<usize>,
 }
 
 impl SqpollPlan {
-    /// The plan of one poller: its kernel threads get the CPUs after those of the pollers before.
+    /// The plan of one poller. Its kernel threads get the CPUs after those of the previous pollers.
     pub(crate) fn of_poller(&self, index: usize) -> SqpollPlan {
         let mut plan = self.clone();
         if !plan.cpus.is_empty() && plan.receiver != Receiver::SharedThread {
@@ -227,7 +227,7 @@ impl SqpollPlan {
         plan
     }
 
-    /// Kernel threads of `pollers` together.
+    /// The number of kernel threads of `pollers` pollers.
     pub(crate) fn threads(&self, pollers: usize) -> usize {
         match self.receiver {
             Receiver::Poller => pollers * usize::from(self.send_threads),
@@ -236,17 +236,17 @@ impl SqpollPlan {
         }
     }
 
-    /// CPUs that give each thread its own, and the handlers one more.
+    /// The number of CPUs with one for each thread, and one for the handlers.
     fn wanted_cpus(&self, pollers: usize) -> usize {
         self.threads(pollers) + pollers + 1
     }
 
-    /// Kernel threads have to share CPUs.
+    /// Kernel threads share CPUs.
     fn is_crowded(&self, cpus: usize, pollers: usize) -> bool {
         cpus < self.wanted_cpus(pollers)
     }
 
-    /// What to expect where there are too few CPUs, if there are.
+    /// A warning where there are too few CPUs.
     pub(crate) fn warning(&self, cpus: usize, pollers: usize, has_quota: bool) -> Option<String> {
         let threads = self.threads(pollers);
         let preset = self.preset;
@@ -283,7 +283,7 @@ impl SqpollPlan {
 }
 
 impl SqpollPreset {
-    /// All of them.
+    /// Every preset.
     pub const ALL: [SqpollPreset; 5] = [
         SqpollPreset::Uring2,
         SqpollPreset::Uring4,
@@ -292,10 +292,10 @@ impl SqpollPreset {
         SqpollPreset::Shared,
     ];
 
-    /// The one that leaves CPUs to the handlers. Kernel threads that share a CPU cost more than
-    /// they save, so each one gets its own.
+    /// The preset that leaves CPUs for the handlers. Kernel threads that share a CPU cost more than
+    /// they save, so each kernel thread needs a CPU.
     fn for_cpus(cpus: usize, pollers: usize) -> SqpollPreset {
-        // Of each poller: itself, its kernel threads, and as much again for the handlers.
+        // CPUs of each poller: for itself and its kernel threads, and as many for the handlers.
         match cpus / pollers.max(1) {
             0..=5 => SqpollPreset::Shared,
             6..=7 => SqpollPreset::Config2,
@@ -320,47 +320,48 @@ impl fmt::Display for SqpollPreset {
     }
 }
 
-/// The preset's name, or `sqpoll` where none was chosen.
+/// The preset's name, or `sqpoll` without a preset.
 impl fmt::Display for SqpollOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.preset.map_or("sqpoll", SqpollPreset::name))
     }
 }
 
-/// How long a kernel thread polls in vain before it sleeps.
+/// How long a kernel thread polls without finding work before it sleeps.
 const IDLE: Duration = Duration::from_millis(2);
 
-/// The same beside pollers that never sleep.
+/// [`IDLE`] beside pollers that never sleep.
 const IDLE_BESIDE_SPINNING: Duration = Duration::from_millis(100);
 
-/// Of kernel threads that share CPUs with pollers. With 100 connections, one thread for everything
-/// and the poller on one CPU, 0, 5, 8, 12 and 19 served 0.80, 0.88, 0.92, 0.92 and 0.91 of what
-/// the poller does without it, and the P99 fell from 3.4 ms to 0.5 ms at 5.
+/// The niceness of kernel threads that share CPUs with pollers. With 100 connections, and one
+/// kernel thread and one poller on one CPU, a niceness of 0, 5, 8, 12 and 19 served 0.80, 0.88,
+/// 0.92, 0.92 and 0.91 of the requests that `uring` served. The P99 fell from 3.4 ms at 0 to 0.5 ms
+/// at 5.
 const CROWDED_NICE: i8 = 10;
 
-/// A kernel thread that polls for longer without work is a mistake.
+/// The longest idle time. A longer one is most likely a mistake.
 const IDLE_MS_MAX: u32 = 60_000;
 
-/// One for each CPU up to here: a poller serves no more.
+/// The most send rings by default: one for each CPU that a poller serves.
 const SEND_RINGS_AUTO_MAX: u16 = super::CPUS_PER_POLLER as u16;
 
-/// Of the two configurations that were published with figures.
+/// The send rings of the two configurations that were published with figures.
 const CONFIG_SEND_RINGS: u16 = 16;
 
-/// Each takes descriptors and memory, and a look in every round.
+/// Each send ring takes descriptors and memory, and the poller looks at it in every round.
 const SEND_RINGS_MAX: u16 = 256;
 
 const SEND_THREADS_MAX: u16 = 64;
 
-/// Of each ring that takes sends: four rounds of a poller, which may keep a kernel thread on the
-/// same CPU from taking any meanwhile.
+/// Entries of each ring that takes sends: the sends of four rounds. A poller on the CPU of the
+/// kernel thread may run that long before the kernel thread takes any.
 const SEND_ENTRIES: u32 = 1024;
 
-/// Completions that a send ring has room for. More of them between two rounds of the poller cost
-/// a system call.
+/// Completions that fit a send ring. More completions between two rounds of the poller cost a
+/// system call.
 pub(crate) const SEND_COMPLETIONS: u32 = 4096;
 
-/// The kernel's own bound (`IORING_MAX_ENTRIES`).
+/// The kernel's bound (`IORING_MAX_ENTRIES`).
 const SEND_ENTRIES_MAX: u32 = super::uring::SUBMISSION_ENTRIES_MAX;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Settings of the io_uring backends, and the bounds of their rings.
+//! Settings of the io_uring backends, and bounds of their rings.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,22 +7,22 @@ use std::time::Duration;
 use super::{Backend, unknown};
 use crate::error::{Error, Result};
 
-/// How modern a ring is, worst first. Which one a host offers is probed, never guessed from the
-/// kernel's version.
+/// The features of a ring, from fewest to most. The library finds the tier of a host by a probe,
+/// not by the kernel's version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum RingTier {
-    /// No flags: completions interrupt the poller whenever they come.
+    /// No flags: the kernel interrupts the poller to post a completion.
     Plain,
-    /// `COOP_TASKRUN` (Linux 5.19): completions wait for the poller's next system call.
+    /// `COOP_TASKRUN` (Linux 5.19): the kernel posts completions in the poller's next system call.
     Coop,
-    /// `DEFER_TASKRUN` (Linux 6.1): completions wait for the poller to ask for them.
+    /// `DEFER_TASKRUN` (Linux 6.1): the kernel posts completions when the poller asks for them.
     Defer,
 }
 
 /// Settings of the io_uring backends ([`Uring`](super::Backend::Uring),
-/// [`Hybrid`](super::Backend::Hybrid)). The defaults are the best of those measured
-/// (docs/IO_URING.md); the others are for other hosts and for tests.
+/// [`Hybrid`](super::Backend::Hybrid)). The defaults are the best measured values
+/// (docs/IO_URING.md). Other values are for other hosts and for tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UringOptions {
     pub(crate) tier_max: RingTier,
@@ -34,7 +34,7 @@ pub struct UringOptions {
     pub(crate) incremental_buffers: bool,
     pub(crate) zero_copy_bytes_min: Option<usize>,
     pub(crate) napi_busy_poll: Option<Duration>,
-    /// Not for users to choose: the probe knows.
+    /// Set from the probe; users cannot choose it.
     pub(crate) has_budget: bool,
 }
 
@@ -62,16 +62,17 @@ impl UringOptions {
         UringOptions::default()
     }
 
-    /// Use no better tier than this one. The environment variable `RINGPOLL_URING_TIER` (`defer`,
-    /// `coop` or `plain`) says so for a whole process.
+    /// Use no higher tier than this. The environment variable `RINGPOLL_URING_TIER` (`defer`,
+    /// `coop` or `plain`) sets a limit for the whole process.
     #[must_use]
     pub fn tier_max(mut self, tier: RingTier) -> Self {
         self.tier_max = tier;
         self
     }
 
-    /// Entries of the submission queue, and of the completion queue, which must not be smaller.
-    /// Both are rounded up to powers of two. A full queue costs system calls and loses nothing.
+    /// Entries of the submission queue and of the completion queue, both rounded up to powers of
+    /// two. The completion queue must not be smaller. A full queue costs system calls and loses
+    /// nothing.
     #[must_use]
     pub fn queue_entries(mut self, submissions: u32, completions: u32) -> Self {
         self.submission_entries = submissions;
@@ -79,9 +80,9 @@ impl UringOptions {
         self
     }
 
-    /// Receive buffers of each poller, rounded up to powers of two: `small` ones of 4 KiB, for
-    /// requests, and `large` ones of 128 KiB, for connections whose receives keep filling the small
-    /// ones. A connection that finds none waits for its turn.
+    /// Receive buffers of each poller, rounded up to powers of two: `small` buffers of 4 KiB, and
+    /// `large` buffers of 128 KiB for connections whose receives fill the small ones. Connections
+    /// that find no buffer wait in order.
     #[must_use]
     pub fn receive_buffers(mut self, small: u16, large: u16) -> Self {
         self.small_buffers = small;
@@ -90,7 +91,7 @@ impl UringOptions {
     }
 
     /// Let one completion report several filled buffers (Linux 6.10). Ignored where the probe finds
-    /// no support, and with [`incremental_buffers`](Self::incremental_buffers).
+    /// no support, and with [`incremental_buffers`](Self::incremental_buffers). Off by default.
     #[must_use]
     pub fn receive_bundles(mut self, on: bool) -> Self {
         self.receive_bundles = on;
@@ -98,16 +99,16 @@ impl UringOptions {
     }
 
     /// Let several receives fill one large buffer, one after the other (Linux 6.12). Ignored where
-    /// the probe finds no support.
+    /// the probe finds no support. Off by default.
     #[must_use]
     pub fn incremental_buffers(mut self, on: bool) -> Self {
         self.incremental_buffers = on;
         self
     }
 
-    /// Send from the memory itself, without the kernel's copy, where at least `bytes` go out at
-    /// once; `None` is never. Pays on a network card, from about 3 KB on; over loopback the kernel
-    /// copies all the same. Ignored where the probe finds no support, on Unix sockets, and on a
+    /// Send without the kernel's copy where at least `bytes_min` bytes are sent at once; `None`:
+    /// never, the default. Pays on a network card, from about 3 KB on. Over loopback the kernel
+    /// copies the bytes anyway. Ignored where the probe finds no support, on Unix sockets, and on a
     /// connection for which the kernel has refused it.
     #[must_use]
     pub fn zero_copy_send(mut self, bytes_min: Option<usize>) -> Self {
@@ -115,15 +116,15 @@ impl UringOptions {
         self
     }
 
-    /// Have a poller that waits poll the network card for so long (Linux 6.9); `None` is never.
-    /// Ignored where the probe finds no support.
+    /// Let a waiting poller first poll the network card, at most this long (Linux 6.9); `None`:
+    /// never, the default. Ignored where the probe finds no support.
     #[must_use]
     pub fn napi_busy_poll(mut self, time: Option<Duration>) -> Self {
         self.napi_busy_poll = time;
         self
     }
 
-    /// The options less what the host does not offer.
+    /// The options without those that the host does not support.
     pub(crate) fn supported(&self, found: &Capabilities) -> UringOptions {
         let mut options = self.clone();
         options.receive_bundles &= found.receive_bundles;
@@ -131,12 +132,12 @@ impl UringOptions {
         options.zero_copy_bytes_min = options.zero_copy_bytes_min.filter(|_| found.zero_copy_send);
         options.napi_busy_poll = options.napi_busy_poll.filter(|_| found.napi_busy_poll);
         options.has_budget = found.receive_budget;
-        // A bundle of incremental buffers would not say where each part of it lies.
+        // A bundle of incremental buffers would not tell where each of its parts is.
         options.receive_bundles &= !options.incremental_buffers;
         options
     }
 
-    /// Refuses what no kernel accepts.
+    /// Refuses options that no kernel accepts.
     pub(crate) fn check(&self) -> Result<()> {
         let (submissions, completions) = (self.submission_entries, self.completion_entries);
         if !(1..=SUBMISSION_ENTRIES_MAX).contains(&submissions)
@@ -158,24 +159,24 @@ impl UringOptions {
     }
 }
 
-/// What this host offers, as the probe found it.
+/// What io_uring of this host supports, as the probe found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// The best ring that works; `None` is none at all.
+    /// The highest tier that works. `None`: no ring works.
     pub tier: Option<RingTier>,
-    /// Why it is not a better one, or that it is the best.
+    /// Why a higher tier does not work, or that every check passed.
     pub reason: String,
     /// [`Backend::Sqpoll`] works.
     pub sqpoll: bool,
-    /// Why it does not, or that it does.
+    /// Why it does not work, or that every check passed.
     pub sqpoll_reason: String,
-    /// The submission queue does without an index array (`NO_SQARRAY`, Linux 6.6).
+    /// The submission queue needs no index array (`NO_SQARRAY`, Linux 6.6).
     pub no_sq_array: bool,
     /// A wait does not count as waiting for a disk (`ENTER_NO_IOWAIT`, Linux 6.15).
     pub no_iowait: bool,
-    /// A multishot receive ends by itself after some bytes (Linux 6.17), so that a fast sender
-    /// overshoots the input's high watermark by little.
+    /// A multishot receive ends after a number of bytes (Linux 6.17). A fast sender then exceeds
+    /// the input's high watermark only a little.
     pub receive_budget: bool,
     /// [`UringOptions::receive_bundles`] works.
     pub receive_bundles: bool,
@@ -188,12 +189,12 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// The backend that [`Backend::Auto`] is here.
+    /// The backend that [`Backend::Auto`] chooses on this host.
     pub fn backend(&self) -> Backend {
         if self.tier.is_some() { Backend::Uring } else { Backend::Epoll }
     }
 
-    /// No ring works, for this reason.
+    /// The capabilities of a host where no ring works, for this reason.
     pub(crate) fn without_rings(reason: String) -> Capabilities {
         Capabilities {
             tier: None,
@@ -211,63 +212,57 @@ impl Capabilities {
     }
 }
 
-/// Submissions between two visits to the kernel; more cost another visit.
+/// Submissions between two system calls. More submissions cost another system call.
 pub(crate) const SUBMISSION_ENTRIES: u32 = 256;
 
-/// Completions that wait for the poller: a receive and a send for each of 2048 connections. Beyond
-/// them the kernel keeps a list, and ends the receives that are armed.
+/// Completions that wait for the poller: a receive and a send for each of 2048 connections. Above
+/// that number the kernel keeps further completions in a list, and ends multishot receives.
 pub(crate) const COMPLETION_ENTRIES: u32 = 4096;
 
-/// The kernel's own bound (`IORING_MAX_ENTRIES`).
+/// The kernel's bound (`IORING_MAX_ENTRIES`).
 pub(crate) const SUBMISSION_ENTRIES_MAX: u32 = 32 << 10;
 
-/// The kernel's own bound on a buffer ring; a buffer's number travels as a u16.
+/// The kernel's bound on a buffer ring. A buffer's number is a u16.
 pub(crate) const BUFFERS_MAX: u16 = 32 << 10;
 
-/// 1 MiB of small buffers: half of a usual second-level cache.
+/// 1 MiB of small buffers: half of a common second-level cache.
 pub(crate) const SMALL_BUFFERS: u16 = 256;
 
-/// What a fast sender puts on the wire between two visits: 64 requests of 1 KB are just more than
-/// 64 KiB, and would take two receives.
-pub(crate) const LARGE_BUFFER_BYTES: usize = 128 << 10;
-
-/// 2 MiB of large buffers, allocated when the first connection needs them. Fewer starve 16
-/// connections: 8 and 4 served 0.94 and 0.86 of what these do; 32 and 64, which the cache does not
-/// hold, 0.93 and 0.85.
+/// 2 MiB of large buffers, allocated when the first connection needs one. With 16 connections, 8
+/// and 4 buffers served 0.94 and 0.86 of the requests, because connections starved; 32 and 64
+/// buffers, which do not fit the cache, served 0.93 and 0.85.
 pub(crate) const LARGE_BUFFERS: u16 = 16;
 
 /// Rounds over which the demand for large buffers is observed.
 pub(crate) const DEMAND_ROUNDS: u32 = 64;
 
-/// Large buffers that are kept ready at least.
+/// The fewest large buffers that are kept ready.
 pub(crate) const READY_BLOCKS_MIN: usize = 2;
 
-/// What [`LENT_PART_MIN`](super::LENT_PART_MIN) is for small buffers, for large ones: a copy keeps
-/// the cache for the next receive. With 16 connections and 16 requests of 1 KB in flight each,
-/// lending from an eighth on served 0.73 of what lending from a half on does.
+/// [`LENT_PART_MIN`](super::LENT_PART_MIN) for large buffers of a ring: copying keeps the buffer in
+/// the cache for the next receive. With 16 connections and 16 requests of 1 KB in flight on each,
+/// lending from an eighth on served 0.73 of the requests that lending from a half on served.
 pub(crate) const LARGE_LENT_PART_MIN: usize = 2;
 
-/// A flush of more than this goes out at once, on the thread that flushes, and not with the next
-/// wait. Measured at 4 connections with 64 requests of 1 KB in flight: 3.4 million requests for a
-/// second of CPU, and 1.8 to 2.8 million where the ring sends them.
+/// A flush of more bytes sends with a system call on the flushing thread, not with the poller's
+/// next wait. With 4 connections and 64 requests of 1 KB in flight on each, that served 3.4 million
+/// requests for each second of CPU; sends through the ring served 1.8 to 2.8 million.
 pub(crate) const RING_SEND_BYTES_MAX: usize = 16 << 10;
 
-/// Completions handled before handlers run, so that one round ends. Fewer lose: 64, 32 and 16
-/// served 0.92, 0.88 and 0.84 of it with 100 connections, and 0.7 to 0.5 with 1000; 1024 made no
+/// Completions handled before handlers run, so that a round ends. 64, 32 and 16 served 0.92, 0.88
+/// and 0.84 of the requests with 100 connections, and 0.7 to 0.5 with 1000. 1024 made no
 /// difference.
 pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;
 
-/// Records of sends kept for the next ones: a busy round's worth.
-pub(crate) const SPARE_SENDINGS_MAX: usize = 256;
-
-/// How long a ring that is taken down waits for the kernel to be through with it; after that its
-/// memory is given up for lost.
+/// How long closing a ring waits for operations that have not ended. After that time their memory
+/// is leaked.
 pub(crate) const TEARDOWN: Duration = Duration::from_secs(2);
 
-/// Receives in a row that fill a small buffer move a connection to the large ones.
+/// Receives in a row that fill a small buffer, after which a connection moves to large buffers.
 pub(crate) const FILLED_TO_GROW: u8 = 2;
 
-/// Receives in a row that would have fitted a small buffer move it back.
+/// Receives in a row that would fit a small buffer, after which a connection moves to small
+/// buffers.
 pub(crate) const SMALL_TO_SHRINK: u8 = 64;
 
 impl FromStr for RingTier {

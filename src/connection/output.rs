@@ -14,10 +14,10 @@ use super::core::Core;
 use crate::buffer::{Chain, Spent, Staging};
 use crate::clock::now_ns;
 use crate::config;
-use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::poller::timers::NEVER;
 use crate::poller::{Command, Outlet, Reaction, Socket, Token};
+use crate::sys::socket::{SendTurn, TurnEnd};
 use crate::user_code;
 
 pub(super) struct Output {
@@ -182,16 +182,21 @@ impl Output {
         }
     }
 
-    /// Sends what the socket takes now, up to one turn's worth, and leaves the rest to the poller.
+    /// Sends one turn's worth, and leaves the rest to the poller.
     fn send_now(
         &mut self,
         core: &Arc<Core>,
         bytes: &mut Chain,
         spent: &mut Spent,
     ) -> io::Result<()> {
-        match self.send_turn(bytes, spent, &core.remote.counters) {
-            Ok(()) if bytes.is_empty() => self.sending = Sending::Idle,
-            Ok(()) => {
+        let turn = match &self.socket {
+            Some(socket) => socket.send_turn(bytes, spent, &core.remote.counters),
+            None => SendTurn { bytes: 0, end: Err(io::ErrorKind::NotConnected.into()) },
+        };
+        self.sent += turn.bytes as u64;
+        match turn.end {
+            Ok(TurnEnd::Done) => self.sending = Sending::Idle,
+            Ok(TurnEnd::Full | TurnEnd::Unfinished) => {
                 self.sending = Sending::Handed;
                 if core.token() == Token::NONE {
                     // The poller takes the queue as it gives the connection a slot.
@@ -204,25 +209,6 @@ impl Output {
                 bytes.spend(bytes.len(), spent);
                 self.fail(&error, spent);
                 return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn send_turn(
-        &mut self,
-        bytes: &mut Chain,
-        spent: &mut Spent,
-        counters: &Counters,
-    ) -> io::Result<()> {
-        let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
-        let mut turn_bytes = 0;
-        while !bytes.is_empty() && turn_bytes < config::SEND_TURN_BYTES {
-            let (asked, sent) = socket.send_chain(bytes, spent, counters)?;
-            turn_bytes += sent;
-            self.sent += sent as u64;
-            if sent < asked {
-                break;
             }
         }
         Ok(())

@@ -30,7 +30,7 @@ use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::sys::{Backend, turns};
+use crate::sys::{Backend, time_slice};
 use crate::user_code;
 
 pub(crate) use crate::sys::socket::{Side, Socket};
@@ -81,7 +81,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// Runs until told to stop and everything is closed, or until it fails. A failure is reported
     /// to the watchers of the poller.
     pub(crate) fn run(mut self) {
-        turns::ask_for_turns(config::TURN);
+        time_slice::ask_for_time_slice(config::TIME_SLICE);
         let remote = Arc::clone(&self.dispatcher.remote);
         remote.enter();
         remote.relief.enter();

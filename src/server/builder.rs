@@ -21,7 +21,7 @@ use crate::poller::group::Plan;
 use crate::pollers::Pollers;
 use crate::sync::Mutex;
 use crate::sys::socket::{ListenOptions, Listener, Socket, listen};
-use crate::sys::{turns, usage};
+use crate::sys::{time_slice, usage};
 use crate::task::{Executor, Host, RuntimeContext, Spent};
 use crate::threads;
 
@@ -391,7 +391,7 @@ impl ServerBuilder {
         let context = std::mem::take(&mut self.context);
         let watched = pollers.remotes().iter().map(|remote| Arc::clone(remote) as _).collect();
         let host = Host {
-            begin: || turns::ask_for_turns(config::TURN),
+            begin: || time_slice::ask_for_time_slice(config::TIME_SLICE),
             starved: usage::starved_of_this_thread,
             spent: || {
                 let (ran, waits) = (usage::ran_of_this_thread()?, usage::waits_of_this_thread()?);

@@ -1,13 +1,14 @@
-//! Readiness turned into completions: `epoll(7)`.
+//! The epoll backend: makes completions from the readiness that `epoll(7)` reports.
 //!
-//! Owned by one poller thread. A short receive empties the socket, so most requests cost one
-//! receive and one send. Who is not through after its turn is `unfinished`, and gets another one
-//! after everybody else.
+//! One poller thread owns the backend. A receive that returns fewer bytes than it asked for has
+//! emptied the socket, so most requests cost one receive and one send. A connection sends and
+//! receives in turns of bounded size. A connection that has more after its turn is `unfinished` and
+//! continues after the other ready connections.
 //!
-//! TCP streams are watched edge-triggered: a level-triggered event is put back on the kernel's list
-//! and polled once more by the next wait, only to be found stale. Unix sockets are level-triggered,
-//! because a receive there may be short at a border that the sender made. A receive from TCP is
-//! short at a byte that the peer has marked as urgent: then there may be more behind it.
+//! TCP streams are edge-triggered. The kernel puts a level-triggered event back on its ready list,
+//! and the next wait polls that socket a second time for nothing. Unix sockets are level-triggered:
+//! a receive from a Unix socket can return few bytes at a message boundary while more bytes wait.
+//! A receive from TCP stops before an urgent byte, and more bytes may wait behind that byte.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,9 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::{Backend, Completion, Flow, Received, Sink, Socket, Token, Wake};
+use super::lending::lend_or_copy;
+use super::socket::TurnEnd;
+use super::{Backend, Completion, Flow, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Block, Chain, Pool, Spent};
 use crate::config;
@@ -31,13 +34,13 @@ const GONE: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFla
 pub(crate) struct Epoll {
     epoll: OwnedFd,
     events: Vec<Event>,
-    /// Events before this one are handled.
+    /// How many of `events` are handled.
     handled: usize,
     entries: Vec<Option<Entry>>,
-    /// Stopped at the end of their turn: to be handled again, as if these events had come.
+    /// Connections whose turn has ended with work left, and the events to handle them with again.
     unfinished: Vec<(Token, EventFlags)>,
-    /// Done without waiting; reported by the next `wait`.
-    done: Vec<(Token, Completion<'static>)>,
+    /// Completions that needed no wait. The next `wait` reports them.
+    completed: Vec<(Token, Completion<'static>)>,
     receiver: Receiver,
     counters: Arc<Counters>,
 }
@@ -46,24 +49,17 @@ struct Entry {
     token: Token,
     socket: Arc<Socket>,
     role: Role,
-    /// What the kernel watches now; empty is not watched at all, since it reports ERR and HUP
-    /// unasked.
+    /// The events that the kernel watches. Empty: the socket is not registered, because the kernel
+    /// reports ERR and HUP for every registered socket.
     watched: EventFlags,
     paused: bool,
     /// The peer ended its side while reception was paused.
     hung_up: bool,
-    /// End of stream was reported.
+    /// `Ended` was reported.
     ended: bool,
-    /// The last receive was a large one, so the next may be.
-    is_bulk: bool,
+    /// The next receive uses the large block, because the last receive filled the small block.
+    wants_large: bool,
     sending: Option<Box<Sending>>,
-}
-
-impl Entry {
-    #[inline]
-    fn only_receives(&self) -> bool {
-        self.sending.is_none() && !self.ended && !self.paused
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,11 +74,11 @@ struct Sending {
     sent_bytes: usize,
 }
 
-/// The blocks that the next receives fill: one of the size of a few requests, and one for peers
-/// that send much at a time.
+/// The blocks that the next receives fill: a small block of the size of a few requests, and a large
+/// block for peers that send many bytes at a time.
 struct Receiver {
     small: Block,
-    bulk: Block,
+    large: Block,
     pool: Pool,
 }
 
@@ -94,17 +90,17 @@ impl Backend for Epoll {
         let data = EventData::new_u64(Token::NONE.bits());
         epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;
         pool.set_aside(1, config::SMALL_BUFFER_BYTES);
-        pool.set_aside(1, config::BULK_BUFFER_BYTES);
+        pool.set_aside(1, config::LARGE_BUFFER_BYTES);
         Ok(Epoll {
             epoll,
             events: Vec::with_capacity(config::EVENTS_MAX),
             handled: 0,
             entries: Vec::new(),
             unfinished: Vec::new(),
-            done: Vec::new(),
+            completed: Vec::new(),
             receiver: Receiver {
                 small: pool.allocate(config::SMALL_BUFFER_BYTES),
-                bulk: pool.allocate(config::BULK_BUFFER_BYTES),
+                large: pool.allocate(config::LARGE_BUFFER_BYTES),
                 pool: pool.clone(),
             },
             counters: Arc::clone(counters),
@@ -127,13 +123,13 @@ impl Backend for Epoll {
             }
             Ok(()) => {
                 let attached = self.insert(token, socket, Role::Stream);
-                self.done.push((token, Completion::Connected(attached)));
+                self.completed.push((token, Completion::Connected(attached)));
                 return;
             }
             failed => failed,
         };
         if let Err(error) = started {
-            self.done.push((token, Completion::Connected(Err(error))));
+            self.completed.push((token, Completion::Connected(Err(error))));
         }
     }
 
@@ -149,10 +145,8 @@ impl Backend for Epoll {
         debug_assert!(entry.sending.is_none(), "one send in flight per token");
         entry.sending = Some(Box::new(Sending { rest: gather, sent_bytes: 0 }));
         self.counters.sends_in_flight.add_owned(1);
-        match advance_send(entry, &self.counters) {
-            Turn::Done(result) => self.done.push((token, Completion::Sent(result))),
-            Turn::Waits => {}
-            Turn::Unfinished => self.unfinished.push((token, EventFlags::OUT)),
+        if let Some(result) = advance_send(entry, &mut self.unfinished, &self.counters) {
+            self.completed.push((token, Completion::Sent(result)));
         }
         watch(&self.epoll, &self.counters, entry);
     }
@@ -168,28 +162,28 @@ impl Backend for Epoll {
             entry.role = Role::Stream;
             watch(&self.epoll, &self.counters, &mut entry);
         }
-        self.done.push((token, Completion::Removed));
+        self.completed.push((token, Completion::Removed));
     }
 
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool> {
-        let busy = !self.done.is_empty() || !self.unfinished.is_empty();
+        let busy = !self.completed.is_empty() || !self.unfinished.is_empty();
         let timeout = if busy { Some(Duration::ZERO) } else { timeout };
         if busy {
-            for (token, completion) in std::mem::take(&mut self.done) {
+            for (token, completion) in std::mem::take(&mut self.completed) {
                 sink.complete(token, completion);
             }
         }
         if self.handled == self.events.len() {
             self.collect(timeout)?;
             if busy {
-                // Their turn comes once in each full pass over the events.
+                // An unfinished connection gets one turn in each pass over the events.
                 for (token, flags) in std::mem::take(&mut self.unfinished) {
-                    self.handle_again(token, flags, sink);
+                    self.handle(token, flags, sink);
                 }
             }
         }
-        // A few at a time: what a round touches in our memory and in the kernel's is still in the
-        // cache when its handlers run and send.
+        // Only some events are handled at a time, so that the memory of these connections is still
+        // cached when their handlers run and send.
         let end = self.events.len().min(self.handled + config::EVENTS_PER_ROUND);
         for index in self.handled..end {
             let event = self.events[index];
@@ -203,7 +197,7 @@ impl Backend for Epoll {
 impl Drop for Epoll {
     fn drop(&mut self) {
         self.receiver.pool.bring_back(1, config::SMALL_BUFFER_BYTES);
-        self.receiver.pool.bring_back(1, config::BULK_BUFFER_BYTES);
+        self.receiver.pool.bring_back(1, config::LARGE_BUFFER_BYTES);
     }
 }
 
@@ -237,7 +231,7 @@ impl Epoll {
             paused: false,
             hung_up: false,
             ended: false,
-            is_bulk: false,
+            wants_large: false,
             sending: None,
         };
         entry.watched = wanted(&entry);
@@ -247,17 +241,8 @@ impl Epoll {
         Ok(())
     }
 
-    #[inline(never)]
-    fn handle_again(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
-        self.handle(token, flags, sink);
-    }
-
-    // Part of its loop: a processor that comes back from a system call does not know any more where
-    // the calls around it return to. Each costs some 15 ns more there.
-    #[inline(always)]
     fn handle(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
-        // An event of a slot that was removed or reused since it was queued names an old
-        // generation.
+        // The event may name a token that was removed after the kernel queued the event.
         let Some(entry) = find(&mut self.entries, token) else { return };
         match entry.role {
             Role::Listener => accept(entry, &self.counters, sink),
@@ -268,17 +253,10 @@ impl Epoll {
                 sink.complete(token, Completion::Connected(connected));
             }
             Role::Stream => {
-                let only_received = entry.only_receives();
-                if entry.sending.is_some()
-                    && flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR)
+                if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR)
+                    && let Some(result) = advance_send(entry, &mut self.unfinished, &self.counters)
                 {
-                    match advance_send(entry, &self.counters) {
-                        Turn::Done(result) => {
-                            sink.complete(token, Completion::Sent(result));
-                        }
-                        Turn::Waits => {}
-                        Turn::Unfinished => self.unfinished.push((token, EventFlags::OUT)),
-                    }
+                    sink.complete(token, Completion::Sent(result));
                 }
                 if !entry.ended && !entry.paused {
                     if self.receiver.receive(entry, flags, &self.counters, sink) {
@@ -288,10 +266,6 @@ impl Epoll {
                     entry.hung_up = true;
                     sink.complete(token, Completion::HungUp);
                 }
-                if only_received && entry.only_receives() {
-                    // What is watched is the same.
-                    return;
-                }
             }
         }
         watch(&self.epoll, &self.counters, entry);
@@ -299,10 +273,9 @@ impl Epoll {
 }
 
 impl Receiver {
-    /// Receives once; again where that has filled the small block, and while the peer is known to
-    /// have finished, to report its end in the same pass. `true`: there may be more, also behind a
-    /// byte that was marked as urgent.
-    #[inline(always)]
+    /// Receives once. Receives again after filling the small block, and while the peer is known to
+    /// have ended, so that the same pass reports the end. Returns `true` when the socket may hold
+    /// more bytes.
     fn receive(
         &mut self,
         entry: &mut Entry,
@@ -318,7 +291,8 @@ impl Receiver {
         }
         loop {
             counters.receive_calls.add_owned(1);
-            let block = if entry.is_bulk { &mut self.bulk } else { &mut self.small };
+            let was_large = entry.wants_large;
+            let block = if was_large { &mut self.large } else { &mut self.small };
             let room = block.capacity_left();
             let bytes = match entry.socket.receive(block.spare()) {
                 Ok(0) => return end(entry, Ok(()), sink),
@@ -327,28 +301,23 @@ impl Receiver {
                 Err(error) => return end(entry, Err(error), sink),
             };
             counters.received_bytes.add_owned(bytes as u64);
-            let received = if bytes < room / config::LENT_PART_MIN {
-                Received::Copied(&block.spare()[..bytes])
-            } else {
-                let fresh = self.pool.allocate(room);
-                Received::Lent(std::mem::replace(block, fresh).finish(bytes))
-            };
+            let received = lend_or_copy(block, bytes, config::LENT_PART_MIN, &self.pool);
             let flow = sink.complete(entry.token, Completion::Received(received));
             let is_full = bytes == room;
-            let was_bulk = entry.is_bulk;
-            entry.is_bulk = if was_bulk { bytes > config::SMALL_BUFFER_BYTES } else { is_full };
+            entry.wants_large =
+                if was_large { bytes > config::SMALL_BUFFER_BYTES } else { is_full };
             if flow == Flow::Pause {
                 entry.paused = true;
                 return false;
             }
-            if !flags.intersects(GONE) && (was_bulk || !is_full) {
+            if !flags.intersects(GONE) && (was_large || !is_full) {
                 return is_full || flags.contains(EventFlags::PRI);
             }
         }
     }
 }
 
-/// Nothing more will be received.
+/// Reports the end of reception. Returns `false`: there are no more bytes.
 fn end(entry: &mut Entry, result: io::Result<()>, sink: &mut impl Sink) -> bool {
     entry.ended = true;
     sink.complete(entry.token, Completion::Ended(result));
@@ -364,7 +333,7 @@ fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
                 sink.complete(entry.token, Completion::Accepted(socket, peer))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            // The connection was gone before we came; the next one may be fine.
+            // The new connection failed, not the listener.
             Err(error) if Socket::is_error_of_the_newcomer(&error) => Flow::Continue,
             Err(error) => {
                 sink.complete(entry.token, Completion::AcceptFailed(error));
@@ -378,50 +347,37 @@ fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
     }
 }
 
-/// How a turn of sending ended.
-enum Turn {
-    /// The gathered bytes are through, or never will be.
-    Done(io::Result<usize>),
-    /// The socket is full, and the kernel will tell when it has room.
-    Waits,
-    /// There may be room for more.
-    Unfinished,
-}
-
-/// Sends one turn's worth.
-fn advance_send(entry: &mut Entry, counters: &Counters) -> Turn {
-    let Some(sending) = &mut entry.sending else { return Turn::Waits };
-    let (mut turn_bytes, mut spent) = (0, Spent::default());
-    let result = loop {
-        if sending.rest.is_empty() {
-            break Ok(sending.sent_bytes);
+/// Sends one turn of the entry's send. Returns the result when the send is over. Otherwise the
+/// kernel reports room in the socket, or the send is put on `unfinished`.
+fn advance_send(
+    entry: &mut Entry,
+    unfinished: &mut Vec<(Token, EventFlags)>,
+    counters: &Counters,
+) -> Option<io::Result<usize>> {
+    let sending = entry.sending.as_mut()?;
+    let turn = entry.socket.send_turn(&mut sending.rest, &mut Spent::default(), counters);
+    sending.sent_bytes += turn.bytes;
+    let result = match turn.end {
+        Ok(TurnEnd::Done) => Ok(sending.sent_bytes),
+        Ok(TurnEnd::Full) => return None,
+        Ok(TurnEnd::Unfinished) => {
+            unfinished.push((entry.token, EventFlags::OUT));
+            return None;
         }
-        if turn_bytes >= config::SEND_TURN_BYTES {
-            return Turn::Unfinished;
-        }
-        match entry.socket.send_chain(&mut sending.rest, &mut spent, counters) {
-            Ok((asked, sent)) => {
-                sending.sent_bytes += sent;
-                turn_bytes += sent;
-                if sent < asked {
-                    return Turn::Waits;
-                }
-            }
-            Err(error) => break Err(error),
-        }
+        Err(error) => Err(error),
     };
     entry.sending = None;
     counters.sends_in_flight.add_owned(1u64.wrapping_neg());
-    Turn::Done(result)
+    Some(result)
 }
 
 fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
     entries.get_mut(token.index())?.as_mut().filter(|entry| entry.token == token)
 }
 
-/// Tells the kernel what to watch, if that changed. A failure leaves the connection deaf, so it is
-/// ended by the events that are still watched or by its timeouts; `epoll_ctl` fails here only for
-/// lack of kernel memory.
+/// Tells the kernel which events to watch, if they changed. `epoll_ctl` fails here only without
+/// kernel memory. The connection then misses events, and the events that are still watched or its
+/// timeouts end the connection.
 fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
     let want = wanted(entry);
     if want == entry.watched {
@@ -465,6 +421,7 @@ fn wanted(entry: &Entry) -> EventFlags {
 mod tests {
     use super::*;
     use crate::buffer::Slice;
+    use crate::sys::Received;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
@@ -485,7 +442,7 @@ mod tests {
         }
     }
 
-    /// What is lent pins four times its bytes at most, after large receives as well.
+    /// A lent slice keeps at most four times its bytes, after large receives too.
     #[test]
     fn a_receive_is_lent_from_a_block_that_it_fills_well_and_copied_otherwise() {
         let (pool, wake) = (Pool::new(), Arc::new(Wake::new().expect("an eventfd")));
@@ -512,9 +469,10 @@ mod tests {
         assert_eq!(receive(small / 4 - 1), (vec![], vec![small / 4 - 1], 0));
         assert_eq!(receive(small / 4), (vec![small / 4], vec![], small));
         let large = 40 << 10;
-        let both = (vec![small, large], vec![], small + config::BULK_BUFFER_BYTES);
+        let both = (vec![small, large], vec![], small + config::LARGE_BUFFER_BYTES);
         assert_eq!(receive(small + large), both);
-        // The large block still waits, is filled badly, and gives way to the small one.
+        // This receive uses the large block and fills little of it, so the next receive uses the
+        // small block.
         assert_eq!(receive(small / 4), (vec![], vec![small / 4], 0));
         assert_eq!(receive(small / 4), (vec![small / 4], vec![], small));
     }

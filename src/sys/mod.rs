@@ -1,22 +1,22 @@
-//! The kernel: descriptors, bytes and tokens, nothing above them.
+//! The kernel interface: descriptors, bytes and tokens.
 //!
-//! A [`Backend`] carries out operations and reports what is *done*, never what is possible.
-//! Everything here is called by one poller thread, which owns the backend; only [`Socket`] and
-//! [`Wake`] are shared.
+//! A [`Backend`] carries out operations and reports completed operations. It never reports
+//! readiness. One poller thread owns a backend and makes all calls to it. Other threads use only
+//! [`Socket`], [`Wake`] and [`SendRings`].
 //!
-//! What a backend promises:
-//! 1. A token passed in is reported back with each completion, until `Removed`, which is the last
-//!    one.
-//! 2. It holds the `Arc<Socket>` from the first operation to `Removed`, and a send that a flusher
-//!    has started holds one of its own: so no operation names a closed descriptor.
-//! 3. At most one gathered send is in flight per token, and its memory belongs to the backend until
-//!    `Sent`.
-//! 4. `Received` comes in stream order; nothing follows `Ended` but `Sent` and `Removed`.
+//! A backend keeps these promises:
+//! 1. Each completion carries the token of its operation. `Removed` is a token's last completion.
+//! 2. The backend holds the `Arc<Socket>` from the first operation until `Removed`. A send that
+//!    another thread started holds an `Arc<Socket>` of its own. So no operation names a closed
+//!    descriptor.
+//! 3. A token has at most one send in flight. The backend owns the memory of the send until `Sent`.
+//! 4. `Received` comes in stream order. After `Ended` come only `Sent` and `Removed`.
 
 pub(crate) mod epoll;
+mod lending;
 mod progress;
 pub(crate) mod socket;
-pub(crate) mod turns;
+pub(crate) mod time_slice;
 pub(crate) mod uring;
 pub(crate) mod usage;
 pub(crate) mod wake;
@@ -33,13 +33,13 @@ pub(crate) use socket::Socket;
 pub(crate) use uring::SendRings;
 pub(crate) use wake::Wake;
 
-/// Names an operation's owner: a slot's index and its generation. Made by the poller, opaque here
-/// but for the index.
+/// Names the owner of operations: the index of a poller's slot, and the slot's generation. The
+/// poller makes tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Token(u64);
 
 impl Token {
-    /// Names no slot.
+    /// The token of no slot.
     pub(crate) const NONE: Token = Token(u64::MAX);
 
     pub(crate) fn new(index: u32, generation: u32) -> Token {
@@ -63,20 +63,20 @@ impl Token {
     }
 }
 
-/// An operation that is done.
+/// A completed operation.
 pub(crate) enum Completion<'a> {
     /// A listener has a new connection.
     Accepted(Socket, PeerAddr),
-    /// A listener could not accept; it is paused until `resume`.
+    /// A listener could not accept. The listener is paused until `resume`.
     AcceptFailed(io::Error),
-    /// An outgoing connection stands, and receives from now on; or it failed.
+    /// An outgoing connection is established and receives from now on, or connecting failed.
     Connected(io::Result<()>),
     Received(Received<'a>),
-    /// The peer ended its side while reception is paused; bytes may still be in the kernel.
+    /// The peer ended its side while reception was paused. The kernel may still hold bytes.
     HungUp,
-    /// Nothing more will be received: end of stream, or the reason.
+    /// Reception is over: end of stream, or an error.
     Ended(io::Result<()>),
-    /// The send is through, whole, or it failed.
+    /// The kernel took every byte of the send, or the send failed.
     Sent(io::Result<usize>),
     /// The backend has forgotten the token and dropped its socket.
     Removed,
@@ -84,13 +84,13 @@ pub(crate) enum Completion<'a> {
 
 /// Bytes from a peer.
 pub(crate) enum Received<'a> {
-    /// To be copied out before the call returns.
+    /// The sink copies these bytes before it returns.
     Copied(&'a [u8]),
-    /// In memory of their own.
+    /// The sink owns these bytes.
     Lent(Slice),
 }
 
-/// What the owner of a token wants after a completion.
+/// What the sink wants after a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
     Continue,
@@ -100,27 +100,27 @@ pub(crate) enum Flow {
 
 /// How a flush reaches the kernel.
 pub(crate) enum Outlet {
-    /// The flusher sends; what the socket does not take is left to the backend.
+    /// The flushing thread sends. The backend sends the bytes that the socket did not take.
     Flusher,
-    /// The backend sends, together with the poller's next wait; while the poller sleeps or is held
-    /// up, and where there is much to send, the flusher.
+    /// The backend sends together with the poller's next wait. The flushing thread sends where the
+    /// poller sleeps or is held up, and where there are many bytes.
     Poller,
-    /// The flusher puts it where a kernel thread finds it.
+    /// The flushing thread pushes the send to a ring that a kernel thread polls.
     Rings(Arc<SendRings>),
 }
 
-/// Takes completions as the backend collects them. It must not run user code: it only files them.
+/// Takes completions while the backend collects them. A sink must not run user code.
 pub(crate) trait Sink {
     fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow;
 }
 
-/// Carries out operations for one poller thread. Tokens must be in use: `attach`ed, not yet
-/// `remove`d.
+/// Carries out operations for one poller thread. `resume`, `send` and `remove` take tokens that
+/// were passed to `listen`, `attach` or `connect`, and not yet to `remove`.
 pub(crate) trait Backend: Sized {
-    /// What can be set.
+    /// The settings.
     type Options: Clone + Send + 'static;
 
-    /// Called on the poller's own thread; `wake` interrupts a wait.
+    /// Call this on the poller's thread. `wake` interrupts a wait.
     fn new(
         wake: &Arc<Wake>,
         pool: &Pool,
@@ -131,26 +131,26 @@ pub(crate) trait Backend: Sized {
     /// Starts accepting on `listener`.
     fn listen(&mut self, token: Token, listener: Arc<Socket>) -> io::Result<()>;
 
-    /// Starts receiving on a connected stream: about `at_once` bytes, where the backend can tell,
-    /// before the sink may ask for a pause.
+    /// Starts receiving on a connected stream. io_uring receives about `at_once` bytes before the
+    /// sink can ask for a pause; epoll ignores `at_once`.
     fn attach(&mut self, token: Token, socket: Arc<Socket>, at_once: usize) -> io::Result<()>;
 
-    /// Starts connecting; reports `Connected`, then receives as from `attach`.
+    /// Starts connecting. Reports `Connected`, and then receives as after `attach`.
     fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr, at_once: usize);
 
     /// Receives or accepts again after a pause.
     fn resume(&mut self, token: Token);
 
-    /// Sends all of `gather`, however often the socket is full meanwhile; reports `Sent`.
+    /// Sends all of `gather`, waiting for room in the socket as often as needed. Reports `Sent`.
     fn send(&mut self, token: Token, gather: Chain);
 
-    /// Ends every operation of `token`, unsent bytes included; reports `Removed`. What a flusher
-    /// has started ends with the socket: whoever removes a connection in mid-send shuts it down
-    /// first.
+    /// Ends every operation of `token` and drops unsent bytes. Reports `Removed`. A send that
+    /// another thread started ends only with the socket, so the caller first shuts down a socket
+    /// that still sends.
     fn remove(&mut self, token: Token);
 
-    /// Waits for completions, at most `timeout` (`None`: until there is one, or a wake-up), and
-    /// files them in `sink`. `true`: the pass is complete, so every completion that existed when
-    /// the pass began has been filed. The next call begins a new pass.
+    /// Waits for completions, at most `timeout`, and passes them to `sink`. With `None` the wait
+    /// ends with a completion or a wake-up. Returns `true` when the pass is complete: `sink` has
+    /// every completion that existed when the pass began. The next call begins a new pass.
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool>;
 }

@@ -1,31 +1,32 @@
-//! What the kernel tells of bytes on their way to the peer.
+//! How many sent bytes the peer has taken, as the kernel reports it.
 //!
-//! Any thread may ask. The answer is needed when a connection seems idle: what the kernel took says
-//! nothing of the peer.
+//! Any thread may ask. Idle timeouts need the answer: a send that the kernel took says nothing
+//! about the peer.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// How far a peer has got in taking what was sent.
+/// How much of the sent bytes the peer has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// Changes when the peer takes bytes; that of a Unix socket also when bytes are sent.
+    /// Changes when the peer takes bytes. The mark of a Unix socket changes also when bytes are
+    /// sent.
     pub(crate) mark: u64,
-    /// Time since the peer last acknowledged anything; zero where the kernel does not tell, which
-    /// is for Unix sockets.
+    /// Time since the last acknowledgement of the peer. Zero for Unix sockets, because the kernel
+    /// does not report it.
     pub(crate) age: Duration,
 }
 
-/// Asks the kernel. The mark of TCP counts the bytes that the peer has acknowledged; that of a Unix
-/// socket is the memory of those that it has not received.
+/// Asks the kernel. The mark of TCP is the number of acknowledged bytes. The mark of a Unix socket
+/// is the memory of the bytes that the peer has not received.
 pub(super) fn taken_by_peer(fd: BorrowedFd<'_>, is_tcp: bool) -> io::Result<Taken> {
     if !is_tcp {
         return Ok(Taken { mark: queued_bytes(fd)?, age: Duration::ZERO });
     }
     let mut info = [0u8; INFO_BYTES];
     let mut info_bytes = INFO_BYTES as libc::socklen_t;
-    // SAFETY: the kernel writes at most `info_bytes` bytes to `info`, which has as many.
+    // SAFETY: the kernel writes at most `info_bytes` bytes to `info`, which is the size of `info`.
     let done = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -38,7 +39,7 @@ pub(super) fn taken_by_peer(fd: BorrowedFd<'_>, is_tcp: bool) -> io::Result<Take
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    // A kernel before 4.1 writes less, and the rest stays zero: nothing is known to have moved.
+    // A kernel before 4.1 writes a shorter structure. The mark then stays zero.
     Ok(Taken {
         mark: u64::from_ne_bytes(field(&info, BYTES_ACKED_AT)),
         age: Duration::from_millis(u32::from_ne_bytes(field(&info, LAST_ACK_RECV_AT)).into()),

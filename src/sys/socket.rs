@@ -1,7 +1,8 @@
 //! Socket calls on owned descriptors.
 //!
-//! A [`Socket`] closes its descriptor when the last `Arc` to it drops: backends and connections
-//! share it that way, so a number is never reused while an operation still names it.
+//! Backends and connections share a [`Socket`] by `Arc`. The last `Arc` closes the descriptor, so
+//! the kernel does not reuse a descriptor's number while an operation names it. Any thread may
+//! call.
 
 mod file;
 mod listen;
@@ -33,7 +34,7 @@ const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 pub(crate) struct Socket {
     fd: OwnedFd,
     is_tcp: bool,
-    /// The kernel may be asked to send from our memory, without a copy.
+    /// The kernel has not refused a zero-copy send on this socket.
     takes_zero_copy: AtomicBool,
 }
 
@@ -44,8 +45,26 @@ pub(crate) enum Side {
     Both,
 }
 
+/// One turn of sending: see [`Socket::send_turn`].
+pub(crate) struct SendTurn {
+    /// Bytes that the kernel took, also where the turn ended with an error.
+    pub(crate) bytes: usize,
+    pub(crate) end: io::Result<TurnEnd>,
+}
+
+/// Why a turn of sending ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TurnEnd {
+    /// Every byte is sent.
+    Done,
+    /// The socket took fewer bytes than asked.
+    Full,
+    /// The turn's bytes are sent. The socket may take more.
+    Unfinished,
+}
+
 impl Socket {
-    /// Adopts a stream socket or a listener of the caller's.
+    /// Takes over a stream socket or a listener, and makes it non-blocking.
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Socket> {
         if sockopt::socket_type(&fd)? != SocketType::STREAM {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a stream socket"));
@@ -74,13 +93,13 @@ impl Socket {
         Ok(Socket::new(fd, peer))
     }
 
-    /// Starts connecting. `WouldBlock` from TCP means it is under way; from a unix socket, that the
-    /// backlog is full.
+    /// Starts connecting. TCP returns `EINPROGRESS` while connecting is in progress. A Unix socket
+    /// returns `WouldBlock` when the listener's backlog is full.
     pub(crate) fn connect(&self, peer: &PeerAddr) -> io::Result<()> {
         name::connect(self.as_fd(), peer)
     }
 
-    /// Why connecting failed, if it did.
+    /// The pending error of the socket (`SO_ERROR`): after connecting, the reason of a failure.
     pub(crate) fn take_error(&self) -> io::Result<()> {
         sockopt::socket_error(&self.fd)?.map_err(io::Error::from)
     }
@@ -90,14 +109,14 @@ impl Socket {
         Ok((Socket::of_kind(fd, self.is_tcp), peer))
     }
 
-    /// A connection that the kernel accepted for us on this listener, and its peer, as
-    /// [`accept`](Self::accept) tells it: a peer that is gone already has a name as well.
+    /// The connection `fd`, which io_uring accepted on this listener, and its peer, as
+    /// [`accept`](Self::accept) returns them. A peer that has already reset has an address too.
     pub(crate) fn accepted(&self, fd: OwnedFd) -> io::Result<(Socket, PeerAddr)> {
         let peer = name::peer_even_if_reset(fd.as_fd())?;
         Ok((Socket::of_kind(fd, self.is_tcp), peer))
     }
 
-    /// Errors that accept(2) passes on from the new connection; they say nothing of the listener.
+    /// Whether accept(2) failed because of the new connection. The listener works in that case.
     pub(crate) fn is_error_of_the_newcomer(error: &io::Error) -> bool {
         const OF_THE_NEWCOMER: [Errno; 10] = [
             Errno::CONNABORTED,
@@ -119,11 +138,40 @@ impl Socket {
         Ok(received)
     }
 
-    /// Sends from the front of `bytes` what the kernel takes now, in one call, and drops it; memory
-    /// of the user's goes to `spent`. Returns how much was asked for and how much was taken, which
-    /// may be nothing.
-    #[inline(always)]
-    pub(crate) fn send_chain(
+    /// Sends from the front of `bytes` until all are sent, the socket is full, or one turn's
+    /// [`SEND_TURN_BYTES`](config::SEND_TURN_BYTES) are sent. Drops sent bytes; the user's memory
+    /// goes to `spent`.
+    pub(crate) fn send_turn(
+        &self,
+        bytes: &mut Chain,
+        spent: &mut Spent,
+        counters: &Counters,
+    ) -> SendTurn {
+        let mut sent_bytes = 0;
+        let end = loop {
+            if bytes.is_empty() {
+                break Ok(TurnEnd::Done);
+            }
+            if sent_bytes >= config::SEND_TURN_BYTES {
+                break Ok(TurnEnd::Unfinished);
+            }
+            match self.send_chain(bytes, spent, counters) {
+                Ok((asked, sent)) => {
+                    sent_bytes += sent;
+                    if sent < asked {
+                        break Ok(TurnEnd::Full);
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        SendTurn { bytes: sent_bytes, end }
+    }
+
+    /// Sends from the front of `bytes` in one call, and drops the sent bytes; the user's memory
+    /// goes to `spent`. Returns how many bytes the call asked for, and how many the kernel took,
+    /// which may be none.
+    fn send_chain(
         &self,
         bytes: &mut Chain,
         spent: &mut Spent,
@@ -131,7 +179,7 @@ impl Socket {
     ) -> io::Result<(usize, usize)> {
         counters.add(|counters| &counters.send_calls, 1);
         let (asked, done) = if bytes.front_slice().len() == bytes.len() {
-            // One area needs no message header, which the kernel would have to copy in first.
+            // A single slice needs no message header, which the kernel would copy in first.
             (bytes.len(), retry_on_intr(|| send(&self.fd, bytes.front_slice(), SEND_FLAGS)))
         } else {
             self.send_gathered(bytes)
@@ -147,8 +195,6 @@ impl Socket {
         }
     }
 
-    /// Out of the way of those that have one area: the message takes a large stack.
-    #[inline(never)]
     fn send_gathered(&self, bytes: &Chain) -> (usize, rustix::io::Result<usize>) {
         let mut iovs = [IoSlice::new(&[]); config::GATHER_SLICES_MAX];
         let (count, asked) = bytes.fill_iovs(&mut iovs);
@@ -164,30 +210,31 @@ impl Socket {
         shutdown(&self.fd, how).map_err(io::Error::from)
     }
 
-    /// Ends the connection at once: what the kernel has not sent is dropped. The peer of a TCP
-    /// connection sees a reset; a Unix socket has none.
+    /// Ends the connection at once. The kernel drops unsent bytes. The peer of a TCP connection
+    /// sees a reset; the peer of a Unix socket sees the end of the stream.
     pub(crate) fn reset(&self) -> io::Result<()> {
         if !self.is_tcp {
             return self.shutdown(Side::Both);
         }
-        // The kernel's way to abort: see connect(2) on AF_UNSPEC, and `tcp_disconnect`.
+        // Connecting to AF_UNSPEC resets a TCP connection: connect(2), `tcp_disconnect`.
         connect_unspec(&self.fd).or_else(|_| shutdown(&self.fd, Shutdown::Both))?;
         Ok(())
     }
 
-    /// How far the peer has got in taking what was sent.
+    /// How much of the sent bytes the peer has taken.
     pub(crate) fn taken_by_peer(&self) -> io::Result<Taken> {
         super::progress::taken_by_peer(self.fd.as_fd(), self.is_tcp)
     }
 
-    /// Bytes that have arrived in the kernel and were not received.
+    /// Bytes in the kernel's receive buffer.
     pub(crate) fn arrived_bytes(&self) -> io::Result<u64> {
         Ok(rustix::io::ioctl_fionread(&self.fd)?)
     }
 
     /// Receives and drops the urgent byte, so that later receives do not stop at its mark.
     pub(crate) fn discard_urgent(&self) {
-        // Fails if the mark arrived before its byte; that byte is then received as ordinary data.
+        // The call fails while the urgent byte has not arrived. A later receive then returns that
+        // byte as ordinary data.
         let _ = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::OOB | RecvFlags::DONTWAIT);
     }
 
@@ -199,7 +246,7 @@ impl Socket {
         name::peer(self.as_fd())
     }
 
-    /// Turns TCP_NODELAY on where there is one.
+    /// Sets TCP_NODELAY on a TCP socket.
     pub(crate) fn set_nodelay(&self) -> io::Result<()> {
         if self.is_tcp {
             sockopt::set_tcp_nodelay(&self.fd, true)?;
@@ -207,17 +254,16 @@ impl Socket {
         Ok(())
     }
 
-    #[inline]
     pub(crate) fn is_tcp(&self) -> bool {
         self.is_tcp
     }
 
-    /// Whether to ask for sends without a copy: over TCP, until the kernel has refused one.
+    /// Whether to ask for zero-copy sends: on TCP, until the kernel has refused one.
     pub(crate) fn takes_zero_copy(&self) -> bool {
         self.takes_zero_copy.load(Ordering::Relaxed)
     }
 
-    /// The kernel has refused to send without a copy.
+    /// Notes that the kernel refused a zero-copy send.
     pub(crate) fn refuse_zero_copy(&self) {
         self.takes_zero_copy.store(false, Ordering::Relaxed);
     }
@@ -231,7 +277,7 @@ impl Socket {
         self.fd
     }
 
-    /// A socket that was made for `addr`.
+    /// A socket of the family of `addr`.
     fn new(fd: OwnedFd, addr: &PeerAddr) -> Socket {
         Socket::of_kind(fd, is_inet(addr))
     }
@@ -261,7 +307,7 @@ fn new_stream(addr: &PeerAddr) -> io::Result<OwnedFd> {
     Ok(socket_with(family, SocketType::STREAM, flags, None)?)
 }
 
-/// Before connecting or listening: the window that TCP offers depends on the buffers.
+/// Call this before connecting or listening: TCP chooses its window scale from the buffer sizes.
 fn set_options(fd: &OwnedFd, addr: &PeerAddr, options: &SocketOptions) -> io::Result<()> {
     if let Some(name) = options.congestion_control.as_ref().filter(|_| is_inet(addr)) {
         sockopt::set_tcp_congestion(fd, name).map_err(|errno| {

@@ -1,11 +1,11 @@
-//! What the kernel knows about threads of this process.
+//! CPU use and state of threads of this process, as the kernel reports them.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-/// Names a thread of this process.
+/// A thread of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadId(i32);
 
@@ -15,39 +15,41 @@ impl ThreadId {
         ThreadId(rustix::thread::gettid().as_raw_nonzero().get())
     }
 
-    /// The CPU time it has used, up to now. `None` where the kernel does not tell.
+    /// The CPU time that the thread has used. `None` where the kernel does not report it.
     pub(crate) fn cpu_time(self) -> Option<Duration> {
-        // As `pthread_getcpuclockid` makes it: the thread's number, inverted, and a kind of clock.
+        // The clock's number as `pthread_getcpuclockid` makes it: the inverted thread number and
+        // the kind of clock.
         let clock = (!self.0 << 3) | CLOCK_OF_THREAD;
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is a `timespec` to write to, and it is not kept.
+        // SAFETY: the kernel writes one `timespec` to `time` and keeps no address.
         match unsafe { libc::clock_gettime(clock, &raw mut time) } {
             0 => Some(Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?)),
             _ => None,
         }
     }
 
-    /// It runs, or waits for a CPU, and for nothing else.
+    /// The thread runs, or waits only for a CPU.
     pub(crate) fn is_runnable(self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.0));
-        // Behind the name, which may hold anything.
+        // The state comes after the name in parentheses, and the name may hold any character.
         stat.is_ok_and(|stat| {
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('R'))
         })
     }
 }
 
-/// The CPU time that this process has used; zero where the kernel does not tell. A system call.
+/// The CPU time that this process has used. Zero where the kernel does not report it. A system
+/// call.
 pub(crate) fn used_by_process() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Per thread, and by the scheduler's count.
+/// `CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED` of the kernel.
 const CLOCK_OF_THREAD: libc::clockid_t = 4 | 2;
 
-/// For how long this thread has been ready to run, in all, and others had the CPU; zero where the
-/// kernel does not tell. A system call; the file stays open for as long as the thread lives.
+/// Total time that this thread was ready to run and waited for a CPU. Zero where the kernel does
+/// not report it. A system call. The file stays open as long as the thread lives.
 pub(crate) fn starved_of_this_thread() -> Duration {
     thread_local! {
         static FILE: Option<File> = File::open("/proc/thread-self/schedstat").ok();
@@ -59,24 +61,24 @@ pub(crate) fn starved_of_this_thread() -> Duration {
     std::str::from_utf8(&told[..bytes]).ok().and_then(starved).unwrap_or_default()
 }
 
-/// For how long this thread has had a CPU, in all: [`ThreadId::cpu_time`] with one system call,
-/// which needs no number of the thread. What a host takes from a virtual machine is not in it where
-/// the kernel is told of that (`CONFIG_PARAVIRT_TIME_ACCOUNTING`).
+/// CPU time of this thread: [`ThreadId::cpu_time`] without the thread's number. Excludes time that
+/// a hypervisor took, where the kernel knows that time (`CONFIG_PARAVIRT_TIME_ACCOUNTING`).
 pub(crate) fn ran_of_this_thread() -> Option<Duration> {
     rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).try_into().ok()
 }
 
-/// How often this thread has given its CPU up, to wait for something. A system call.
+/// The number of voluntary context switches of this thread. A system call.
 pub(crate) fn waits_of_this_thread() -> Option<u64> {
     let mut usage = MaybeUninit::<libc::rusage>::uninit();
-    // SAFETY: `usage` is an `rusage` to write to, and it is not kept.
+    // SAFETY: the kernel writes one `rusage` to `usage` and keeps no address.
     let told = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
-    // SAFETY: The call has written it.
+    // SAFETY: a call that returned 0 has written `usage`.
     let usage = (told == 0).then(|| unsafe { usage.assume_init() });
     usage.and_then(|usage| usage.ru_nvcsw.try_into().ok())
 }
 
-/// From what `schedstat` tells: time on a CPU, time waiting for one, turns.
+/// The waiting time from `schedstat`, which holds the time on a CPU, the time waiting for a CPU,
+/// and the number of time slices.
 fn starved(told: &str) -> Option<Duration> {
     told.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
 }
@@ -113,7 +115,7 @@ mod tests {
             }
             now().1 == waits
         };
-        // A page that is not there may be something to wait for.
+        // A page fault may wait.
         while !computes_without_a_wait() {
             assert!(Instant::now() < limit, "it always waits");
         }
@@ -136,7 +138,7 @@ mod tests {
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let waits = std::thread::spawn(move || {
             say.send(ThreadId::current()).expect("is heard");
-            // An error is the end as well.
+            // An error ends the wait too.
             let _ = wait.recv();
         });
         let other = hear.recv().expect("is said");

@@ -1,12 +1,12 @@
-//! Interrupts a poller that sleeps in the kernel.
+//! Wakes a poller that sleeps in the kernel.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// An eventfd. Any thread may `wake`; the poller watches it edge-triggered and so never has to read
-/// it: each write is an edge, and 2^64 of them fit.
+/// An eventfd. Any thread may call `wake`. The poller watches the eventfd edge-triggered and never
+/// reads it: each write is an edge, and the counter has room for 2^64 writes.
 pub(crate) struct Wake(OwnedFd);
 
 impl Wake {
@@ -16,7 +16,7 @@ impl Wake {
 
     /// Makes the current or the next wait of the poller return.
     pub(crate) fn wake(&self) {
-        // Fails only when the counter is full, and then the poller is due to wake anyway.
+        // Fails only when the counter is full. The earlier writes then wake the poller.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }

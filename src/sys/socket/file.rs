@@ -1,8 +1,8 @@
-//! Files of Unix sockets: replacing a stale one, and removing one's own.
+//! Socket files of Unix sockets: replacing a stale file, and removing the own file.
 //!
-//! A socket file outlives its socket. A server removes the file that it has made, and no other one
-//! that has come to the same path. A server that starts may replace a file whose socket is gone;
-//! of several that find the same one, one may.
+//! A socket file outlives its socket. A server removes only the file that it made, not a later file
+//! at the same path. A starting server may replace a stale file, whose socket is gone. When several
+//! servers find the same stale file, a lock on the directory lets only one server replace it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,18 +21,18 @@ use super::{Socket, name};
 use crate::address::PeerAddr;
 use crate::config;
 
-/// The file that a listener has made. Dropping this removes it, unless the path names another file
-/// by then.
+/// The socket file that a listener made. Dropping this removes the file, unless the path names
+/// another file now.
 pub(crate) struct SocketFile {
     /// Absolute: the process may change its directory.
     path: PathBuf,
     id: FileId,
-    /// The kernel keeps the inode as long as the socket is bound to it, so no other file can have
-    /// its number before this has been dropped; and nobody takes the file for a stale one.
+    /// The bound socket keeps the inode in use, so no other file has the same inode number, and no
+    /// server takes the file for a stale file.
     _socket: Arc<Socket>,
 }
 
-/// What tells one file from all others that exist at the time.
+/// Identifies a file among all existing files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -40,8 +40,7 @@ struct FileId {
 }
 
 impl SocketFile {
-    /// The file at `path`, an absolute one, that binding `socket` has just made. `None`: somebody
-    /// has taken it away already.
+    /// The file that binding `socket` made at the absolute `path`. `None`: the file is gone.
     pub(super) fn of(path: PathBuf, socket: &Arc<Socket>) -> Option<SocketFile> {
         let id = socket_at(&path)?;
         Some(SocketFile { path, id, _socket: Arc::clone(socket) })
@@ -51,19 +50,19 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if socket_at(&self.path) == Some(self.id) {
-            // It may have become impossible, for example by another mount; then the file stays.
+            // Removing can fail, for example on a mount that became read-only. The file then stays.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Keeps others that start in the same directory from replacing files meanwhile. A lock on the
-/// directory itself needs no file of its own, and ends with the process.
+/// A lock on a directory: only its holder may replace stale socket files there. A lock on the
+/// directory itself needs no lock file, and ends with the process.
 pub(super) struct DirLock(File);
 
 impl DirLock {
-    /// Waits until `until` for those that hold the lock. `None`: one of them held it all the time,
-    /// or the directory cannot be locked, for example because it cannot be read.
+    /// Waits for the lock until `until`. `None`: another process held the lock all the time, or the
+    /// directory cannot be locked, for example because this process may not read it.
     pub(super) fn take(path: &Path, until: Instant) -> Option<DirLock> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let mut options = OpenOptions::new();
@@ -83,17 +82,17 @@ impl DirLock {
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        // Closing the descriptor is not enough: a child process that is being started has a copy
-        // of it. Unlocking what is locked does not fail.
+        // Closing the descriptor is not enough: a child process between fork and exec has a copy of
+        // the descriptor. Unlocking a held lock does not fail.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
 /// Whether `path` is a socket file that no socket is bound to.
 pub(super) fn is_stale(path: &Path) -> bool {
-    // If any socket is bound to the file, connecting a datagram socket fails with EPROTOTYPE, and
-    // the listener does not notice. A kernel that imitates Linux may answer ECONNREFUSED here, so a
-    // stream socket has to be refused as well.
+    // While a stream socket is bound to the file, connecting a datagram socket fails with
+    // EPROTOTYPE, and the listener does not notice the attempt. A kernel that imitates Linux may
+    // return ECONNREFUSED in that case, so a stream socket must be refused too.
     socket_at(path).is_some()
         && refuses(path, SocketType::DGRAM)
         && refuses(path, SocketType::STREAM)
@@ -107,7 +106,7 @@ fn refuses(path: &Path, kind: SocketType) -> bool {
     connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// The socket file at `path`, if there is one.
+/// The socket file at `path`. `None`: there is no file, or another kind of file.
 fn socket_at(path: &Path) -> Option<FileId> {
     let found = fs::symlink_metadata(path).ok()?;
     let id = FileId { device: found.dev(), inode: found.ino() };

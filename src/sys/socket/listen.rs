@@ -1,7 +1,7 @@
 //! Making listeners.
 //!
-//! Runs on the thread that starts a server, and may block it for a moment: while whoever had the
-//! address before lets go of it, or while another server starts in the directory of a socket file.
+//! Runs on the thread that starts a server. May block that thread for a short time: while the last
+//! owner of the address releases it, or while another server starts in the same directory.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,26 +16,26 @@ use super::{Socket, name, new_stream, set_options};
 use crate::address::PeerAddr;
 use crate::config::{self, SocketOptions};
 
-/// How a listener is to be made.
+/// How to make a listener.
 #[derive(Clone, Copy)]
 pub(crate) struct ListenOptions<'a> {
-    /// An IPv6 socket takes IPv4 as well.
+    /// An IPv6 socket accepts IPv4 too.
     pub(crate) both_ip: bool,
-    /// Of no meaning to Unix sockets.
+    /// Ignored for Unix sockets.
     pub(crate) reuse_port: bool,
-    /// The socket file is nobody's to remove.
+    /// The socket file stays when the listener closes.
     pub(crate) keeps_file: bool,
-    /// Accepted sockets inherit them.
+    /// Accepted sockets inherit these options.
     pub(crate) socket: &'a SocketOptions,
 }
 
-/// A listener, and the file that it has made.
+/// A listener, and the socket file that it made.
 pub(crate) struct Listener {
     pub(crate) socket: Arc<Socket>,
     pub(crate) file: Option<SocketFile>,
 }
 
-/// A listener on `addr`. A socket file that no socket is bound to any more is replaced.
+/// A listener on `addr`. Replaces a stale socket file.
 pub(crate) fn listen(addr: &PeerAddr, options: ListenOptions<'_>) -> io::Result<Listener> {
     let lock_until = Instant::now() + config::DIR_LOCK_WAIT_MAX;
     retry_while_in_use(|| match addr {
@@ -44,8 +44,8 @@ pub(crate) fn listen(addr: &PeerAddr, options: ListenOptions<'_>) -> io::Result<
     })
 }
 
-/// A server that was killed may still be on its way out: rings, which hold its sockets, are taken
-/// apart after its process has ended.
+/// Retries while the address is in use. The kernel tears down the rings of a killed server after
+/// the process has ended, and those rings still hold the server's sockets.
 fn retry_while_in_use<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut retries = 0;
     loop {
@@ -67,7 +67,7 @@ fn listen_on_port(addr: &PeerAddr, options: ListenOptions<'_>) -> io::Result<Lis
     set_options(&fd, addr, options.socket)?;
     if let PeerAddr::Inet(inet) = addr {
         sockopt::set_socket_reuseaddr(&fd, true)?;
-        // Accepted sockets inherit it, which saves a call for each.
+        // Accepted sockets inherit TCP_NODELAY, which saves a call for each of them.
         sockopt::set_tcp_nodelay(&fd, true)?;
         if inet.is_ipv6() {
             sockopt::set_ipv6_v6only(&fd, !options.both_ip)?;
@@ -90,12 +90,12 @@ fn listen_on_file(
     let fd = new_stream(addr)?;
     set_options(&fd, addr, options.socket)?;
     let own_path = std::path::absolute(path)?;
-    // Held until the socket listens: others may not take it for a stale one before that.
+    // Held until the socket listens: a bound socket that does not listen yet looks stale.
     let lock = DirLock::take(path, lock_until);
     match name::bind(fd.as_fd(), addr) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
             if lock.is_none() {
-                // Whoever has the lock may be about to replace the same file.
+                // The holder of the lock may replace the same file.
                 tracing::warn!(?path, "listen: stale socket file kept: cannot lock its directory");
                 return Err(error);
             }

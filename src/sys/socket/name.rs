@@ -1,8 +1,8 @@
 //! Socket addresses in the kernel's form, and the calls that take or return them.
 //!
-//! A name of a Unix socket ends where its length says: a NUL byte may come before that, or not at
-//! all, where a path fills the address. Whoever connects chooses the name, so decoding accepts
-//! every one.
+//! The address of a Unix socket has a length. A NUL byte may come before the end, or not at all
+//! where a path fills the address. A peer chooses its own address, so decoding accepts every
+//! address.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,7 +15,8 @@ use rustix::io::retry_on_intr;
 
 use crate::address::{PeerAddr, UNIX_PATH_BYTES_MAX};
 
-/// Room for any address, and how much of it is one.
+/// Room for an address of any family, and the length of the address in it. Aligned as
+/// `sockaddr_storage`.
 #[repr(C, align(8))]
 struct RawAddr {
     bytes: [u8; ROOM],
@@ -53,7 +54,7 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, PeerAddr)> {
         // SAFETY: the kernel writes at most `len` bytes to `addr`, which has room for as many.
         unsafe { libc::accept4(fd.as_raw_fd(), addr, len, flags) }
     })?;
-    // SAFETY: the call has just made this descriptor, and told nobody else of it.
+    // SAFETY: the call has just made this descriptor, so nothing else owns it.
     let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
     Ok((accepted, raw.decode()))
 }
@@ -74,8 +75,8 @@ pub(super) fn peer(fd: BorrowedFd<'_>) -> io::Result<PeerAddr> {
     Ok(raw.decode())
 }
 
-/// The peer of a connection that may have been reset: getpeername(2) says that such a one is not
-/// connected, and `SO_PEERNAME` still names the peer.
+/// The peer of a connection that the peer may have reset. After a reset, getpeername(2) fails with
+/// `ENOTCONN`, and `SO_PEERNAME` still returns the address.
 pub(super) fn peer_even_if_reset(fd: BorrowedFd<'_>) -> io::Result<PeerAddr> {
     match peer(fd) {
         Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
@@ -115,7 +116,7 @@ impl RawAddr {
         let end = FAMILY_BYTES + path.len();
         raw.bytes[..FAMILY_BYTES].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
         raw.bytes[FAMILY_BYTES..end].copy_from_slice(path);
-        // The NUL byte belongs to the name where there is room for one (unix(7)).
+        // The length includes a NUL byte where there is room for one (unix(7)).
         raw.len = (end + 1).min(FAMILY_BYTES + UNIX_PATH_BYTES_MAX) as libc::socklen_t;
         Ok(raw)
     }
@@ -124,13 +125,14 @@ impl RawAddr {
         self.bytes.as_ptr().cast()
     }
 
-    /// Where the kernel is to write an address, with how much room there is.
+    /// Where the kernel writes an address, and the size of that room.
     fn room(&mut self) -> (*mut libc::sockaddr, *mut libc::socklen_t) {
         self.len = self.bytes.len() as libc::socklen_t;
         (self.bytes.as_mut_ptr().cast(), &raw mut self.len)
     }
 
-    /// What the kernel has written. An address of another family counts as a name that is no path.
+    /// The address that the kernel wrote. An address of an unknown family decodes as a Unix address
+    /// without a path.
     fn decode(&self) -> PeerAddr {
         let addr = &self.bytes[..self.bytes.len().min(self.len as usize)];
         let Some((family, name)) = addr.split_first_chunk::<FAMILY_BYTES>() else {
@@ -146,20 +148,21 @@ impl RawAddr {
     }
 }
 
-/// The path; none in the name of an end that was not bound, or that is abstract.
+/// The path. `None` for an unbound or an abstract address.
 fn path_of(name: &[u8]) -> Option<PathBuf> {
     let path = name.split(|byte| *byte == 0).next()?;
     (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
 }
 
-/// `sockaddr_in` after its family: port and address, the highest byte first.
+/// `sockaddr_in` without its family: port and address in network byte order.
 fn inet4(name: &[u8]) -> Option<SocketAddr> {
     let (port, rest) = name.split_first_chunk()?;
     let ip = rest.first_chunk::<4>()?;
     Some((Ipv4Addr::from(*ip), u16::from_be_bytes(*port)).into())
 }
 
-/// `sockaddr_in6` after its family: port, flow, address, and a scope in the order of this host.
+/// `sockaddr_in6` without its family: port, flow and address in network byte order, and a scope in
+/// host byte order.
 fn inet6(name: &[u8]) -> Option<SocketAddr> {
     let (port, rest) = name.split_first_chunk()?;
     let (flow, rest) = rest.split_first_chunk()?;

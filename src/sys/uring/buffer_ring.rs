@@ -1,12 +1,11 @@
-//! Receive buffers that the kernel chooses from.
+//! A ring of receive buffers, from which the kernel takes the buffer for each receive.
 //!
-//! A ring of blocks of the poller's pool. The kernel fills them in ring order and names each by its
-//! number; a block that is handed on is replaced by another of the pool at once, so whoever keeps a
-//! slice for long takes memory, not a place in the ring. Owned by the poller's thread, the only
-//! producer.
+//! The buffers are blocks of the poller's pool. The kernel fills them in ring order and names each
+//! by its number. A new block replaces a lent block at once, so a slice that the user keeps takes
+//! memory and no place in the ring. The poller's thread owns the ring and is its only producer.
 //!
-//! A buffer's number is its place: the block at ring position `p` is number `p & mask`, so
-//! neighbours in a bundle follow one another.
+//! The block at ring position `p` has the number `p & mask`, so the blocks of a bundle have
+//! consecutive numbers.
 
 use std::io;
 use std::ptr::NonNull;
@@ -19,26 +18,26 @@ use super::ring::Ring;
 use crate::buffer::{Block, Pool};
 use crate::config::uring as config;
 use crate::sys::Received;
+use crate::sys::lending::is_lent;
 
 pub(super) struct BufferRing {
-    /// `None` once the ring is given back, or given up.
-    entries: Option<Entries>,
+    /// `None` after the ring was unregistered or leaked.
+    slots: Option<Slots>,
     shape: Shape,
+    /// By number. The kernel may fill every block that is here.
     blocks: Vec<Option<Block>>,
-    /// From this length on bytes are lent; fewer are copied, so that a byte never pins a block.
-    lend_bytes_min: usize,
-    /// Position of the next block to be given to the kernel.
+    /// The ring position of the next block to give to the kernel.
     tail: u16,
-    /// Blocks the kernel may fill.
+    /// How many blocks the kernel may fill.
     ready: usize,
-    /// How many it may have: all, or fewer where fewer do.
+    /// The largest value that `ready` may have.
     ready_max: usize,
     demand: Demand,
-    /// Blocks that the pool does not count as in use.
-    aside: usize,
+    /// How many blocks the pool does not count as in use.
+    set_aside: usize,
 }
 
-/// How many blocks are filled between two refills.
+/// How many blocks the kernel fills between two refills.
 #[derive(Default)]
 struct Demand {
     now: usize,
@@ -46,44 +45,43 @@ struct Demand {
     rounds: u32,
 }
 
-/// What a buffer ring is to be.
+/// The form of a buffer ring.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
-    /// What receives name the ring by.
+    /// The number by which receives name the ring.
     pub(super) group: u16,
-    /// How many blocks; rounded up to a power of two.
+    /// How many blocks. Rounded up to a power of two.
     pub(super) count: u16,
-    /// Of each block.
+    /// The size of each block.
     pub(super) bytes: usize,
-    /// A receive that fills at least this part of its block is lent.
+    /// See [`is_lent`].
     pub(super) lent_part_min: usize,
     /// Several receives may fill one block.
     pub(super) is_incremental: bool,
-    /// There may be fewer where fewer do.
+    /// The number of ready blocks follows the demand.
     pub(super) is_elastic: bool,
 }
 
 impl BufferRing {
-    /// Registers the ring, with all of its blocks for the kernel to fill.
+    /// Registers the ring, and gives all its blocks to the kernel.
     pub(super) fn new(ring: &Ring, shape: Shape, pool: &Pool) -> io::Result<BufferRing> {
         let count = shape.count.next_power_of_two();
-        let entries = Entries::new(count)?;
+        let slots = Slots::new(count)?;
         let flags = if shape.is_incremental { BUFFERS_INCREMENTAL } else { 0 };
-        let start = entries.start.as_ptr().expose_provenance() as u64;
+        let start = slots.start.as_ptr().expose_provenance() as u64;
         let submitter = ring.io().submitter();
-        // SAFETY: `entries` has room for `count` entries, page aligned; it is unmapped after
-        // `unregister`, or never.
+        // SAFETY: `slots` is page aligned and has room for `count` entries. `unregister` unmaps it
+        // after the kernel has let it go; `leak` never unmaps it.
         unsafe { submitter.register_buf_ring_with_flags(start, count, shape.group, flags)? };
         let mut buffers = BufferRing {
-            entries: Some(entries),
+            slots: Some(slots),
             shape,
             blocks: (0..count).map(|_| None).collect(),
-            lend_bytes_min: shape.bytes / shape.lent_part_min,
             tail: 0,
             ready: 0,
             ready_max: usize::from(count),
             demand: Demand::default(),
-            aside: 0,
+            set_aside: 0,
         };
         buffers.refill(pool);
         Ok(buffers)
@@ -93,18 +91,17 @@ impl BufferRing {
         self.shape.group
     }
 
-    /// Blocks the kernel may fill.
+    /// How many blocks the kernel may fill.
     pub(super) fn ready(&self) -> usize {
         self.ready
     }
 
-    /// Passes on what a completion reports: `bytes` from the block of number `first` on, in as many
-    /// of its neighbours as they fill. The kernel goes on filling the last block where it
-    /// `is_partly_filled`; the others are given up, and those that nothing was lent of are filled
-    /// again.
+    /// Passes the received bytes of a completion to `each`: `bytes` from the block `first` on, and
+    /// from the following blocks where one block does not hold them. Where `is_partly_filled`, the
+    /// kernel continues to fill the last block. The kernel has finished with all other blocks.
     ///
     /// # Panics
-    /// When the kernel names a block that it was not given.
+    /// When the kernel names a block that it does not have.
     pub(super) fn take_filled(
         &mut self,
         first: u16,
@@ -115,22 +112,26 @@ impl BufferRing {
         let (mut number, mut left) = (first, bytes);
         loop {
             let block = self.blocks[usize::from(number)].as_mut();
-            let block = block.expect("the kernel fills only what it was given");
+            let block = block.expect("the kernel fills only blocks that it was given");
             let part = left.min(block.capacity_left());
             left -= part;
             let is_kept = is_partly_filled && left == 0;
             let is_whole = block.capacity_left() == self.shape.bytes;
-            if part == 0 {
-                // An end of stream may come with a buffer.
-            } else if part >= self.lend_bytes_min || is_kept || !is_whole {
-                each(Received::Lent(block.take(part)));
-            } else {
-                each(Received::Copied(&block.spare()[..part]));
+            // The completion for the end of the stream may name a block too.
+            if part > 0 {
+                // Bytes of a block that several receives fill are always lent: the kernel continues
+                // behind these bytes, and does not get the block's start again.
+                let shares_block = is_kept || !is_whole;
+                if shares_block || is_lent(part, self.shape.bytes, self.shape.lent_part_min) {
+                    each(Received::Lent(block.take(part)));
+                } else {
+                    each(Received::Copied(&block.spare()[..part]));
+                }
             }
             if is_kept {
                 return;
             }
-            self.give_up(number);
+            self.take_back(number);
             if left == 0 {
                 return;
             }
@@ -138,13 +139,13 @@ impl BufferRing {
         }
     }
 
-    /// The kernel is through with the block.
-    fn give_up(&mut self, number: u16) {
+    /// Takes a block back that the kernel has finished with.
+    fn take_back(&mut self, number: u16) {
         self.ready -= 1;
         self.demand.now += 1;
         let Some(block) = self.blocks[usize::from(number)].take() else { return };
-        // The usual case: blocks come back in the order in which they went, and this one can go
-        // again. `refill` replaces all others.
+        // Blocks usually come back in ring order, so the kernel can have a whole block again at
+        // once. `refill` replaces the other blocks.
         if block.capacity_left() == self.shape.bytes
             && number == self.tail & self.mask()
             && self.ready < self.ready_max
@@ -154,7 +155,7 @@ impl BufferRing {
         }
     }
 
-    /// Fills free places in ring order, as many as there is demand for.
+    /// Gives the kernel new blocks in ring order, up to `ready_max`.
     pub(super) fn refill(&mut self, pool: &Pool) {
         self.settle_demand();
         let before = self.tail;
@@ -169,17 +170,17 @@ impl BufferRing {
         if self.tail != before {
             self.publish();
         }
-        self.set_aside(self.ready, pool);
+        self.account(self.ready, pool);
     }
 
-    /// A receive found no block: from now on there are as many as fit.
+    /// Notes that a receive found no block. From now on the kernel gets as many blocks as fit.
     pub(super) fn ran_dry(&mut self) {
         self.ready_max = self.blocks.len();
         self.demand = Demand::default();
     }
 
-    /// The kernel fills blocks in turn. Those that it comes to first are still cached where there
-    /// are few of them; so a ring of large ones has no more than twice what it fills at once.
+    /// Limits the ready blocks of an elastic ring to twice the peak demand. The kernel fills blocks
+    /// in ring order, so the memory of few blocks stays in the CPU cache.
     fn settle_demand(&mut self) {
         let demand = &mut self.demand;
         demand.peak = demand.peak.max(std::mem::take(&mut demand.now));
@@ -193,41 +194,42 @@ impl BufferRing {
         self.demand = Demand::default();
     }
 
-    /// Tells the pool what the kernel has.
-    fn set_aside(&mut self, blocks: usize, pool: &Pool) {
+    /// Tells the pool how many blocks the kernel has.
+    fn account(&mut self, blocks: usize, pool: &Pool) {
         let bytes = |blocks: usize| blocks * self.shape.bytes;
-        if blocks > self.aside {
-            pool.set_aside(blocks - self.aside, bytes(blocks - self.aside));
-        } else if blocks < self.aside {
-            pool.bring_back(self.aside - blocks, bytes(self.aside - blocks));
+        if blocks > self.set_aside {
+            pool.set_aside(blocks - self.set_aside, bytes(blocks - self.set_aside));
+        } else if blocks < self.set_aside {
+            pool.bring_back(self.set_aside - blocks, bytes(self.set_aside - blocks));
         }
-        self.aside = blocks;
+        self.set_aside = blocks;
     }
 
-    /// Gives the ring back; its blocks return to their pool. Nothing may be armed with it.
+    /// Unregisters the ring, and returns its blocks to the pool. No receive that uses the ring may
+    /// be in flight.
     pub(super) fn unregister(&mut self, ring: &Ring, pool: &Pool) {
         if let Err(error) = ring.io().submitter().unregister_buf_ring(self.shape.group) {
             tracing::error!(%error, "unregister receive buffers");
             return self.leak();
         }
-        self.set_aside(0, pool);
-        self.entries = None;
+        self.account(0, pool);
+        self.slots = None;
         self.blocks.clear();
     }
 
-    /// Keeps the memory for ever: the kernel may still write to it.
+    /// Never frees the memory: the kernel may still write to it.
     pub(super) fn leak(&mut self) {
-        std::mem::forget(self.entries.take());
+        std::mem::forget(self.slots.take());
         std::mem::forget(std::mem::take(&mut self.blocks));
     }
 
     fn provide(&mut self, place: usize, mut block: Block) {
         let start = block.spare().as_mut_ptr();
-        // The kernel writes through this address after the borrow has ended, so the block must not
-        // be used meanwhile: it lies in `blocks`, and `take_filled` looks at it only when a
-        // completion names it, and then only at what the kernel has filled.
-        if let Some(entries) = &mut self.entries {
-            entries.set(place, start.expose_provenance() as u64, self.shape.bytes);
+        // The kernel writes through this address after the borrow has ended. Meanwhile the block is
+        // in `blocks`. `take_filled` reads the block only after a completion has named it, and then
+        // only the bytes that the kernel has written.
+        if let Some(slots) = &mut self.slots {
+            slots.set(place, start.expose_provenance() as u64, self.shape.bytes);
         }
         self.blocks[place] = Some(block);
         self.tail = self.tail.wrapping_add(1);
@@ -235,9 +237,9 @@ impl BufferRing {
     }
 
     fn publish(&self) {
-        if let Some(entries) = &self.entries {
-            // Release: the kernel that sees the tail sees the entries before it.
-            entries.tail().store(self.tail, Ordering::Release);
+        if let Some(slots) = &self.slots {
+            // Release: when the kernel sees the tail, it sees the entries before the tail.
+            slots.tail().store(self.tail, Ordering::Release);
         }
     }
 
@@ -246,27 +248,27 @@ impl BufferRing {
     }
 }
 
-/// The shared memory of the ring. The `resv` field of entry 0 is the tail: entries are written
-/// field by field, never whole.
-struct Entries {
+/// The ring's memory, which the kernel reads. The `resv` field of entry 0 is the tail, so entries
+/// are written field by field, never whole.
+struct Slots {
     start: NonNull<BufRingEntry>,
     count: usize,
     _memory: Mapping,
 }
 
-impl Entries {
-    fn new(count: u16) -> io::Result<Entries> {
+impl Slots {
+    fn new(count: u16) -> io::Result<Slots> {
         let count = usize::from(count);
         let memory = Mapping::memory(count * size_of::<BufRingEntry>())?;
-        Ok(Entries { start: memory.start().cast(), count, _memory: memory })
+        Ok(Slots { start: memory.start().cast(), count, _memory: memory })
     }
 
     fn set(&mut self, place: usize, address: u64, bytes: usize) {
         assert!(place < self.count, "place {place} of {}", self.count);
-        // SAFETY: the place is inside the mapping (asserted).
+        // SAFETY: the assertion keeps the place inside the mapping.
         let mut entry = unsafe { self.start.add(place) };
-        // SAFETY: the mapping is zeroed memory, which is an initialised entry; the kernel does not
-        // look at it before the tail has passed it.
+        // SAFETY: the mapping is zeroed memory, which is an initialised entry. The kernel reads the
+        // entry only after the tail has passed it.
         let entry = unsafe { entry.as_mut() };
         entry.set_addr(address);
         entry.set_len(bytes as u32);
@@ -276,15 +278,16 @@ impl Entries {
     fn tail(&self) -> &AtomicU16 {
         // SAFETY: the mapping holds at least one entry.
         let tail = unsafe { BufRingEntry::tail(self.start.as_ptr()) };
-        // SAFETY: it is two-aligned, inside the mapping, and written by nobody else but through
-        // atomics; the kernel only reads it.
+        // SAFETY: the tail is two-aligned and inside the mapping. All writes to it are atomic, and
+        // the kernel only reads it.
         unsafe { AtomicU16::from_ptr(tail.cast_mut()) }
     }
 }
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
-        // Neither given back nor given up: the ring's set-up failed, or its owner panicked.
+        // The ring was neither unregistered nor leaked when its set-up failed, or when its owner
+        // panicked. Leaking twice does no harm.
         self.leak();
     }
 }

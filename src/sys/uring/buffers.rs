@@ -1,8 +1,8 @@
-//! Receive buffers in two sizes, and who waits for one.
+//! Receive buffers in two sizes, and the connections that wait for a buffer.
 //!
-//! Small ones for requests, large ones for streams: small buffers cut pipelined traffic into many
-//! completions, large ones wear out the cache. A connection starts with the small ones and moves
-//! when it keeps filling them.
+//! Owned by the poller's thread. Small buffers suit requests: large ones would not stay in the CPU
+//! cache. Large buffers suit streams: small ones would cut a stream into many completions. A
+//! connection starts with small buffers and moves to large ones when its receives fill them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,58 +11,62 @@ use std::time::Instant;
 use super::buffer_ring::{BufferRing, Shape};
 use super::ring::Ring;
 use crate::buffer::Pool;
-use crate::config::UringOptions;
-use crate::config::uring as config;
+use crate::config::{self, UringOptions};
 use crate::sys::Token;
 
-/// Of receive buffers.
+/// The size of receive buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
     Small,
     Large,
 }
 
+impl Size {
+    pub(super) const ALL: [Size; 2] = [Size::Small, Size::Large];
+}
+
 /// The buffers of one size.
-pub(super) struct Class {
+pub(super) struct SizeClass {
     pub(super) ring: BufferRing,
-    /// Those that found none, and since when: the longest first.
+    /// Connections that found no buffer, and since when. The longest wait comes first.
     pub(super) starved: VecDeque<(Token, Instant)>,
 }
 
 pub(super) struct Buffers {
-    /// The size everybody starts with.
-    first: Class,
+    /// The size of a connection's first receive.
     first_size: Size,
-    /// The large ones, where the first are not; made when a connection needs them.
-    second: Option<Class>,
-    large: Shape,
+    /// By [`Size`]. The class of the first size exists from the start.
+    classes: [Option<SizeClass>; 2],
+    large_shape: Shape,
     pool: Pool,
 }
 
 impl Buffers {
     pub(super) fn new(ring: &Ring, options: &UringOptions, pool: &Pool) -> io::Result<Buffers> {
         let is_incremental = options.incremental_buffers;
-        let small = Shape {
-            group: 0,
+        let small_shape = Shape {
+            group: group(Size::Small),
             count: options.small_buffers,
-            bytes: crate::config::SMALL_BUFFER_BYTES,
-            lent_part_min: crate::config::LENT_PART_MIN,
+            bytes: config::SMALL_BUFFER_BYTES,
+            lent_part_min: config::LENT_PART_MIN,
             is_incremental,
             is_elastic: false,
         };
-        let large = Shape {
-            group: 1,
+        let large_shape = Shape {
+            group: group(Size::Large),
             count: options.large_buffers,
             bytes: config::LARGE_BUFFER_BYTES,
-            lent_part_min: config::LARGE_LENT_PART_MIN,
+            lent_part_min: config::uring::LARGE_LENT_PART_MIN,
             is_incremental,
             is_elastic: true,
         };
-        // Where receives share a buffer, the large ones suit everybody.
+        // Where several receives share a buffer, large buffers suit every connection.
         let (first_size, shape) =
-            if is_incremental { (Size::Large, large) } else { (Size::Small, small) };
-        let first = Class::new(ring, shape, pool)?;
-        Ok(Buffers { first, first_size, second: None, large, pool: pool.clone() })
+            if is_incremental { (Size::Large, large_shape) } else { (Size::Small, small_shape) };
+        let mut buffers =
+            Buffers { first_size, classes: [None, None], large_shape, pool: pool.clone() };
+        buffers.classes[first_size as usize] = Some(SizeClass::new(ring, shape, pool)?);
+        Ok(buffers)
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -73,18 +77,18 @@ impl Buffers {
         self.first_size
     }
 
-    /// Sees to it that there are buffers of that size. Where the kernel refuses them, the first
-    /// size has to do.
+    /// Makes sure that there are buffers of a size, and returns that size. Returns the first size
+    /// where there can be no others.
     pub(super) fn provide(&mut self, size: Size, ring: &Ring) -> Size {
-        if size == self.first_size || self.second.is_some() {
+        if self.classes[size as usize].is_some() {
             return size;
         }
-        if self.first_size == Size::Large {
+        if size == Size::Small {
             return self.first_size;
         }
-        match Class::new(ring, self.large, &self.pool) {
+        match SizeClass::new(ring, self.large_shape, &self.pool) {
             Ok(class) => {
-                self.second = Some(class);
+                self.classes[size as usize] = Some(class);
                 size
             }
             Err(error) => {
@@ -94,67 +98,61 @@ impl Buffers {
         }
     }
 
-    /// What the ring knows the buffers of a provided size by.
-    pub(super) fn group(&self, size: Size) -> u16 {
-        if size == self.first_size { self.first.ring.group() } else { self.large.group }
-    }
-
-    /// The class of a provided size.
+    /// The buffers of a provided size.
     ///
     /// # Panics
-    /// When it was not provided.
-    pub(super) fn class(&mut self, size: Size) -> &mut Class {
-        if size == self.first_size {
-            return &mut self.first;
-        }
-        self.second.as_mut().expect("a receive was armed with buffers of this size")
+    /// When the size was not provided.
+    pub(super) fn class(&mut self, size: Size) -> &mut SizeClass {
+        let class = self.classes[size as usize].as_mut();
+        class.expect("a receive was armed with buffers of this size")
     }
 
-    /// Gives the kernel a block for each that was lent.
+    /// Gives the kernel a new block for each lent block.
     pub(super) fn refill(&mut self) {
-        self.first.ring.refill(&self.pool);
-        if let Some(second) = &mut self.second {
-            second.ring.refill(&self.pool);
+        for class in self.classes.iter_mut().flatten() {
+            class.ring.refill(&self.pool);
         }
     }
 
-    /// Buffers of that size that the kernel may fill.
+    /// How many buffers of a size the kernel may fill.
     pub(super) fn ready(&self, size: Size) -> usize {
-        let class = if size == self.first_size { Some(&self.first) } else { self.second.as_ref() };
-        class.map_or(0, |class| class.ring.ready())
+        self.classes[size as usize].as_ref().map_or(0, |class| class.ring.ready())
     }
 
-    /// Whose turn it is.
+    /// Removes the connection that has waited longest for a buffer of a size.
     pub(super) fn next_starved(&mut self, size: Size) -> Option<Token> {
-        let class =
-            if size == self.first_size { Some(&mut self.first) } else { self.second.as_mut() };
-        class?.starved.pop_front().map(|(token, _)| token)
+        self.classes[size as usize].as_mut()?.starved.pop_front().map(|(token, _)| token)
     }
 
     pub(super) fn unregister(&mut self, ring: &Ring) {
-        for class in [Some(&mut self.first), self.second.as_mut()].into_iter().flatten() {
+        for class in self.classes.iter_mut().flatten() {
             class.ring.unregister(ring, &self.pool);
         }
     }
 
-    /// The kernel may still write to the blocks: they stay for ever.
+    /// Never frees the blocks: the kernel may still write to them.
     pub(super) fn leak(&mut self) {
-        for class in [Some(&mut self.first), self.second.as_mut()].into_iter().flatten() {
+        for class in self.classes.iter_mut().flatten() {
             class.ring.leak();
         }
     }
 }
 
-impl Class {
-    /// Queues a connection that has found no buffer since then. One that was given its turn, and
-    /// came too late for a buffer all the same, keeps its place.
+impl SizeClass {
+    fn new(ring: &Ring, shape: Shape, pool: &Pool) -> io::Result<SizeClass> {
+        Ok(SizeClass { ring: BufferRing::new(ring, shape, pool)?, starved: VecDeque::new() })
+    }
+
+    /// Queues a connection that has found no buffer since then. A connection that was served and
+    /// found no buffer again keeps its place in the queue.
     pub(super) fn starve(&mut self, token: Token, since: Instant) {
         self.ring.ran_dry();
         let place = self.starved.partition_point(|(_, other)| *other <= since);
         self.starved.insert(place, (token, since));
     }
+}
 
-    fn new(ring: &Ring, shape: Shape, pool: &Pool) -> io::Result<Class> {
-        Ok(Class { ring: BufferRing::new(ring, shape, pool)?, starved: VecDeque::new() })
-    }
+/// The number by which receives name the buffers of a size.
+pub(super) fn group(size: Size) -> u16 {
+    size as u16
 }

@@ -1,23 +1,24 @@
-//! One token's side of the ring: its socket, what is in flight for it, and what it is to do next.
+//! One token's state in the ring: its socket, its operations in flight, and the operations to
+//! start.
 //!
-//! What a reception goes through; only completions without `F_MORE` lead back to `Off`:
+//! Reception has these states. Only a completion without `F_MORE` leads back to `Off`.
 //!
 //! ```text
-//!        arm              cancel: a pause, other buffers, removal
-//!  Off ───────► Armed ───────────────────────────────────► Ending
-//!   ▲  ◄──────────┴─────────── last completion ───────────────┘
-//!   │ ENOBUFS         buffers are back
+//!        arm              cancel: a pause, another buffer size, removal
+//!  Off ───────► Armed ───────────────────────────────────────► Ending
+//!   ▲  ◄──────────┴─────────── last completion ───────────────────┘
+//!   │ ENOBUFS         buffers are free
 //!   └───────► Starved ─────────────────► Armed
 //! ```
 //!
-//! Once the peer is known to have ended, `Off` leads to `Draining` instead: the rest is received
-//! without the ring, after the round's completions, and then it is `Off` again.
+//! After the peer's end is known, `Off` leads to `Draining`: the remaining bytes are received
+//! without the ring, after the completions of the round, and the state is `Off` again.
 //!
-//! An entry lives until `remove` was called *and* nothing of it is in flight: so no operation names
-//! a closed descriptor, and a slot is reused only when no completion can come for it.
+//! An entry lives until `remove` was called *and* no operation is in flight. So no operation names
+//! a closed descriptor, and no late completion reaches the next owner of a slot.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,43 +27,43 @@ use io_uring::types::Fd;
 
 use super::buffer_ring::BufferRing;
 use super::buffers::Size;
-use super::in_flight::Sending;
-use super::ring::Done;
+use super::ring::{Cqe, fd_of};
+use super::sending::Sending;
 use super::tag::Op;
 use crate::buffer::Pool;
 use crate::config::{LENT_PART_MIN, SMALL_BUFFER_BYTES, uring as config};
 use crate::counters::Counters;
+use crate::sys::lending::lend_or_copy;
 use crate::sys::{Completion, Flow, Received, Sink, Socket, Token};
 
 pub(super) struct Entry {
     pub(super) token: Token,
     pub(super) socket: Arc<Socket>,
-    /// The socket's; here as well, so that a request does not have to look at the socket.
-    fd: RawFd,
     pub(super) role: Role,
     pub(super) reception: Reception,
-    /// Which buffers the receive that is in flight uses.
+    /// The buffers of the receive in flight.
     pub(super) armed_size: Size,
-    /// Which the next one is to use.
+    /// The buffers of the next receive.
     pub(super) wanted_size: Size,
-    /// About how much may be received before we hear of it.
+    /// About how many bytes one receive operation may receive before it ends.
     pub(super) budget_bytes: u32,
-    /// It has found no buffer since then. Boxed, because few ever starve.
-    pub(super) starved_since: Option<Box<Instant>>,
-    /// Receives in a row that spoke for the other size.
+    /// When the connection found no buffer. `None` after the next received bytes.
+    pub(super) starved_since: Option<Instant>,
+    /// Receives in a row that suit the other buffer size.
     streak: u8,
     pub(super) paused: bool,
-    /// The peer has ended its side: what is left is received without the ring. A multishot receive
-    /// that comes upon bytes and the end at once may report the bytes and then wait for ever; see
-    /// docs/IO_URING.md for which kernels and when.
+    /// The peer has ended its side, so the remaining bytes are received without the ring. A
+    /// multishot receive that finds bytes and the end together may report only the bytes;
+    /// docs/IO_URING.md tells on which kernels.
     pub(super) peer_ended: bool,
-    /// A poll can tell when the peer ends.
+    /// A poll can report the peer's end.
     watches_end: bool,
-    /// Nothing more will be received.
+    /// `Ended` was reported, or connecting failed.
     pub(super) ended: bool,
     /// A poll of the socket is in flight.
     pub(super) watching: bool,
     pub(super) removing: bool,
+    /// The send in flight. `sqpoll` keeps its sends elsewhere.
     pub(super) sending: Option<Box<Sending>>,
 }
 
@@ -83,9 +84,6 @@ pub(super) enum Reception {
     Draining,
 }
 
-/// One cache line, since every request needs it.
-const _: () = assert!(size_of::<Entry>() <= 64);
-
 impl Entry {
     pub(super) fn new(
         token: Token,
@@ -96,7 +94,6 @@ impl Entry {
     ) -> Entry {
         Entry {
             token,
-            fd: socket.as_fd().as_raw_fd(),
             socket,
             role,
             reception: Reception::Off,
@@ -115,23 +112,22 @@ impl Entry {
         }
     }
 
-    #[inline]
     pub(super) fn fd(&self) -> Fd {
-        Fd(self.fd)
+        fd_of(&*self.socket)
     }
 
-    /// The operation that its reception is.
+    /// The kind of operation that receives or accepts.
     pub(super) fn reception_op(&self) -> Op {
         if self.role == Role::Listener { Op::Accept } else { Op::Receive }
     }
 
-    /// It was removed, and no completion can come for it any more.
+    /// The entry was removed, and no operation is in flight.
     pub(super) fn is_gone(&self) -> bool {
         let receiving = matches!(self.reception, Reception::Armed | Reception::Ending);
         self.removing && !receiving && !self.watching && self.sending.is_none()
     }
 
-    /// Something is to be received or accepted, and nothing under way will.
+    /// The entry wants bytes or connections, and no operation brings them.
     pub(super) fn is_to_arm(&self) -> bool {
         self.reception == Reception::Off
             && self.role != Role::Connecting
@@ -140,13 +136,13 @@ impl Entry {
             && !self.removing
     }
 
-    /// The same, without the ring.
+    /// The entry wants bytes, and receives them without the ring.
     pub(super) fn is_to_drain(&self) -> bool {
         self.peer_ended && self.is_to_arm()
     }
 
-    /// What is under way is not what is wanted.
-    pub(super) fn is_to_end(&self) -> bool {
+    /// The entry no longer wants the receive or accept in flight.
+    pub(super) fn is_to_cancel(&self) -> bool {
         self.reception == Reception::Armed
             && (self.paused
                 || self.armed_size != self.wanted_size
@@ -154,7 +150,7 @@ impl Entry {
                 || self.removing)
     }
 
-    /// The peer's end is still to be noticed.
+    /// The entry needs a poll for the peer's end.
     pub(super) fn is_to_watch(&self) -> bool {
         self.role == Role::Stream
             && self.watches_end
@@ -164,51 +160,30 @@ impl Entry {
             && !self.removing
     }
 
-    /// Notes one receive; the streak decides which buffers suit the connection.
-    fn note_received(&mut self, bytes: usize) {
-        let (speaks_for_other, streak_max) = match self.wanted_size {
-            Size::Small => (bytes >= SMALL_BUFFER_BYTES, config::FILLED_TO_GROW),
-            Size::Large => (bytes <= SMALL_BUFFER_BYTES, config::SMALL_TO_SHRINK),
-        };
-        if !speaks_for_other || self.armed_size != self.wanted_size {
-            self.streak = 0;
-            return;
-        }
-        self.streak += 1;
-        if self.streak >= streak_max {
-            self.streak = 0;
-            self.wanted_size = match self.wanted_size {
-                Size::Small => Size::Large,
-                Size::Large => Size::Small,
-            };
-        }
-    }
-
-    /// One completion of a multishot receive: bytes, the end, or the reason why there are none.
+    /// Takes one completion of a multishot receive: bytes, the end, or the reason for no bytes.
     pub(super) fn received(
         &mut self,
-        done: Done,
+        cqe: Cqe,
         buffers: &mut BufferRing,
         counters: &Counters,
         sink: &mut impl Sink,
     ) {
-        let buffer = cqueue::buffer_select(done.flags);
-        let Ok(bytes) = usize::try_from(done.result) else {
-            let ends = !matches!(
-                -done.result,
+        let Ok(bytes) = usize::try_from(cqe.result) else {
+            let is_passing = matches!(
+                -cqe.result,
                 libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR | libc::ENOMEM
             );
-            if ends && !self.ended {
-                self.end(Err(io::Error::from_raw_os_error(-done.result)), sink);
+            if !is_passing && !self.ended {
+                self.end(Err(io::Error::from_raw_os_error(-cqe.result)), sink);
             }
             return;
         };
-        let is_partly_filled = cqueue::buffer_more(done.flags);
         if let Some(since) = self.starved_since.take() {
             counters.starved_ns.add_owned(since.elapsed().as_nanos() as u64);
         }
-        if let Some(first) = buffer {
+        if let Some(first) = cqueue::buffer_select(cqe.flags) {
             counters.received_bytes.add_owned(bytes as u64);
+            let is_partly_filled = cqueue::buffer_more(cqe.flags);
             buffers.take_filled(first, bytes, is_partly_filled, |received| {
                 if matches!(received, Received::Lent(_)) {
                     counters.lent_receives.add_owned(1);
@@ -218,31 +193,44 @@ impl Entry {
                 }
             });
         }
-        self.note_received(bytes);
+        self.choose_size(bytes);
         if bytes == 0 && !self.ended {
             self.end(Ok(()), sink);
         }
     }
 
-    /// Receives what the peer sent before its end, and the end, with plain calls.
+    /// Chooses the buffer size of the next receive after a receive of `bytes`.
+    fn choose_size(&mut self, bytes: usize) {
+        let (suits_other, other, streak_max) = match self.wanted_size {
+            Size::Small => (bytes >= SMALL_BUFFER_BYTES, Size::Large, config::FILLED_TO_GROW),
+            Size::Large => (bytes <= SMALL_BUFFER_BYTES, Size::Small, config::SMALL_TO_SHRINK),
+        };
+        if !suits_other || self.armed_size != self.wanted_size {
+            self.streak = 0;
+            return;
+        }
+        self.streak += 1;
+        if self.streak >= streak_max {
+            self.streak = 0;
+            self.wanted_size = other;
+        }
+    }
+
+    /// Receives without the ring what the peer sent before its end, and the end.
     pub(super) fn drain(&mut self, pool: &Pool, counters: &Counters, sink: &mut impl Sink) {
+        let mut block = pool.allocate(SMALL_BUFFER_BYTES);
         while !self.paused && !self.ended {
             counters.receive_calls.add_owned(1);
-            let mut block = pool.allocate(SMALL_BUFFER_BYTES);
             match self.socket.receive(block.spare()) {
                 Ok(0) => self.end(Ok(()), sink),
                 Ok(bytes) => {
                     counters.received_bytes.add_owned(bytes as u64);
-                    let received = if bytes >= block.capacity_left() / LENT_PART_MIN {
-                        Received::Lent(block.finish(bytes))
-                    } else {
-                        Received::Copied(&block.spare()[..bytes])
-                    };
+                    let received = lend_or_copy(&mut block, bytes, LENT_PART_MIN, pool);
                     let flow = sink.complete(self.token, Completion::Received(received));
                     self.paused = flow == Flow::Pause;
                 }
-                // The poll reported an end, but the stream has none. Do not arm the poll again: it
-                // would report the same event at once.
+                // The poll reported an end, but the stream has not ended. A new poll would report
+                // the same event at once.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.peer_ended = false;
                     self.watches_end = false;
@@ -252,12 +240,11 @@ impl Entry {
             }
         }
         if !self.ended {
-            // A reader that is behind learns of the end before it comes to it.
             sink.complete(self.token, Completion::HungUp);
         }
     }
 
-    /// The poll of the socket has completed, with these events or an error.
+    /// Takes the completion of the poll: events, or an error.
     pub(super) fn watched(&mut self, result: i32, sink: &mut impl Sink) {
         self.watching = false;
         if self.role == Role::Connecting && !self.removing {
@@ -273,16 +260,16 @@ impl Entry {
         }
     }
 
-    /// One completion of a multishot accept.
+    /// Takes one completion of a multishot accept.
     pub(super) fn accepted(&mut self, result: i32, counters: &Counters, sink: &mut impl Sink) {
         let error = match adopt(result) {
             Ok(fd) => {
                 counters.accepts.add_owned(1);
-                // The address is not told by a multishot accept: its one place for it would be
-                // overwritten.
+                // A multishot accept does not return addresses, because all its completions would
+                // write to one place. So the address takes a call.
                 counters.setup_calls.add_owned(1);
-                // `SO_PEERNAME` names the peer of every connection that was accepted, so this does
-                // not fail on Linux.
+                // This does not fail on Linux: `SO_PEERNAME` names the peer of every accepted
+                // connection.
                 let Ok((accepted, peer)) = self.socket.accepted(fd) else { return };
                 let flow = sink.complete(self.token, Completion::Accepted(accepted, peer));
                 self.paused |= flow == Flow::Pause;
@@ -305,12 +292,12 @@ impl Entry {
     }
 }
 
-/// The descriptor that an accept has installed.
+/// The descriptor that the accept with this result installed.
 pub(super) fn adopt(result: i32) -> io::Result<OwnedFd> {
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result));
     }
-    // SAFETY: the kernel installed this descriptor for the accept that completed with it, and each
-    // completion is looked at once: nobody else owns it.
+    // SAFETY: the kernel installed this descriptor for the accept that completed with it. Each
+    // completion is handled once, so nothing else owns the descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(result) })
 }

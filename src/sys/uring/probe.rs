@@ -1,9 +1,9 @@
-//! What this host offers, found out by trying.
+//! What io_uring of this host supports, found out by trying.
 //!
-//! Kernel versions say little: distributions patch them, containers filter system calls, and
-//! sandboxes imitate kernels. So a ring is made, with the best flags that are not refused, and one
-//! multishot receive goes through it, from arming to the byte in the buffer. The system calls are
-//! tried in a child process first where a filter might kill whoever makes them.
+//! A kernel's version says little: distributions patch kernels, containers filter system calls, and
+//! sandboxes imitate kernels. So the probe makes a ring with the best flags that the kernel takes,
+//! and receives one byte through it with a multishot receive. Where a seccomp filter is active, a
+//! child process makes the system calls first, because a filter may kill the caller.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -15,16 +15,16 @@ use io_uring::types::Fd;
 use io_uring::{Probe, cqueue, opcode};
 
 use super::buffer_ring::{self, BufferRing};
-use super::polled::{Lane, Polled, Shape};
 use super::raw::Until;
-use super::ring::{Done, Receive, Ring};
+use super::ring::{Cqe, Receive, Ring};
+use super::sqpoll::polled::{Polled, Shape, SharedQueue};
 use crate::buffer::Pool;
 use crate::config::{Capabilities, RingTier, SMALL_BUFFER_BYTES, UringOptions};
 use crate::counters::Counters;
 use crate::sys::Received;
 
-/// Probes. Takes about a millisecond. The kernel interrupts the calling thread some milliseconds
-/// later, so that thread should have ended by then.
+/// Probes, which takes about a millisecond. Call this on a thread that ends afterwards: the kernel
+/// interrupts the calling thread some milliseconds later.
 pub(crate) fn probe() -> Capabilities {
     let mut found = Capabilities::without_rings(String::new());
     match try_all(&mut found) {
@@ -50,7 +50,7 @@ pub(crate) fn probe() -> Capabilities {
 
 fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
     if is_filtered() {
-        survive()?;
+        try_in_child()?;
     }
     let options = UringOptions::new().queue_entries(8, 16);
     let mut ring = Ring::new(&options).map_err(at("io_uring_setup"))?;
@@ -63,28 +63,28 @@ fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
     found.receive_bundles = ring.io().params().is_feature_recvsend_bundle();
     found.incremental_buffers = buffers(&ring, true).is_ok();
     let mut operations = Probe::new();
-    // A kernel that cannot tell has none of the newer ones.
-    let is_told = ring.io().submitter().register_probe(&mut operations).is_ok();
-    found.zero_copy_send = is_told
+    // A kernel without this register operation has none of the newer operations.
+    let is_listed = ring.io().submitter().register_probe(&mut operations).is_ok();
+    found.zero_copy_send = is_listed
         && operations.is_supported(opcode::SendZc::CODE)
         && operations.is_supported(opcode::SendMsgZc::CODE);
     found.napi_busy_poll = ring.poll_cards(Duration::from_micros(1)).is_ok();
     Ok(ring.tier())
 }
 
-/// The same with a kernel thread that polls the ring.
+/// Receives one byte through a ring that a kernel thread polls.
 fn try_sqpoll(found: &Capabilities) -> Result<(), String> {
     if found.tier.is_none() {
         return Err(found.reason.clone());
     }
     let shape = Shape { submissions: 8, completions: 16, idle_ms: 1, cpu: None };
     let collector = Polled::create(shape, None).map_err(at("io_uring_setup: SQPOLL"))?;
-    let mut ring = Ring::polled(collector, &Arc::new(Lane::new(&Arc::default())));
+    let mut ring = Ring::polled(collector, &Arc::new(SharedQueue::new(&Arc::default())));
     ring.enable().map_err(at("io_uring_register"))?;
     receive_a_byte(&mut ring, 0)
 }
 
-/// Arms a multishot receive on a socket pair, and waits for a byte to come through.
+/// Receives one byte from a socket pair with a multishot receive.
 fn receive_a_byte(ring: &mut Ring, budget_bytes: u32) -> Result<(), String> {
     let counters = Counters::default();
     let mut buffers = buffers(ring, false).map_err(at("io_uring_register: receive buffers"))?;
@@ -96,8 +96,8 @@ fn receive_a_byte(ring: &mut Ring, budget_bytes: u32) -> Result<(), String> {
     here.write_all(&[42]).map_err(at("socketpair"))?;
     let first = next(ring, &counters, RECEIVE)?;
     let number = cqueue::buffer_select(first.flags);
-    let goes_on = cqueue::more(first.flags);
-    let (Some(number), 1, true) = (number, first.result, goes_on || budget_bytes > 0) else {
+    let continues = !first.is_last();
+    let (Some(number), 1, true) = (number, first.result, continues || budget_bytes > 0) else {
         let error = io::Error::from_raw_os_error(-first.result.min(0));
         buffers.ring.unregister(ring, &buffers.pool);
         return Err(format!("multishot receive: result {}, {error}", first.result));
@@ -109,28 +109,28 @@ fn receive_a_byte(ring: &mut Ring, budget_bytes: u32) -> Result<(), String> {
             Received::Lent(lent) => lent[0],
         };
     });
-    if goes_on {
+    if continues {
         ring.cancel(RECEIVE, CANCEL);
-        while cqueue::more(next(ring, &counters, RECEIVE)?.flags) {}
+        while !next(ring, &counters, RECEIVE)?.is_last() {}
     }
     buffers.ring.unregister(ring, &buffers.pool);
     if received != 42 {
         return Err(format!("multishot receive: byte {received}, where 42 was sent"));
     }
-    if goes_on && budget_bytes > 0 {
-        return Err("multishot receive: goes on beyond its budget".to_owned());
+    if continues && budget_bytes > 0 {
+        return Err("multishot receive: continues beyond its budget".to_owned());
     }
     Ok(())
 }
 
 /// The next completion with this user data.
-fn next(ring: &mut Ring, counters: &Counters, user_data: u64) -> Result<Done, String> {
+fn next(ring: &mut Ring, counters: &Counters, user_data: u64) -> Result<Cqe, String> {
     let mut completions = Vec::new();
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         ring.collect(&mut completions, 1);
         match completions.pop() {
-            Some(done) if done.user_data == user_data => return Ok(done),
+            Some(cqe) if cqe.user_data == user_data => return Ok(cqe),
             Some(_) => {}
             None => {
                 ring.enter(Until::Timeout(PATIENCE / 10), counters).map_err(at("io_uring_enter"))?
@@ -140,12 +140,13 @@ fn next(ring: &mut Ring, counters: &Counters, user_data: u64) -> Result<Done, St
     Err(format!("multishot receive: no completion in {PATIENCE:?}"))
 }
 
-struct Few {
+/// A buffer ring with one buffer, and the buffer's pool.
+struct OneBuffer {
     ring: BufferRing,
     pool: Pool,
 }
 
-fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<Few> {
+fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<OneBuffer> {
     let pool = Pool::new();
     let group = u16::from(is_incremental);
     let shape = buffer_ring::Shape {
@@ -156,25 +157,24 @@ fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<Few> {
         is_incremental,
         is_elastic: false,
     };
-    let mut few = Few { ring: BufferRing::new(ring, shape, &pool)?, pool };
+    let mut one = OneBuffer { ring: BufferRing::new(ring, shape, &pool)?, pool };
     if is_incremental {
-        few.ring.unregister(ring, &few.pool);
+        one.ring.unregister(ring, &one.pool);
     }
-    Ok(few)
+    Ok(one)
 }
 
-/// Whether a seccomp filter is at work on this thread. Where nobody tells, one may be.
+/// Whether a seccomp filter may be active on this thread. Also `true` where /proc does not tell.
 fn is_filtered() -> bool {
     let status = std::fs::read_to_string("/proc/thread-self/status");
     !status.is_ok_and(|status| status.lines().any(|line| line.trim() == "Seccomp:\t0"))
 }
 
-/// Lets a child process make the system calls, in the hope that it lives.
-fn survive() -> Result<(), String> {
-    // A bare clone(2), with no signal for its end: the host program's handler for the ends of its
-    // children must not hear of it.
-    // SAFETY: the child has a copy of this thread alone. It makes system calls on plain values and
-    // leaves by `_exit`: no lock, no allocation, no destructor.
+/// Makes the system calls in a child process. An error: a filter killed the child.
+fn try_in_child() -> Result<(), String> {
+    // A clone(2) without an exit signal: the program's handler of SIGCHLD must not see this child.
+    // SAFETY: the child has a copy of the calling thread only. It makes system calls with plain
+    // values and ends by `_exit`, without a lock, an allocation or a destructor.
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     if child == 0 {
         try_calls();
@@ -183,7 +183,7 @@ fn survive() -> Result<(), String> {
         return Err(at("clone")(io::Error::last_os_error()));
     }
     let mut status = 0;
-    // SAFETY: waits for the child made above, and writes to `status` only.
+    // SAFETY: the call waits for the child from above, and writes only to `status`.
     while unsafe { libc::waitpid(child as libc::pid_t, &raw mut status, libc::__WALL) } < 0 {
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
@@ -197,18 +197,18 @@ fn survive() -> Result<(), String> {
     Ok(())
 }
 
-/// Each call once. What they return does not matter here.
+/// Makes each system call once. Their results do not matter.
 fn try_calls() -> ! {
     let mut params = [0u8; 120];
-    // SAFETY: `params` has the size of `io_uring_params`, and zeroes are valid ones.
+    // SAFETY: `params` has the size of `io_uring_params`, and all zeroes are valid parameters.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
     for operation in [REGISTER_PBUF_RING, REGISTER_ENABLE_RINGS] {
-        // SAFETY: no argument is passed, which the kernel refuses.
+        // SAFETY: the kernel refuses the call, because it passes no argument.
         unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, 0, 0) };
     }
-    // SAFETY: submits nothing, waits for nothing.
+    // SAFETY: the call submits nothing and waits for nothing.
     unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 0, 0, 0, 0, 0) };
-    // SAFETY: ends the child, and runs nothing of its parent's.
+    // SAFETY: `_exit` ends the child and runs no code of the parent.
     unsafe { libc::_exit(0) }
 }
 
@@ -219,7 +219,7 @@ fn at(call: &'static str) -> impl Fn(io::Error) -> String {
 const RECEIVE: u64 = 1;
 const CANCEL: u64 = 2;
 
-/// For a byte to come through a socket pair; a busy host needs milliseconds.
+/// The longest wait for a byte through a socket pair. A busy host needs milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 // uapi/linux/io_uring.h.

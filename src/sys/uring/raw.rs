@@ -1,5 +1,5 @@
-//! The two system calls, and what the `io-uring` crate does not offer of them
-//! (uapi/linux/io_uring.h).
+//! `io_uring_enter(2)` and `io_uring_register(2)`, where the `io-uring` crate does not offer them
+//! as needed. Constants and structures are those of uapi/linux/io_uring.h.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -10,19 +10,19 @@ use io_uring::squeue::Entry;
 use io_uring::types::CancelBuilder;
 use libc::{c_int, c_long, c_void};
 
-/// How long to stay in the kernel.
+/// How long a call waits in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
-    /// Submit, and collect what is ready.
+    /// Do not wait.
     Now,
-    /// Until there is a completion.
+    /// Wait for a completion.
     Completion,
-    /// Until there is a completion, or so much time has passed.
+    /// Wait for a completion, at most this long.
     Timeout(Duration),
 }
 
-/// Hands over `queued` submissions, and waits as `until` says, with `flags` besides.
-/// Says how many submissions were taken.
+/// Submits `queued` submissions and waits as `until` says. `flags` are those of the call. Returns
+/// how many submissions the kernel took.
 pub(super) fn enter(fd: RawFd, queued: u32, until: Until, flags: u32) -> io::Result<u32> {
     let timeout = match until {
         Until::Timeout(timeout) => Some(libc::timespec {
@@ -43,72 +43,41 @@ pub(super) fn enter(fd: RawFd, queued: u32, until: Until, flags: u32) -> io::Res
         None => (0, std::ptr::null(), 0),
     };
     let flags = flags | more_flags;
-    // SAFETY: the queued entries were vetted by whoever pushed them; `arg` and the timeout it names
-    // live until the call returns, and the kernel does not keep their addresses.
+    // SAFETY: the callers of `Ring::push` and `SharedQueue::push` promise that the queued entries
+    // are valid. `arg` and its timeout live until the call returns, and the kernel keeps no
+    // address.
     let taken: c_long = unsafe {
         libc::syscall(libc::SYS_io_uring_enter, fd, queued, wait_for, flags, arg, arg_bytes)
     };
     u32::try_from(taken).map_err(|_| io::Error::last_os_error())
 }
 
-/// Errors of `enter` that say nothing about the ring: an interruption, a timeout, a lack of memory
-/// or of room for completions that passes when some are taken.
+/// Errors of `enter` after which the ring works: a signal, a timeout, a short lack of memory, a
+/// completion queue that is full for now.
 pub(super) fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY))
 }
 
-/// Cancels everything in a ring; its own completion has `user_data`.
+/// Cancels every operation of a ring. The cancellation's own completion has `user_data`.
 pub(super) fn cancel_all(user_data: u64) -> Entry {
     opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(user_data)
 }
 
-/// # Safety
-/// `arg` is what `operation` takes, `count` of it.
-pub(super) unsafe fn register(
-    fd: RawFd,
-    operation: u32,
-    arg: *mut c_void,
-    count: u32,
-) -> io::Result<c_long> {
-    // SAFETY: promised by the caller.
-    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, arg, count) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Lets the calling thread name a ring by a number that the kernel finds faster than a descriptor,
-/// as long as the thread lives or until [`forget_ring`]. Older kernels refuse.
-pub(super) fn remember_ring(fd: RawFd) -> Option<RawFd> {
-    let mut update = RingUpdate { offset: u32::MAX, reserved: 0, data: fd as u64 };
-    // SAFETY: the kernel reads and writes one `io_uring_rsrc_update`, whose layout `RingUpdate`
-    // has, and does not keep the address.
-    let done = unsafe { register(fd, REGISTER_RING_FDS, (&raw mut update).cast(), 1) };
-    done.is_ok_and(|count| count == 1).then_some(update.offset as RawFd)
-}
-
-/// Ends what [`remember_ring`] began with `number`.
-pub(super) fn forget_ring(fd: RawFd, number: RawFd) {
-    let mut update = RingUpdate { offset: number as u32, reserved: 0, data: 0 };
-    // Fails only for a ring that is not registered; it is.
-    // SAFETY: as in `remember_ring`.
-    let _ = unsafe { register(fd, UNREGISTER_RING_FDS, (&raw mut update).cast(), 1) };
-}
-
-/// Has waits on the ring poll the network cards of its sockets for so long.
+/// Makes waits on the ring first poll the network cards of its sockets, at most `micros` long.
 pub(super) fn poll_cards(fd: RawFd, micros: u32) -> io::Result<()> {
     let mut napi = Napi { busy_poll_us: micros, ..Napi::default() };
-    // SAFETY: the kernel reads and writes one `io_uring_napi`, whose layout `Napi` has.
-    unsafe { register(fd, REGISTER_NAPI, (&raw mut napi).cast(), 1)? };
-    Ok(())
+    let arg = &raw mut napi;
+    // SAFETY: `Napi` has the layout of the one `io_uring_napi` that the kernel reads and writes.
+    // The kernel keeps no address.
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_NAPI, arg, 1) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 pub(super) const ENTER_GETEVENTS: u32 = 1 << 0;
 pub(super) const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 pub(super) const ENTER_SQ_WAIT: u32 = 1 << 2;
 const ENTER_EXT_ARG: u32 = 1 << 3;
-pub(super) const ENTER_REGISTERED_RING: u32 = 1 << 4;
 pub(super) const ENTER_NO_IOWAIT: u32 = 1 << 7;
-const REGISTER_RING_FDS: u32 = 20;
-const UNREGISTER_RING_FDS: u32 = 21;
 const REGISTER_NAPI: u32 = 27;
 pub(super) const RECVSEND_POLL_FIRST: u16 = 1 << 0;
 
@@ -119,14 +88,6 @@ struct WaitArg {
     sigmask_bytes: u32,
     min_wait_us: u32,
     timeout: u64,
-}
-
-/// `struct io_uring_rsrc_update`.
-#[repr(C)]
-struct RingUpdate {
-    offset: u32,
-    reserved: u32,
-    data: u64,
 }
 
 /// `struct io_uring_napi`.

@@ -1,18 +1,19 @@
-//! What the behaviour suite cannot see from outside: slots, tokens, buffers and what is in flight.
+//! Slots, tokens, buffers and operations in flight, which the behaviour suite cannot see.
 
-mod flushes;
+mod shared_sends;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use super::*;
 use crate::buffer::Slice;
 use crate::config::RingTier;
 use crate::sys::{Flow, Received};
 
-/// Notes what is completed.
+/// A sink that keeps what it gets.
 #[derive(Default)]
 struct Notes {
     received: HashMap<u64, Vec<u8>>,
@@ -22,10 +23,10 @@ struct Notes {
     accepted: Vec<Socket>,
     removed: Vec<Token>,
     hung_up: Vec<Token>,
-    /// In the order in which bytes came.
+    /// Tokens in the order of their bytes.
     order: Vec<Token>,
     keeps_lent: bool,
-    /// Asks for a pause from so many bytes on.
+    /// Asks for a pause from this many bytes on.
     pauses_at: Option<usize>,
 }
 
@@ -73,12 +74,12 @@ struct Bench {
 }
 
 impl Bench {
-    /// `None` where the host has no io_uring, which is said, and a failure where it must have one.
+    /// `None` where the host has no io_uring. Fails there with `REQUIRE_ALL_BACKENDS=1`.
     fn new(options: &UringOptions) -> Option<Bench> {
         Bench::with(options, |_| None)
     }
 
-    /// The same with an engine.
+    /// With the engine of `sqpoll`.
     fn with(
         options: &UringOptions,
         engine: impl FnOnce(&Arc<Counters>) -> Option<Engine>,
@@ -104,8 +105,8 @@ impl Bench {
         let begun = Instant::now();
         while !is_done(&self.notes) {
             assert!(begun.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
-            let turn = Some(Duration::from_millis(20));
-            self.uring.wait(turn, &mut self.notes).expect("a wait");
+            let timeout = Some(Duration::from_millis(20));
+            self.uring.wait(timeout, &mut self.notes).expect("a wait");
         }
     }
 
@@ -143,29 +144,29 @@ fn a_removed_token_hears_nothing_more_and_its_slot_can_be_used_again() {
         let before = bench.notes.of(token).len();
         bench.remove(token);
         assert!(bench.notes.of(token).len() - before <= 4);
-        // The descriptor is closed with the last word about it.
+        // The descriptor is closed before `Removed` is reported.
         let mut rest = Vec::new();
         let ended = peer.read_to_end(&mut rest);
-        // Unread bytes at its end reset a unix socket.
+        // Closing a Unix socket with unread bytes resets the connection.
         let is_over =
             ended.map_or_else(|error| error.kind() == ErrorKind::ConnectionReset, |_| true);
         assert!(rest.is_empty() && is_over);
     }
-    assert_eq!(bench.uring.outstanding, 1, "only the wake-up is armed");
+    assert_eq!(bench.uring.operations.in_flight, 1, "only the wake-up is armed");
 }
 
 #[test]
 fn a_send_under_way_keeps_its_slot_and_its_memory_until_it_is_over() {
     let Some(mut bench) = Bench::new(&UringOptions::new()) else { return };
     let (token, mut peer) = bench.attach(0, 0);
-    // More than a socket pair holds, and nobody reads.
+    // More bytes than a socket pair holds, and the peer does not read.
     bench.uring.send(token, chain(&vec![7; 4 << 20]));
     bench.uring.wait(Some(Duration::from_millis(20)), &mut bench.notes).expect("a wait");
     assert!(bench.notes.sent.is_empty());
     bench.uring.remove(token);
-    assert!(bench.uring.entries[0].is_some(), "forgotten with a send in flight");
+    assert!(bench.uring.entries.find(token).is_some(), "forgotten with a send in flight");
     bench.until("it is removed", |notes| notes.removed == [token]);
-    assert!(bench.uring.entries[0].is_none());
+    assert!(bench.uring.entries.find(token).is_none());
     assert_eq!(bench.counters.sends_in_flight.read(), 0);
     let mut rest = Vec::new();
     peer.read_to_end(&mut rest).expect("what was sent before");
@@ -215,10 +216,10 @@ fn connections_without_a_buffer_are_served_in_the_order_in_which_they_starved() 
     for (_, peer) in &mut peers {
         peer.write_all(b"x").expect("written");
     }
-    // All of them in one pass: one finds the buffer, the others starve.
+    // One pass takes all of them: one connection finds the buffer, and the others starve.
     bench.uring.wait(Some(Duration::ZERO), &mut bench.notes).expect("a wait");
-    let starved: Vec<Token> =
-        bench.uring.buffers.class(Size::Small).starved.iter().map(|(token, _)| *token).collect();
+    let class = bench.uring.operations.buffers.class(Size::Small);
+    let starved: Vec<Token> = class.starved.iter().map(|(token, _)| *token).collect();
     assert!(starved.len() > 10, "{} starve", starved.len());
     let served = bench.notes.order.len();
     bench.until("all are served", |notes| notes.order.len() == COUNT as usize);
@@ -242,7 +243,7 @@ fn a_lent_buffer_is_replaced_at_once_and_keeps_its_bytes() {
     for round in 0..50u8 {
         peer.write_all(&[round; 2000]).expect("written");
         bench.until("the round", |notes| notes.of(token).len() == 2000 * (usize::from(round) + 1));
-        assert_eq!(bench.uring.buffers.class(Size::Small).ring.ready(), 2);
+        assert_eq!(bench.uring.operations.buffers.class(Size::Small).ring.ready(), 2);
     }
     assert_eq!(bench.counters.starvations.read(), 0);
     for (round, slice) in bench.notes.lent.iter().enumerate() {
@@ -260,11 +261,10 @@ fn a_paused_connection_receives_nothing_until_it_resumes() {
     let (token, mut peer) = bench.attach(0, 0);
     peer.write_all(b"one").expect("written");
     bench.until("the first", |notes| notes.of(token) == b"one");
-    let is_off = |bench: &Bench| {
-        let entry = bench.uring.entries[0].as_ref().expect("attached");
-        entry.reception == Reception::Off
+    let is_off = |bench: &mut Bench| {
+        bench.uring.entries.find(token).expect("attached").reception == Reception::Off
     };
-    while !is_off(&bench) {
+    while !is_off(&mut bench) {
         bench.uring.wait(Some(Duration::from_millis(20)), &mut bench.notes).expect("a wait");
     }
     peer.write_all(b"two").expect("written");
@@ -307,8 +307,8 @@ fn a_ring_taken_down_closes_what_it_has_accepted_and_lets_the_port_go() {
     bench.uring.wait(Some(Duration::ZERO), &mut bench.notes).expect("a wait");
     let mut clients: Vec<_> =
         (0..8).map(|_| TcpStream::connect(addr).expect("connected")).collect();
-    // Accepted by the kernel, and not looked at by us.
-    bench.uring.ring.enter(Until::Now, &bench.counters).expect("entered");
+    // The kernel accepts the connections, and nothing takes the completions.
+    bench.uring.operations.ring.enter(Until::Now, &bench.counters).expect("entered");
     drop(bench);
     for client in &mut clients {
         client.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
@@ -350,7 +350,7 @@ fn after_lost_completions_connections_fail_and_listeners_go_on() {
 fn every_tier_that_the_kernel_has_works() {
     for tier in [RingTier::Plain, RingTier::Coop, RingTier::Defer] {
         let Some(mut bench) = Bench::new(&UringOptions::new().tier_max(tier)) else { return };
-        assert!(bench.uring.ring.tier() <= tier);
+        assert!(bench.uring.operations.ring.tier() <= tier);
         let (token, mut peer) = bench.attach(0, 0);
         peer.write_all(b"hello").expect("written");
         bench.until("bytes", |notes| notes.of(token) == b"hello");
@@ -365,7 +365,7 @@ fn an_end_that_was_known_before_the_pause_is_told_all_the_same() {
     const BYTES: usize = 50_000;
     let options = UringOptions::new().receive_buffers(1, 1);
     let Some(mut bench) = Bench::new(&options) else { return };
-    // Far more than the one buffer takes before the end is known.
+    // Far more bytes than fit the one buffer before the end is known.
     bench.notes.pauses_at = Some(BYTES / 2);
     let (token, mut peer) = bench.attach(0, 0);
     peer.write_all(&[7; BYTES]).expect("written");
@@ -389,7 +389,7 @@ fn an_end_that_came_with_the_bytes_before_the_arming_is_noticed() {
             let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("up");
             let (ours, _) = listener.accept().expect("accepted");
             peer.write_all(b"last").expect("written");
-            // With a reset, not a FIN.
+            // Dropping the peer sends a reset, not a FIN.
             let no_linger = Some(Duration::ZERO);
             rustix::net::sockopt::set_socket_linger(&peer, no_linger).expect("set");
             ours.into()

@@ -1,9 +1,9 @@
-//! How the scheduler treats a thread: `sched_setattr(2)`.
+//! The scheduler's time slice of a thread: `sched_setattr(2)`.
 
 use std::mem::size_of;
 use std::time::Duration;
 
-/// `struct sched_attr` of the kernel, up to where its first version ends.
+/// The first version of `struct sched_attr` (uapi/linux/sched/types.h).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Attributes {
@@ -17,23 +17,23 @@ struct Attributes {
     period: u64,
 }
 
-/// Asks for turns of `turn` for the calling thread, and those it starts from now on. A thread with
-/// short turns gets its share of the CPU in smaller pieces, and so, when it wakes, sooner than one
-/// that has been computing in longer ones. Needs no privilege; kernels before 6.12 take no notice,
-/// and neither does a thread under another policy than the usual one.
-pub(crate) fn ask_for_turns(turn: Duration) {
+/// Asks for a time slice of `slice` for the calling thread and for the threads that it starts
+/// later. A thread with a shorter slice than the running thread preempts it sooner after a wake-up.
+/// The thread's share of the CPU stays the same. Needs no privilege. Kernels before 6.12 ignore the
+/// request. Threads under another policy than `SCHED_OTHER` are left alone.
+pub(crate) fn ask_for_time_slice(slice: Duration) {
     let mut attributes = Attributes::default();
     let size = size_of::<Attributes>() as u32;
-    // SAFETY: the kernel writes at most `size` bytes to `attributes`, which has as many; all of
-    // them are plain numbers.
+    // SAFETY: the kernel writes at most `size` bytes, the size of `attributes`, and every value of
+    // its integers is valid.
     let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
     if got != 0 || attributes.policy != libc::SCHED_OTHER as u32 {
         return;
     }
     attributes.size = size;
-    attributes.runtime = turn.as_nanos() as u64;
-    // SAFETY: the kernel reads `attributes.size` bytes from `attributes`, which has as many.
-    // Nothing else can be done where it refuses.
+    attributes.runtime = slice.as_nanos() as u64;
+    // A refusal changes nothing, so the result is not needed.
+    // SAFETY: the kernel reads `attributes.size` bytes, the size of `attributes`.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
@@ -42,20 +42,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_change_and_nothing_else_does() {
+    fn the_time_slice_changes_and_nothing_else_does() {
         let read = || {
             let mut attributes = Attributes::default();
             let size = size_of::<Attributes>() as u32;
-            // SAFETY: as above.
+            // SAFETY: the kernel writes at most `size` bytes, the size of `attributes`.
             unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
             attributes
         };
         std::thread::spawn(move || {
             let before = read();
-            ask_for_turns(Duration::from_micros(150));
+            ask_for_time_slice(Duration::from_micros(150));
             let after = read();
             assert_eq!((before.policy, before.nice), (after.policy, after.nice));
-            // A kernel that knows no turns tells of none, before as after.
+            // A kernel without time slices reports the same value before and after.
             assert!([before.runtime, 150_000].contains(&after.runtime), "{after:?}");
         })
         .join()

@@ -1,4 +1,6 @@
-//! The kernel threads that poll our rings: who they are, how they rank, what they use.
+//! The kernel threads that poll rings: their thread numbers, their niceness, their CPU time.
+//!
+//! The poller's thread starts them. Any thread may ask for their CPU time.
 
 use std::fs;
 use std::io;
@@ -9,15 +11,15 @@ use std::time::Duration;
 
 use super::polled::{Collector, Polled, Shape};
 
-/// What kernel threads have used.
+/// CPU time of kernel threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ThreadUse {
     pub(crate) cpu_us: u64,
-    /// Of that, in which there was work.
+    /// The part of `cpu_us` in which there was work.
     pub(crate) work_us: u64,
 }
 
-/// Kernel threads of one poller, and what those used that have ended.
+/// The kernel threads of one poller, and the CPU time of those that have ended.
 #[derive(Default)]
 pub(super) struct KernelThreads {
     living: Vec<KernelThread>,
@@ -25,18 +27,18 @@ pub(super) struct KernelThreads {
 }
 
 struct KernelThread {
-    /// Of this process; `None` where nobody tells.
+    /// Its number in this process. `None` where the kernel does not report it.
     id: Option<u32>,
-    /// The ring that it was made for.
+    /// A ring that the thread polls.
     ring: Weak<Polled>,
-    /// As of the last reading: the kernel leaves it out where the ring is being used.
+    /// The last reading. The kernel reports no times while the ring is locked.
     used: ThreadUse,
 }
 
 impl KernelThreads {
-    /// Makes a ring with a thread of its own, which is as nice as that.
+    /// Makes a ring with a new kernel thread, which gets the given niceness.
     pub(super) fn start(&mut self, shape: Shape, nice: Option<i8>) -> io::Result<Collector> {
-        // One at a time, so that the one that is new is ours.
+        // The lock makes sure that the new thread in /proc is the thread of this ring.
         static STARTING: Mutex<()> = Mutex::new(());
         let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ids();
@@ -54,14 +56,14 @@ impl KernelThreads {
         Ok(collector)
     }
 
-    /// The ring that the one thread was made for gives way to another on it.
+    /// Notes that `new` replaces the ring of the only thread.
     pub(super) fn follow(&mut self, new: &Collector) {
         if let [thread] = &mut self.living[..] {
             thread.ring = Arc::downgrade(new.ring());
         }
     }
 
-    /// How many there are, and what all of them have used.
+    /// How many threads there are, and the CPU time of all threads so far.
     pub(super) fn usage(&mut self) -> (u64, ThreadUse) {
         let (mut count, mut sum) = (0, self.ended);
         for thread in &mut self.living {
@@ -74,7 +76,7 @@ impl KernelThreads {
         (count, sum)
     }
 
-    /// They are about to end.
+    /// Forgets the threads, which end with their rings, and keeps their CPU time.
     pub(super) fn end(&mut self) {
         self.ended = self.usage().1;
         self.living.clear();
@@ -82,8 +84,8 @@ impl KernelThreads {
 }
 
 impl KernelThread {
-    /// From `schedstat`, to the nanosecond; and how much of it was work, from the ring's `fdinfo`
-    /// (Linux 6.9).
+    /// Reads the CPU time from `schedstat`, and the work in it from the ring's `fdinfo` (Linux
+    /// 6.9).
     fn used(&mut self, ring: &Polled) -> ThreadUse {
         let read = |path: String| fs::read_to_string(path).unwrap_or_default();
         let fd = ring.io().as_raw_fd();
@@ -101,7 +103,8 @@ impl KernelThread {
     }
 }
 
-/// The one that was not there before. It has its name only when it has begun to run.
+/// The kernel thread that is not in `before`. The thread gets its name only when it begins to run,
+/// so this looks several times.
 fn newcomer(before: &[u32]) -> Option<u32> {
     if !fs::exists("/proc/self/task").unwrap_or(false) {
         return None;
@@ -114,12 +117,12 @@ fn newcomer(before: &[u32]) -> Option<u32> {
     })
 }
 
-/// How often a thread that is starting is looked for: for half a second at most.
+/// How often to look for a new thread: for half a second at most.
 const START_LOOKS: u32 = 1000;
 const START_PAUSE: Duration = Duration::from_micros(500);
 
-/// The threads of this process that poll rings. Not from a ring's `fdinfo`: within a container that
-/// names another number than the container's.
+/// The threads of this process that poll rings. In a container, a ring's `fdinfo` has a number of
+/// another namespace, so this looks for the threads' names.
 fn ids() -> Vec<u32> {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
     let polls = |path: std::path::PathBuf| {
@@ -131,7 +134,7 @@ fn ids() -> Vec<u32> {
 
 fn rank(id: Option<u32>, nice: i8) {
     let done = match id {
-        // SAFETY: takes plain numbers, and changes how one thread of ours is scheduled.
+        // SAFETY: the call takes numbers only, and changes the niceness of one thread.
         Some(id) => match unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice.into()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

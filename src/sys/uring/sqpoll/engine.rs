@@ -1,27 +1,19 @@
-//! The engine whose kernel threads poll: which rings there are, and on whose threads.
+//! The engine of `sqpoll`: which rings each poller has, and which kernel threads poll them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Weak};
 
-use super::polled::{Collector, Lane, Polled, Shape};
-use super::ring::Ring;
+use super::polled::{Collector, Polled, Shape, SharedQueue};
 use super::send_rings::SendRings;
 use crate::config::UringOptions;
 use crate::config::sqpoll::{Receiver, SEND_COMPLETIONS, SqpollPlan};
 use crate::counters::Counters;
 use crate::sync::{Mutex, lock};
 use crate::sys::Wake;
+use crate::sys::uring::ring::Ring;
 
-/// What a backend on io_uring is made from.
-#[derive(Clone)]
-pub(crate) struct RingOptions {
-    pub(crate) uring: UringOptions,
-    /// With kernel threads that poll.
-    pub(crate) engine: Option<Engine>,
-}
-
-/// One poller's part of the engine.
+/// The engine, as one poller sees it.
 #[derive(Clone)]
 pub(crate) struct Engine {
     plan: Arc<SqpollPlan>,
@@ -29,7 +21,8 @@ pub(crate) struct Engine {
     shared: Arc<SharedThread>,
 }
 
-/// A kernel thread for the rings of all pollers: the first ring makes it, the others join.
+/// The last ring on the kernel thread that polls the rings of all pollers. The first ring makes the
+/// thread, and the next rings attach to it.
 #[derive(Default)]
 pub(crate) struct SharedThread(Mutex<Weak<Polled>>);
 
@@ -46,9 +39,8 @@ impl Engine {
         &self.rings
     }
 
-    /// The receive ring; sends go through it as well from now on, where they have no ring of their
-    /// own.
-    pub(super) fn receive_ring(
+    /// Makes the receive ring. Opens its queue for sends where there are no send rings.
+    pub(in crate::sys::uring) fn receive_ring(
         &self,
         options: &UringOptions,
         counters: &Arc<Counters>,
@@ -67,7 +59,7 @@ impl Engine {
                 let collector = match shared.upgrade() {
                     Some(other) => {
                         let collector = Polled::create(shape, Some(&other))?;
-                        // The thread may be ours, and the ring before have lost completions.
+                        // This poller may have made the thread, with a ring that was replaced.
                         lock(self.rings.threads()).follow(&collector);
                         collector
                     }
@@ -78,14 +70,14 @@ impl Engine {
             }
         };
         if takes_sends {
-            let lane = &self.rings.lanes()[0];
-            lane.open(&collector);
-            return Ok(Ring::polled(collector, lane));
+            let queue = &self.rings.queues()[0];
+            queue.open(&collector);
+            return Ok(Ring::polled(collector, queue));
         }
-        Ok(Ring::polled(collector, &Arc::new(Lane::new(counters))))
+        Ok(Ring::polled(collector, &Arc::new(SharedQueue::new(counters))))
     }
 
-    /// Opens the send rings. Their completions can wake the poller.
+    /// Makes the send rings, and opens their queues. Their completions can wake the poller.
     pub(super) fn open_send_rings(
         &self,
         receive: &Ring,
@@ -108,8 +100,8 @@ impl Engine {
                 (None, index) if index < threads => self.with_new_thread(shape)?,
                 (None, index) => Polled::create(shape, Some(collectors[index % threads].ring()))?,
             };
-            collector.set_bell(wake.as_fd().as_raw_fd())?;
-            self.rings.lanes()[index].open(&collector);
+            collector.register_wake(wake.as_fd().as_raw_fd())?;
+            self.rings.queues()[index].open(&collector);
             collectors.push(collector);
         }
         Ok(collectors)
@@ -119,7 +111,7 @@ impl Engine {
         lock(self.rings.threads()).start(shape, self.plan.nice)
     }
 
-    /// Where the poller's kernel thread of that number is to run.
+    /// The CPU of the poller's kernel thread of that number. `None`: any CPU.
     fn cpu(&self, thread: usize) -> Option<usize> {
         let cpus = &self.plan.cpus;
         (!cpus.is_empty()).then(|| cpus[thread % cpus.len()])

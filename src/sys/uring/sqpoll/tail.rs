@@ -1,29 +1,28 @@
-//! When the kernel thread that polls a ring has to be woken.
+//! When a producer must wake the kernel thread that polls a submission queue.
 //!
-//! The thread says that it ceases to look, by a flag, and then looks once more. So who publishes an
-//! operation looks at the flag after that, with a full fence between the two: one sees what the
-//! other did.
+//! Before the kernel thread sleeps, it sets a flag and then looks at the queue once more. A
+//! producer publishes its operation, and reads the flag after a full fence. So the thread sees the
+//! operation, or the producer sees the flag.
 //!
-//! That look falls to one producer alone, the one whose operation is the next that the thread has
-//! to take. As long as one before it is there, the thread has yet to look, or whoever published
-//! that one wakes it; to wake it once more until it gets a CPU would cost a system call for each
-//! flush. Which operation is the next counts *after* the publication: until then the thread may
-//! take what is there, find nothing more and cease to look.
+//! Only the producer of the operation that the thread takes next reads the flag. While an earlier
+//! operation is in the queue, the thread has not looked yet, or the producer of that operation
+//! wakes it. Otherwise every send would cost a system call until the thread gets a CPU. A producer
+//! must find out *after* the publication which operation is next: before, the thread may take the
+//! earlier operations, find an empty queue and sleep.
 
 use crate::sync::atomic::{Ordering, fence};
 
-/// A submission queue, seen by a producer that no other one interferes with.
+/// A submission queue with one producer at a time.
 pub(super) trait Submissions {
-    /// Shows the kernel thread what was put in.
+    /// Makes the pushed operation visible to the kernel thread.
     fn publish(&mut self);
-    /// How many operations the kernel thread has not taken, as of now.
+    /// How many operations the kernel thread has not taken now.
     fn untaken(&mut self) -> usize;
-    /// The kernel thread has ceased to look.
+    /// The kernel thread has set its flag: it sleeps, or is about to.
     fn is_asleep(&self) -> bool;
 }
 
-/// Publishes the one operation that was put in; says whether the caller has to wake the thread.
-#[inline]
+/// Publishes the pushed operation. Returns whether the caller must wake the kernel thread.
 pub(super) fn publish(queue: &mut impl Submissions) -> bool {
     queue.publish();
     fence(Ordering::SeqCst);
@@ -37,12 +36,12 @@ mod tests {
     use crate::sync::{Arc, Condvar, Mutex, lock, wait};
     use loom::thread;
 
-    /// A ring, as far as waking goes.
+    /// The parts of a ring that waking needs.
     struct Ring {
         head: AtomicUsize,
         tail: AtomicUsize,
         need_wakeup: AtomicBool,
-        lane: Mutex<()>,
+        queue: Mutex<()>,
         woken: Mutex<bool>,
         changed: Condvar,
     }
@@ -68,7 +67,7 @@ mod tests {
 
     impl Ring {
         fn push(&self) {
-            let locked = lock(&self.lane);
+            let locked = lock(&self.queue);
             let tail = self.tail.load(Ordering::Relaxed) + 1;
             let must_wake = publish(&mut Producer { ring: self, tail });
             drop(locked);
@@ -78,7 +77,7 @@ mod tests {
             }
         }
 
-        /// What the kernel's `io_sq_thread` does, until it has taken `count`.
+        /// Does what the kernel's `io_sq_thread` does, until it has taken `count` operations.
         fn poll(&self, count: usize) {
             let mut head = 0;
             while head < count {
@@ -88,7 +87,7 @@ mod tests {
                     self.head.store(head, Ordering::Release);
                     continue;
                 }
-                // It is on the wait queue from here on, so a wake-up is not lost.
+                // The kernel thread is on its wait queue from here on, so no wake-up is lost.
                 *lock(&self.woken) = false;
                 self.need_wakeup.store(true, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
@@ -105,14 +104,14 @@ mod tests {
 
     fn model(producers: usize, pushes_each: usize) {
         let mut builder = loom::model::Builder::new();
-        // All of it takes minutes.
+        // Without a bound, the model takes minutes.
         builder.preemption_bound = Some(3);
         builder.check(move || {
             let ring = Arc::new(Ring {
                 head: AtomicUsize::new(0),
                 tail: AtomicUsize::new(0),
                 need_wakeup: AtomicBool::new(false),
-                lane: Mutex::new(()),
+                queue: Mutex::new(()),
                 woken: Mutex::new(false),
                 changed: Condvar::new(),
             });

@@ -1,10 +1,11 @@
-//! Sends that any thread starts, in rings that kernel threads poll.
+//! Sends that any thread starts, through rings that kernel threads poll.
 
 use super::*;
 use crate::config::{SqpollOptions, SqpollPreset};
 
-/// Every way for sends to go: rings and threads of their own, beside a poller that receives by
-/// itself or not; through the receive ring; through rings on the receive ring's thread.
+/// Every way of a send: through send rings with their own kernel threads, beside a receive ring
+/// with and without a kernel thread; through the receive ring; through send rings on the kernel
+/// thread of the receive ring.
 const ENGINES: [SqpollOptions; 4] = [
     SqpollOptions::new().preset(SqpollPreset::Config1).send_rings(2).send_threads(1),
     SqpollOptions::new().preset(SqpollPreset::Config2).send_rings(3).send_threads(2),
@@ -13,7 +14,7 @@ const ENGINES: [SqpollOptions; 4] = [
 ];
 const SHARED: SqpollOptions = SqpollOptions::new().preset(SqpollPreset::Shared);
 
-/// More than a socket pair holds.
+/// More bytes than a socket pair holds.
 const MUCH: usize = 4 << 20;
 
 impl Bench {
@@ -28,9 +29,8 @@ impl Bench {
         Some((bench?, rings.expect("made with the engine")))
     }
 
-    fn socket(&self, token: Token) -> Arc<Socket> {
-        let entry = self.uring.entries[token.index()].as_ref();
-        Arc::clone(&entry.expect("attached").socket)
+    fn socket(&mut self, token: Token) -> Arc<Socket> {
+        Arc::clone(&self.uring.entries.find(token).expect("attached").socket)
     }
 }
 
@@ -42,12 +42,12 @@ fn each(test: impl Fn(Bench, Arc<SendRings>)) {
     }
 }
 
-fn flush(rings: &SendRings, token: Token, socket: &Arc<Socket>, bytes: &[u8]) -> bool {
+fn send(rings: &SendRings, token: Token, socket: &Arc<Socket>, bytes: &[u8]) -> bool {
     rings.send(token, socket, &mut chain(bytes))
 }
 
 #[test]
-fn a_flush_on_another_thread_wakes_a_poller_that_sleeps() {
+fn a_send_of_another_thread_wakes_a_poller_that_sleeps() {
     const ROUNDS: usize = 200;
     each(|mut bench, rings| {
         let (token, mut peer) = bench.attach(0, 0);
@@ -55,11 +55,11 @@ fn a_flush_on_another_thread_wakes_a_poller_that_sleeps() {
         let begun = Instant::now();
         for round in 0..ROUNDS {
             std::thread::scope(|scope| {
-                scope.spawn(|| assert!(flush(&rings, token, &socket, &[round as u8; 100])));
-                // It would take minutes if nobody woke it.
+                scope.spawn(|| assert!(send(&rings, token, &socket, &[round as u8; 100])));
+                // Without wake-ups, the rounds would take minutes.
                 while bench.notes.sent.len() <= round {
-                    let turn = Some(Duration::from_secs(5));
-                    bench.uring.wait(turn, &mut bench.notes).expect("a wait");
+                    let timeout = Some(Duration::from_secs(5));
+                    bench.uring.wait(timeout, &mut bench.notes).expect("a wait");
                 }
             });
         }
@@ -101,13 +101,13 @@ fn requests_are_received_and_answered() {
 }
 
 #[test]
-fn a_flush_owns_its_socket_until_it_is_over_and_nobody_hears_of_a_late_end() {
+fn a_shared_send_owns_its_socket_until_it_is_over_and_its_late_end_is_not_reported() {
     each(|mut bench, rings| {
         let (old, mut peer) = bench.attach(0, 0);
-        assert!(flush(&rings, old, &bench.socket(old), &vec![7; MUCH]));
+        assert!(send(&rings, old, &bench.socket(old), &vec![7; MUCH]));
         bench.uring.wait(Some(Duration::from_millis(20)), &mut bench.notes).expect("a wait");
         bench.remove(old);
-        // The slot has a new owner, and perhaps so would the descriptor.
+        // The slot has a new owner. A closed descriptor would have a new owner too.
         let (new, mut other) = bench.attach(0, 1);
         let reader = std::thread::spawn(move || {
             let mut read = Vec::new();
@@ -117,12 +117,12 @@ fn a_flush_owns_its_socket_until_it_is_over_and_nobody_hears_of_a_late_end() {
         let is_over = |bench: &Bench| bench.counters.sends_in_flight.read() == 0;
         let begun = Instant::now();
         while !is_over(&bench) && begun.elapsed() < Duration::from_secs(10) {
-            let turn = Some(Duration::from_millis(20));
-            bench.uring.wait(turn, &mut bench.notes).expect("a wait");
+            let timeout = Some(Duration::from_millis(20));
+            bench.uring.wait(timeout, &mut bench.notes).expect("a wait");
         }
         assert!(is_over(&bench) && bench.notes.sent.is_empty(), "{:?}", bench.notes.sent);
         assert_eq!(reader.join().expect("does not panic"), vec![7; MUCH]);
-        assert!(flush(&rings, new, &bench.socket(new), b"mine"));
+        assert!(send(&rings, new, &bench.socket(new), b"mine"));
         bench.until("its own send", |notes| notes.sent == [(new, Ok(4))]);
         let mut read = [0; 4];
         other.read_exact(&mut read).expect("its own bytes");
@@ -135,7 +135,7 @@ fn a_send_ends_with_its_socket() {
     each(|mut bench, rings| {
         let (token, _peer) = bench.attach(0, 0);
         let socket = bench.socket(token);
-        assert!(flush(&rings, token, &socket, &vec![7; MUCH]));
+        assert!(send(&rings, token, &socket, &vec![7; MUCH]));
         bench.uring.wait(Some(Duration::from_millis(20)), &mut bench.notes).expect("a wait");
         assert!(bench.notes.sent.is_empty());
         socket.shutdown(crate::sys::socket::Side::Both).expect("shut down");
@@ -148,7 +148,7 @@ fn a_poller_that_ends_ends_its_sends_and_takes_no_more() {
     each(|mut bench, rings| {
         let (token, mut peer) = bench.attach(0, 0);
         let socket = bench.socket(token);
-        assert!(flush(&rings, token, &socket, &vec![7; MUCH]));
+        assert!(send(&rings, token, &socket, &vec![7; MUCH]));
         assert_eq!(bench.counters.sends_in_flight.read(), 1);
         let counters = Arc::clone(&bench.counters);
         assert!(rings.usage().0 > 0);
@@ -168,7 +168,7 @@ fn a_poller_that_ends_ends_its_sends_and_takes_no_more() {
 #[test]
 fn peers_that_do_not_read_keep_nobody_from_sending() {
     const STUCK: u32 = 40;
-    // Room for four completions.
+    // A completion queue with room for four.
     let options = UringOptions::new().queue_entries(2, 4);
     for engine in [SHARED.send_entries(1), SHARED.send_rings(1).send_entries(1)] {
         let Some((mut bench, rings)) = Bench::polled(engine, &options) else { return };
@@ -179,10 +179,10 @@ fn peers_that_do_not_read_keep_nobody_from_sending() {
         let (token, mut peer) = bench.attach(STUCK, 0);
         let socket = bench.socket(token);
         for taken in 1..=100 {
-            // While the queue is full, the flusher would send by itself.
-            while !flush(&rings, token, &socket, b"through") {
-                let turn = Some(Duration::from_millis(1));
-                bench.uring.wait(turn, &mut bench.notes).expect("a wait");
+            // A full queue refuses the send. A flush would then send with a system call.
+            while !send(&rings, token, &socket, b"through") {
+                let timeout = Some(Duration::from_millis(1));
+                bench.uring.wait(timeout, &mut bench.notes).expect("a wait");
             }
             bench.until("it is sent", |notes| notes.sent.len() == taken);
         }
@@ -194,7 +194,7 @@ fn peers_that_do_not_read_keep_nobody_from_sending() {
             bench.notes.sent.iter().all(|(whose, _)| *whose == token),
             "who is stuck is not through"
         );
-        // All of them end at once, in a queue that has room for four.
+        // All sends end at once, and the completion queue has room for four.
         for (token, _) in &stuck {
             let socket = bench.socket(*token);
             socket.shutdown(crate::sys::socket::Side::Both).expect("shut down");
@@ -210,12 +210,12 @@ fn what_finds_the_queue_full_is_refused_to_others_and_kept_by_the_poller() {
     let Some((mut bench, rings)) = Bench::polled(SHARED.send_entries(1), &options) else { return };
     let mut peers: Vec<_> = (0..64).map(|index| bench.attach(index, 0)).collect();
     let sockets: Vec<_> = peers.iter().map(|(token, _)| bench.socket(*token)).collect();
-    // More at once than a queue of one entry takes, however fast the kernel thread is.
+    // More sends at once than fit a queue of one entry, even with a fast kernel thread.
     let mut refused = 0;
     for (index, (token, _)) in peers.iter().enumerate() {
         if index % 2 == 0 {
             bench.uring.send(*token, chain(b"kept"));
-        } else if !flush(&rings, *token, &sockets[index], b"kept") {
+        } else if !send(&rings, *token, &sockets[index], b"kept") {
             refused += 1;
             bench.uring.send(*token, chain(b"kept"));
         }
@@ -230,7 +230,7 @@ fn what_finds_the_queue_full_is_refused_to_others_and_kept_by_the_poller() {
 }
 
 #[test]
-fn after_lost_completions_flushes_go_through_the_new_ring() {
+fn after_lost_completions_sends_go_through_the_new_ring() {
     each(|mut bench, rings| {
         let (old, _peer) = bench.attach(0, 0);
         bench.uring.wait(Some(Duration::ZERO), &mut bench.notes).expect("a wait");
@@ -238,7 +238,7 @@ fn after_lost_completions_flushes_go_through_the_new_ring() {
         assert_eq!(bench.notes.ended, [(old, Some(libc::EBADR))]);
         bench.remove(old);
         let (token, mut peer) = bench.attach(1, 0);
-        assert!(flush(&rings, token, &bench.socket(token), b"new"));
+        assert!(send(&rings, token, &bench.socket(token), b"new"));
         bench.until("the send", |notes| notes.sent == [(token, Ok(3))]);
         peer.write_all(b"hello").expect("written");
         bench.until("bytes", |notes| notes.of(token) == b"hello");
@@ -274,19 +274,19 @@ fn a_busy_poller_makes_no_system_call() {
         let calls =
             |bench: &Bench| bench.counters.wait_calls.read() + bench.counters.submit_calls.read();
         bench.until("it is armed", |notes| notes.received.is_empty());
-        let is_polled = bench.uring.ring.collector().is_some();
+        let is_polled = bench.uring.operations.ring.collector().is_some();
         let before = calls(&bench);
         for round in 1..=100 {
             peer.write_all(b"request").expect("written");
             while bench.notes.of(token).len() < 7 * round {
                 bench.uring.wait(Some(Duration::ZERO), &mut bench.notes).expect("a look");
             }
-            assert!(flush(&rings, token, &socket, b"answer"));
+            assert!(send(&rings, token, &socket, b"answer"));
             while bench.notes.sent.len() < round {
                 bench.uring.wait(Some(Duration::ZERO), &mut bench.notes).expect("a look");
             }
         }
-        // A poller that receives by itself has to ask for what has come.
+        // Without a kernel thread on the receive ring, the poller must enter the kernel.
         assert!(!is_polled || calls(&bench) == before, "{} calls", calls(&bench) - before);
     });
 }

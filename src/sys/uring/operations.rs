@@ -1,0 +1,254 @@
+//! The ring with its receive buffers: starting the operations of an entry, and taking their
+//! completions.
+//!
+//! Owned by the poller's thread. The memory of each operation belongs to the entry or to the
+//! buffers until the operation's last completion.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::buffers::{Buffers, group};
+use super::entry::{self, Entry, Reception, Role};
+use super::raw::Until;
+use super::ring::{Cqe, Receive, Ring, fd_of};
+use super::sending::{Progress, Sending};
+use super::sqpoll::reclaim;
+use super::tag::Op;
+use crate::buffer::{Chain, Pool};
+use crate::config::UringOptions;
+use crate::config::uring::TEARDOWN;
+use crate::counters::Counters;
+use crate::sys::{Completion, Sink, Token, Wake};
+
+pub(super) struct Operations {
+    pub(super) ring: Ring,
+    pub(super) buffers: Buffers,
+    pub(super) options: UringOptions,
+    counters: Arc<Counters>,
+    /// Connections to drain after the completions of the round.
+    pub(super) draining: Vec<Token>,
+    /// Operations in flight, without cancellations and without [`Op::SharedSend`].
+    pub(super) in_flight: usize,
+}
+
+impl Operations {
+    /// Enables `ring`, and registers its buffers.
+    pub(super) fn new(
+        mut ring: Ring,
+        options: &UringOptions,
+        pool: &Pool,
+        counters: &Arc<Counters>,
+    ) -> io::Result<Operations> {
+        ring.enable()?;
+        if let Some(time) = options.napi_busy_poll {
+            ring.poll_cards(time)?;
+        }
+        let buffers = Buffers::new(&ring, options, pool)?;
+        Ok(Operations {
+            ring,
+            buffers,
+            options: options.clone(),
+            counters: Arc::clone(counters),
+            draining: Vec::new(),
+            in_flight: 0,
+        })
+    }
+
+    /// Starts the operations that the entry wants, and cancels a reception that it does not want.
+    pub(super) fn follow(&mut self, entry: &mut Entry) {
+        if entry.is_to_drain() {
+            entry.reception = Reception::Draining;
+            self.draining.push(entry.token);
+        } else if entry.is_to_arm() {
+            self.arm(entry);
+        } else if entry.is_to_cancel() {
+            entry.reception = Reception::Ending;
+            self.cancel(entry.reception_op(), entry.token);
+        }
+        if entry.is_to_watch() {
+            self.watch(entry, libc::POLLRDHUP);
+        }
+    }
+
+    fn arm(&mut self, entry: &mut Entry) {
+        let user_data = entry.reception_op().with_token(entry.token);
+        if entry.role == Role::Listener {
+            self.ring.accept(entry.fd(), user_data);
+        } else {
+            entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
+            entry.armed_size = entry.wanted_size;
+            // Without a budget, one socket may fill every buffer before the sink can pause it.
+            let budget_bytes = if self.options.has_budget { entry.budget_bytes } else { 0 };
+            let receive = Receive {
+                group: group(entry.armed_size),
+                bundle: self.options.receive_bundles,
+                budget_bytes,
+            };
+            self.ring.receive(entry.fd(), receive, user_data);
+        }
+        entry.reception = Reception::Armed;
+        self.in_flight += 1;
+    }
+
+    /// Polls the socket once.
+    pub(super) fn watch(&mut self, entry: &mut Entry, events: i16) {
+        entry.watching = true;
+        self.in_flight += 1;
+        self.ring.poll(entry.fd(), events, false, Op::Watch.with_token(entry.token));
+    }
+
+    /// Polls the eventfd, so that other threads can end a wait. Each write completes the poll
+    /// again, so nothing reads the eventfd.
+    pub(super) fn watch_wake(&mut self, wake: &Wake) {
+        self.in_flight += 1;
+        self.ring.poll(fd_of(wake), libc::POLLIN, true, Op::Wake.with_token(Token::NONE));
+    }
+
+    /// Sends all of `bytes`.
+    pub(super) fn send(&mut self, entry: &mut Entry, bytes: Chain) {
+        assert!(entry.sending.is_none(), "one send in flight for each token");
+        self.counters.sends_in_flight.add_owned(1);
+        entry.sending = Some(Box::new(Sending::new(bytes)));
+        self.submit_send(entry);
+    }
+
+    fn submit_send(&mut self, entry: &mut Entry) {
+        let Some(sending) = &mut entry.sending else { return };
+        let user_data = Op::Send.with_token(entry.token);
+        let sqe = sending.prepare(&entry.socket, user_data, self.options.zero_copy_bytes_min);
+        self.in_flight += 1;
+        // SAFETY: `sqe` names memory of the box in `entry.sending`. `on_send` drops the box after
+        // the last completion. The table keeps an entry that has a box. Where an operation does not
+        // end, `Uring::rebuild` and the drop of `Uring` leak the box.
+        unsafe { self.ring.push(sqe) }
+    }
+
+    /// Cancels the operations of a removed entry.
+    pub(super) fn remove(&mut self, entry: &mut Entry) {
+        if matches!(entry.reception, Reception::Starved | Reception::Draining) {
+            entry.reception = Reception::Off;
+        }
+        if entry.watching {
+            self.cancel(Op::Watch, entry.token);
+        }
+        if entry.sending.is_some() {
+            self.cancel(Op::Send, entry.token);
+        }
+        self.follow(entry);
+    }
+
+    fn cancel(&mut self, op: Op, token: Token) {
+        self.ring.cancel(op.with_token(token), Op::Cancel.with_token(token));
+    }
+
+    /// Takes a completion of a multishot receive or accept. The flags alone tell whether the
+    /// operation continues, whatever the result.
+    pub(super) fn on_received(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
+        let was_armed = entry.reception == Reception::Armed;
+        if cqe.is_last() {
+            entry.reception = Reception::Off;
+        }
+        if entry.role == Role::Listener {
+            entry.accepted(cqe.result, &self.counters, sink);
+        } else {
+            let class = self.buffers.class(entry.armed_size);
+            let size = entry.wanted_size;
+            entry.received(cqe, &mut class.ring, &self.counters, sink);
+            if entry.wanted_size != size {
+                self.counters.buffer_moves.add_owned(1);
+            }
+            if cqe.result == -libc::ENOBUFS && entry.is_to_arm() {
+                self.counters.starvations.add_owned(1);
+                entry.reception = Reception::Starved;
+                let since = *entry.starved_since.get_or_insert_with(Instant::now);
+                class.starve(entry.token, since);
+            }
+        }
+        if cqe.is_last() && was_armed && entry.is_to_arm() {
+            self.counters.rearms.add_owned(1);
+        }
+        // Arms an ended receive again. Without that, the connection would look idle for ever.
+        self.follow(entry);
+    }
+
+    /// Takes a completion of the poll of the socket.
+    pub(super) fn on_watched(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
+        entry.watched(cqe.result, sink);
+        self.follow(entry);
+    }
+
+    /// Takes a completion of the entry's send.
+    pub(super) fn on_send(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
+        let Some(sending) = &mut entry.sending else { return };
+        let progress = sending.complete(cqe, &entry.socket, &self.counters);
+        if !cqe.is_last() {
+            return;
+        }
+        if matches!(progress, Progress::Unfinished) && !entry.removing {
+            return self.submit_send(entry);
+        }
+        entry.sending = None;
+        self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+        if let Progress::Done(result) = progress
+            && !entry.removing
+        {
+            sink.complete(entry.token, Completion::Sent(result));
+        }
+    }
+
+    /// Receives without the ring what a peer sent before its end.
+    pub(super) fn drain(&mut self, entry: &mut Entry, sink: &mut impl Sink) {
+        if entry.reception == Reception::Draining {
+            entry.reception = Reception::Off;
+            entry.drain(self.buffers.pool(), &self.counters, sink);
+            self.follow(entry);
+        }
+    }
+
+    /// Cancels every operation, and waits until the kernel no longer uses their memory. The kernel
+    /// tears down the ring itself later, in the background. `false`: some operations have not
+    /// ended, and the kernel may use their memory for ever.
+    pub(super) fn end(&mut self) -> bool {
+        self.ring.cancel_all(Op::Cancel.with_token(Token::NONE));
+        let begun = Instant::now();
+        let mut cqes = Vec::new();
+        while (self.in_flight > 0 || self.ring.sends_in_flight() > 0) && begun.elapsed() < TEARDOWN
+        {
+            if self.ring.enter(Until::Timeout(TEARDOWN / 20), &self.counters).is_err() {
+                break;
+            }
+            self.ring.collect(&mut cqes, usize::MAX);
+            for cqe in cqes.drain(..) {
+                self.discard(cqe);
+            }
+        }
+        if self.in_flight > 0 {
+            tracing::error!(operations = self.in_flight, "ring closed with operations in flight");
+            self.buffers.leak();
+            return false;
+        }
+        self.buffers.unregister(&self.ring);
+        true
+    }
+
+    /// Frees what a completion brings, without reporting it.
+    fn discard(&mut self, cqe: Cqe) {
+        match Op::of(cqe.user_data) {
+            Op::SharedSend if cqe.is_last() => {
+                // SAFETY: this is the last completion of a shared send, and each completion is
+                // handled once.
+                drop(unsafe { reclaim(cqe.user_data) });
+                self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+            }
+            Op::SharedSend | Op::Cancel => {}
+            op => {
+                if op == Op::Accept {
+                    // Closes the descriptor that the kernel has installed.
+                    drop(entry::adopt(cqe.result));
+                }
+                self.in_flight -= usize::from(cqe.is_last());
+            }
+        }
+    }
+}

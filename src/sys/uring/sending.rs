@@ -1,0 +1,160 @@
+//! A send in the kernel, and the memory that its operation names.
+//!
+//! A `Sending` owns the blocks, the list of their addresses and the message header. A `Sending` is
+//! boxed, and its owner keeps the box until the last completion of the operation. So the memory
+//! neither moves nor is freed while the kernel uses it. A `Sending` has one operation at a time.
+
+use std::io;
+
+use io_uring::cqueue;
+use io_uring::opcode;
+use io_uring::squeue::Entry;
+
+use super::ring::{Cqe, fd_of};
+use crate::buffer::Chain;
+use crate::config;
+use crate::counters::Counters;
+use crate::sys::Socket;
+
+pub(super) struct Sending {
+    rest: Chain,
+    sent_bytes: usize,
+    /// Bytes that the operation in flight names.
+    asked_bytes: usize,
+    /// The operation in flight is a zero-copy send.
+    is_zero_copy: bool,
+    iovs: Vec<libc::iovec>,
+    header: libc::msghdr,
+    /// The result of a zero-copy send whose memory the kernel still uses.
+    zero_copy_result: Option<i32>,
+}
+
+/// What a completion means for a send.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// The operation is still in flight.
+    Pending,
+    /// The operation has ended and bytes are left to send.
+    Unfinished,
+    /// The send is over: every byte is sent, or the send failed.
+    Done(io::Result<usize>),
+}
+
+impl Sending {
+    pub(super) fn new(bytes: Chain) -> Sending {
+        // SAFETY: `msghdr` is made of integers and pointers. All zeroes is a header without an
+        // address, without data and without control data.
+        let header = unsafe { std::mem::zeroed() };
+        Sending {
+            rest: bytes,
+            sent_bytes: 0,
+            asked_bytes: 0,
+            is_zero_copy: false,
+            iovs: Vec::new(),
+            header,
+            zero_copy_result: None,
+        }
+    }
+
+    /// The unsent bytes.
+    pub(super) fn into_rest(self) -> Chain {
+        self.rest
+    }
+
+    /// The next operation of the send. Zero-copy from `zero_copy_bytes_min` bytes on, where
+    /// `socket` takes zero-copy sends.
+    ///
+    /// The operation names memory of `self`. `self` must neither move nor change until
+    /// [`complete`](Self::complete) returns something else than [`Progress::Pending`].
+    pub(super) fn prepare(
+        &mut self,
+        socket: &Socket,
+        user_data: u64,
+        zero_copy_bytes_min: Option<usize>,
+    ) -> Entry {
+        let fd = fd_of(socket);
+        let front = self.rest.front_slice();
+        self.is_zero_copy = zero_copy_bytes_min
+            .is_some_and(|bytes_min| self.rest.len() >= bytes_min && socket.takes_zero_copy());
+        let sqe = if front.len() == self.rest.len() {
+            self.asked_bytes = front.len().min(BYTES_MAX);
+            let (start, bytes) = (front.as_ptr(), self.asked_bytes as u32);
+            if self.is_zero_copy {
+                opcode::SendZc::new(fd, start, bytes).flags(FLAGS).build()
+            } else {
+                opcode::Send::new(fd, start, bytes).flags(FLAGS).build()
+            }
+        } else {
+            self.gather();
+            if self.is_zero_copy {
+                opcode::SendMsgZc::new(fd, &raw const self.header).flags(FLAGS as u32).build()
+            } else {
+                opcode::SendMsg::new(fd, &raw const self.header).flags(FLAGS as u32).build()
+            }
+        };
+        sqe.user_data(user_data)
+    }
+
+    /// Takes one completion of the operation on `socket`.
+    pub(super) fn complete(&mut self, cqe: Cqe, socket: &Socket, counters: &Counters) -> Progress {
+        // A zero-copy send has two completions: first its result, with `F_MORE`, and then a
+        // notification when the kernel no longer uses the memory.
+        if cqueue::notif(cqe.flags) {
+            return match self.zero_copy_result.take() {
+                Some(result) => self.settle(result, socket, counters),
+                None => Progress::Pending,
+            };
+        }
+        if !cqe.is_last() {
+            self.zero_copy_result = Some(cqe.result);
+            return Progress::Pending;
+        }
+        self.settle(cqe.result, socket, counters)
+    }
+
+    fn settle(&mut self, result: i32, socket: &Socket, counters: &Counters) -> Progress {
+        let Ok(bytes) = usize::try_from(result) else {
+            return match -result {
+                // The kernel sent nothing, and the connection works.
+                libc::EAGAIN | libc::EINTR | libc::ENOMEM | libc::ENOBUFS | libc::ECANCELED => {
+                    Progress::Unfinished
+                }
+                // The kernel refuses zero-copy sends on some TCP sockets: with multipath TCP, or
+                // with TLS in the kernel.
+                libc::EOPNOTSUPP if self.is_zero_copy => {
+                    socket.refuse_zero_copy();
+                    Progress::Unfinished
+                }
+                errno => Progress::Done(Err(io::Error::from_raw_os_error(errno))),
+            };
+        };
+        counters.sent_bytes.add_owned(bytes as u64);
+        self.sent_bytes += bytes;
+        self.rest.advance(bytes.min(self.asked_bytes));
+        match self.rest.is_empty() {
+            true => Progress::Done(Ok(self.sent_bytes)),
+            // One message did not hold all slices, or the kernel sent fewer bytes than asked. In
+            // the second case the next operation reports the reason.
+            false => Progress::Unfinished,
+        }
+    }
+
+    fn gather(&mut self) {
+        self.iovs.clear();
+        self.asked_bytes = 0;
+        for slice in self.rest.slices().take(config::GATHER_SLICES_MAX) {
+            self.asked_bytes += slice.len();
+            let start = slice.as_ptr().cast_mut().cast();
+            self.iovs.push(libc::iovec { iov_base: start, iov_len: slice.len() });
+        }
+        self.header.msg_iov = self.iovs.as_mut_ptr();
+        self.header.msg_iovlen = self.iovs.len();
+    }
+}
+
+/// `MSG_WAITALL`: the kernel retries until every byte is sent. `MSG_NOSIGNAL`: a closed peer is an
+/// error, not a signal.
+const FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+
+/// The most bytes of one operation: its result is an i32.
+const BYTES_MAX: usize = 1 << 30;
