@@ -165,19 +165,22 @@ impl Output {
     /// Takes `bytes` to where the poller's backend sends them without a system call of this thread:
     /// to a send ring, or to the outbox of a poller that is awake. `false`: `bytes` are left as
     /// they are.
-    fn leave(&self, core: &Arc<Core>, bytes: &mut Chain) -> bool {
-        let (token, remote) = (core.token(), &core.remote);
-        let Some(socket) = self.socket.as_ref().filter(|_| token != Token::NONE) else {
-            return false;
-        };
-        match &remote.outlet {
+    fn leave(&mut self, core: &Arc<Core>, bytes: &mut Chain) -> bool {
+        let (token, outlet) = (core.token(), &core.remote.outlet);
+        let Some(socket) = &self.socket else { return false };
+        match outlet {
             Outlet::Flusher => false,
+            // The poller is about to give the connection a slot, and then takes the queue.
+            _ if token == Token::NONE => {
+                self.queue = Some(Box::new(bytes.take()));
+                true
+            }
             Outlet::Rings(rings) => rings.send(token, socket, bytes),
             // A large send is worth a system call: its bytes are still in the cache, and the peer
             // can start on them.
             Outlet::Poller => {
                 bytes.len() <= config::uring::RING_SEND_BYTES_MAX
-                    && remote.leave_if_awake(core, bytes)
+                    && core.remote.leave_if_awake(core, bytes)
             }
         }
     }
