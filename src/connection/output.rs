@@ -152,12 +152,12 @@ impl Output {
         }
         let bytes = staging.sealed();
         self.submitted += bytes.len() as u64;
-        match self.sending {
-            Sending::Handed => self.queue.get_or_insert_default().append(bytes),
-            Sending::Idle if self.leave(core, bytes) => self.sending = Sending::Handed,
-            Sending::Idle => {
-                self.send_now(core, bytes, spent).map_err(|error| Error::io("send", error))?;
-            }
+        if self.sending == Sending::Handed {
+            self.queue.get_or_insert_default().append(bytes);
+        } else if self.leave(core, bytes) {
+            self.sending = Sending::Handed;
+        } else {
+            self.send_now(core, bytes, spent).map_err(|error| Error::io("send", error))?;
         }
         Ok(if self.unsent() == 0 { Submitted::Sent } else { Submitted::Queued(self.submitted) })
     }
