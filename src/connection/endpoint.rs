@@ -71,6 +71,7 @@ impl Endpoint for Core {
         Some(Attached { at_once_bytes, output, start })
     }
 
+    #[inline]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, share_bytes: Option<usize>) -> Wanted {
         let mut input = lock(&self.input);
         // With the lock held: a close discards the input under it, after it has set the bit.
@@ -176,6 +177,7 @@ impl Endpoint for Core {
         }
     }
 
+    #[inline]
     fn begin(self: &Arc<Self>, handed: Handed) -> Polled {
         let Some(service) = &self.service else { return Polled::Done };
         self.count_run();

@@ -48,6 +48,7 @@ impl<'a> Flushing<'a> {
 impl Future for Flushing<'_> {
     type Output = Result<()>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let Flushing { core, staging, flush } = self.get_mut();
         flush.poll(core, staging, cx)
@@ -134,6 +135,7 @@ struct Flush {
 }
 
 impl Flush {
+    #[inline]
     fn poll(
         &mut self,
         core: &Arc<Core>,
@@ -185,6 +187,7 @@ struct SentWait<'a> {
 }
 
 impl SentWait<'_> {
+    #[inline]
     fn poll<T>(
         &mut self,
         mut look: impl FnMut(&mut Output, &mut Self, &mut Spent) -> Result<Look<T>>,

@@ -10,7 +10,7 @@ use super::state::{Found, Kind, Next, READER, WRITER};
 use crate::buffer::{Chain, Staging};
 use crate::poller::{Command, Job};
 use crate::sync::atomic::Ordering;
-use crate::sync::lock;
+use crate::sync::{MutexGuard, lock};
 use crate::user_code;
 
 /// The reader and the writer, which a run has both at first.
@@ -18,6 +18,7 @@ pub(super) const BOTH: u8 = READER | WRITER;
 
 impl Core {
     /// The connection, as a run gets it: with all bytes that came since the run started.
+    #[inline]
     pub(super) fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
         let Handed { mut reader, writer, kind } = handed;
         if let Some(after) = self.limits.request_timeout
@@ -37,28 +38,40 @@ impl Core {
     }
 
     /// Takes parts of a run back. If the run is over then, does what follows.
+    #[inline]
     pub(super) fn release(
         self: &Arc<Self>,
         parts: u8,
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
     ) {
-        let mut unread = Discarded::default();
         let mut input = lock(&self.input);
         let stale_waker = input.bring_home(reader, writer);
+        let is_over = input.runs.give_back(parts);
+        let is_usual = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
+        // Usually there is nothing to do, or nothing but to wait for the next bytes.
+        if !is_usual || is_over && !input.rest() {
+            self.follow_release(input, is_over);
+        } else {
+            drop(input);
+        }
+        user_code::discard(stale_waker);
+    }
+
+    /// Does what follows when parts of a run are back.
+    fn follow_release(self: &Arc<Self>, mut input: MutexGuard<'_, Input>, is_over: bool) {
+        let mut unread = Discarded::default();
         if self.life.drops_input() {
             // A handle may keep the rest of the connection for long.
             unread = input.discard();
         }
-        let over = input.runs.give_back(parts);
-        let next = if over { self.next_after_run(&mut input) } else { Next::Rest };
+        let next = if is_over { self.next_after_run(&mut input) } else { Next::Rest };
         let again = (next == Next::Again).then(|| {
             self.took_arrivals();
             input.start(Kind::Request)
         });
-        let disconnected = over && input.take_disconnect_owed();
+        let disconnected = is_over && input.take_disconnect_owed();
         self.resume_if_room(input, 0);
-        user_code::discard(stale_waker);
         drop(unread);
         if disconnected {
             self.tell_disconnected();

@@ -215,8 +215,24 @@ impl Input {
         self.held_bytes = bytes;
     }
 
+    /// Ends a run that has left nothing, if nothing has come meanwhile.
+    #[inline]
+    pub(super) fn rest(&mut self) -> bool {
+        let is_quiet = self.buffered_bytes() == 0
+            && self.end.is_none()
+            && self.serves
+            && !self.hung_up
+            && !self.removed
+            && !self.disconnect_owed;
+        if is_quiet {
+            self.runs.rest();
+        }
+        is_quiet
+    }
+
     /// Takes back what comes home. Returns who was registered still, to be dropped without the
     /// lock.
+    #[inline]
     pub(super) fn bring_home(
         &mut self,
         reader: Option<Box<Chain>>,

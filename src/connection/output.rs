@@ -124,6 +124,7 @@ impl Output {
     ///
     /// # Errors
     /// Closed; what the kernel failed with.
+    #[inline]
     pub(super) fn submit(
         &mut self,
         core: &Arc<Core>,
@@ -165,6 +166,7 @@ impl Output {
     /// Takes `bytes` to where the poller's backend sends them without a system call of this thread:
     /// to a send ring, or to the outbox of a poller that is awake. `false`: `bytes` are left as
     /// they are.
+    #[inline]
     fn leave(&mut self, core: &Arc<Core>, bytes: &mut Chain) -> bool {
         let (token, outlet) = (core.token(), &core.remote.outlet);
         let Some(socket) = &self.socket else { return false };
@@ -186,6 +188,7 @@ impl Output {
     }
 
     /// Sends one turn's worth, and leaves the rest to the poller.
+    #[inline]
     fn send_now(
         &mut self,
         core: &Arc<Core>,

@@ -25,6 +25,7 @@ where
     H: Fn(Connection) -> F + Send + Sync,
     F: Future<Output = Result<()>> + Send + 'static,
 {
+    #[inline]
     fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Run {
         let future = context.run(|| self(connection));
         Box::pin(Running::new(future, context, end))
@@ -160,6 +161,7 @@ impl Drop for QueuedRun {
 
 impl Core {
     /// Makes the run that has started. `None`: the connection has no server.
+    #[inline]
     pub(super) fn start_run(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;
         let handler = service.handler(handed.kind);

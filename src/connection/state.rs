@@ -83,6 +83,12 @@ impl Life {
     pub(super) fn ends_when_idle(&self) -> bool {
         self.0.load(Ordering::Acquire) & ENDING != 0
     }
+
+    /// No bit is set: the connection is open, and nothing is to end it.
+    #[inline]
+    pub(super) fn is_undisturbed(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
 }
 
 /// Which handler a run is of.
@@ -176,6 +182,12 @@ impl Runs {
         let Runs::Held { parts, .. } = self else { return false };
         *parts &= !returned;
         *parts == 0
+    }
+
+    /// Ends a run that nothing follows.
+    pub(super) fn rest(&mut self) {
+        debug_assert!(matches!(self, Runs::Held { parts: 0, .. }), "{self:?}");
+        *self = Runs::Home;
     }
 
     /// Ends a run, and decides what follows.

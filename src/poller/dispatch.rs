@@ -103,6 +103,7 @@ impl<E: Endpoint> Dispatcher<E> {
         self.round.jobs = jobs;
     }
 
+    #[inline]
     fn run(&mut self, job: Job<E>) {
         self.remote.relief.count_progress();
         match job {
@@ -134,6 +135,7 @@ impl<E: Endpoint> Dispatcher<E> {
         }
     }
 
+    #[inline]
     fn follow_run(&mut self, endpoint: &Arc<E>, polled: Polled) {
         match polled {
             Polled::Done => {}

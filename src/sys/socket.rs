@@ -141,6 +141,7 @@ impl Socket {
     /// Sends from the front of `bytes` until all are sent, the socket is full, or one turn's
     /// [`SEND_TURN_BYTES`](config::SEND_TURN_BYTES) are sent. Drops sent bytes; the user's memory
     /// goes to `spent`.
+    #[inline]
     pub(crate) fn send_turn(
         &self,
         bytes: &mut Chain,
@@ -171,6 +172,7 @@ impl Socket {
     /// Sends from the front of `bytes` in one call, and drops the sent bytes; the user's memory
     /// goes to `spent`. Returns how many bytes the call asked for, and how many the kernel took,
     /// which may be none.
+    #[inline]
     fn send_chain(
         &self,
         bytes: &mut Chain,
