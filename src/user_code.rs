@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 /// Runs `code`; `None` if it panicked. `what` names it in the log.
-#[inline]
+#[inline(always)]
 pub(crate) fn call<T>(what: &str, code: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(code)) {
         Ok(done) => Some(done),

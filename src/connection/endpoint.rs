@@ -177,7 +177,7 @@ impl Endpoint for Core {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn begin(self: &Arc<Self>, handed: Handed) -> Polled {
         let Some(service) = &self.service else { return Polled::Done };
         self.count_run();

@@ -48,7 +48,7 @@ impl<'a> Flushing<'a> {
 impl Future for Flushing<'_> {
     type Output = Result<()>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let Flushing { core, staging, flush } = self.get_mut();
         flush.poll(core, staging, cx)
@@ -135,7 +135,7 @@ struct Flush {
 }
 
 impl Flush {
-    #[inline]
+    #[inline(always)]
     fn poll(
         &mut self,
         core: &Arc<Core>,
@@ -187,7 +187,7 @@ struct SentWait<'a> {
 }
 
 impl SentWait<'_> {
-    #[inline]
+    #[inline(always)]
     fn poll<T>(
         &mut self,
         mut look: impl FnMut(&mut Output, &mut Self, &mut Spent) -> Result<Look<T>>,

@@ -124,7 +124,7 @@ impl Output {
     ///
     /// # Errors
     /// Closed; what the kernel failed with.
-    #[inline]
+    #[inline(always)]
     pub(super) fn submit(
         &mut self,
         core: &Arc<Core>,
@@ -188,7 +188,7 @@ impl Output {
     }
 
     /// Sends one turn's worth, and leaves the rest to the poller.
-    #[inline]
+    #[inline(always)]
     fn send_now(
         &mut self,
         core: &Arc<Core>,

@@ -103,7 +103,7 @@ impl<E: Endpoint> Dispatcher<E> {
         self.round.jobs = jobs;
     }
 
-    #[inline]
+    #[inline(always)]
     fn run(&mut self, job: Job<E>) {
         self.remote.relief.count_progress();
         match job {

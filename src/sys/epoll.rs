@@ -241,6 +241,7 @@ impl Epoll {
         Ok(())
     }
 
+    #[inline(always)]
     fn handle(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
         // The event may name a token that was removed after the kernel queued the event.
         let Some(entry) = find(&mut self.entries, token) else { return };
@@ -276,6 +277,7 @@ impl Receiver {
     /// Receives once. Receives again after filling the small block, and while the peer is known to
     /// have ended, so that the same pass reports the end. Returns `true` when the socket may hold
     /// more bytes.
+    #[inline(always)]
     fn receive(
         &mut self,
         entry: &mut Entry,

@@ -133,6 +133,7 @@ impl Socket {
         OF_THE_NEWCOMER.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
     }
 
+    #[inline(always)]
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (received, _) = retry_on_intr(|| recv(&self.fd, &mut *buffer, RecvFlags::empty()))?;
         Ok(received)
@@ -141,7 +142,7 @@ impl Socket {
     /// Sends from the front of `bytes` until all are sent, the socket is full, or one turn's
     /// [`SEND_TURN_BYTES`](config::SEND_TURN_BYTES) are sent. Drops sent bytes; the user's memory
     /// goes to `spent`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_turn(
         &self,
         bytes: &mut Chain,
@@ -172,7 +173,7 @@ impl Socket {
     /// Sends from the front of `bytes` in one call, and drops the sent bytes; the user's memory
     /// goes to `spent`. Returns how many bytes the call asked for, and how many the kernel took,
     /// which may be none.
-    #[inline]
+    #[inline(always)]
     fn send_chain(
         &self,
         bytes: &mut Chain,

@@ -79,7 +79,7 @@ pub(crate) fn poll_for<T>(owner: usize, poll: impl FnOnce() -> T) -> T {
 }
 
 /// Polls a run on its poller, once. A run that is done is dropped.
-#[inline]
+#[inline(always)]
 pub(crate) fn poll_run(mut run: Run) -> Polled {
     let noticing = CURRENT.with(|current| current.spare.take()).unwrap_or_else(Noticing::new);
     let waker = Set::to(noticing.waker.data().addr(), |current| &current.waker);
