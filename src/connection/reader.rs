@@ -159,10 +159,10 @@ macro_rules! impl_reader {
                 Ok(copy)
             }
 
-            /// Takes the next `bytes` as they lie, never copying.
+            /// Takes the next `bytes` without copying, also where they lie in several blocks.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             pub async fn slice(&mut self, bytes: usize) -> Result<LinkBuffer> {
                 loop {
                     if let Some(chain) = self.reader.split(bytes) {
