@@ -210,8 +210,8 @@ impl Drop for Core {
         let Extras { callbacks, context, .. } = std::mem::take(&mut *lock(&self.extras));
         callbacks.into_iter().for_each(user_code::discard);
         user_code::discard(context);
-        // The books are still open if the connection never reached its poller, or if the poller has
-        // ended.
+        // The connection is not counted as finished yet if it never reached its poller, or if the
+        // poller has ended.
         if lock(&self.input).runs.finish() {
             self.settle_accounts();
         }

@@ -1,8 +1,10 @@
 //! Received bytes.
 //!
-//! A run that starts gets the reader, with all bytes that are unread. While the run has the reader,
-//! the poller files bytes into `inbox`. The run takes the whole inbox and then reads without a
-//! lock. All of [`Input`] is guarded by the input lock. A waker is called only after unlocking.
+//! A run that starts gets the reader, with all bytes that are unread. While a run has the reader,
+//! the poller files bytes into `inbox`. The same holds for a connection without a server, whose
+//! user always has the reader. The holder of the reader takes the whole inbox, and then reads
+//! without a lock. All of [`Input`] is guarded by the input lock. A waker is called only after
+//! unlocking.
 
 use std::io;
 use std::task::Waker;
@@ -271,7 +273,7 @@ impl Input {
         self.wait.take().map(|wait| wait.waker)
     }
 
-    /// Bytes that came while the reader was out, and that it has not taken yet.
+    /// How many bytes are in the inbox.
     #[inline]
     pub(super) fn inbox_len(&self) -> usize {
         self.inbox.as_ref().map_or(0, |inbox| inbox.len())

@@ -47,7 +47,7 @@ pub(crate) use self::core::{Core, Remote};
 pub(crate) use run::Handler;
 pub(crate) use service::{Hooks, Service};
 
-/// The poller that the calling thread is.
+/// The poller of the calling thread, if that thread is a poller.
 pub(crate) fn current_poller() -> Option<Arc<Remote>> {
     Remote::current()
 }

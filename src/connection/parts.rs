@@ -23,7 +23,7 @@ impl<T> Lent<T> {
         Lent(self.0.take())
     }
 
-    /// Takes the part; `None` if it was taken before. Nothing else may be called after this.
+    /// Takes the part; `None` if it was taken before. No other method may be called after this.
     pub(super) fn take(&mut self) -> Option<Box<T>> {
         self.0.take()
     }
