@@ -36,7 +36,7 @@ impl Endpoint for Core {
 
     fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Handed>> {
         self.token.store(token.bits(), Ordering::Relaxed);
-        // With half the mark, buffered input stays below twice the mark.
+        // With half the mark, buffered input stays below one and a half times the mark.
         let at_once_bytes = self.limits.input_high_bytes / 2;
         if self.life.is_closed() {
             // The connection was closed. Submitted bytes must still be sent. If another thread is

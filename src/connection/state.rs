@@ -1,19 +1,19 @@
 //! The life of a connection, as pure transitions.
 //!
-//! [`Life`] has bits that any thread may set: whether the connection was closed, whether the peer has
-//! gone, whether the connection must end when it is idle. [`Runs`] says whether a run has the reader
-//! and the writer. It is guarded by the input lock:
+//! [`Life`] has bits that any thread may set: whether the connection was closed, whether the peer
+//! has gone, whether the connection must end when it is idle. [`Runs`] says whether a run has the
+//! reader and the writer. It is guarded by the input lock:
 //!
 //! ```text
-//!            start                     last part is back  
+//!            start                     last part is back
 //!   Home ─────────────► Held ──────────────────────────────► Home
 //!    ▲  nothing is out   │  parts: handler's future,           │ finish
 //!    │                   │  reader, writer                     ▼
 //!    └───────────────────┘                                    Over
 //! ```
 //!
-//! In `Home` the poller may start a run. In `Held` the poller only notes that bytes or an end came. In
-//! `Over` the close callbacks have run and the descriptor is closed.
+//! In `Home` the poller may start a run. In `Held` the poller only notes that bytes or an end came.
+//! In `Over` the close callbacks have run and the descriptor is closed.
 
 use crate::sync::atomic::{AtomicU8, Ordering};
 
