@@ -174,11 +174,11 @@ impl Handle {
 
     /// Runs `future` at the same time as the handlers, where the server's placement runs them: on
     /// the connection's poller, on the workers, or on the runtime. So requests of one connection
-    /// can be served at the same time; their replies go through a [`Mux`](crate::Mux).
+    /// can be served at the same time. Their replies go through a [`Mux`](crate::Mux).
     ///
     /// A shutdown waits for `future` as it does for handlers, also if the connection has ended. An
     /// error or a panic of `future` is counted and reported to `on_error`, and does not close the
-    /// connection. The idle timeout ignores `future`: it looks only at handlers and their waits.
+    /// connection. The idle timeout ignores `future`: only handlers and their waits count.
     ///
     /// # Errors
     /// Unsupported, if the connection has no server. Spawn `future` on an executor of your own

@@ -162,8 +162,8 @@ impl Input {
         }
     }
 
-    /// Notes that the peer has ended while reception is paused. A handler gets the bytes that are
-    /// here: in a run that starts now, or in a run that follows the active one.
+    /// Notes that the peer has ended while reception is paused. A handler gets the buffered bytes:
+    /// in a run that starts now, or in a run that follows the active one.
     pub(super) fn hang_up(&mut self) -> Option<Handed> {
         self.hung_up = true;
         let drained = self.runs == Runs::Home && self.buffered_bytes() == 0;
@@ -179,7 +179,7 @@ impl Input {
         starts.then(|| self.start(Kind::Request))
     }
 
-    /// Starts a run with all bytes that are here.
+    /// Starts a run with all buffered bytes.
     #[inline]
     pub(super) fn start(&mut self, kind: Kind) -> Handed {
         debug_assert_eq!(self.inbox_len(), 0, "what is home has been settled");

@@ -93,7 +93,8 @@ pub(super) struct Timeouts {
     /// When reads of the active `on_request` run time out. Set only with a `request_timeout`.
     request_until_ns: AtomicU64,
     last_active_ns: AtomicU64,
-    /// How many bytes the peer had taken, as the kernel said when the idle timeout was last due.
+    /// The mark of `sys::progress` when the idle timeout was last due. It changes when the peer
+    /// takes bytes.
     taken_mark: AtomicU64,
     /// When the connection was closed with unsent output.
     closed_ns: AtomicU64,
@@ -136,7 +137,7 @@ impl Timeouts {
         now_ns.saturating_sub(closed_ns) >= config::LINGER_MAX.as_nanos() as u64
     }
 
-    /// Whether the peer has taken bytes since the last call.
+    /// Stores `mark`. `true`: it has changed, so the peer has taken bytes since the last call.
     pub(super) fn note_taken(&self, mark: u64) -> bool {
         self.taken_mark.swap(mark, Ordering::Relaxed) != mark
     }

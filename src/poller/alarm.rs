@@ -76,12 +76,12 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    /// Nobody listens any more.
+    /// Whether the alarm was dropped.
     pub(super) fn is_dead(&self) -> bool {
         matches!(*lock(&self.shared), State::Dead)
     }
 
-    /// The waker to call, unless nobody listens any more.
+    /// Rings the bell. Returns the waker to call; `None` if the alarm was dropped or has rung.
     pub(super) fn ring(&self) -> Option<Waker> {
         let mut state = lock(&self.shared);
         match std::mem::replace(&mut *state, State::Rung) {
