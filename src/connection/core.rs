@@ -1,8 +1,9 @@
-//! One connection, as its poller and its users share it.
+//! The state of one connection that its poller and its users share.
 //!
-//! The poller calls it through `endpoint.rs`; users reach it through [`Handle`],
-//! [`super::Connection`] and its halves. Locks are taken one at a time, never over user code or a
-//! wake-up; but for a poller's queue, a leaf, which a flush looks into with its output locked.
+//! The poller calls it through `endpoint.rs`. Users reach it through [`Handle`],
+//! [`super::Connection`] and its halves. A thread holds one lock at a time, and never while it runs
+//! user code. One exception: a flush takes the lock of the poller's mailbox while it holds the
+//! output lock.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -29,9 +30,9 @@ pub(crate) type Remote = crate::poller::Remote<Core>;
 /// What the poller and the users of one connection share.
 pub(crate) struct Core {
     pub(super) life: Life,
-    /// Halves of a split connection that its user still holds.
+    /// How many halves of a split connection are not dropped.
     pub(super) halves: AtomicU8,
-    /// The inbox has bytes: a look without the lock. Changed under the input lock.
+    /// Whether the inbox has bytes; read without the lock. Changed under the input lock.
     pub(super) has_arrivals: AtomicBool,
     /// Reception is paused until the reader has made room. Changed under the input lock.
     pub(super) paused: AtomicBool,
@@ -54,7 +55,7 @@ const _: () = assert!(size_of::<Core>() <= 448);
 
 type Callback = Box<dyn FnOnce(&Handle) + Send>;
 
-/// What few connections have.
+/// Data that few connections have.
 #[derive(Default)]
 pub(super) struct Extras {
     pub(super) callbacks: Vec<Callback>,
@@ -94,7 +95,7 @@ impl Core {
         self.service.as_ref().is_some_and(|own| Arc::ptr_eq(own, service))
     }
 
-    /// Wakes whoever waited here.
+    /// Wakes a waiting reader and a waiting flush.
     pub(super) fn wake(self: &Arc<Self>, reader: Option<Waker>, flusher: Option<Flusher>) {
         if let Some(waker) = reader {
             user_code::wake(waker);
@@ -108,7 +109,7 @@ impl Core {
         Token::from_bits(self.token.load(Ordering::Relaxed))
     }
 
-    /// Stands for the connection where its run is polled.
+    /// Identifies the connection to the thread that polls its run.
     #[inline]
     pub(super) fn owner(&self) -> usize {
         std::ptr::from_ref(self).addr()
@@ -118,12 +119,12 @@ impl Core {
         self.service.is_some()
     }
 
-    /// When the connection has been idle for too long, unless something happens before.
+    /// When the idle timeout is due, if no byte moves before.
     pub(super) fn idle_at(&self) -> u64 {
         self.idle_timeout.end(&self.timeouts)
     }
 
-    /// Asks the poller to look at the timers at `at_ns`, unless it will anyway.
+    /// Asks the poller to call `on_timer` at `at_ns`, unless an earlier call is due already.
     #[inline]
     pub(super) fn arm(self: &Arc<Self>, at_ns: u64) {
         if at_ns != NEVER && self.timeouts.armed().ask(at_ns) {
@@ -131,7 +132,7 @@ impl Core {
         }
     }
 
-    /// Gives the reader what has arrived.
+    /// Moves the bytes of the inbox to the reader.
     pub(super) fn refill(self: &Arc<Self>, reader: &mut Chain, wanted_bytes: usize) {
         let mut input = lock(&self.input);
         input.refill(reader);
@@ -139,7 +140,7 @@ impl Core {
         self.resume_if_room(input, wanted_bytes);
     }
 
-    /// The inbox was taken, under the input lock.
+    /// Notes that the inbox is empty. Called under the input lock.
     pub(super) fn took_arrivals(&self) {
         self.has_arrivals.store(false, Ordering::Relaxed);
     }
@@ -150,16 +151,16 @@ impl Core {
         self.has_arrivals.load(Ordering::Acquire)
     }
 
-    /// The reader takes in bytes that came since its run began. The run's time is measured in parts
-    /// there: on a poller, each part would be a run of its own.
+    /// The reader takes bytes that came after its run began. On a poller these bytes would start a
+    /// new run. So a worker that measures the run measures a new part from here.
     pub(super) fn begins_part(&self) {
         if task::is_polled(self.owner()) {
             task::next_part();
         }
     }
 
-    /// The reader has consumed some: lets reception go on where it was paused and there is room
-    /// now.
+    /// Notes that the reader has consumed bytes and has `left_bytes`. Resumes a paused reception if
+    /// there is room.
     #[inline]
     pub(super) fn consumed(self: &Arc<Self>, left_bytes: usize) {
         if self.paused.load(Ordering::Relaxed) && left_bytes <= self.limits.input_low_bytes {
@@ -169,7 +170,8 @@ impl Core {
         }
     }
 
-    /// Ends a pause, unless there is too much buffered for a reader that wants `wanted_bytes`.
+    /// Resumes a paused reception, unless too many bytes are buffered for a reader that wants
+    /// `wanted_bytes`.
     pub(super) fn resume_if_room(
         self: &Arc<Self>,
         input: MutexGuard<'_, Input>,
@@ -193,7 +195,7 @@ impl Core {
         }
     }
 
-    /// A handler that computes, as opposed to one that waits for the peer.
+    /// Whether a handler runs and does not wait for the peer.
     pub(super) fn is_occupied(&self) -> bool {
         let computing = {
             let input = lock(&self.input);
@@ -208,7 +210,8 @@ impl Drop for Core {
         let Extras { callbacks, context, .. } = std::mem::take(&mut *lock(&self.extras));
         callbacks.into_iter().for_each(user_code::discard);
         user_code::discard(context);
-        // A connection that never reached its poller, or whose poller is gone.
+        // The connection is not counted as finished yet if it never reached its poller, or if the
+        // poller has ended.
         if lock(&self.input).runs.finish() {
             self.settle_accounts();
         }

@@ -1,8 +1,8 @@
-//! The end of a connection: closing, what is still sent then, the close callbacks, the books.
+//! The end of a connection: closing, sending the last output, the close callbacks, the counts.
 //!
-//! Any thread may close. Bytes submitted before the close are still sent, and the thread that sends
-//! the last byte ends the socket. Then the poller removes the connection. After the removal, and
-//! once no run holds the connection, the close callbacks run and the descriptor is closed.
+//! Any thread may close. Bytes submitted before the close are still sent. The thread that sends the
+//! last byte ends the socket. Then the poller removes the connection. After the removal, and when
+//! no run holds the connection, the close callbacks run and the descriptor is closed.
 
 use std::io;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::sync::lock;
 use crate::user_code;
 
 impl Core {
-    /// Closes: nothing more is read or written. What was submitted is still sent, as long as the
-    /// peer takes it.
+    /// Closes: nothing more is read or written. Submitted bytes are still sent while the peer takes
+    /// them.
     pub(crate) fn close(self: &Arc<Self>) {
         if !self.life.close() {
             return;
@@ -43,8 +43,8 @@ impl Core {
             let _ = self.taken_ago();
             self.idle_timeout.cap(config::LINGER);
             self.arm(self.idle_at());
-            // What the peer still sends is dropped. Left in the kernel, it would make the kernel
-            // reset the connection in the end, and drop what the peer has not taken.
+            // Receive and drop what the peer still sends. Unread bytes in the kernel would make the
+            // kernel reset the connection and drop output.
             self.resume();
         } else {
             self.end_socket(|socket| socket.shutdown(Side::Both));
@@ -53,8 +53,8 @@ impl Core {
         drop(unread);
     }
 
-    /// Closes, and drops what the kernel has not sent. A TCP peer sees a reset, so the peer cannot
-    /// mistake the part that it has received for the whole stream.
+    /// Closes, and drops all bytes that the kernel has not sent. A TCP peer sees a reset, so the
+    /// peer cannot mistake the bytes that it has received for the whole stream.
     pub(crate) fn abort(self: &Arc<Self>) {
         self.life.close();
         if self.life.is_detached() {
@@ -66,8 +66,9 @@ impl Core {
             let mut output = lock(&self.output);
             output.fail(&io::ErrorKind::ConnectionAborted.into(), &mut spent);
             if let (Ending::Ended, Some(socket)) = (output.ending, &output.socket) {
-                // Closed before, and held by a run: the kernel drops what the peer has not taken.
-                // Fails where the peer is gone already.
+                // The connection was closed before, and a run still holds it. The reset makes the
+                // kernel drop the bytes that the peer has not taken. It fails if the peer is gone
+                // already.
                 let _ = socket.reset();
             }
             output.take_flusher()
@@ -77,14 +78,14 @@ impl Core {
         drop((unread, spent));
     }
 
-    /// Input that nobody will read, and whoever waited for more.
+    /// Takes out all input, and the waker of a reader that waits for more.
     fn stop_reading(&self) -> (Discarded, Option<Waker>) {
         let mut input = lock(&self.input);
         (input.discard(), input.take_waker())
     }
 
-    /// Ends the socket by `end`, and asks the poller to let go of it; once. The peer hears of it
-    /// now, however long a handler keeps the connection.
+    /// Ends the socket by calling `end`, once, and asks the poller to remove the connection. The
+    /// peer sees the end now, also if a handler keeps the connection for long.
     pub(super) fn end_socket(self: &Arc<Self>, end: fn(&Socket) -> io::Result<()>) {
         {
             let mut output = lock(&self.output);
@@ -109,7 +110,7 @@ impl Core {
         if !is_cut_short {
             self.close();
         }
-        // A submit in between leaves output as well.
+        // A submit between the check and the close also leaves output.
         if is_cut_short || self.lingers() {
             self.abort();
         }
@@ -125,14 +126,14 @@ impl Core {
         }
     }
 
-    /// Closes as soon as nobody has anything left to do here.
+    /// Closes as soon as no run is active and no bytes are left to read or to send.
     pub(crate) fn end_when_idle(self: &Arc<Self>) {
         // Set the bit before the check: a run that the check still finds busy will see the bit.
         self.life.end_when_idle();
         self.close_if_idle();
     }
 
-    /// Closes if nobody has anything left to do here.
+    /// Closes if no run is active and no bytes are left to read or to send.
     pub(super) fn close_if_idle(self: &Arc<Self>) {
         let idle = {
             let input = lock(&self.input);
@@ -143,7 +144,7 @@ impl Core {
         }
     }
 
-    /// The end: callbacks, the last hold on the socket, the server's books.
+    /// Finishes the connection: close callbacks, the last reference to the socket, the counts.
     pub(super) fn finish(self: &Arc<Self>) {
         if !lock(&self.input).runs.finish() {
             return;
@@ -158,8 +159,7 @@ impl Core {
         self.settle_accounts();
     }
 
-    /// Runs the close callbacks, last added first, each once. Those that are added later run at
-    /// once.
+    /// Runs each close callback once, last added first. Callbacks that are added later run at once.
     pub(super) fn call_back(self: &Arc<Self>) {
         let handle = Handle::of(self);
         loop {
@@ -177,8 +177,8 @@ impl Core {
         }
     }
 
-    /// Finishes `detach`. If the caller has taken the socket, nothing is left to close. If `detach`
-    /// failed or was dropped halfway, the socket closes now, or when the poller has removed it.
+    /// Ends `detach`. If `detach` has taken the socket, nothing is left to close. If `detach`
+    /// failed or was dropped early, the socket closes now, or when the poller has removed it.
     pub(super) fn end_detaching(self: &Arc<Self>) {
         self.life.end_detaching();
         let (unread, is_over) = {

@@ -1,7 +1,7 @@
-//! What the poller calls: completions, timers, and what runs for the connection.
+//! The connection as an [`Endpoint`]: the poller calls it for completions, timers and runs.
 //!
-//! On the poller's thread, but for `give_up`, `run_elsewhere` and `send_off_poller`, which any
-//! thread may call.
+//! All methods run on the poller's thread, except `give_up`, `run_elsewhere` and `send_off_poller`,
+//! which any thread may call.
 
 use std::io;
 use std::sync::Arc;
@@ -36,11 +36,11 @@ impl Endpoint for Core {
 
     fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Handed>> {
         self.token.store(token.bits(), Ordering::Relaxed);
-        // So that the input ends up at less than half above its mark.
+        // With half the mark, buffered input stays below one and a half times the mark.
         let at_once_bytes = self.limits.input_high_bytes / 2;
         if self.life.is_closed() {
-            // Bytes submitted before the close are still to be sent. A close that is under way on
-            // another thread will linger, or will send `Command::Remove`.
+            // The connection was closed. Submitted bytes must still be sent. If another thread is
+            // closing now, that thread makes the connection linger, or sends `Command::Remove`.
             let mut output = lock(&self.output);
             if output.ending == Ending::Ended {
                 return None;
@@ -49,7 +49,7 @@ impl Endpoint for Core {
         }
         let start = match &self.service {
             Some(service) => {
-                // A connection that was accepted while the server began to shut down.
+                // The connection was accepted while the server began to shut down.
                 if service.hooks.is_draining() {
                     return None;
                 }
@@ -74,12 +74,13 @@ impl Endpoint for Core {
     #[inline]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, share_bytes: Option<usize>) -> Wanted {
         let mut input = lock(&self.input);
-        // With the lock held: a close discards the input under it, after it has set the bit.
+        // Check under the lock: a close sets the bit first, and then discards the input under the
+        // lock.
         if self.life.drops_input() {
             return Wanted::default();
         }
         if self.idle_timeout.is_set() {
-            // The round's clock is older: it was read before the wait that these bytes have ended.
+            // The round's clock is too old: it was read before the wait that received these bytes.
             self.timeouts.touch(now_ns());
         }
         if !input.may_start() {
@@ -159,12 +160,12 @@ impl Endpoint for Core {
     }
 
     fn on_removed(self: &Arc<Self>) {
-        // A poller that ends removes connections that are open, and their waits must end.
+        // A poller that ends removes open connections. Their waits must end.
         self.life.close();
         let (unread, reader, finished) = {
             let mut input = lock(&self.input);
             input.removed = true;
-            // Bytes that came in while a close was under way.
+            // These bytes were filed while another thread closed the connection.
             let unread = self.life.drops_input().then(|| input.discard());
             let finished = !input.runs.is_held() && !self.life.is_detached();
             (unread, input.take_waker(), finished)
@@ -305,7 +306,7 @@ impl Core {
         wanted
     }
 
-    /// The peer has gone. The user is told of it once, and after `on_connect`.
+    /// The peer has gone. `on_disconnect` is called once, and not before `on_connect` has ended.
     fn on_peer_gone(self: &Arc<Self>) -> Wanted {
         let mut wanted = Wanted::default();
         if self.life.peer_gone()
@@ -321,7 +322,7 @@ impl Core {
     fn follow(self: &Arc<Self>, filed: Filed) -> Wanted {
         let mut wanted =
             if filed.over_share { self.on_end(End::Memory) } else { Wanted::default() };
-        // `on_end` finds no waker if filing has taken it.
+        // Filing may have taken the waker; `on_end` finds none then.
         wanted.reader = filed.wake.or(wanted.reader);
         if filed.pause {
             wanted.flow = Flow::Pause;
@@ -329,7 +330,7 @@ impl Core {
         wanted
     }
 
-    /// What must happen once these bytes are sent, if they are the last.
+    /// What must happen when the last submitted byte is sent.
     fn after_sending(&self, output: &Output) -> Option<Action> {
         if !output.is_settled() {
             return None;
@@ -359,9 +360,9 @@ impl Core {
         socket.is_some_and(|socket| socket.arrived_bytes().is_ok_and(|bytes| bytes > 0))
     }
 
-    /// The last activity, where the idle timeout is due although no activity was recorded: a
-    /// handler is running, or the peer has taken bytes that the kernel accepted earlier. `None`:
-    /// idle.
+    /// The time of the last activity, when the idle timeout is due. `None`: the connection is idle.
+    /// Some activity is not recorded as it happens: a handler that computes, and a peer that takes
+    /// bytes which the kernel accepted earlier.
     fn last_moved(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
         if self.life.is_closed() {
             if self.timeouts.lingers_too_long(now_ns) {
@@ -374,7 +375,7 @@ impl Core {
         (self.idle_timeout.end_after(moved_ns) > now_ns).then_some(moved_ns)
     }
 
-    /// How long ago the peer has taken bytes, if it has since the last call.
+    /// How long ago the peer took bytes. `None`: the peer has taken none since the last call.
     pub(super) fn taken_ago(&self) -> Option<Duration> {
         let socket = lock(&self.output).socket.clone()?;
         let taken = socket.taken_by_peer().ok()?;

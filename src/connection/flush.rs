@@ -1,6 +1,6 @@
-//! Flushing: futures and polls that submit what is written and wait until the kernel has it.
+//! Flushing: submits written bytes and waits until the kernel has taken them.
 //!
-//! See [`wait`](super::wait) for what a wait owns.
+//! [`wait`](super::wait) explains what a wait owns.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -55,8 +55,8 @@ impl Future for Flushing<'_> {
     }
 }
 
-/// A flush as a poll; each poll covers what was written before it. Waits no longer than until the
-/// kernel has all but `unsent_bytes_max` bytes.
+/// Polls a flush. Each poll covers the bytes written before it. The flush is done when the kernel
+/// has all but `unsent_bytes_max` bytes.
 pub(super) fn poll_flush(
     core: &Arc<Core>,
     staging: &mut Staging,
@@ -81,7 +81,7 @@ pub(super) fn poll_room(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
-    // There is never room for less than a byte.
+    // A limit of 0 would never leave room.
     let bytes_max = bytes_max.min(core.limits.output_bytes_max).max(1) as u64;
     let waiter = Waiter::new(cx);
     let mut wait = SentWait { core, operation: "write", began: &mut *began, waiter };
@@ -107,7 +107,7 @@ pub(super) fn poll_room(
     polled
 }
 
-/// Waits until nothing more can be sent, as a poll.
+/// Polls until nothing more can be sent.
 pub(super) fn poll_end(core: &Arc<Core>, cx: &Context<'_>) -> Poll<Error> {
     let waker = cx.waker().clone();
     let mut output = lock(&core.output);
@@ -117,7 +117,7 @@ pub(super) fn poll_end(core: &Arc<Core>, cx: &Context<'_>) -> Poll<Error> {
     if core.life.is_closed() || output.ended {
         return Poll::Ready(Error::closed("write"));
     }
-    // A flush that never ends: a close or a failure wakes it.
+    // No flush reaches this target, so only a close or a failure wakes the task.
     let replaced = output.wait_for(u64::MAX, NEVER, Flusher::Task(waker));
     drop(output);
     user_code::discard(replaced);
@@ -154,7 +154,7 @@ impl Flush {
                         Submitted::Queued(submitted) => {
                             *target.insert(submitted.saturating_sub(unsent_max))
                         }
-                        // Nothing was submitted: first there must be room.
+                        // Nothing was submitted: the flush first waits for room.
                         Submitted::Full(room_at) => room_at,
                     },
                 };
@@ -169,12 +169,13 @@ impl Flush {
     }
 }
 
-/// What a look at the output, under its lock, has found.
+/// The result of one check of the output under its lock.
 enum Look<T> {
     Done(T),
     /// The wait is registered.
     Waits,
-    /// The wait needs a clone of the waker, which is made without the lock. Then look again.
+    /// The wait needs a clone of the waker. The caller makes the clone without the lock, then
+    /// checks again.
     NeedsWaker,
 }
 
@@ -209,7 +210,7 @@ impl SentWait<'_> {
     }
 
     /// Registers the wait until `target` bytes are sent, unless its time is up. A run that its
-    /// poller polls keeps no waker, so that it need not become a task.
+    /// poller polls keeps no waker here, so it need not become a task.
     fn register<T>(&mut self, output: &mut Output, target: u64) -> Result<Look<T>> {
         if let Some(error) = output.failure() {
             return Err(Error::io("send", error));

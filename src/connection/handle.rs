@@ -1,4 +1,4 @@
-//! What any thread may do with a connection.
+//! The part of a connection that any thread may use.
 
 use std::any::Any;
 use std::fmt;
@@ -16,15 +16,15 @@ use crate::error::{Error, Result};
 use crate::poller::{Command, Side};
 use crate::sync::lock;
 
-/// A reference to a connection that any thread may hold: closes it, asks about it, moves its
-/// timeouts.
+/// A reference to a connection. Any thread may use it to close the connection, to ask about it, and
+/// to change its timeouts.
 ///
-/// Clones refer to the same connection. A handle does not keep a connection open, and stays valid
-/// after its end.
+/// Clones refer to the same connection. A handle does not keep the connection open. It stays valid
+/// after the connection's end.
 #[derive(Clone)]
 pub struct Handle(pub(super) Arc<Core>);
 
-/// Bytes of one connection.
+/// Counts of the bytes of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionStats {
@@ -32,7 +32,7 @@ pub struct ConnectionStats {
     pub received_bytes: u64,
     /// Taken by the kernel.
     pub sent_bytes: u64,
-    /// Received and, as of the reader's last wait, not consumed.
+    /// Received and not consumed. Consumed bytes are subtracted when the reader next waits.
     pub unread_bytes: u64,
     /// Submitted and not yet taken by the kernel.
     pub unsent_bytes: u64,
@@ -43,56 +43,58 @@ impl Handle {
         Handle(Arc::clone(core))
     }
 
-    /// Closes the connection. Idempotent, from any thread.
+    /// Closes the connection. Calling it again has no effect.
     ///
-    /// Waiting reads and flushes fail with a closed error. Bytes that are written but not submitted
+    /// Waiting reads and flushes fail with a closed error. Bytes that are written and not submitted
     /// are dropped. Submitted bytes are still sent while the peer takes them. If the peer takes
-    /// nothing for 30 s, or for a shorter idle timeout, the rest is dropped and a TCP peer sees a
-    /// reset; after ten minutes it does in any case. A peer that goes on sending may lose the last
-    /// of the output: TCP resets a connection that closes with unread input. The descriptor closes
-    /// after all this, once a running handler has returned and its
-    /// [`Connection`](crate::Connection) is dropped. The close callbacks run just before.
+    /// nothing for 30 s, or for the idle timeout if that is shorter, the unsent bytes are dropped
+    /// and a TCP peer sees a reset. The same happens in any case ten minutes after the close. A
+    /// peer that still sends may lose the last output: TCP resets a connection that closes with
+    /// unread input.
+    ///
+    /// The descriptor closes when the output is sent or dropped, a running handler has returned,
+    /// and the [`Connection`](crate::Connection) is dropped. The close callbacks run just before.
     pub fn close(&self) {
         self.0.close();
     }
 
-    /// Closes the connection at once. Like [`close`](Self::close), but what the kernel has not sent
-    /// is dropped, whoever handed it over, and a TCP peer sees a reset.
+    /// Closes the connection at once. Like [`close`](Self::close), but all bytes that the kernel
+    /// has not sent are dropped, and a TCP peer sees a reset.
     pub fn abort(&self) {
         self.0.abort();
     }
 
-    /// Neither side has closed. Turns `false` when the peer does, without a read.
+    /// Whether neither side has closed. Changes to `false` when the peer closes, without a read.
     pub fn is_active(&self) -> bool {
         self.0.life.is_active()
     }
 
-    /// This side has closed.
+    /// Whether this side has closed.
     pub fn is_closed(&self) -> bool {
         self.0.life.is_closed()
     }
 
-    /// The other end, as it was when the connection was made.
+    /// The peer's address, as it was when the connection was made.
     pub fn peer_addr(&self) -> PeerAddr {
         self.0.peer.clone()
     }
 
-    /// This end.
+    /// The local address.
     ///
     /// # Errors
-    /// Closed, once the descriptor is gone.
+    /// Closed, after the descriptor has closed. An error of the kernel.
     pub fn local_addr(&self) -> Result<PeerAddr> {
         let output = lock(&self.0.output);
         let socket = output.socket.as_ref().ok_or_else(|| Error::closed("local_addr"))?;
         socket.local_addr().map_err(|error| Error::io("getsockname", error))
     }
 
-    /// Distinguishes connections that exist at the same time.
+    /// A number that differs between connections that exist at the same time.
     pub fn id(&self) -> u64 {
         Arc::as_ptr(&self.0).addr() as u64
     }
 
-    /// Counts of bytes.
+    /// The connection's byte counts.
     pub fn stats(&self) -> ConnectionStats {
         let mut stats = ConnectionStats::default();
         {
@@ -106,55 +108,59 @@ impl Handle {
         stats
     }
 
-    /// Bounds each wait of a read from now on; `None` or zero is for ever. Clears the read
-    /// deadline. A read of a known length waits once, for all of it;
-    /// [`until`](crate::Connection::until) waits anew after each byte that comes.
+    /// Sets the longest time that one wait of a read may take; `None` or zero is no limit. Clears
+    /// the read deadline. A read of a known length waits once, for all its bytes.
+    /// [`until`](crate::Connection::until) starts a new wait after each byte that comes.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.read.set_timeout(timeout);
         self.rouse_reader();
     }
 
-    /// Bounds each wait of a flush from now on; `None` or zero is for ever. Clears the write
-    /// deadline.
+    /// Sets the longest time that one wait of a flush may take; `None` or zero is no limit. Clears
+    /// the write deadline.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.write.set_timeout(timeout);
         self.rouse_flusher();
     }
 
-    /// Ends every wait of a read at `deadline`, whatever the timeout; `None` clears it. A read that
-    /// waits now obeys.
+    /// Ends every wait of a read at `deadline`, and overrides the read timeout. `None` clears the
+    /// deadline. A read that waits already obeys as well.
     pub fn set_read_deadline(&self, deadline: Option<Instant>) {
         self.0.timeouts.read.set_deadline(deadline);
         self.rouse_reader();
     }
 
-    /// Ends every wait of a flush at `deadline`, whatever the timeout; `None` clears it. A flush
-    /// that waits now obeys.
+    /// Ends every wait of a flush at `deadline`, and overrides the write timeout. `None` clears the
+    /// deadline. A flush that waits already obeys as well.
     pub fn set_write_deadline(&self, deadline: Option<Instant>) {
         self.0.timeouts.write.set_deadline(deadline);
         self.rouse_flusher();
     }
 
-    /// Sets both deadlines.
+    /// Sets the read deadline and the write deadline.
     pub fn set_deadline(&self, deadline: Option<Instant>) {
         self.set_read_deadline(deadline);
         self.set_write_deadline(deadline);
     }
 
-    /// Closes the connection when no byte has moved for `timeout` and no handler computes; `None`
-    /// or zero is never.
+    /// Closes the connection when no byte has moved for `timeout` while no handler was computing.
+    /// `None` or zero is no limit. A handler that waits for the peer is not computing.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.touch(now_ns());
         self.0.idle_timeout.set(timeout);
         if self.is_closed() {
-            // The bound of what is still sent stays.
+            // After a close, `LINGER` still bounds the time for unsent bytes.
             self.0.idle_timeout.cap(config::LINGER);
         }
         self.0.arm(self.0.idle_at());
     }
 
-    /// Calls `callback` when the connection ends: last added first, once, after the handler that
-    /// runs has returned, with the descriptor still valid. If that has happened, calls it now.
+    /// Calls `callback` once when the connection ends. The callback added last is called first.
+    /// Callbacks are called after the running handler has returned, while the descriptor is still
+    /// open. If the callbacks have been called already, `callback` is called at once.
+    ///
+    /// # Panics
+    /// If `callback` is called at once and panics.
     pub fn on_close(&self, callback: impl FnOnce(&Handle) + Send + 'static) {
         {
             let mut extras = lock(&self.0.extras);
@@ -166,18 +172,17 @@ impl Handle {
         callback(self);
     }
 
-    /// Runs `future` where the handlers of the connection's server run: on the connection's poller,
-    /// on the workers, or on the runtime, as the placement says. Beside the handlers, so requests
-    /// of one connection can be served at the same time; their replies go through a
-    /// [`Mux`](crate::Mux).
+    /// Runs `future` at the same time as the handlers, where the server's placement runs them: on
+    /// the connection's poller, on the workers, or on the runtime. So requests of one connection
+    /// can be served at the same time. Their replies go through a [`Mux`](crate::Mux).
     ///
-    /// A shutdown waits for it as it does for handlers, whatever becomes of the connection. An
-    /// error or a panic is reported to `on_error` and counted; the connection stays, unless that
-    /// closes it. To the idle timeout only the handler counts, and its waits for the peer: not what
-    /// was spawned.
+    /// A shutdown waits for `future` as it does for handlers, also if the connection has ended. An
+    /// error or a panic of `future` is counted and reported to `on_error`, and does not close the
+    /// connection. The idle timeout ignores `future`: only handlers and their waits count.
     ///
     /// # Errors
-    /// Unsupported: the connection has no server. Spawn on an executor of your own there.
+    /// Unsupported, if the connection has no server. Spawn `future` on an executor of your own
+    /// then.
     pub fn spawn<F>(&self, future: F) -> Result<()>
     where
         F: Future<Output = Result<()>> + Send + 'static,
@@ -185,20 +190,23 @@ impl Handle {
         self.0.spawn(future)
     }
 
-    /// Calls `code` with the descriptor, which stays open meanwhile.
+    /// Calls `code` with the descriptor, which stays open until `code` returns.
     ///
     /// # Errors
-    /// Closed, once the descriptor is gone.
+    /// Closed, after the descriptor has closed.
+    ///
+    /// # Panics
+    /// If `code` panics.
     pub fn with_fd<T>(&self, code: impl FnOnce(BorrowedFd<'_>) -> T) -> Result<T> {
         let socket = lock(&self.0.output).socket.clone();
         let socket = socket.ok_or_else(|| Error::closed("with_fd"))?;
         Ok(code(socket.as_fd()))
     }
 
-    /// Attaches a value to the connection, in place of the one before.
+    /// Attaches a value to the connection. It replaces the value attached before.
     pub fn set_context<T: Any + Send + Sync>(&self, context: T) {
         let old = lock(&self.0.extras).context.replace(Arc::new(context));
-        // Dropped outside the lock: it may be anything.
+        // The destructor is user code, so no lock is held.
         drop(old);
     }
 
@@ -214,13 +222,13 @@ impl Handle {
         let socket = output.socket.as_ref().ok_or_else(|| Error::closed("shutdown_write"))?;
         self.0.remote.counters.add(|counters| &counters.setup_calls, 1);
         match socket.shutdown(Side::Write) {
-            // The peer has reset the connection: its reader will not miss our end.
+            // The peer has reset the connection, so there is no stream left to end.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             done => done.map_err(|error| Error::io("shutdown", error)),
         }
     }
 
-    /// Makes a waiting reader compute its end anew.
+    /// Wakes a waiting reader, which then computes the end of its wait anew.
     fn rouse_reader(&self) {
         let waker = lock(&self.0.input).take_waker();
         self.0.wake(waker, None);

@@ -1,4 +1,4 @@
-//! Handing a connection's reader and writer out to a run, and their coming home.
+//! Giving a connection's reader and writer to a run, and taking them back.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, lock};
 use crate::user_code;
 
-/// The reader and the writer, which a run has both at first.
+/// The parts that a run has at first.
 pub(super) const BOTH: u8 = READER | WRITER;
 
 impl Core {
-    /// The connection, as a run gets it: with all bytes that came since the run started.
+    /// Makes the connection for a run. It has all bytes that have come so far.
     #[inline]
     pub(super) fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
         let Handed { mut reader, writer, kind } = handed;
@@ -28,8 +28,8 @@ impl Core {
         }
         let mut writer = writer.unwrap_or_else(parts::writer);
         if self.life.drops_input() {
-            // The connection was closed since the run started. The handler must see that, and not
-            // serve a request whose answer can no longer be sent.
+            // The connection was closed after the run started. The handler must see the close, and
+            // must not serve a request that it can no longer answer.
             (reader, writer) = (parts::reader(), parts::writer());
         } else if self.has_arrivals() {
             self.refill(&mut reader, 0);
@@ -37,7 +37,8 @@ impl Core {
         Connection::with_parts(Arc::clone(self), reader, writer)
     }
 
-    /// Takes parts of a run back. If the run is over then, does what follows.
+    /// Takes parts of a run back. If all parts are back, the run is over, and this does what
+    /// follows.
     #[inline]
     pub(super) fn release(
         self: &Arc<Self>,
@@ -62,7 +63,7 @@ impl Core {
     fn follow_release(self: &Arc<Self>, mut input: MutexGuard<'_, Input>, is_over: bool) {
         let mut unread = Discarded::default();
         if self.life.drops_input() {
-            // A handle may keep the rest of the connection for long.
+            // A handle may keep the connection's core for long, so free its bytes now.
             unread = input.discard();
         }
         let next = if is_over { self.next_after_run(&mut input) } else { Next::Rest };
@@ -86,7 +87,7 @@ impl Core {
         }
     }
 
-    /// Everything of a run is back.
+    /// Decides what follows a run. All its parts are back.
     fn next_after_run(&self, input: &mut Input) -> Next {
         input.settle_home();
         let found = Found {
@@ -102,12 +103,13 @@ impl Core {
         input.runs.end(found)
     }
 
-    /// A connection that its user owns was split.
+    /// A connection without a server was split.
     pub(super) fn count_halves(&self) {
         self.halves.store(2, Ordering::Relaxed);
     }
 
-    /// A half is dropped. In a server it goes home. Otherwise the second half to be dropped closes.
+    /// A half is dropped. In a server its part is given back. Otherwise the second drop closes the
+    /// connection.
     pub(super) fn drop_half(
         self: &Arc<Self>,
         part: u8,

@@ -1,8 +1,10 @@
-//! Bytes coming in.
+//! Received bytes.
 //!
-//! While the reader is home, the poller files bytes there; while it is out, into `inbox`, which its
-//! holder takes whole and then reads without a lock. Guarded by the input lock; the waker is fired
-//! outside it.
+//! A run that starts gets the reader, with all bytes that are unread. While a run has the reader,
+//! the poller files bytes into `inbox`. The same holds for a connection without a server, whose
+//! user always has the reader. The holder of the reader takes the whole inbox, and then reads
+//! without a lock. All of [`Input`] is guarded by the input lock. A waker is called only after
+//! unlocking.
 
 use std::io;
 use std::task::Waker;
@@ -19,25 +21,24 @@ pub(super) struct Input {
     pub(super) runs: Runs,
     /// Bytes ever received.
     received: u64,
-    /// What the reader has; while it is out, what it had when it last looked in, and may have
-    /// consumed since.
+    /// How many bytes the reader has. While a run has the reader, this is the number when the
+    /// reader last took the inbox; the run may have consumed some since.
     held_bytes: usize,
-    /// The reader, while it is home, with what is unread.
+    /// The reader with its unread bytes, while no run has it.
     reader: Option<Box<Chain>>,
-    /// The writer, while it is home, with what the last run wrote and did not submit.
+    /// The writer with bytes that the last run did not submit, while no run has it.
     writer: Option<Box<Staging>>,
-    /// Apart, since a server's reader is home most of the time and the bytes go there.
+    /// Bytes that came while a run has the reader.
     inbox: Option<Box<Chain>>,
-    /// There is a handler for requests: bytes that nobody waits for start a run.
+    /// Whether there is a handler for requests. If so, bytes start a run when no run is active.
     pub(super) serves: bool,
     /// The poller has given up the slot.
     pub(super) removed: bool,
-    /// The peer has gone during `on_connect`; the user is told after it.
+    /// The peer has gone during `on_connect`. `on_disconnect` is called after it.
     disconnect_owed: bool,
-    /// The peer has ended its side; bytes of it may be left in the kernel, while reception is
-    /// paused.
+    /// The peer has ended its side. Bytes may be left in the kernel while reception is paused.
     hung_up: bool,
-    /// Nothing more will come, and why.
+    /// Why nothing more will be received; `None` while more may come.
     pub(super) end: Option<End>,
     pub(super) wait: Option<Wait>,
     /// How connecting ended.
@@ -46,10 +47,10 @@ pub(super) struct Input {
 
 /// A reader that waits.
 pub(super) struct Wait {
-    /// For so many bytes, in all.
+    /// How many bytes the reader wants, those it already has included.
     bytes: usize,
     waker: Waker,
-    /// Until then.
+    /// When the wait ends.
     pub(super) until_ns: u64,
 }
 
@@ -59,19 +60,19 @@ pub(super) enum End {
     Eof,
     /// The kernel reported this error.
     Failed(io::ErrorKind, Option<i32>),
-    /// The poller's memory is used up by readers that wait for more than their share.
+    /// The poller is short of memory, and this reader waits for more than its share.
     Memory,
 }
 
 /// See [`Input::discard`].
 pub(super) type Discarded = (Option<Box<Chain>>, Option<Box<Chain>>, Option<Box<Staging>>);
 
-/// What a run works with. Taken as it starts; it begins later, and what comes until then is in the
-/// inbox.
+/// The reader and the writer that a run starts with. The run begins later. Bytes that come until
+/// then are in the inbox.
 pub(crate) struct Handed {
     pub(super) kind: Kind,
     pub(super) reader: Box<Chain>,
-    /// Only where the last run has left something in it.
+    /// `None` if the last run left no bytes in it.
     pub(super) writer: Option<Box<Staging>>,
 }
 
@@ -82,9 +83,9 @@ pub(super) struct Filed {
     /// A run has started for the end.
     pub(super) run: Option<Handed>,
     pub(super) pause: bool,
-    /// Nobody will have anything to do here any more.
+    /// Close the connection: there are no bytes to read, and no more will come.
     pub(super) close: bool,
-    /// Give up on this connection: it holds more than its share and waits for more.
+    /// Close the connection: it holds more than its share and waits for more.
     pub(super) over_share: bool,
 }
 
@@ -107,13 +108,13 @@ impl Input {
         }
     }
 
-    /// Whether bytes start a run: the reader is home, and a handler takes them.
+    /// Whether received bytes start a run.
     #[inline]
     pub(super) fn may_start(&self) -> bool {
         self.serves && self.runs == Runs::Home
     }
 
-    /// Starts a run with what the poller received, and with what was left unread before.
+    /// Starts a run with the received bytes, and with the bytes left unread before.
     #[inline]
     pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Handed {
         let reader = self.reader.get_or_insert_with(parts::reader);
@@ -122,7 +123,7 @@ impl Input {
         self.start(Kind::Request)
     }
 
-    /// Takes in what the poller received for a reader that is out.
+    /// Files received bytes into the inbox, while a run has the reader.
     pub(super) fn file(
         &mut self,
         bytes: Received<'_>,
@@ -135,7 +136,8 @@ impl Input {
         let buffered = self.buffered_bytes();
         let waits_on = self.wait.as_ref().map(|wait| buffered < wait.bytes);
         if waits_on != Some(false) {
-            // Nobody is told of them; a handler may also give up its wait, having seen none.
+            // These bytes wake no reader, or the reader's handler may drop its wait without taking
+            // them. Note them, so that another run follows.
             self.runs.on_news();
         }
         if waits_on == Some(true) {
@@ -146,7 +148,8 @@ impl Input {
         Filed { wake: self.take_waker(), pause, ..Filed::default() }
     }
 
-    /// Notes the end; returns who waits and whether a run is to be started for it.
+    /// Notes the end. Returns the waker of a waiting reader, and the run that starts for the end,
+    /// if any.
     pub(super) fn end(&mut self, end: End) -> Filed {
         self.end.get_or_insert(end);
         let home = self.runs == Runs::Home;
@@ -159,8 +162,8 @@ impl Input {
         }
     }
 
-    /// Notes that the peer has ended while reception is paused. A handler gets what there is: in a
-    /// run that is started here, or, where one is out already, in one that follows.
+    /// Notes that the peer has ended while reception is paused. A handler gets the buffered bytes:
+    /// in a run that starts now, or in a run that follows the active one.
     pub(super) fn hang_up(&mut self) -> Option<Handed> {
         self.hung_up = true;
         let drained = self.runs == Runs::Home && self.buffered_bytes() == 0;
@@ -176,18 +179,18 @@ impl Input {
         starts.then(|| self.start(Kind::Request))
     }
 
-    /// Starts a run, with all that is here.
+    /// Starts a run with all buffered bytes.
     #[inline]
     pub(super) fn start(&mut self, kind: Kind) -> Handed {
         debug_assert_eq!(self.inbox_len(), 0, "what is home has been settled");
-        // What starts it is not consumed yet.
+        // The bytes that start the run are not consumed yet.
         let consumed = self.consumed();
         self.runs.start(kind, consumed);
         let reader = self.reader.take().unwrap_or_else(parts::reader);
         Handed { kind, reader, writer: self.writer.take() }
     }
 
-    /// `true`: `on_connect` runs, and the user will be told after it.
+    /// Returns `true` if `on_disconnect` must wait for the end of `on_connect`.
     pub(super) fn owe_disconnect_if_connecting(&mut self) -> bool {
         self.disconnect_owed |= self.runs.is_connecting();
         self.disconnect_owed
@@ -201,7 +204,7 @@ impl Input {
         self.wait.is_some()
     }
 
-    /// Hands everything to the reader.
+    /// Moves all bytes of the inbox to the reader.
     pub(super) fn refill(&mut self, reader: &mut Chain) {
         if let Some(mut inbox) = self.inbox.take() {
             reader.append(&mut inbox);
@@ -210,12 +213,13 @@ impl Input {
         self.held_bytes = reader.len();
     }
 
-    /// Notes how much the reader has left.
+    /// Notes how many bytes the reader has left.
     pub(super) fn set_held_bytes(&mut self, bytes: usize) {
         self.held_bytes = bytes;
     }
 
-    /// Ends a run that has left nothing, if nothing has come meanwhile.
+    /// Ends a run after which there is nothing to do but to wait for bytes. `false`: there is, or may
+    /// be.
     #[inline]
     pub(super) fn rest(&mut self) -> bool {
         let is_quiet = self.buffered_bytes() == 0
@@ -230,8 +234,8 @@ impl Input {
         is_quiet
     }
 
-    /// Takes back what comes home. Returns who was registered still, to be dropped without the
-    /// lock.
+    /// Takes back a reader, a writer, or both. Returns the waker that the reader had registered, to
+    /// be dropped without the lock.
     #[inline]
     pub(super) fn bring_home(
         &mut self,
@@ -247,7 +251,7 @@ impl Input {
         self.take_waker()
     }
 
-    /// Everything is home: what came meanwhile follows what was left unread.
+    /// All parts of a run are back: appends the bytes of the inbox to the reader's unread bytes.
     pub(super) fn settle_home(&mut self) {
         if self.inbox_len() > 0 {
             let mut reader = self.reader.take().unwrap_or_else(parts::reader);
@@ -256,8 +260,9 @@ impl Input {
         }
     }
 
-    /// Registers the reader; `file` wakes it when `bytes` are there. Returns the waker that is not
-    /// needed, to be dropped without the lock: a last one may drop a task with all it has.
+    /// Registers a reader that waits; `file` wakes it when `bytes` are buffered. Returns the waker
+    /// that is not needed. The caller drops it without the lock, because dropping the last waker
+    /// may drop a task.
     #[must_use]
     pub(super) fn wait_for(&mut self, bytes: usize, until_ns: u64, waker: Waker) -> Option<Waker> {
         let (waker, unneeded) = match self.take_waker() {
@@ -268,12 +273,12 @@ impl Input {
         unneeded
     }
 
-    /// When a reader's wait is over.
+    /// When the reader's wait ends.
     pub(super) fn until_ns(&self) -> u64 {
         self.wait.as_ref().map_or(NEVER, |wait| wait.until_ns)
     }
 
-    /// Whom to wake if its wait is over at `now_ns`, otherwise when to look again.
+    /// The waker to call if the wait ends by `now_ns`, otherwise the time of the next check.
     pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Waker>, u64) {
         match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
             Some(wait) => (Some(wait.waker), NEVER),
@@ -285,18 +290,19 @@ impl Input {
         self.wait.take().map(|wait| wait.waker)
     }
 
-    /// Bytes that came while the reader was out, and that it has not taken yet.
+    /// How many bytes are in the inbox.
     #[inline]
     pub(super) fn inbox_len(&self) -> usize {
         self.inbox.as_ref().map_or(0, |inbox| inbox.len())
     }
 
-    /// Buffered here and, at most, by the reader.
+    /// How many bytes are in the inbox and the reader. Those consumed since the reader last took
+    /// the inbox are included.
     pub(super) fn buffered_bytes(&self) -> usize {
         self.inbox_len() + self.held_bytes
     }
 
-    /// Bytes the user has consumed; exact when the reader is home.
+    /// How many bytes the user has consumed. Exact while no run has the reader.
     pub(super) fn consumed(&self) -> u64 {
         self.received - self.buffered_bytes() as u64
     }
@@ -305,8 +311,8 @@ impl Input {
         self.received
     }
 
-    /// Takes out what nobody will read or send, to be dropped without the lock: the writer may hold
-    /// memory of the user's.
+    /// Takes out all buffered bytes. The caller drops them without the lock, because the writer may
+    /// hold memory of the user.
     #[must_use]
     pub(super) fn discard(&mut self) -> Discarded {
         self.held_bytes = 0;
@@ -314,7 +320,7 @@ impl Input {
     }
 }
 
-/// Adds what was received; says how many bytes those are.
+/// Adds received bytes to a chain. Returns their number.
 #[inline]
 fn add(bytes: Received<'_>, into: &mut Chain, pool: &Pool) -> usize {
     let before = into.len();

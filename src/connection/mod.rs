@@ -1,9 +1,9 @@
-//! One peer: what users hold.
+//! A connection to one peer, and the types that users hold.
 //!
-//! A [`Connection`] owns its peer's reader and writer. Both work without a lock on what they have;
-//! only to get more, or to hand bytes over, do they meet the poller, under the input or the output
-//! lock of [`core`](self::core). In a server a connection is handed out to a run of a handler and comes home
-//! when it is dropped.
+//! A [`Connection`] owns the reader and the writer. The reader reads its bytes without a lock, and
+//! takes the input lock of [`core`](self::core) only to get more. The writer writes without a lock,
+//! and takes the output lock only to submit. A server gives the connection to a run of a handler.
+//! Dropping the connection gives the reader and the writer back.
 
 mod core;
 mod end;
@@ -40,6 +40,7 @@ use crate::user_code;
 pub use handle::{ConnectionStats, Handle};
 use parts::Lent;
 use reader::impl_reader;
+use state::{READER, WRITER};
 use wait::Began;
 use writer::impl_writer;
 
@@ -47,19 +48,19 @@ pub(crate) use self::core::{Core, Remote};
 pub(crate) use run::Handler;
 pub(crate) use service::{Hooks, Service};
 
-/// The poller that the calling thread is.
+/// The poller of the calling thread, if that thread is a poller.
 pub(crate) fn current_poller() -> Option<Arc<Remote>> {
     Remote::current()
 }
-use state::{READER, WRITER};
 
 /// A stream to one peer, and the only owner of its reader and writer.
 ///
-/// `Send + Sync`, and usable from any executor or thread. It dereferences to its [`Handle`].
+/// It is `Send + Sync`, and any executor or thread may use it. It dereferences to its [`Handle`].
 ///
-/// Dropping one that was dialled or adopted closes it. Dropping one that a server handed to a
-/// handler gives it back: the next run starts when the handler's future is done *and* its
-/// connection is back. What is buffered, unread or written, is there again in the next run.
+/// Dropping a connection that was dialled or adopted closes it. Dropping a connection that a server
+/// gave to a handler gives it back to the server. The next run starts when the handler's future is
+/// done *and* its connection is back. Bytes that are unread, or written and not submitted, are kept
+/// for the next run.
 pub struct Connection {
     handle: Handle,
     reader: Lent<Chain>,
@@ -82,20 +83,20 @@ pub struct WriteHalf {
     write_began: WriteBegan,
 }
 
-/// The waits of a writer's poll methods.
+/// When the waits of a writer's poll methods began.
 #[derive(Clone, Copy, Default)]
 struct WriteBegan {
     room: Began,
     flush: Began,
 }
 
-/// A connection that has left its poller.
+/// A connection that was taken away from its poller.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Detached {
     /// The socket, open and non-blocking.
     pub fd: OwnedFd,
-    /// What was received and not read.
+    /// Bytes received and not read.
     pub unread: LinkBuffer,
 }
 
@@ -105,7 +106,7 @@ impl_writer!(Connection);
 impl_writer!(WriteHalf);
 
 impl Connection {
-    /// A connection that its user owns for good.
+    /// A connection without a server: its user closes it.
     pub(crate) fn owned(core: &Arc<Core>) -> Connection {
         Connection::with_parts(Arc::clone(core), Box::default(), Box::default())
     }
@@ -120,13 +121,13 @@ impl Connection {
         }
     }
 
-    /// A handle to keep elsewhere.
+    /// A new handle of this connection.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Parts reading from writing, so that two tasks can do both at once. The connection closes, or
-    /// goes home, when both halves are dropped.
+    /// Splits the connection into a reading and a writing half, so that two tasks can use it at the
+    /// same time. Dropping both halves has the same effect as dropping the connection.
     pub fn split(mut self) -> (ReadHalf, WriteHalf) {
         self.handle.0.count_halves();
         (
@@ -143,13 +144,15 @@ impl Connection {
         )
     }
 
-    /// Flushes, then takes the socket away from its poller, with everything received and not read.
-    /// The close callbacks run before this returns; the descriptor stays open.
+    /// Flushes, then takes the socket away from its poller. Returns the socket and all bytes
+    /// received and not read. The close callbacks run before this returns; the descriptor stays
+    /// open.
     ///
-    /// A call that is given up before its end closes the connection.
+    /// Dropping the future before its end closes the connection.
     ///
     /// # Errors
-    /// As for [`flush`](Self::flush); the connection closes then.
+    /// As for [`flush`](Self::flush), and an error of the kernel if `with_fd` runs and the
+    /// descriptor cannot be duplicated. The connection closes then.
     pub async fn detach(mut self) -> Result<Detached> {
         let core = Arc::clone(&self.handle.0);
         let detaching = Detaching(&core);
@@ -165,18 +168,18 @@ impl Connection {
         let socket = socket.ok_or_else(|| Error::closed("detach"))?;
         let fd = match Arc::try_unwrap(socket) {
             Ok(socket) => socket.into_fd(),
-            // Somebody is inside `with_fd`: another number for the same socket does as well.
+            // Another thread is inside `with_fd` and uses this descriptor, so duplicate it.
             Err(socket) => socket.duplicate().map_err(|error| Error::io("detach", error))?,
         };
         lock(&core.input).refill(&mut self.reader);
         let unread = LinkBuffer::from_chain(std::mem::take(&mut *self.reader));
-        // The socket is its user's from here on: there is nothing left to close.
+        // Completes detaching. The socket was taken, so this does not close it.
         drop(detaching);
         Ok(Detached { fd, unread })
     }
 }
 
-/// Closes a connection whose detaching ends halfway, and finishes one that is detached.
+/// Ends detaching. If `detach` has not taken the socket, this closes the connection.
 struct Detaching<'a>(&'a Arc<Core>);
 
 impl Drop for Detaching<'_> {
@@ -189,20 +192,20 @@ impl Drop for Detaching<'_> {
     }
 }
 
-/// For the driver of a mux.
+/// Methods for the driver of a mux.
 impl WriteHalf {
-    /// Where the connection's blocks come from.
+    /// The pool that the connection's blocks come from.
     pub(crate) fn pool(&self) -> &Pool {
         &self.handle.0.remote.pool
     }
 
-    /// Waits until nothing more can be written: this side is closed, or the connection has failed.
-    /// For a writer that has nothing to flush.
+    /// Waits until nothing more can be written: this side has closed, or the connection has failed.
+    /// A writer calls this while it has nothing to flush.
     pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Poll<Error> {
         flush::poll_end(&self.handle.0, cx)
     }
 
-    /// Withdraws what the last poll has registered.
+    /// Withdraws the registration of the last poll.
     pub(crate) fn forget_wait(&self) {
         let flusher = lock(&self.handle.0.output).take_flusher();
         user_code::discard(flusher);
@@ -211,7 +214,7 @@ impl WriteHalf {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // Nothing, where it was split: the halves have them.
+        // A connection that was split has no parts: its halves have them.
         let (Some(reader), Some(writer)) = (self.reader.take(), self.writer.take()) else { return };
         let core = &self.handle.0;
         if !core.is_serving() {
@@ -278,7 +281,7 @@ const _: () = {
     goes_anywhere::<Handle>();
 };
 
-/// Starts to connect; [`wait_connected`] tells how it ended.
+/// Starts to connect. [`wait_connected`] returns the result.
 pub(crate) fn start_connect(core: &Arc<Core>, socket: Arc<Socket>, peer: PeerAddr) {
     core.remote.send(Command::Connect(Arc::clone(core), socket, peer));
 }

@@ -1,10 +1,10 @@
-//! Bytes going out, and the one place that hands them to the kernel or to the poller.
+//! Submitted bytes, and the one place that passes them to the kernel or to the poller.
 //!
-//! One sender at a time, so bytes never reorder. While the output is [`Sending::Idle`], a flush
-//! sends on its own thread, or leaves its bytes to the poller, as the backend's outlet says. Bytes
-//! that the socket does not take are left to the poller in any case. From then on the output is
-//! [`Sending::Handed`]: the poller has some bytes, and later flushes only queue behind them.
-//! Guarded by the output lock, which is held over the non-blocking send.
+//! Only one thread sends at a time, so bytes never reorder. While the output is [`Sending::Idle`],
+//! a flush sends on its own thread, or leaves its bytes to the poller; the backend's outlet
+//! decides. Bytes that the socket does not take are left to the poller. From then on the output is
+//! [`Sending::Handed`]: the poller has some bytes, and later flushes queue behind them. All of
+//! [`Output`] is guarded by the output lock, which is held during the non-blocking send.
 
 use std::io;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ pub(super) struct Output {
     sending: Sending,
     /// Submitted while the poller has other bytes of the connection.
     queue: Option<Box<Chain>>,
-    /// The write side was ended on purpose.
+    /// The user has ended this side of the stream.
     pub(super) ended: bool,
     pub(super) ending: Ending,
     /// The close callbacks have run.
     pub(super) finished: bool,
-    /// The socket is to outlive the connection.
+    /// `detach` is under way: the socket must stay open.
     pub(super) detaching: bool,
     failed: Option<(io::ErrorKind, Option<i32>)>,
     wait: Option<FlushWait>,
@@ -46,9 +46,9 @@ pub(super) struct Output {
 pub(super) enum Ending {
     /// Not closed.
     No,
-    /// Closed, and bytes that were submitted before are still to be sent.
+    /// Closed, and submitted bytes are not sent yet.
     Lingers,
-    /// The socket has ended, and its poller was asked to let go of it.
+    /// The socket has ended, and the poller was asked to remove the connection.
     Ended,
 }
 
@@ -60,14 +60,14 @@ enum Sending {
     Handed,
 }
 
-/// A flush that waits until so many bytes are sent, but no longer than until that time.
+/// A flush that waits until `sent` bytes are sent in all, or until `until_ns`.
 struct FlushWait {
     sent: u64,
     flusher: Flusher,
     until_ns: u64,
 }
 
-/// What continues when a flush is done.
+/// What is woken when a flush is done.
 pub(super) enum Flusher {
     Task(Waker),
     /// The run that its poller polls, or keeps until the flush is done.
@@ -75,7 +75,7 @@ pub(super) enum Flusher {
 }
 
 impl Flusher {
-    /// From any thread.
+    /// Wakes the task or the run, from any thread.
     pub(super) fn wake(self, core: &Arc<Core>) {
         match self {
             Flusher::Task(waker) => user_code::wake(waker),
@@ -83,7 +83,7 @@ impl Flusher {
         }
     }
 
-    /// On the poller: adds the wake-up to what the round collects.
+    /// Adds the wake-up to the reaction of this round. On the poller.
     pub(super) fn collect<H>(self, reaction: &mut Reaction<H>) {
         match self {
             Flusher::Task(waker) => reaction.flusher = Some(waker),
@@ -97,9 +97,10 @@ impl Flusher {
 pub(super) enum Submitted {
     /// The kernel has every byte.
     Sent,
-    /// The kernel will have every byte when so many are sent in all.
+    /// The flush is done when this many bytes are sent in all.
     Queued(u64),
-    /// Nothing was submitted: too much waits for the peer, until so many are sent in all.
+    /// Nothing was submitted, because too many bytes are unsent. There is room when this many bytes
+    /// are sent in all.
     Full(u64),
 }
 
@@ -120,10 +121,10 @@ impl Output {
         }
     }
 
-    /// Submits everything written. `shared` is the connection of this output.
+    /// Submits all written bytes. `core` is the connection of this output.
     ///
     /// # Errors
-    /// Closed; what the kernel failed with.
+    /// Closed. An error of the kernel.
     #[inline(always)]
     pub(super) fn submit(
         &mut self,
@@ -131,7 +132,7 @@ impl Output {
         staging: &mut Staging,
         spent: &mut Spent,
     ) -> Result<Submitted> {
-        // After this side has ended, nothing more can be written, but an empty flush succeeds.
+        // Only an empty flush succeeds after this side has ended.
         if core.life.is_closed() || (self.ended && !staging.is_empty()) {
             return Err(Error::closed("flush"));
         }
@@ -163,9 +164,8 @@ impl Output {
         Ok(if self.unsent() == 0 { Submitted::Sent } else { Submitted::Queued(self.submitted) })
     }
 
-    /// Takes `bytes` to where the poller's backend sends them without a system call of this thread:
-    /// to a send ring, or to the outbox of a poller that is awake. `false`: `bytes` are left as
-    /// they are.
+    /// Leaves `bytes` where the backend sends them without a system call of this thread: in a send
+    /// ring, or in the outbox of a poller that is awake. `false`: nothing was taken from `bytes`.
     #[inline]
     fn leave(&mut self, core: &Arc<Core>, bytes: &mut Chain) -> bool {
         let (token, outlet) = (core.token(), &core.remote.outlet);
@@ -187,7 +187,8 @@ impl Output {
         }
     }
 
-    /// Sends one turn's worth, and leaves the rest to the poller.
+    /// Sends the bytes that the socket takes now, about `SEND_TURN_BYTES` at most, and leaves the
+    /// rest to the poller.
     #[inline(always)]
     fn send_now(
         &mut self,
@@ -205,7 +206,7 @@ impl Output {
             Ok(TurnEnd::Full | TurnEnd::Unfinished) => {
                 self.sending = Sending::Handed;
                 if core.token() == Token::NONE {
-                    // The poller takes the queue as it gives the connection a slot.
+                    // The poller takes the queue when it gives the connection a slot.
                     self.queue = Some(Box::new(bytes.take()));
                 } else {
                     core.remote.leave(core, bytes.take());
@@ -220,8 +221,8 @@ impl Output {
         Ok(())
     }
 
-    /// Sends bytes that were left to a poller which is held up, and the queue behind them. Returns
-    /// the flush that waited for them.
+    /// Sends bytes that were left to a poller that is held up, then the queue. Returns the flush
+    /// that is done by this.
     pub(super) fn send_left(
         &mut self,
         core: &Arc<Core>,
@@ -235,7 +236,7 @@ impl Output {
         if self.failed.is_some() {
             bytes.spend(bytes.len(), spent);
         } else {
-            // An error is kept, and the flush that waits finds it.
+            // `send_now` keeps the error, and the waiting flush finds it.
             let _ = self.send_now(core, &mut bytes, spent);
         }
         self.take_done()
@@ -246,8 +247,8 @@ impl Output {
         self.queue.take()
     }
 
-    /// The poller has sent what it was given, or failed. Returns the flush that waited for it, and
-    /// the bytes to send next.
+    /// The poller has sent the bytes that it had, or has failed. Returns the flush that is done by
+    /// this, and the bytes to send next.
     pub(super) fn on_sent(
         &mut self,
         result: io::Result<usize>,
@@ -264,7 +265,7 @@ impl Output {
         (self.take_done(), next)
     }
 
-    /// The flush that need not wait any longer.
+    /// Takes the registered flush if it is done or has failed.
     fn take_done(&mut self) -> Option<Flusher> {
         let (sent, has_failed) = (self.sent, self.failed.is_some());
         self.wait.take_if(|wait| has_failed || wait.sent <= sent).map(|wait| wait.flusher)
@@ -283,8 +284,8 @@ impl Output {
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
     }
 
-    /// Registers a flush that waits until `sent` bytes are sent. Returns the flush that was
-    /// registered before, to be dropped without the lock.
+    /// Registers a flush that waits until `sent` bytes are sent. Returns the flush registered
+    /// before, which the caller drops without the lock.
     #[must_use]
     pub(super) fn wait_for(
         &mut self,
@@ -295,7 +296,7 @@ impl Output {
         self.wait.replace(FlushWait { sent, flusher, until_ns }).map(|replaced| replaced.flusher)
     }
 
-    /// Changes what the registered task waits for, if `waker` wakes that task.
+    /// Changes the target and the end of the registered wait, if `waker` wakes the same task.
     pub(super) fn renew_wait(&mut self, sent: u64, until_ns: u64, waker: &Waker) -> bool {
         match &mut self.wait {
             Some(FlushWait { flusher: Flusher::Task(known), sent: old, until_ns: old_ns })
@@ -308,7 +309,7 @@ impl Output {
         }
     }
 
-    /// The flush whose time is up at `now_ns`, and otherwise when to ask again.
+    /// The flush whose wait ends by `now_ns`, otherwise the time of the next check.
     pub(super) fn timer(&mut self, now_ns: u64) -> (Option<Flusher>, u64) {
         match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
             Some(wait) => (Some(wait.flusher), NEVER),
@@ -336,7 +337,7 @@ impl Output {
         self.submitted - self.sent
     }
 
-    /// No byte is left that could still be sent.
+    /// Whether no byte is left that could still be sent.
     pub(super) fn is_settled(&self) -> bool {
         self.failed.is_some() || self.unsent() == 0
     }

@@ -1,7 +1,8 @@
-//! The reader and the writer of a connection, as they move between the connection and a run.
+//! Memory of readers and writers.
 //!
-//! What moves is a pointer. A connection at rest has neither, which saves more than a quarter of
-//! its memory: each thread keeps a few empty ones for the next runs that start on it.
+//! A reader and a writer move between a connection and its runs as pointers. A connection at rest
+//! has neither, which saves more than a quarter of its memory. Each thread keeps a few empty ones
+//! for the next runs that start on it.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -9,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use crate::buffer::{Chain, Staging};
 use crate::config::SPARE_PARTS_MAX;
 
-/// A reader or a writer that its holder uses until it goes back.
+/// A reader or a writer, until its holder gives it back.
 pub(super) struct Lent<T>(Option<Box<T>>);
 
 impl<T> Lent<T> {
@@ -17,12 +18,12 @@ impl<T> Lent<T> {
         Lent(Some(part))
     }
 
-    /// Passes the part to another holder.
+    /// Passes the part to another `Lent`.
     pub(super) fn pass_on(&mut self) -> Lent<T> {
         Lent(self.0.take())
     }
 
-    /// Takes the part; `None` if it was taken before. Nothing else may be called after this.
+    /// Takes the part; `None` if it was taken before. No other method may be called after this.
     pub(super) fn take(&mut self) -> Option<Box<T>> {
         self.0.take()
     }
@@ -45,12 +46,13 @@ impl<T> DerefMut for Lent<T> {
 }
 
 thread_local! {
-    /// Empty readers and writers. Gone while the thread ends: then parts are allocated and freed.
+    /// Empty readers and writers. A thread that ends frees this first; then parts are allocated and
+    /// freed.
     static EMPTY: RefCell<Empty> =
         const { RefCell::new(Empty { readers: Vec::new(), writers: Vec::new() }) };
 }
 
-// Boxed, because what moves in and out of a connection is a pointer.
+// Boxed, because the pointers move to connections.
 #[allow(clippy::vec_box)]
 struct Empty {
     readers: Vec<Box<Chain>>,
@@ -71,7 +73,7 @@ pub(super) fn writer() -> Box<Staging> {
     kept.ok().flatten().unwrap_or_default()
 }
 
-/// Keeps an empty reader for another run. Returns one that is not empty.
+/// Keeps `reader` for another run if it is empty. Otherwise returns it.
 #[inline]
 pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
     if !reader.is_empty() {
@@ -82,7 +84,7 @@ pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
     None
 }
 
-/// Keeps an empty writer for another run. Returns one that is not empty.
+/// Keeps `writer` for another run if it is empty. Otherwise returns it.
 #[inline]
 pub(super) fn keep_writer(mut writer: Box<Staging>) -> Option<Box<Staging>> {
     if !writer.is_empty() {

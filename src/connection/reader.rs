@@ -3,17 +3,18 @@
 /// Implements the reader for `$type`, which has the fields `handle`, `reader` and `read_began`.
 macro_rules! impl_reader {
     ($type:ident) => {
-        /// Reading. Every method waits until it has what it was asked for, and fails if that will
-        /// never come; bytes that have come stay buffered then. The errors of all of them: closed,
-        /// end of stream, read timeout, the kernel's, and a limit if more is asked for than
-        /// `read_bytes_max`. Bytes that are buffered are returned whatever the state
-        /// and the deadlines.
+        /// Reading. A method waits until it has all the bytes that it was asked for. It fails if
+        /// they will never come; the bytes that have come stay buffered. Buffered bytes are
+        /// returned also after a close, and after a deadline.
+        ///
+        /// Every read that waits has these errors: closed; end of stream; read timeout; an error of
+        /// the kernel; limit, if more than `read_bytes_max` bytes are asked for.
         impl $type {
-            /// Takes the next `bytes`: a reference to where they were received, or, if they lie in
-            /// several blocks, one copy.
+            /// Takes the next `bytes`. Bytes that lie in one block are not copied: the slice refers
+            /// to that block. Bytes that lie in several blocks are copied once.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             #[inline]
             pub async fn next(&mut self, bytes: usize) -> Result<Slice> {
                 loop {
@@ -24,10 +25,10 @@ macro_rules! impl_reader {
                 }
             }
 
-            /// Like [`next`](Self::next), but the bytes stay to be read.
+            /// Like [`next`](Self::next), but does not consume the bytes.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             #[inline]
             pub async fn peek(&mut self, bytes: usize) -> Result<Slice> {
                 loop {
@@ -38,7 +39,7 @@ macro_rules! impl_reader {
                 }
             }
 
-            /// Takes the next `bytes` if they are here.
+            /// Takes the next `bytes` if so many are buffered. Never waits.
             #[inline]
             pub fn try_next(&mut self, bytes: usize) -> Option<Slice> {
                 self.refill_below(bytes);
@@ -48,25 +49,26 @@ macro_rules! impl_reader {
                 Some(slice)
             }
 
-            /// The next `bytes` if they are here; they stay to be read.
+            /// Returns the next `bytes` if so many are buffered, and does not consume them. Never
+            /// waits.
             #[inline]
             pub fn try_peek(&mut self, bytes: usize) -> Option<Slice> {
                 self.refill_below(bytes);
                 self.reader.peek(bytes, &self.handle.0.remote.pool)
             }
 
-            /// The bytes that are here and lie in one piece, without counting a reference; empty
-            /// only if none are here. They stay to be read.
+            /// Returns the first buffered bytes that lie in one block, and does not consume them.
+            /// The result is empty only if nothing is buffered. Never waits and never copies.
             #[inline]
             pub fn buffered(&mut self) -> &[u8] {
                 self.refill_below(1);
                 self.reader.front_slice()
             }
 
-            /// Drops the next `bytes`.
+            /// Consumes the next `bytes` without returning them.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             pub async fn skip(&mut self, bytes: usize) -> Result<()> {
                 while !self.reader.skip(bytes) {
                     self.fill("skip", bytes).await?;
@@ -75,15 +77,16 @@ macro_rules! impl_reader {
                 Ok(())
             }
 
-            /// Takes everything up to and including the next `delimiter`.
+            /// Takes all bytes up to the next `delimiter`, and the delimiter.
             ///
-            /// The read timeout bounds the wait for each next byte, not for the delimiter: a peer
-            /// that sends a byte at a time keeps this waiting. A read deadline bounds all of it, as
-            /// [`request_timeout`](crate::ServerBuilder::request_timeout) does for each request.
+            /// The read timeout bounds the wait for each next byte, and not the whole call. So a
+            /// peer that sends one byte at a time keeps this call waiting. A read deadline bounds
+            /// the whole call, and so does
+            /// [`request_timeout`](crate::ServerBuilder::request_timeout).
             ///
             /// # Errors
-            /// As for all reads. At the end of the stream [`Error::partial`] has what came before
-            /// it. A limit, when `read_bytes_max` bytes hold no delimiter.
+            /// As for every read that waits. At the end of the stream, [`Error::partial`] holds the
+            /// bytes before the end. Limit, if `read_bytes_max` bytes hold no delimiter.
             pub async fn until(&mut self, delimiter: u8) -> Result<Slice> {
                 let mut searched = 0;
                 loop {
@@ -101,11 +104,11 @@ macro_rules! impl_reader {
                 }
             }
 
-            /// Copies what is here into `buffer`, waiting for at least one byte. Returns how many;
-            /// 0 at the end of the stream, or for an empty buffer.
+            /// Waits for at least one byte, then copies buffered bytes into `buffer`. Returns the
+            /// number of bytes copied. Returns 0 at the end of the stream, or if `buffer` is empty.
             ///
             /// # Errors
-            /// As for all reads, but for the end of the stream.
+            /// As for every read that waits, except the end of the stream.
             pub async fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
                 if !buffer.is_empty() {
                     self.readable().await?;
@@ -113,10 +116,10 @@ macro_rules! impl_reader {
                 Ok(self.read_into(buffer))
             }
 
-            /// Fills `buffer`.
+            /// Fills all of `buffer`.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<()> {
                 while self.reader.len() < buffer.len() {
                     self.fill("read_exact", buffer.len()).await?;
@@ -128,24 +131,25 @@ macro_rules! impl_reader {
             /// Takes one byte.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             pub async fn read_byte(&mut self) -> Result<u8> {
                 Ok(self.next(1).await?[0])
             }
 
-            /// Takes `bytes` as text.
+            /// Takes the next `bytes` as UTF-8 text.
             ///
             /// # Errors
-            /// As for all reads; invalid, if they are not UTF-8: then they are consumed.
+            /// As for every read that waits. Invalid, if the bytes are not UTF-8; they are consumed
+            /// then.
             pub async fn read_string(&mut self, bytes: usize) -> Result<String> {
                 String::from_utf8(self.read_to_vec(bytes).await?)
                     .map_err(|error| Error::invalid(format!("read_string: {error}")))
             }
 
-            /// Takes a copy of the next `bytes`.
+            /// Takes the next `bytes` as a copy.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             pub async fn read_to_vec(&mut self, bytes: usize) -> Result<Vec<u8>> {
                 while self.reader.len() < bytes {
                     self.fill("read_to_vec", bytes).await?;
@@ -155,10 +159,10 @@ macro_rules! impl_reader {
                 Ok(copy)
             }
 
-            /// Takes the next `bytes` as they lie, never copying.
+            /// Takes the next `bytes` without copying, also where they lie in several blocks.
             ///
             /// # Errors
-            /// As for all reads, see above.
+            /// As for every read that waits, see above.
             pub async fn slice(&mut self, bytes: usize) -> Result<LinkBuffer> {
                 loop {
                     if let Some(chain) = self.reader.split(bytes) {
@@ -169,10 +173,11 @@ macro_rules! impl_reader {
                 }
             }
 
-            /// Waits for bytes to read; returns how many are buffered, 0 at the end of the stream.
+            /// Waits until at least one byte is buffered. Returns the number of buffered bytes, 0
+            /// at the end of the stream.
             ///
             /// # Errors
-            /// As for all reads, but for the end of the stream.
+            /// As for every read that waits, except the end of the stream.
             pub async fn readable(&mut self) -> Result<usize> {
                 if self.reader.is_empty() {
                     match self.fill("readable", 1).await {
@@ -183,18 +188,19 @@ macro_rules! impl_reader {
                 Ok(self.reader.len())
             }
 
-            /// [`readable`](Self::readable) as a poll, for code that is written as one: bytes to
-            /// read, 0 at the end of the stream, or a wake-up when there is news. Take them with
-            /// [`buffered`](Self::buffered) and [`try_next`](Self::try_next).
+            /// [`readable`](Self::readable) as a poll method. [`buffered`](Self::buffered) and
+            /// [`try_next`](Self::try_next) return the bytes.
             ///
-            /// Timeouts and deadlines hold: a wait begins with the first poll that is pending, and
-            /// ends with one that is ready, or when bytes that have come since are looked at by any
-            /// other method. One that is given up costs nothing and loses nothing: its task may
-            /// still be woken, once, and it counts as waiting for the peer, where the idle timeout
-            /// asks for that, until the connection is next waited for or given back.
+            /// Timeouts and deadlines hold. A wait begins with the first poll that returns
+            /// `Pending`. It ends with a poll that returns `Ready`, or when another method finds
+            /// bytes that have come since.
+            ///
+            /// A caller may stop polling at any time, and no byte is lost. Its task may still be
+            /// woken once. For the idle timeout, the connection counts as waiting for the peer
+            /// until the next wait begins, or until the reader is given back.
             ///
             /// # Errors
-            /// As for all reads, but for the end of the stream.
+            /// As for every read that waits, except the end of the stream.
             #[inline]
             pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
                 if self.reader.is_empty() {
@@ -208,7 +214,7 @@ macro_rules! impl_reader {
                 Poll::Ready(Ok(self.reader.len()))
             }
 
-            /// Bytes that can be read without waiting.
+            /// The number of bytes that can be read without waiting.
             pub fn len(&self) -> usize {
                 let arrived = match self.handle.0.has_arrivals() {
                     true => lock(&self.handle.0.input).inbox_len(),
@@ -217,7 +223,7 @@ macro_rules! impl_reader {
                 self.reader.len() + arrived
             }
 
-            /// Whether the next read has to wait.
+            /// Whether no byte can be read without waiting.
             #[inline]
             pub fn is_empty(&self) -> bool {
                 self.reader.is_empty() && !self.handle.0.has_arrivals()

@@ -1,4 +1,4 @@
-//! A run of a server's handler, and futures that handlers spawn: how each is made, polled, ended.
+//! Runs of handlers, and futures that handlers spawn: how they are made, polled and ended.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use crate::user_code;
 
 /// A handler, whatever the type of its futures.
 pub(crate) trait Handler: Send + Sync {
-    /// Makes a run: calls the handler inside `context`, where the run's polls happen as well.
+    /// Makes a run: calls the handler inside `context`. The run is polled inside `context` as well.
     fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Run;
 }
 
@@ -33,12 +33,13 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// A handler's or a spawned future, polled inside its context, with its end.
+    /// A future of a handler, or a spawned future, with its context and its end.
     struct Running<F> {
         #[pin]
         future: Guarded<F>,
         context: RuntimeContext,
-        // After the future: the end comes when what the future holds is dropped.
+        // Declared after `future`, so `end` is dropped when everything in the future has been
+        // dropped.
         end: RunEnd,
     }
 }
@@ -66,8 +67,8 @@ impl<F: Future<Output = Result<()>>> Future for Running<F> {
     }
 }
 
-/// The end of a run or of a spawned future. Dropped when the future is done, has panicked, or was
-/// given up.
+/// The end of a run or of a spawned future. Dropping this ends the run: when the future is done,
+/// has panicked, or is given up.
 pub(crate) struct RunEnd {
     core: Arc<Core>,
     kind: Kind,
@@ -77,7 +78,7 @@ pub(crate) struct RunEnd {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Handler,
-    /// Beside the runs of the connection, and without its reader and writer.
+    /// A spawned future, which has neither the reader nor the writer.
     Spawned,
 }
 
@@ -94,7 +95,7 @@ impl RunEnd {
         if std::thread::panicking() {
             return Error::panicked(format!("{what} panicked"));
         }
-        // The threads of the run have ended, and the connection with them.
+        // The threads that would poll the future have ended.
         Error::closed(&format!("{what} given up"))
     }
 }
@@ -112,8 +113,8 @@ impl Drop for RunEnd {
     }
 }
 
-/// A run that begins in a task, on a worker or a runtime. The handler is called there, so its
-/// future is allocated and freed on one thread, and what waits in a queue is small.
+/// A run that begins in a task, on a worker or a runtime. The handler is called there, not on the
+/// poller. So its future is allocated and freed on one thread, and the queue holds little memory.
 pub(super) struct QueuedRun(Stage);
 
 enum Stage {
@@ -136,7 +137,7 @@ impl Future for QueuedRun {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // A run that panics is over.
+        // `Over` stays if the poll panics.
         let run = match self.take() {
             Stage::Queued(core, handed) => core.start_run(handed),
             Stage::Begun(run) => Some(run),
@@ -160,28 +161,30 @@ impl Drop for QueuedRun {
 }
 
 impl Core {
-    /// Makes the run that has started. `None`: the connection has no server.
+    /// Calls the handler for a run that has started. `None`: the connection has no server.
     #[inline]
     pub(super) fn start_run(self: &Arc<Self>, handed: Handed) -> Option<Run> {
         let service = self.service.as_ref()?;
         let handler = service.handler(handed.kind);
-        // Before the connection, which goes back first if the handler panics.
+        // Declared before the connection: if the handler panics, the connection is given back
+        // first.
         let end = RunEnd::new(Arc::clone(self), Kind::Handler);
         let connection = self.hand_out(handed);
         Some(handler.start(connection, service.executor.context(), end))
     }
 
-    /// Makes a task of a run that its poller has polled once.
+    /// Makes a task of a run that the poller has polled once.
     pub(super) fn spawn_near(self: &Arc<Self>, run: Run) {
         if let Some(service) = &self.service {
             service.executor.spawn_near(run, self.schedule_on_poller());
         }
     }
 
-    /// Runs `future` where the handlers of the connection's server run, beside them.
+    /// Runs `future` where the handlers of the connection's server run, at the same time as they
+    /// do.
     ///
     /// # Errors
-    /// Unsupported: the connection has no server.
+    /// Unsupported, if the connection has no server.
     pub(super) fn spawn<F>(self: &Arc<Self>, future: F) -> Result<()>
     where
         F: Future<Output = Result<()>> + Send + 'static,
@@ -199,7 +202,8 @@ impl Core {
         Ok(())
     }
 
-    /// What a task calls that was woken: the poller, or workers, will poll it.
+    /// What a task calls when it is woken. The poller polls the task, or workers take it from
+    /// there.
     fn schedule_on_poller(&self) -> impl Fn(Runnable, Option<Workers>) + Send + Sync + 'static {
         let remote = Arc::clone(&self.remote);
         move |task, workers| remote.send(Command::Run(Job::Poll(task, workers)))

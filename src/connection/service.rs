@@ -1,4 +1,4 @@
-//! What a server gives its connections: handlers, the threads that run them, and hooks.
+//! The parts of a server that its connections use: handlers, their threads, and hooks.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::task::Executor;
 use crate::user_code;
 
-/// One for all connections of a server.
+/// One value for all connections of a server.
 pub(crate) struct Service {
     pub(crate) connect: Option<Box<dyn Handler>>,
     pub(crate) request: Option<Box<dyn Handler>>,
@@ -19,10 +19,10 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// The handler for a run of that kind.
+    /// The handler for a run of this kind.
     ///
     /// # Panics
-    /// If there is none: a run starts only where there is a handler.
+    /// If there is no such handler. A run starts only where there is one.
     #[inline]
     pub(super) fn handler(&self, kind: Kind) -> &dyn Handler {
         let handler = match kind {
@@ -41,15 +41,15 @@ impl Drop for Service {
     }
 }
 
-/// What a connection tells its server. `prepare`, `disconnected` and `failed` run user code.
+/// The calls of a connection to its server. `prepare`, `disconnected` and `failed` run user code.
 pub(crate) trait Hooks: Send + Sync {
-    /// The server shuts down.
+    /// Whether the server is shutting down.
     fn is_draining(&self) -> bool;
-    /// On the poller, before registration. An error refuses the connection.
+    /// Called on the poller before registration. An error refuses the connection.
     fn prepare(&self, handle: &Handle) -> Result<()>;
     fn disconnected(&self, handle: &Handle);
     fn failed(&self, handle: &Handle, error: &Error);
-    /// A future was spawned beside the handlers.
+    /// A future was spawned.
     fn spawned(&self);
     /// A spawned future has ended.
     fn spawn_ended(&self);

@@ -1,24 +1,23 @@
 //! The life of a connection, as pure transitions.
 //!
-//! Two owners, two facts. [`Life`] are bits that get set by anyone: whether the
-//! connection was closed, whether the peer has gone, and whether it is to end as soon as it is
-//! idle. [`Runs`] says who holds the reader and the
-//! writer, and lives under the input lock:
+//! [`Life`] has bits that any thread may set: whether the connection was closed, whether the peer
+//! has gone, whether the connection must end when it is idle. [`Runs`] says whether a run has the
+//! reader and the writer. It is guarded by the input lock:
 //!
 //! ```text
-//!            start                     last holder lets go
+//!            start                     last part is back
 //!   Home ─────────────► Held ──────────────────────────────► Home
-//!    ▲  holder: nobody   │  holders: handler's future,         │ finish
+//!    ▲  nothing is out   │  parts: handler's future,           │ finish
 //!    │                   │  reader, writer                     ▼
 //!    └───────────────────┘                                    Over
 //! ```
 //!
-//! In `Home` the poller may start a run; in `Held` it only notes that there is news; in `Over`
-//! callbacks have run and the descriptor is gone.
+//! In `Home` the poller may start a run. In `Held` the poller only notes that bytes or an end came.
+//! In `Over` the close callbacks have run and the descriptor is closed.
 
 use crate::sync::atomic::{AtomicU8, Ordering};
 
-/// Bits that only ever get set, but for `DETACHED`.
+/// Bits that are set and never cleared, except `DETACHED`.
 pub(super) struct Life(AtomicU8);
 
 const CLOSED: u8 = 1;
@@ -31,23 +30,23 @@ impl Life {
         Life(AtomicU8::new(0))
     }
 
-    /// `true` for the one caller that closes.
+    /// Closes. Returns `true` to the first caller only.
     pub(super) fn close(&self) -> bool {
         self.0.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0
     }
 
-    /// Closes for all but the socket, and the bytes that it still receives: `true` for the one
-    /// caller that closes.
+    /// Closes, but keeps the socket and all bytes that come. Returns `true` to the first caller
+    /// only.
     pub(super) fn detach(&self) -> bool {
         self.0.fetch_or(CLOSED | DETACHED, Ordering::AcqRel) & CLOSED == 0
     }
 
-    /// Detaching is over, one way or the other: what is left is closed.
+    /// Ends detaching. The connection is closed from now on.
     pub(super) fn end_detaching(&self) {
         self.0.fetch_and(!DETACHED, Ordering::AcqRel);
     }
 
-    /// Bytes that come now are for nobody.
+    /// Whether received bytes are dropped.
     #[inline]
     pub(super) fn drops_input(&self) -> bool {
         self.0.load(Ordering::Acquire) & (CLOSED | DETACHED) == CLOSED
@@ -58,7 +57,7 @@ impl Life {
         self.0.load(Ordering::Acquire) & DETACHED != 0
     }
 
-    /// `true` for the one caller that notices.
+    /// Notes that the peer has gone. Returns `true` to the first caller only.
     pub(super) fn peer_gone(&self) -> bool {
         self.0.fetch_or(PEER_GONE, Ordering::AcqRel) & PEER_GONE == 0
     }
@@ -73,8 +72,8 @@ impl Life {
         self.0.load(Ordering::Acquire) & !ENDING == 0
     }
 
-    /// The server is shutting down: the connection is to close when nobody has anything left to do
-    /// here.
+    /// Notes that the server is shutting down. The connection must close when no run is active and
+    /// no bytes are left to read or to send.
     pub(super) fn end_when_idle(&self) {
         self.0.fetch_or(ENDING, Ordering::AcqRel);
     }
@@ -91,43 +90,43 @@ impl Life {
     }
 }
 
-/// Which handler a run is of.
+/// Which handler a run calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Connect,
     Request,
 }
 
-/// Parts of a connection that a run hands out: it is over when all have come back.
+/// Parts of a run. The run is over when all have been given back.
 pub(super) const FUTURE: u8 = 1;
 pub(super) const READER: u8 = 2;
 pub(super) const WRITER: u8 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runs {
-    /// Everything is here.
+    /// No run is active.
     Home,
-    /// Handed out.
+    /// A run is active.
     Held {
         kind: Kind,
-        /// What is still out.
+        /// The parts that have not been given back.
         parts: u8,
-        /// Bytes or an end came since the run started.
+        /// Whether bytes or an end came since the run started.
         news: bool,
-        /// Bytes the reader had consumed before, all runs together.
+        /// How many bytes all earlier runs together consumed.
         consumed_before: u64,
     },
     /// Finished for good.
     Over,
 }
 
-/// What a run's end finds.
+/// The state of the connection at the end of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
     pub(super) unread: bool,
     pub(super) consumed: u64,
     pub(super) peer_gone: bool,
-    /// The peer has ended, and reception is paused before the end.
+    /// The peer has ended its side while reception is paused.
     pub(super) hung_up: bool,
     pub(super) closed: bool,
     pub(super) removed: bool,
@@ -141,11 +140,11 @@ pub(super) struct Found {
 pub(super) enum Next {
     /// Wait for bytes.
     Rest,
-    /// Another run.
+    /// Start another run.
     Again,
-    /// Nothing is left to do: send what is submitted, then close.
+    /// Close after submitted bytes are sent.
     Close,
-    /// Closed and removed: finish.
+    /// Finish: the connection is closed and removed.
     Finish,
 }
 
@@ -155,7 +154,7 @@ impl Runs {
         *self = Runs::Held { kind, parts: FUTURE | READER | WRITER, news: false, consumed_before };
     }
 
-    /// Bytes or an end came. `true`: start a run for them.
+    /// Notes that bytes or an end came. `true`: the caller must start a run for them.
     #[inline]
     pub(super) fn on_news(&mut self) -> bool {
         match self {
@@ -177,7 +176,8 @@ impl Runs {
         matches!(self, Runs::Held { kind: Kind::Connect, .. })
     }
 
-    /// Takes back `returned`. `true`: everything is back, and `end` must be called.
+    /// Takes back the parts in `returned`. `true`: all parts are back, and the caller must call
+    /// `end`.
     pub(super) fn give_back(&mut self, returned: u8) -> bool {
         let Runs::Held { parts, .. } = self else { return false };
         *parts &= !returned;
@@ -203,7 +203,7 @@ impl Runs {
             Found { serves_requests: false, .. } => Next::Close,
             Found { unread: true, .. } if progress => Next::Again,
             Found { peer_gone: true, .. } => Next::Close,
-            // The input is refused: nobody will make room for the end.
+            // The run consumed nothing, so no further run makes room for the end.
             Found { unread: true, hung_up: true, .. } => Next::Close,
             Found { ends_when_idle: true, unread: false, .. } => Next::Close,
             _ => Next::Rest,

@@ -1,7 +1,8 @@
-//! When waits end: per-wait timeouts, deadlines, the idle timeout.
+//! Times at which waits end: timeouts, deadlines, the idle timeout.
 //!
-//! Settings are atomics that any thread may move. A wait computes its end from them; the poller's
-//! timer only wakes it to compute again, so a deadline that moves needs no more than a wake-up.
+//! The settings are atomics that any thread may change. A wait computes its end from them. The
+//! poller's timer only wakes the wait, which then computes its end anew. So changing a deadline is
+//! a store and a wake-up.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,11 @@ use crate::config::{self, Limits};
 use crate::poller::timers::{NEVER, ns_after, ns_at};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// One direction's timeout and deadline.
+/// The timeout and the deadline of reads, or of writes.
 pub(super) struct Timeout {
-    /// Nanoseconds a wait may take; 0 is for ever.
+    /// How many nanoseconds a wait may take; 0 is no limit.
     after_ns: AtomicU64,
-    /// Time at which every wait ends; 0 is none.
+    /// When every wait ends; 0 is no deadline.
     deadline_ns: AtomicU64,
 }
 
@@ -22,7 +23,7 @@ impl Timeout {
         Timeout { after_ns: AtomicU64::new(ns(after)), deadline_ns: AtomicU64::new(0) }
     }
 
-    /// A new timeout clears the deadline.
+    /// Sets the timeout and clears the deadline.
     pub(super) fn set_timeout(&self, after: Option<Duration>) {
         self.after_ns.store(ns(after), Ordering::SeqCst);
         self.deadline_ns.store(0, Ordering::SeqCst);
@@ -44,8 +45,8 @@ impl Timeout {
     }
 }
 
-/// After how many nanoseconds without a byte the connection ends; 0 is never. Apart from the rest,
-/// because every request asks whether there is one.
+/// How many nanoseconds may pass without a byte before the connection ends; 0 is no limit. Outside
+/// of [`Timeouts`], because every request reads it.
 pub(super) struct IdleTimeout(AtomicU64);
 
 impl IdleTimeout {
@@ -62,7 +63,7 @@ impl IdleTimeout {
         self.0.load(Ordering::Relaxed) != 0
     }
 
-    /// Makes it no longer than `most`.
+    /// Lowers the timeout to at most `most`.
     pub(super) fn cap(&self, most: Duration) {
         let most_ns = ns(Some(most));
         let capped =
@@ -71,7 +72,7 @@ impl IdleTimeout {
         let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, capped);
     }
 
-    /// When it ends the connection, unless something happens before.
+    /// When the timeout is due, if no byte moves before.
     pub(super) fn end(&self, timeouts: &Timeouts) -> u64 {
         match self.0.load(Ordering::SeqCst) {
             0 => NEVER,
@@ -79,23 +80,23 @@ impl IdleTimeout {
         }
     }
 
-    /// When it ends a connection on which the last byte moved at `active_ns`.
+    /// When the timeout is due, if the last byte moved at `active_ns`.
     pub(super) fn end_after(&self, active_ns: u64) -> u64 {
         active_ns.saturating_add(self.0.load(Ordering::SeqCst))
     }
 }
 
-/// The other timers of one connection, and the earliest time the poller was asked to look at them.
+/// The other timers of one connection.
 pub(super) struct Timeouts {
     pub(super) read: Timeout,
     pub(super) write: Timeout,
-    /// When reads of the current `on_request` run time out. Set only with a `request_timeout`.
+    /// When reads of the active `on_request` run time out. Set only with a `request_timeout`.
     request_until_ns: AtomicU64,
     last_active_ns: AtomicU64,
-    /// What the kernel said of the bytes that the peer has taken, when the idle timeout was last
-    /// due.
+    /// The mark of `sys::progress` when the idle timeout was last due. It changes when the peer
+    /// takes bytes.
     taken_mark: AtomicU64,
-    /// When the connection was closed with output left.
+    /// When the connection was closed with unsent output.
     closed_ns: AtomicU64,
     armed: Armed,
 }
@@ -113,30 +114,30 @@ impl Timeouts {
         }
     }
 
-    /// A byte has moved; kept where an idle timeout asks for it.
+    /// Notes that a byte has moved now.
     #[inline]
     pub(super) fn touch(&self, now_ns: u64) {
         self.last_active_ns.store(now_ns, Ordering::Relaxed);
     }
 
-    /// A byte has moved at that time, if none has moved later.
+    /// Notes that a byte moved at `moved_ns`, unless one moved later.
     pub(super) fn touch_at(&self, moved_ns: u64) {
         self.last_active_ns.fetch_max(moved_ns, Ordering::Relaxed);
     }
 
-    /// The connection is closed, and output is left.
+    /// Notes that the connection is closed and has unsent output.
     pub(super) fn start_linger(&self, now_ns: u64) {
         self.touch(now_ns);
         self.closed_ns.store(now_ns, Ordering::Relaxed);
     }
 
-    /// Whether output has been left for longer than any peer may take for it.
+    /// Whether `LINGER_MAX` has passed since the close.
     pub(super) fn lingers_too_long(&self, now_ns: u64) -> bool {
         let closed_ns = self.closed_ns.load(Ordering::Relaxed);
         now_ns.saturating_sub(closed_ns) >= config::LINGER_MAX.as_nanos() as u64
     }
 
-    /// Whether the peer has taken bytes since this was last asked.
+    /// Stores `mark`. `true`: it has changed, so the peer has taken bytes since the last call.
     pub(super) fn note_taken(&self, mark: u64) -> bool {
         self.taken_mark.swap(mark, Ordering::Relaxed) != mark
     }
@@ -156,11 +157,11 @@ impl Timeouts {
     }
 }
 
-/// The earliest time at which the poller was asked to look.
+/// The earliest time at which the poller was asked to check the connection's timers.
 ///
-/// No timer is lost: a waiter publishes its time, then reads this; the poller resets this, then
-/// reads the waiters' times. So either the waiter sees that it must ask, or the poller sees the
-/// waiter.
+/// No timer is lost. A waiter first publishes its time and then reads this value. The poller first
+/// resets this value and then reads the waiters' times. So either the waiter asks the poller, or
+/// the poller sees the waiter's time.
 pub(super) struct Armed(AtomicU64);
 
 impl Armed {
@@ -168,7 +169,7 @@ impl Armed {
         Armed(AtomicU64::new(NEVER))
     }
 
-    /// `true`: the poller must be asked to look at `at_ns`.
+    /// Notes `at_ns`. `true`: the caller must ask the poller for a timer at `at_ns`.
     #[inline]
     pub(super) fn ask(&self, at_ns: u64) -> bool {
         at_ns < self.0.load(Ordering::SeqCst) && at_ns < self.0.fetch_min(at_ns, Ordering::SeqCst)
@@ -178,7 +179,8 @@ impl Armed {
         self.0.load(Ordering::SeqCst) == at_ns
     }
 
-    /// The entry for `at_ns` came up; `false`: it was overtaken by an earlier one.
+    /// Resets this value when the timer for `at_ns` fires. `false`: an earlier timer has replaced
+    /// it.
     pub(super) fn came_up(&self, at_ns: u64) -> bool {
         self.0.compare_exchange(at_ns, NEVER, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }

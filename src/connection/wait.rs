@@ -1,10 +1,10 @@
-//! Waiting: what stands behind reads, as futures and as polls; [`flush`](super::flush) is the same
-//! for writes.
+//! Waiting for input, as futures and as polls. [`flush`](super::flush) does the same for output.
 //!
-//! A wait owns no operation, only when it began. A future keeps that to itself, and a read that is
-//! dropped withdraws its registration. A poll method keeps it in the connection, from its first
-//! poll to its last. It cannot know that it was given up, so its registration stays: it asks for no
-//! more than one byte, or for output to leave, and the next wait replaces it.
+//! A wait owns only the time at which it began, and a registration. A future keeps that time
+//! itself, and dropping the future withdraws the registration. A poll method keeps that time in the
+//! connection, from its first `Pending` to its next `Ready`. A poll method cannot know that its
+//! caller has stopped polling, so its registration stays. That does no harm: it asks for one byte
+//! at most, or for output to be sent, and the next wait replaces it.
 
 use std::future::poll_fn;
 use std::num::NonZeroU64;
@@ -21,7 +21,7 @@ use crate::poller::timers::NEVER;
 use crate::sync::lock;
 use crate::user_code;
 
-/// Waits until `reader` has `bytes`, or nothing more will come.
+/// Waits until `reader` has `bytes`, or until nothing more will come.
 pub(super) async fn fill(
     core: &Arc<Core>,
     reader: &mut Chain,
@@ -39,7 +39,7 @@ pub(super) async fn fill(
     poll_fn(|cx| poll_fill(core, reader, operation, bytes, &mut began, cx)).await
 }
 
-/// Waits until `reader` has a byte, or nothing more will come; from poll to poll.
+/// Polls until `reader` has a byte, or until nothing more will come.
 pub(super) fn poll_readable(
     core: &Arc<Core>,
     reader: &mut Chain,
@@ -53,7 +53,7 @@ pub(super) fn poll_readable(
     polled
 }
 
-/// Waits until connecting has ended, at most until `until_ns`. `None` is a timeout.
+/// Waits until connecting has ended, and not longer than until `until_ns`. `None` is a timeout.
 pub(super) async fn connected(core: &Arc<Core>, until_ns: u64) -> Option<std::io::Result<()>> {
     let _withdraw = Withdraw(core);
     poll_fn(|cx| {
@@ -78,7 +78,7 @@ pub(super) async fn connected(core: &Arc<Core>, until_ns: u64) -> Option<std::io
     .await
 }
 
-/// Waits until the poller has let go of the socket.
+/// Waits until the poller has removed the connection.
 pub(super) async fn removed(core: &Arc<Core>) {
     poll_fn(|cx| {
         let waker = cx.waker().clone();
@@ -95,7 +95,7 @@ pub(super) async fn removed(core: &Arc<Core>) {
     .await;
 }
 
-/// One look of a reader that waits until it has `bytes`.
+/// Polls once until `reader` has `bytes`.
 fn poll_fill(
     core: &Arc<Core>,
     reader: &mut Chain,
@@ -107,7 +107,7 @@ fn poll_fill(
     if core.has_arrivals() {
         core.begins_part();
     }
-    // Before the lock: a waker's code is its user's.
+    // Clone before locking: a waker's clone is user code.
     let waker = cx.waker().clone();
     let mut input = lock(&core.input);
     input.refill(reader);
@@ -144,12 +144,12 @@ fn poll_fill(
     }
 }
 
-/// When a wait began, on the clock of `now_ns`; nothing, while nobody had to know.
+/// When a wait began, on the clock of `now_ns`. `None` until the time is needed.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Began(Option<NonZeroU64>);
 
 impl Began {
-    /// The wait is over.
+    /// Notes that the wait is over.
     #[inline]
     pub(super) fn forget(&mut self) {
         self.0 = None;
@@ -164,8 +164,8 @@ impl Began {
     }
 }
 
-/// Withdraws a reader's registration when its future ends, however it ends. A forgotten one would
-/// let the input grow to what it waited for.
+/// Withdraws a reader's registration when its future is done or dropped. A registration that stayed
+/// would let the input grow to the bytes that it asks for.
 struct Withdraw<'a>(&'a Arc<Core>);
 
 impl Drop for Withdraw<'_> {

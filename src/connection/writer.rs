@@ -3,10 +3,11 @@
 /// Implements the writer for `$type`, which has the fields `handle`, `writer` and `write_began`.
 macro_rules! impl_writer {
     ($type:ident) => {
-        /// Writing. What is written stays here until [`submit`](Self::submit) or
-        /// [`flush`](Self::flush). After a close every method fails with a closed error.
+        /// Writing. Written bytes stay in the writer until [`submit`](Self::submit) or
+        /// [`flush`](Self::flush). After a close every method that returns a `Result` fails with a
+        /// closed error.
         impl $type {
-            /// Adds `bytes` zeroes and returns them to be filled. They count as written.
+            /// Writes `bytes` zeroes, and returns them for the caller to fill.
             ///
             /// # Errors
             /// Closed.
@@ -16,18 +17,18 @@ macro_rules! impl_writer {
                 Ok(self.writer.reserve(bytes, &self.handle.0.remote.pool))
             }
 
-            /// Keeps only the first `bytes` of all that was reserved since the last commit, write
-            /// or flush.
+            /// Keeps the first `bytes` of the bytes reserved since the last commit, write or flush,
+            /// and drops the rest.
             ///
             /// # Errors
-            /// Closed; invalid, if less was reserved: then nothing changes.
+            /// Closed. Invalid, if fewer bytes are reserved; nothing changes then.
             #[inline]
             pub fn commit(&mut self, bytes: usize) -> Result<()> {
                 self.check("commit")?;
                 self.writer.commit(bytes)
             }
 
-            /// Adds `data`: a copy up to 4096 bytes, a reference above.
+            /// Writes `data`: as a copy up to 4096 bytes, by reference above.
             ///
             /// # Errors
             /// Closed.
@@ -38,7 +39,7 @@ macro_rules! impl_writer {
                 Ok(())
             }
 
-            /// Adds a copy of `data`.
+            /// Writes a copy of `data`.
             ///
             /// # Errors
             /// Closed.
@@ -49,17 +50,17 @@ macro_rules! impl_writer {
                 Ok(())
             }
 
-            /// Puts `data` before the last `remaining` bytes of what is reserved and not committed,
-            /// by reference. `data` counts as reserved for the next commit.
+            /// Inserts `data`, by reference, before the last `remaining` reserved bytes that are
+            /// not committed. `data` counts as reserved for the next commit.
             ///
             /// # Errors
-            /// Closed; invalid, if less is reserved: then nothing changes.
+            /// Closed. Invalid, if fewer than `remaining` bytes are reserved; nothing changes then.
             pub fn insert(&mut self, data: impl Into<Slice>, remaining: usize) -> Result<()> {
                 self.check("insert")?;
                 self.writer.insert(data.into(), remaining)
             }
 
-            /// Moves everything from `buffer` to the end, without copying.
+            /// Writes all bytes of `buffer` without copying.
             ///
             /// # Errors
             /// Closed.
@@ -69,33 +70,34 @@ macro_rules! impl_writer {
                 Ok(())
             }
 
-            /// Bytes written and not submitted.
+            /// The number of bytes written and not submitted.
             pub fn pending_len(&self) -> usize {
                 self.writer.len()
             }
 
-            /// Hands over what is written, without waiting for the peer to make room.
+            /// Submits all written bytes: the connection will send them, and this method does not
+            /// wait for it.
             ///
             /// # Errors
-            /// Closed; a limit, if `output_bytes_max` bytes are waiting for the peer: then
-            /// everything stays as it is; the kernel's.
+            /// Closed. Limit, if `output_bytes_max` submitted bytes are not in the kernel; the
+            /// written bytes stay in the writer then. An error of the kernel.
             pub fn submit(&mut self) -> Result<()> {
                 flush::submit(&self.handle.0, &mut self.writer)
             }
 
-            /// Hands over what is written, and waits until the kernel has every byte submitted so
-            /// far; before that, if `output_bytes_max` bytes are waiting for the peer, until
-            /// there is room.
+            /// Submits all written bytes, then waits until the kernel has taken every submitted
+            /// byte. If `output_bytes_max` submitted bytes are not in the kernel, this method first
+            /// waits for room.
             ///
             /// # Errors
-            /// Closed, write timeout (submitted bytes are still on their way then), the kernel's.
+            /// Closed. Write timeout; submitted bytes are still sent then. An error of the kernel.
             #[inline]
             pub fn flush(&mut self) -> impl Future<Output = Result<()>> + Send {
                 flush::Flushing::new(&self.handle.0, &mut self.writer)
             }
 
-            /// Flushes, then ends this side of the stream: the peer reads its end, and can still
-            /// send.
+            /// Flushes, then ends this side of the stream. The peer reads the end of the stream,
+            /// and can still send.
             ///
             /// # Errors
             /// As for [`flush`](Self::flush).
@@ -104,24 +106,25 @@ macro_rules! impl_writer {
                 self.handle.end_output()
             }
 
-            /// Waits until there is room for more output, for code that is written as a poll:
-            /// returns how many bytes may be written until `output_bytes_max` are on their way to
-            /// the peer, those not submitted included; at least one. Where there is no room, hands
-            /// over what is written.
+            /// Waits for room for more output, as a poll method. Returns how many more bytes may be
+            /// written until `output_bytes_max` bytes are unsent; at least 1. Unsent bytes are
+            /// those written or submitted that the kernel has not taken. If there is no room, this
+            /// method submits the written bytes.
             ///
-            /// Write timeout and deadline hold for this wait, which begins with the first poll that
-            /// is pending and ends with one that is ready. One that is given up costs at most a
-            /// wake-up.
+            /// Write timeout and deadline hold. A wait begins with the first poll that returns
+            /// `Pending` and ends with a poll that returns `Ready`. A caller may stop polling at
+            /// any time; its task may still be woken once.
             ///
             /// # Errors
-            /// Closed, also when this side of the stream has ended; write timeout; the kernel's.
+            /// Closed, also after this side of the stream has ended. Write timeout. An error of the
+            /// kernel.
             pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
                 self.poll_writable_within(cx, usize::MAX)
             }
 
-            /// [`poll_writable`](Self::poll_writable) with a lower bound: waits while
-            /// `unsent_bytes_max` or more bytes are not yet in the kernel. `output_bytes_max` holds
-            /// as well, so a larger value has no effect. 0 counts as 1.
+            /// [`poll_writable`](Self::poll_writable) with a lower limit: waits while
+            /// `unsent_bytes_max` or more bytes are unsent. The limit `output_bytes_max` holds as
+            /// well. 0 counts as 1.
             ///
             /// # Errors
             /// As for [`poll_writable`](Self::poll_writable).
@@ -134,12 +137,12 @@ macro_rules! impl_writer {
                 flush::poll_room(&self.handle.0, &mut self.writer, unsent_bytes_max, began, cx)
             }
 
-            /// [`flush`](Self::flush) as a poll. Covers all that was written before the last poll;
-            /// what is written between two of them is handed over by the second.
+            /// [`flush`](Self::flush) as a poll method. Each poll submits the bytes that were
+            /// written before it.
             ///
-            /// Write timeout and deadline hold for the wait, which begins with the first poll that
-            /// is pending and ends with one that is ready. One that is given up costs at most a
-            /// wake-up: what it has handed over is on its way.
+            /// Write timeout and deadline hold. A wait begins with the first poll that returns
+            /// `Pending` and ends with a poll that returns `Ready`. A caller may stop polling at
+            /// any time: submitted bytes are still sent, and its task may still be woken once.
             ///
             /// # Errors
             /// As for [`flush`](Self::flush).
@@ -147,9 +150,9 @@ macro_rules! impl_writer {
                 self.poll_flush_within(cx, 0)
             }
 
-            /// [`poll_flush`](Self::poll_flush) that may leave bytes unsent: hands over everything
-            /// written, then waits until at most `unsent_bytes_max` submitted bytes are not in the
-            /// kernel. The poller sends these; a later poll reports their errors.
+            /// [`poll_flush`](Self::poll_flush) that may leave bytes unsent. Submits all written
+            /// bytes, then waits until at most `unsent_bytes_max` submitted bytes are not in the
+            /// kernel. The poller sends these; a later poll reports an error of that send.
             ///
             /// # Errors
             /// As for [`flush`](Self::flush).
@@ -162,8 +165,8 @@ macro_rules! impl_writer {
                 flush::poll_flush(&self.handle.0, &mut self.writer, unsent_bytes_max, began, cx)
             }
 
-            /// [`shutdown_write`](Self::shutdown_write) as a poll. Once it has succeeded it does
-            /// so again.
+            /// [`shutdown_write`](Self::shutdown_write) as a poll method. A poll after success
+            /// succeeds again.
             ///
             /// # Errors
             /// As for [`flush`](Self::flush).

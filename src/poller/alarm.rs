@@ -1,14 +1,4 @@
-//! Wake-ups that futures ask a poller for.
-//!
-//! A future owns an [`Alarm`], and the poller's timers own its [`Bell`]; the two share the waker.
-//! Dropping the future removes the waker at once, and polling the future replaces the waker. So a
-//! bell never keeps a task alive. The future's thread polls, and the poller's thread rings. No
-//! waker is called or dropped while the lock is held.
-//!
-//! ```text
-//!   Set ──► Rung            the time has come, or the poller has ended
-//!    └────► Dead ──► Rung   the future was dropped; later the poller drops the bell
-//! ```
+//! Alarms: a poller wakes a future at a time.
 
 use std::task::{Context, Poll, Waker};
 
@@ -86,12 +76,12 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    /// Nobody listens any more.
+    /// Whether the alarm was dropped.
     pub(super) fn is_dead(&self) -> bool {
         matches!(*lock(&self.shared), State::Dead)
     }
 
-    /// The waker to call, unless nobody listens any more.
+    /// Rings the bell. Returns the waker to call; `None` if the alarm was dropped or has rung.
     pub(super) fn ring(&self) -> Option<Waker> {
         let mut state = lock(&self.shared);
         match std::mem::replace(&mut *state, State::Rung) {

@@ -1,7 +1,7 @@
-//! Passing completions and timers on to endpoints, and running what they ask for.
+//! Passes completions and timers to endpoints, and runs what the endpoints ask for.
 //!
-//! The dispatcher is a poller without its backend: the backend reports into it. On the poller's
-//! thread.
+//! A dispatcher is a poller without its backend. The backend calls the dispatcher as its [`Sink`].
+//! Everything here runs on the poller's thread.
 
 use std::collections::HashMap;
 use std::task::Waker;
@@ -24,20 +24,20 @@ use crate::user_code;
 pub(super) struct Dispatcher<E: Endpoint> {
     pub(super) remote: Arc<Remote<E>>,
     pub(super) slots: Slots<Slot<E>>,
-    /// Kept runs of endpoints that have lost their slot.
+    /// Kept runs of endpoints that have no slot any more.
     pub(super) leaving: HashMap<Token, Held<E>>,
     pub(super) timers: Timers,
     pub(super) round: Round<E>,
     pub(super) budget: Budget,
     /// Set while the poller is short of memory: how many unread bytes each endpoint may hold.
     share_bytes: Option<usize>,
-    /// The clock after the last wait that ended with a timer armed.
+    /// The time after the last wait that ended while a timer was set.
     pub(super) now_ns: u64,
     /// When the last complete pass over the kernel's events began.
     pub(super) looked_ns: u64,
 }
 
-/// What a round has collected. It runs in this order.
+/// Work that a round has collected. It runs in the order of the fields.
 pub(super) struct Round<E: Endpoint> {
     pub(super) wakers: Vec<Waker>,
     /// Endpoints whose kept runs continue.
@@ -51,7 +51,7 @@ pub(super) enum Slot<E> {
     Listener(Arc<dyn Accept>),
 }
 
-/// An endpoint, and its run that waits for a flush.
+/// An endpoint, and its run if that waits for a flush.
 pub(super) struct Held<E> {
     pub(super) endpoint: Arc<E>,
     pub(super) kept: Option<Run>,
@@ -77,12 +77,12 @@ impl<E: Endpoint> Dispatcher<E> {
         }
     }
 
-    /// Runs what the round has collected. Wake-ups come first, so that other threads work beside
-    /// the handlers of this one.
+    /// Runs everything that the round has collected. Wake-ups come first, so that other threads
+    /// work at the same time as this thread's handlers.
     pub(super) fn run_round(&mut self) {
         let is_watched = self.remote.relief.is_watched();
         if is_watched {
-            // Before any user code, which may hold the poller up.
+            // Offer the jobs before any user code runs, because user code may hold up the poller.
             self.remote.relief.offer(self.round.jobs.drain(..));
         }
         user_code::wake_all(self.round.wakers.drain(..));
@@ -129,7 +129,7 @@ impl<E: Endpoint> Dispatcher<E> {
         // A panic ends the run.
         let polled = user_code::call("handler", || task::poll_run(run)).unwrap_or(Polled::Done);
         self.follow_run(&endpoint, polled);
-        // A run that waits again was kept again.
+        // `follow_run` has put a run that waits again into `kept`.
         if self.leaving.get(&token).is_some_and(|held| held.kept.is_none()) {
             self.leaving.remove(&token);
         }
@@ -156,7 +156,7 @@ impl<E: Endpoint> Dispatcher<E> {
         }
     }
 
-    /// Collects what an endpoint wants.
+    /// Collects the work of a reaction.
     #[inline]
     fn follow(&mut self, token: Token, reaction: Reaction<E::Handed>) -> Flow {
         let round = &mut self.round;
@@ -244,8 +244,8 @@ impl<E: Endpoint> Dispatcher<E> {
         self.publish_timer_count();
     }
 
-    /// Sets a timer, and drops those of connections and futures that are gone, if there are many.
-    /// Otherwise a long timeout on short connections would pile timers up.
+    /// Sets a timer. If there are many timers, first drops those of connections and futures that
+    /// are gone. Otherwise long timeouts of short connections would fill the memory.
     pub(super) fn arm(&mut self, at_ns: u64, whom: Whom) {
         self.timers.arm(at_ns, whom);
         if self.timers.is_sweep_due() {
@@ -259,7 +259,7 @@ impl<E: Endpoint> Dispatcher<E> {
         self.publish_timer_count();
     }
 
-    /// How long a wait may take at most.
+    /// The longest time that the next wait may take.
     pub(super) fn due_in(&self) -> Option<Duration> {
         match self.timers.count() {
             0 => None,
@@ -267,7 +267,7 @@ impl<E: Endpoint> Dispatcher<E> {
         }
     }
 
-    /// Reads the round's clock, if there is a timer that needs it.
+    /// Reads the clock for this round if a timer is set.
     pub(super) fn read_clock(&mut self) {
         if self.timers.count() > 0 {
             self.now_ns = now_ns();
@@ -278,8 +278,8 @@ impl<E: Endpoint> Dispatcher<E> {
         self.remote.timers.store(self.timers.count(), Ordering::Relaxed);
     }
 
-    /// Decides how many unread bytes each connection may hold, and frees memory that nothing will
-    /// use soon.
+    /// Decides how many unread bytes each connection may hold. Frees blocks that will not be used
+    /// soon.
     pub(super) fn tidy_memory(&mut self) {
         let pool = &self.remote.pool;
         let slots = &self.slots;

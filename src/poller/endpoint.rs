@@ -1,7 +1,7 @@
-//! What a poller knows of the connections and listeners in its slots.
+//! A connection or a listener, as its poller sees it.
 //!
-//! The calls go upward, and what an endpoint wants comes back as a [`Reaction`]. So the poller
-//! decides when anything runs.
+//! The poller calls an [`Endpoint`], and the endpoint answers with a [`Reaction`]. An endpoint
+//! never runs user code in such a call: the poller decides when user code runs.
 
 use std::io;
 use std::task::Waker;
@@ -16,7 +16,7 @@ use crate::task::{Polled, Run};
 ///
 /// Methods are called on the poller's thread, unless they say otherwise. None of them may block.
 pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
-    /// What a run works with. It is taken from the endpoint as the run starts.
+    /// The reader and the writer that a run starts with.
     type Handed: Send;
 
     fn token(&self) -> Token;
@@ -24,8 +24,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// The endpoint has a slot. `None` refuses, and the slot is given up.
     fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Self::Handed>>;
 
-    /// Bytes have arrived. `share_bytes` is set while the poller is short of memory: the endpoint
-    /// may hold so many unread bytes.
+    /// Bytes have arrived. `share_bytes` is set while the poller is short of memory. It is the
+    /// number of unread bytes that the endpoint may hold.
     fn on_received(
         self: &Arc<Self>,
         bytes: Received<'_>,
@@ -35,7 +35,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// Another operation of the endpoint is done.
     fn on_completion(self: &Arc<Self>, completion: Completion<'_>) -> Reaction<Self::Handed>;
 
-    /// The timer for `at_ns` fired. Timers that an earlier one has replaced fire as well.
+    /// The timer for `at_ns` fired. A timer that an earlier one has replaced fires as well.
     fn on_timer(self: &Arc<Self>, at_ns: u64, now_ns: u64) -> Reaction<Self::Handed>;
 
     /// Whether the timer for `at_ns` is the current one.
@@ -44,8 +44,8 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// The slot is given up, and the backend has dropped the socket.
     fn on_removed(self: &Arc<Self>);
 
-    /// Makes the run that has started, and polls it once: here, or as a task of other threads, which
-    /// counts as done. Runs user code.
+    /// Begins a run that has started: calls the handler and polls the run once. The run may also be
+    /// given to other threads as a task; the result is `Done` then. Runs user code.
     fn begin(self: &Arc<Self>, handed: Self::Handed) -> Polled;
 
     /// Makes a task of a run that waits for more than its own flush, and polls the task once. Runs
@@ -67,23 +67,23 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// Sends `bytes`, which were left to the poller, on the calling thread. From any thread.
     fn send_off_poller(self: &Arc<Self>, bytes: Chain);
 
-    /// Bytes that the endpoint was given and that nobody has read.
+    /// How many bytes the endpoint has received and its user has not read.
     fn unread_bytes(&self) -> usize;
 }
 
 /// The answer of an endpoint that takes its slot.
 pub(crate) struct Attached<H> {
-    /// About how many bytes the endpoint takes before it may ask for a pause.
+    /// About how many bytes the endpoint takes before it asks for a pause.
     pub(crate) at_once_bytes: usize,
     /// Bytes that were submitted before the endpoint had a slot.
     pub(crate) output: Option<Box<Chain>>,
     pub(crate) start: Option<H>,
 }
 
-/// What an endpoint wants of its poller after a completion or a timer.
+/// What an endpoint asks of its poller after a completion or a timer.
 pub(crate) struct Reaction<H> {
     pub(crate) flow: Flow,
-    /// Begin this run once the round has collected everything. Comes after the actions.
+    /// Begin this run after the actions, when the round has collected everything.
     pub(crate) start: Option<H>,
     /// Wake the task that waits for input.
     pub(crate) reader: Option<Waker>,
@@ -119,25 +119,25 @@ impl<H> Reaction<H> {
     /// Adds an action.
     ///
     /// # Panics
-    /// When there are two already.
+    /// If there are two already.
     pub(crate) fn act(&mut self, action: Action) {
         let free = self.actions.iter_mut().find(|action| action.is_none());
         *free.expect("an event has two actions at most") = Some(action);
     }
 }
 
-/// What an endpoint wants done after its round has collected everything.
+/// An action of an endpoint. It is carried out when the round has collected everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Tell the user that the peer has gone.
+    /// Call `on_disconnect`: the peer has gone.
     Disconnected,
-    /// Close: nothing more will happen.
+    /// Close the connection.
     Close,
-    /// Close if no work is left.
+    /// Close the connection if no run is active and no bytes are left to read or to send.
     CloseIfIdle,
-    /// End the socket: the connection is closed, and the last of its output is sent.
+    /// End the socket: the connection is closed and all its output is sent.
     End,
-    /// Close without delay: no byte has moved for too long, or the poller stops.
+    /// Close without delay: the connection is idle for too long, or the poller stops.
     Cut,
 }
 
@@ -150,7 +150,7 @@ pub(crate) trait Accept: Send + Sync {
     fn on_removed(&self);
 }
 
-/// Hears of a poller that has failed: of one that ended without being asked to.
+/// An object that is told when a poller ends without being asked to.
 pub(crate) trait Watcher: Send + Sync {
     fn poller_failed(&self, why: &str);
 }

@@ -1,5 +1,4 @@
-//! Several pollers: their threads, which one gets a connection, and the one place that knows all
-//! backends.
+//! Several pollers: starts their threads, picks a poller for each connection, chooses the backend.
 
 use std::io;
 use std::sync::{OnceLock, mpsc};
@@ -22,27 +21,27 @@ use crate::sys::uring::{self, Engine, RingOptions, Uring};
 use crate::sys::{Backend, Outlet, SendRings, Wake};
 use crate::threads;
 
-/// What a group is made from.
+/// The settings of a group.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) backend: Choice,
-    /// 0 is one for every [`cpus_per_poller`](Self::cpus_per_poller).
+    /// How many pollers; 0 is one for every [`cpus_per_poller`](Self::cpus_per_poller) CPUs.
     pub(crate) count: usize,
     pub(crate) cpus_per_poller: usize,
-    /// Threads beside the pollers that handlers run on.
+    /// How many worker threads run handlers.
     pub(crate) workers: usize,
     pub(crate) balance: Balance,
     pub(crate) poll_mode: PollMode,
     pub(crate) cpus: Vec<usize>,
     pub(crate) sqpoll_cpus: Vec<usize>,
     pub(crate) name: String,
-    /// Received bytes that may lie unread at each poller.
+    /// How many received bytes may lie unread at each poller.
     pub(crate) unread_bytes_max: usize,
     pub(crate) uring: UringOptions,
 }
 
 impl Plan {
-    /// How many pollers to start, where each serves so many CPUs.
+    /// How many pollers to start, if each serves `cpus_per_poller` CPUs.
     fn poller_count(&self, cpus_per_poller: usize) -> Result<usize> {
         let count = match self.count {
             0 => threads::cpu_count(&self.cpus).div_ceil(cpus_per_poller),
@@ -57,8 +56,8 @@ impl Plan {
         Ok(count)
     }
 
-    /// Where kernel threads are to run; empty is where the pollers may. A poller that is pinned
-    /// would have them beside it, so then they get what is left.
+    /// The CPUs for kernel threads; empty is all CPUs that the pollers may use. If pollers are
+    /// pinned, kernel threads get the other CPUs.
     fn thread_cpus(&self) -> Result<Vec<usize>> {
         if !self.sqpoll_cpus.is_empty() || self.cpus.is_empty() {
             return Ok(self.sqpoll_cpus.clone());
@@ -97,7 +96,7 @@ pub(crate) struct Group<E: Endpoint> {
 }
 
 impl<E: Endpoint> Group<E> {
-    /// Starts the threads; all are ready when this returns.
+    /// Starts the threads. All pollers are ready when this returns.
     pub(crate) fn start(plan: &Plan) -> Result<Group<E>> {
         let (asked, options) = config::by_environment(plan.backend, &plan.uring)?;
         options.check()?;
@@ -118,8 +117,8 @@ impl<E: Endpoint> Group<E> {
                 Group::start_sqpoll(plan, sqpoll, &options)
             }
             Choice::Auto if capabilities().tier.is_none() => Group::start_epoll(plan),
-            // The probe has passed; what fails now is for lack of memory or descriptors, of which
-            // epoll needs less.
+            // The probe has passed, so this fails for lack of memory or descriptors. Epoll needs
+            // less of both.
             Choice::Auto => Group::start_ring(plan, Choice::Uring, &options).or_else(|error| {
                 if error.is_invalid() {
                     return Err(error);
@@ -149,7 +148,7 @@ impl<E: Endpoint> Group<E> {
         sqpoll: SqpollOptions,
         options: &UringOptions,
     ) -> Result<Group<E>> {
-        // What these pollers do leaves them time for many CPUs, wherever handlers run.
+        // These pollers have little work, so each serves many CPUs.
         let count = plan.poller_count(config::CPUS_PER_POLLER)?;
         let cpus = threads::cpu_count(&[]);
         let never_sleeps = plan.poll_mode == PollMode::Always;
@@ -186,8 +185,7 @@ impl<E: Endpoint> Group<E> {
             turn: AtomicUsize::new(0),
             threads: Mutex::new(Vec::with_capacity(count)),
         };
-        // Spinning takes a CPU that nobody else needs: one more than there are pollers, kernel
-        // threads that poll for them, and workers.
+        // Spinning needs a spare CPU: more CPUs than pollers, polling kernel threads and workers.
         let affordable = threads::cpu_count(&plan.cpus) > count + kernel_threads + plan.workers;
         for index in 0..count {
             let wake = Wake::new().map_err(|error| Error::io("eventfd", error))?;
@@ -250,7 +248,8 @@ impl<E: Endpoint> Group<E> {
         stats
     }
 
-    /// Closes everything; joins the threads, if `join`, but for the one this is called on.
+    /// Closes everything. With `join`, waits for the threads to end, but not for the calling
+    /// thread.
     pub(crate) fn stop(&self, join: bool) {
         for remote in &self.remotes {
             remote.send(Command::Stop);
@@ -286,7 +285,7 @@ fn start<B: Backend, E: Endpoint>(
             Ok(poller) => (Some(poller), Ok(())),
             Err(error) => (None, Err(error)),
         };
-        // The starter waits for it.
+        // `start` waits for this message.
         let _ = ready.send(started);
         if let Some(poller) = poller {
             poller.run();
@@ -310,8 +309,8 @@ pub(crate) fn capabilities() -> &'static Capabilities {
     })
 }
 
-/// Probes on a thread of its own. The kernel tears a ring down some milliseconds after it is
-/// closed, and this can make a system call of the thread that created the ring fail with EINTR.
+/// Probes on a thread of its own. The kernel frees a ring some milliseconds after its close. A
+/// system call of the thread that created the ring can fail with EINTR then.
 fn probe_apart() -> Capabilities {
     let (tells, told) = mpsc::sync_channel(1);
     let thread = threads::spawn("ringpoll-probe", Vec::new(), move || {

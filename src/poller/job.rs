@@ -1,16 +1,16 @@
-//! What a poller runs after it has collected: runs, actions and tasks that were woken.
+//! Jobs: the runs, actions and woken tasks that a poller runs after it has collected.
 
 use super::{Action, Endpoint};
 use crate::sync::Arc;
 use crate::task::{self, Runnable, Workers};
 
-/// One piece of work. All of it is user code.
+/// One piece of work. Every job is user code.
 pub(crate) enum Job<E: Endpoint> {
     /// Begin a run that has started.
     Begin(Arc<E>, E::Handed),
     /// Carry out an action of an endpoint.
     Act(Arc<E>, Action),
-    /// Poll a task that was woken. Workers, if there are any, may poll it as well.
+    /// Poll a task that was woken. If there are workers, they may poll it instead.
     Poll(Runnable, Option<Workers>),
 }
 
@@ -24,7 +24,7 @@ impl<E: Endpoint> Job<E> {
         }
     }
 
-    /// Has workers do the job.
+    /// Gives the job to the workers. Only for a [movable](Self::is_movable) job.
     pub(super) fn move_to_workers(self) {
         match self {
             Job::Begin(endpoint, handed) => endpoint.run_elsewhere(handed),
@@ -33,7 +33,7 @@ impl<E: Endpoint> Job<E> {
         }
     }
 
-    /// Drops a job that nobody will do.
+    /// Drops a job that no thread will do.
     pub(super) fn abandon(self) {
         match self {
             Job::Begin(endpoint, handed) => endpoint.give_up(handed),

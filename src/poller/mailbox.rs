@@ -1,9 +1,9 @@
-//! What other threads, and handlers on the poller itself, leave to a poller.
+//! Commands and bytes that other threads, and handlers on the poller itself, leave to a poller.
 //!
-//! A mailbox holds commands and an outbox: bytes that the poller is to send. Both are under one
-//! lock, with the flag that says whether the poller sleeps, so no wake-up is lost: the sender that
-//! leaves something to a sleeping poller clears the flag and must wake the poller. While the poller
-//! is awake, leaving something takes no system call.
+//! A mailbox holds commands and an outbox: bytes that the poller is to send. One lock guards both,
+//! and the flag that says whether the poller sleeps. So no wake-up is lost: a sender that leaves
+//! something to a sleeping poller clears the flag and must wake the poller. While the poller is
+//! awake, leaving something takes no system call.
 
 use std::thread::Thread;
 
@@ -23,7 +23,7 @@ struct Contents<C, B> {
 }
 
 impl<C, B> Contents<C, B> {
-    /// Says whether the receiver must be woken.
+    /// Marks the receiver as awake. `true`: the caller must wake it.
     fn must_wake(&mut self) -> bool {
         std::mem::take(&mut self.is_asleep)
     }
@@ -61,8 +61,8 @@ impl<C, B> Mailbox<C, B> {
         Ok(contents.must_wake())
     }
 
-    /// Leaves bytes to a receiver that is awake. `false`: it is not, or has ended, and `bytes` was
-    /// not called.
+    /// Leaves bytes to a receiver that is awake. `false`: the receiver sleeps or has ended, and
+    /// `bytes` was not called.
     #[inline]
     pub(super) fn leave_if_awake(&self, bytes: impl FnOnce() -> B) -> bool {
         let mut contents = lock(&self.0);
@@ -95,8 +95,8 @@ impl<C, B> Mailbox<C, B> {
         watchers.iter().for_each(Thread::unpark);
     }
 
-    /// Announces that the receiver will sleep. `false`: there is something to do first. Commands
-    /// are swapped into `into` then.
+    /// Marks the receiver as asleep, if there is nothing to do. `false`: there is something to do.
+    /// Swaps the commands into `into`, which must be empty.
     pub(super) fn prepare_sleep(&self, into: &mut Vec<C>) -> bool {
         debug_assert!(into.is_empty());
         let mut contents = lock(&self.0);
@@ -105,7 +105,7 @@ impl<C, B> Mailbox<C, B> {
         contents.is_asleep
     }
 
-    /// Takes the first `count_max` commands that `wanted` picks. The others stay in order.
+    /// Takes the first `count_max` commands for which `wanted` holds. The others stay in order.
     pub(super) fn take_if(&self, count_max: usize, wanted: impl Fn(&C) -> bool) -> Vec<C> {
         let mut taken = 0;
         lock(&self.0)
@@ -118,14 +118,14 @@ impl<C, B> Mailbox<C, B> {
             .collect()
     }
 
-    /// The receiver sleeps, or has ended.
+    /// Whether the receiver sleeps or has ended.
     pub(super) fn is_asleep(&self) -> bool {
         let contents = lock(&self.0);
         contents.is_asleep || contents.is_closed
     }
 
-    /// `true`: the receiver sleeps, and will unpark `watcher` when it wakes; or it has ended.
-    /// `false`: it is awake.
+    /// `true`: the receiver sleeps or has ended. A sleeping receiver will unpark `watcher` when it
+    /// wakes. `false`: the receiver is awake.
     pub(super) fn call_when_awake(&self, watcher: &Thread) -> bool {
         let mut contents = lock(&self.0);
         let is_known = contents.watchers.iter().any(|known| known.id() == watcher.id());
@@ -140,7 +140,8 @@ impl<C, B> Mailbox<C, B> {
         contents.commands.is_empty() && contents.outbox.is_empty()
     }
 
-    /// Refuses everything from now on. Returns what nobody will take any more.
+    /// Refuses everything from now on. Returns all commands and bytes that the receiver has not
+    /// taken.
     pub(super) fn close(&self) -> (Vec<C>, Vec<B>) {
         let mut contents = lock(&self.0);
         contents.is_closed = true;
@@ -199,7 +200,7 @@ mod loom_tests {
     use loom::sync::Condvar;
     use loom::thread;
 
-    /// Stands for the eventfd of a poller: a ring that comes early is remembered.
+    /// Stands for the eventfd of a poller. A ring that comes before the wait is kept.
     struct Bell {
         rung: Mutex<bool>,
         changed: Condvar,

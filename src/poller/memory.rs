@@ -1,18 +1,18 @@
-//! How much of what a poller has received may lie unread.
+//! The budget of unread bytes of one poller.
 //!
-//! Owned by the poller thread. Only unread bytes count; memory that the application keeps does not.
-//! Counting unread bytes visits every connection, so the poller counts only while its block memory
-//! is above the budget (reading that total is cheap). The poller counts again after that memory has
-//! grown by a part of the budget, or after `BUDGET_LOOK_NS`.
+//! The poller thread owns it. Only unread bytes count; memory that the application keeps does not.
+//! Counting unread bytes visits every connection, and reading the total of block memory is cheap.
+//! So the poller counts unread bytes only while its block memory is above the budget. The poller
+//! counts again when that memory has grown by a part of the budget, or after `BUDGET_LOOK_NS`.
 
 use crate::clock::now_ns;
 use crate::config;
 
 pub(super) struct Budget {
     bytes_max: usize,
-    /// Unread bytes, as of the last look.
+    /// Unread bytes at the last count.
     unread_bytes: usize,
-    /// The block memory then.
+    /// Block memory at the last count.
     memory_bytes: usize,
     next_look_ns: u64,
 }
@@ -22,7 +22,7 @@ impl Budget {
         Budget { bytes_max, unread_bytes: 0, memory_bytes: 0, next_look_ns: 0 }
     }
 
-    /// What each of so many connections may hold while more than the budget is unread.
+    /// How many bytes each connection may hold. `None`: unread bytes are within the budget.
     #[inline]
     pub(super) fn share_bytes(
         &mut self,

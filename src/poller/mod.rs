@@ -1,8 +1,8 @@
 //! A poller: one thread, one backend, the connections in its slots.
 //!
-//! Each round first collects everything that has arrived into the connections, and then runs what
-//! they ask for. So a handler sees all its bytes, and its output leaves as one gathered send. Only
-//! the backend's wait blocks.
+//! Each round first files everything that has arrived into the connections, and then runs the work
+//! that the connections ask for. So a handler sees all bytes that have arrived, and its output is
+//! sent with one call. Only the backend's wait blocks.
 //!
 //! ```text
 //! outbox → backend; wait: completions → endpoints; timers → endpoints
@@ -46,15 +46,15 @@ pub(crate) use remote::Remote;
 use spin::Spin;
 use timers::{NEVER, Whom};
 
-/// One poller thread's own data.
+/// The data of one poller thread.
 pub(crate) struct Poller<B, E: Endpoint> {
     backend: B,
     dispatcher: Dispatcher<E>,
     spin: Spin,
-    /// Empty between rounds, as is the next.
+    /// Empty between rounds, as is `outbox`.
     commands: Vec<Command<E>>,
     outbox: Vec<Parcel<E>>,
-    /// When the pass over the kernel's events began that is under way.
+    /// When the current pass over the kernel's events began. `None`: no pass is under way.
     pass_began_ns: Option<u64>,
     is_stopping: bool,
 }
@@ -78,15 +78,15 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         })
     }
 
-    /// Runs until told to stop and everything is closed, or until it fails. A failure is reported
-    /// to the watchers of the poller.
+    /// Runs the loop. The loop ends when `Command::Stop` was obeyed and all slots are free, or when
+    /// the poller fails. The poller's watchers are told of a failure.
     pub(crate) fn run(mut self) {
         time_slice::ask_for_time_slice(config::TIME_SLICE);
         let remote = Arc::clone(&self.dispatcher.remote);
         remote.enter();
         remote.relief.enter();
         remote.counters.own();
-        // Blocks that come and go on this thread do so without an atomic operation.
+        // On this thread, taking and returning a block needs no atomic operation.
         let _attached = remote.pool.clone().attach();
         match user_code::call("poller", || self.rounds()) {
             Some(Ok(())) => {}
@@ -103,8 +103,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.dispatcher.remote.relief.count_progress();
             self.dispatcher.fire_timers(&mut self.backend);
             self.dispatcher.run_round();
-            // After everything that has arrived: its wake-ups and handlers must not wait for
-            // commands.
+            // Commands come last, so they do not delay the wake-ups and handlers of received bytes.
             if !self.commands.is_empty() {
                 self.obey_all();
                 self.dispatcher.run_round();
@@ -113,8 +112,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         Ok(())
     }
 
-    /// Abandons what the poller still holds: collected wakers and jobs, commands, and all slots.
-    /// After an orderly stop, only late commands are left. After a failure, any of these.
+    /// Abandons everything that the poller still holds: collected wakers and jobs, commands, and
+    /// all slots. After an orderly stop, only commands that came late can be left.
     fn end(self) {
         let Dispatcher { remote, mut slots, leaving, mut round, .. } = self.dispatcher;
         user_code::wake_all(round.wakers.drain(..));
@@ -134,8 +133,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         leaving.into_values().for_each(|held| user_code::discard(held.kept));
     }
 
-    /// Sends what the outbox holds, then waits for completions: first spinning where that pays,
-    /// then asleep. Leaves the commands that came meanwhile in `commands`.
+    /// Sends the bytes of the outbox, then waits for completions: first by spinning if that pays,
+    /// then asleep. Puts commands that came meanwhile into `commands`.
     fn wait(&mut self) -> io::Result<()> {
         self.dispatcher.round.completions = 0;
         self.dispatcher.tidy_memory();
@@ -178,7 +177,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         Ok(())
     }
 
-    /// Looks for work without sleeping, as long as that pays. `true`: there is some.
+    /// Polls for work without sleeping while that pays. `true`: the poller must not sleep now.
     fn spin(&mut self) -> io::Result<bool> {
         let due_ns = self.dispatcher.due_in().map_or(NEVER, |due| due.as_nanos() as u64);
         let budget_ns = self.spin.budget_ns();
@@ -269,7 +268,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
     }
 
-    /// Gives the endpoint a slot, unless the poller ends or the endpoint refuses.
+    /// Gives the endpoint a slot, unless the poller is stopping or the endpoint refuses.
     fn attach(&mut self, endpoint: &Arc<E>) -> Option<(Token, usize)> {
         if self.is_stopping {
             endpoint.act(Action::Close);

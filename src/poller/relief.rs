@@ -1,8 +1,8 @@
 //! Relief of a poller that a handler holds up.
 //!
-//! While a poller is [watched](Watched), it puts the jobs of a round into a queue that other
-//! threads may take from, and takes them out one by one. The watcher takes the jobs of a poller
-//! that makes no progress to the workers, and sends what was left to the poller.
+//! While a poller is [watched](Watched), it puts the jobs of a round into a queue, and takes them
+//! out one by one. Other threads may take jobs from that queue. If the poller makes no progress,
+//! its watcher moves these jobs to the workers, and sends the bytes in the poller's outbox.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -20,7 +20,8 @@ pub(super) struct Relief<E: Endpoint> {
     /// The jobs of the current round that the poller has not begun.
     jobs: Mutex<VecDeque<Job<E>>>,
     watchers: AtomicUsize,
-    /// Counts what the poller does. While the count stands still, the poller sleeps or is held up.
+    /// Counts what the poller begins. While the count does not change, the poller sleeps or is held
+    /// up.
     progress: AtomicU64,
     /// A watcher has found the poller held up, and the poller has made no progress since.
     is_held_up: AtomicBool,
@@ -39,7 +40,7 @@ impl<E: Endpoint> Relief<E> {
         }
     }
 
-    /// The calling thread is the poller.
+    /// Notes that the calling thread is the poller.
     pub(super) fn enter(&self) {
         self.thread.get_or_init(ThreadId::current);
     }
@@ -54,10 +55,10 @@ impl<E: Endpoint> Relief<E> {
         self.is_held_up.load(Ordering::Relaxed)
     }
 
-    /// The poller begins something. On the poller.
+    /// Notes that the poller begins something. On the poller.
     #[inline]
     pub(super) fn count_progress(&self) {
-        // The poller is the only one to count.
+        // No other thread writes the count.
         let count = self.progress.load(Ordering::Relaxed) + 1;
         self.progress.store(count, Ordering::Relaxed);
         if self.is_held_up() {
@@ -122,7 +123,8 @@ impl<E: Endpoint> Watched for Remote<E> {
             Command::Run(job) => Some(job),
             _ => None,
         });
-        // First: sending may wake tasks, which is user code.
+        // Move jobs before sending: sending may wake tasks, and wakers are user code, which may
+        // block.
         movable.into_iter().chain(waiting).for_each(|job| {
             self.counters.add(|counters| &counters.moved_runs, 1);
             job.move_to_workers();

@@ -13,7 +13,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Wake};
 
-/// Bytes that a poller is to send, and for whom.
+/// Bytes that a poller is to send, and their endpoint.
 pub(super) type Parcel<E> = (Arc<E>, Chain);
 
 pub(crate) struct Remote<E: Endpoint> {
@@ -23,12 +23,12 @@ pub(crate) struct Remote<E: Endpoint> {
     pub(crate) outlet: Outlet,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: Pool,
-    /// Connections given to the poller and not yet gone. Balancing compares pollers by it.
+    /// How many connections the poller has or was given. Balancing compares pollers by it.
     pub(crate) load: AtomicUsize,
     pub(crate) listeners: AtomicUsize,
-    /// Entries of the poller's timers, [`dead_timers`](Self::dead_timers) included.
+    /// How many timers the poller has, [`dead_timers`](Self::dead_timers) included.
     pub(super) timers: AtomicUsize,
-    /// Entries whose future was dropped.
+    /// How many of these belong to a future that was dropped.
     pub(super) dead_timers: Arc<AtomicUsize>,
     watchers: Mutex<Watchers>,
 }
@@ -42,7 +42,7 @@ struct Watchers {
 }
 
 thread_local! {
-    /// The remote of the poller that this thread is.
+    /// The poller of this thread, if the thread is a poller.
     static CURRENT: OnceCell<Arc<dyn Any + Send + Sync>> = const { OnceCell::new() };
 }
 
@@ -75,13 +75,13 @@ impl<E: Endpoint> Remote<E> {
         });
     }
 
-    /// The poller that the calling thread is.
+    /// The poller of the calling thread, if that thread is a poller.
     pub(crate) fn current() -> Option<Arc<Remote<E>>> {
         let current = CURRENT.with(|current| current.get().cloned());
         current.and_then(|current| current.downcast().ok())
     }
 
-    /// Hands over a command. If the poller has ended, the command is abandoned.
+    /// Leaves a command to the poller. If the poller has ended, the command is abandoned.
     pub(crate) fn send(&self, command: Command<E>) {
         match self.mailbox.push(command) {
             Ok(must_wake) => self.wake_if(must_wake),
@@ -124,7 +124,7 @@ impl<E: Endpoint> Remote<E> {
         }
     }
 
-    /// The poller has failed.
+    /// Tells the watchers that the poller has failed.
     pub(super) fn fail(&self, why: &str) {
         tracing::error!("a poller has ended: {why}");
         let known = {
@@ -135,7 +135,7 @@ impl<E: Endpoint> Remote<E> {
         known.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.poller_failed(why));
     }
 
-    /// Timers whose future still waits.
+    /// How many timers have a future that still waits.
     pub(super) fn timer_count(&self) -> usize {
         let count = self.timers.load(Ordering::Relaxed);
         // A timer may be dead before its command has reached the poller.

@@ -1,6 +1,7 @@
-//! Who owns which token.
+//! Slots: the owner of each token.
 //!
-//! A slot's generation changes each time it is freed, so a completion that comes late names nobody.
+//! A slot's generation changes each time the slot is freed. So a completion that comes late matches
+//! no slot.
 
 use crate::sys::Token;
 

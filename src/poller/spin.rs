@@ -1,24 +1,26 @@
-//! Whether to look again before sleeping.
+//! Spinning: how long a poller polls for work before it sleeps.
 //!
-//! A wake-up out of the kernel costs more than a short look around, but only while work keeps
-//! coming and no other thread needs the CPU. So: spin for about twice the usual gap between
-//! arrivals, within a bound, and only while at least half of the recent spins found something.
+//! A wake-up by the kernel costs more than a short spin. But a spin pays only while work keeps
+//! coming and no other thread needs the CPU. So a poller spins for about twice the usual time
+//! between arrivals, at most for `SPIN_NS_MAX`. It spins only while at least half of the recent
+//! spins found work.
 
 use crate::config::{self, PollMode};
 
 pub(crate) struct Spin {
     mode: PollMode,
-    /// CPUs are left over beside the pollers.
+    /// Whether there are more CPUs than threads that need one.
     affordable: bool,
-    /// Mean time between arrivals, decayed.
+    /// Mean time between arrivals; recent arrivals count more.
     gap_ns: u64,
-    /// Wins and losses of late, 0..=SCORE_MAX; above the middle it pays.
+    /// Recent spins that found work minus those that did not, 0..=SCORE_MAX. From the middle on,
+    /// spinning pays.
     score: u32,
     sleeps: u32,
 }
 
 const SCORE_MAX: u32 = 16;
-/// Sleeps after which a policy that gave up tries again.
+/// After so many sleeps, a poller that has stopped spinning may try again.
 const RETRY_SLEEPS: u32 = 256;
 
 impl Spin {
@@ -26,7 +28,7 @@ impl Spin {
         Spin { mode, affordable, gap_ns: config::SPIN_NS_MAX, score: SCORE_MAX / 2, sleeps: 0 }
     }
 
-    /// Whether spinning is worth a thought.
+    /// Whether the poller may ever spin.
     pub(crate) fn is_enabled(&self) -> bool {
         match self.mode {
             PollMode::Always => true,
@@ -35,7 +37,7 @@ impl Spin {
         }
     }
 
-    /// How long to spin now; 0 is not at all, `u64::MAX` for ever.
+    /// How long to spin now; 0 is not at all, `u64::MAX` is without end.
     pub(crate) fn budget_ns(&self) -> u64 {
         match self.mode {
             PollMode::Always => u64::MAX,
@@ -45,7 +47,7 @@ impl Spin {
         }
     }
 
-    /// A spin ended: after `waited_ns`, with or without work.
+    /// Notes that a spin ended after `waited_ns`. `won`: it found work.
     pub(crate) fn record(&mut self, won: bool, waited_ns: u64) {
         self.score =
             if won { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(1) };
@@ -54,7 +56,7 @@ impl Spin {
         }
     }
 
-    /// The poller slept for `slept_ns` until work came.
+    /// Notes that the poller slept for `slept_ns` until work came.
     pub(crate) fn record_sleep(&mut self, slept_ns: u64) {
         self.observe_gap(slept_ns);
         self.sleeps += 1;

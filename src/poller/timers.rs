@@ -1,8 +1,8 @@
-//! When to look at whom.
+//! The poller's timers.
 //!
-//! Owned by the poller thread. An endpoint has at most one live entry: it is armed again only for
-//! an earlier time, and an entry that was overtaken is ignored when it comes up. So a timeout that
-//! moves with every request costs nothing until it is due.
+//! The poller thread owns them. An endpoint has at most one live timer, which is set again only for
+//! an earlier time. The timer that it replaces stays in the heap, and is ignored when it fires. So
+//! a timeout that moves with every request costs nothing until it is due.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use crate::clock::now_ns;
 use crate::config;
 use crate::sys::Token;
 
-/// "Not armed": later than any clock will show.
+/// No timer: later than any time of the clock.
 pub(crate) const NEVER: u64 = u64::MAX;
 
 /// `after` from now, on the clock of [`now_ns`].
@@ -21,14 +21,14 @@ pub(crate) fn ns_after(after: Duration) -> u64 {
     now_ns().saturating_add(u64::try_from(after.as_nanos()).unwrap_or(NEVER)).min(NEVER - 1)
 }
 
-/// `instant` on the clock of [`now_ns`]; one in the past is as good as now.
+/// `instant` on the clock of [`now_ns`]. A past instant becomes the present time.
 pub(crate) fn ns_at(instant: Instant) -> u64 {
     ns_after(instant.saturating_duration_since(Instant::now()))
 }
 
 pub(crate) struct Timers {
     heap: BinaryHeap<Reverse<Entry>>,
-    /// Entries that the last sweep has left, and that may be there still.
+    /// How many entries the last sweep kept, as far as they may still be in the heap.
     swept: usize,
 }
 
@@ -52,7 +52,7 @@ impl Timers {
         self.heap.push(Reverse(Entry { at_ns, whom }));
     }
 
-    /// How long until the first is due.
+    /// How long until the first timer is due.
     pub(crate) fn next_in(&self, now_ns: u64) -> Option<Duration> {
         let Reverse(first) = self.heap.peek()?;
         Some(Duration::from_nanos(first.at_ns.saturating_sub(now_ns)))
@@ -67,13 +67,13 @@ impl Timers {
         first
     }
 
-    /// Whether there are so many entries that a sweep is due. A sweep looks at all of them, so the
-    /// next one is due only after as many new ones again.
+    /// Whether a sweep is due. A sweep visits all entries, so the next is due only after as many
+    /// new entries.
     pub(crate) fn is_sweep_due(&self) -> bool {
         self.heap.len() >= 2 * self.swept + config::STALE_TIMERS_MAX
     }
 
-    /// Keeps the entries of slots for which `live` holds, and the bells of living alarms.
+    /// Drops entries of slots for which `live` is false, and the bells of dropped alarms.
     pub(crate) fn sweep(&mut self, mut live: impl FnMut(Token, u64) -> bool) {
         self.heap.retain(|Reverse(entry)| match entry.whom {
             Whom::Slot(token) => live(token, entry.at_ns),

@@ -1,7 +1,7 @@
-//! Running handlers: futures, queues of them, and threads to run them. Knows no sockets.
+//! Running futures: tasks, their queues, and threads that run them. Knows no sockets.
 //!
-//! A *task* is one run of a handler. Its waker hands it back to where it runs: the poller's command
-//! queue, or the workers' queue.
+//! A *task* is a future with a waker of its own. The waker puts the task back where it runs: into
+//! the poller's mailbox, or into the workers' queue.
 
 mod line;
 mod parking;
@@ -23,8 +23,8 @@ pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run, waits_
 pub(crate) use unblock::look_up;
 pub use unblock::unblock;
 
-/// Makes a task of `future`. `schedule` is called with it on each wake-up; the first run is up to
-/// the caller.
+/// Makes a task of `future`. `schedule` is called with the task on each wake-up. The caller must
+/// run the returned task for the first time.
 pub(crate) fn spawn<F, S>(future: F, schedule: S) -> Runnable
 where
     F: Future<Output = ()> + Send + 'static,
@@ -35,13 +35,13 @@ where
     runnable
 }
 
-/// Polls the task once. A panic ends the task, whose own guards report it, and goes no further.
+/// Polls the task once. A panic of the future ends the task, and does not reach the caller.
 pub(crate) fn run(runnable: Runnable) {
-    // The future is dropped by the unwinding; nothing else is shared with it.
+    // The unwinding drops the future. No other code uses its state.
     user_code::call("task", || runnable.run());
 }
 
-/// Drops the task unfinished. A panic of what it held goes no further.
+/// Drops an unfinished task. A panic of a destructor does not reach the caller.
 pub(crate) fn give_up(runnable: Runnable) {
     user_code::discard(runnable);
 }
@@ -90,7 +90,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// A waker whose call and whose end demand that `is_free` holds: that no lock is held.
+    /// A waker that asserts, when it is called and when it is dropped, that no lock is held:
+    /// `is_free`.
     pub(crate) fn locks_nothing(is_free: impl Fn() -> bool + Send + Sync + 'static) -> Waker {
         struct Demands<F: Fn() -> bool>(F);
 

@@ -1,9 +1,9 @@
-//! Polling a run: what this thread knows of the run that it polls.
+//! Polling a run on its poller, without a task.
 //!
 //! A handler usually ends in its first poll, or waits for nothing but a flush of its own
 //! connection. Neither case needs a task. So the poller polls the run with a waker that only
-//! notices whether the run has kept or used it. A flush of the run's own connection needs no
-//! waker, because the poller knows when the flush is done: [`waits_for_flush`] notes it instead.
+//! notices whether the run has kept or used it. A flush of the run's own connection needs no waker,
+//! because the poller knows when the flush is done. Such a flush calls [`waits_for_flush`] instead.
 //! A run that waits for anything else becomes a task, and is polled again with a waker that works.
 
 use std::cell::Cell;
@@ -44,14 +44,14 @@ struct Current {
     owner: Cell<usize>,
     /// The address that the poller's waker carries; 0 is none.
     waker: Cell<usize>,
-    /// The run has said that it waits for its own flush.
+    /// Whether the run waits for its own flush.
     waits_for_flush: Cell<bool>,
     /// A waker for the next poll.
     spare: Cell<Option<Noticing>>,
 }
 
-/// Sets a cell of [`CURRENT`] until this is dropped, and then the value before: a run may poll
-/// another one.
+/// Sets a cell of [`CURRENT`]. Dropping this restores the value before, because a run may poll
+/// another run.
 struct Set<T: Copy + 'static> {
     cell: fn(&Current) -> &Cell<T>,
     outer: T,
@@ -104,8 +104,9 @@ pub(crate) fn is_polled(owner: usize) -> bool {
     CURRENT.with(|current| current.owner.get() == owner)
 }
 
-/// Notes that the run that this thread polls waits for its own flush, if the run is one of `owner`
-/// and polled with this waker by its poller. `true`: the caller need not keep the waker.
+/// Called by a flush of connection `owner`. Notes that the run polled by this thread waits for its
+/// own flush, if `owner` is the run's connection and `waker` is the poller's. `true`: noted, so the
+/// caller need not keep the waker.
 #[inline]
 pub(crate) fn waits_for_flush(waker: &Waker, owner: usize) -> bool {
     CURRENT.with(|current| {
@@ -134,8 +135,8 @@ impl Noticing {
         Noticing { waker: Waker::from(Arc::clone(&notice)), notice }
     }
 
-    /// The waker was kept or used. One that was used and dropped counts as well: its reference is
-    /// given up after `was_woken` is set.
+    /// Whether the waker was kept or used. A waker that was used and dropped counts as well,
+    /// because its reference is released after `was_woken` is set.
     fn was_noticed(&self) -> bool {
         let count = Arc::strong_count(&self.notice);
         fence(Ordering::Acquire);
@@ -157,8 +158,8 @@ impl Wake for Notice {
 }
 
 pin_project_lite::pin_project! {
-    /// A future of the user's whose destructor may panic: the panic goes no further. A panic that
-    /// reached `async_task` from there would end the process.
+    /// A future of the user. A panic of its destructor ends here, because a panic that reached
+    /// `async_task` would end the process.
     pub(crate) struct Guarded<F> {
         #[pin]
         future: Option<F>,
