@@ -71,7 +71,7 @@ impl Endpoint for Core {
         Some(Attached { at_once_bytes, output, start })
     }
 
-    #[inline(always)]
+    #[inline]
     fn on_received(self: &Arc<Self>, bytes: Received<'_>, share_bytes: Option<usize>) -> Wanted {
         let mut input = lock(&self.input);
         // Check under the lock: a close sets the bit first, and then discards the input under the

@@ -157,7 +157,7 @@ impl<E: Endpoint> Dispatcher<E> {
     }
 
     /// Collects the work of a reaction.
-    #[inline(always)]
+    #[inline]
     fn follow(&mut self, token: Token, reaction: Reaction<E::Handed>) -> Flow {
         let round = &mut self.round;
         round.wakers.extend(reaction.flusher);
@@ -297,7 +297,7 @@ impl<E: Endpoint> Dispatcher<E> {
 }
 
 impl<E: Endpoint> Sink for Dispatcher<E> {
-    #[inline(always)]
+    #[inline]
     fn complete(&mut self, token: Token, completion: Completion<'_>) -> Flow {
         self.round.completions += 1;
         match (self.slots.get(token), completion) {
