@@ -58,6 +58,7 @@ const IMPORTS: ImportTable = ImportTable {
                 "sys::Flow",
                 "sys::Outlet",
                 "sys::Received",
+                "sys::Completion",
             ],
         ),
         ("pollers", &["connection", "poller"]),

@@ -218,8 +218,8 @@ impl Input {
         self.held_bytes = bytes;
     }
 
-    /// Ends a run after which there is nothing to do but to wait for bytes. `false`: there is, or may
-    /// be.
+    /// Ends a run after which there is nothing to do but to wait for bytes. `false`: there may be
+    /// more to do.
     #[inline]
     pub(super) fn rest(&mut self) -> bool {
         let is_quiet = self.buffered_bytes() == 0
