@@ -199,7 +199,7 @@ impl Core {
     pub(super) fn is_occupied(&self) -> bool {
         let computing = {
             let input = lock(&self.input);
-            self.service.is_some() && input.runs.is_held() && !input.is_waited_for()
+            self.service.is_some() && input.runs.is_active() && !input.is_waited_for()
         };
         computing && !lock(&self.output).is_waited_for()
     }

@@ -137,7 +137,7 @@ impl Core {
     pub(super) fn close_if_idle(self: &Arc<Self>) {
         let idle = {
             let input = lock(&self.input);
-            input.runs == Runs::Home && input.buffered_bytes() == 0
+            input.runs == Runs::Idle && input.buffered_bytes() == 0
         };
         if idle && lock(&self.output).is_settled() {
             self.close();
@@ -183,7 +183,7 @@ impl Core {
         self.life.end_detaching();
         let (unread, is_over) = {
             let mut input = lock(&self.input);
-            (input.discard(), input.removed && !input.runs.is_held())
+            (input.discard(), input.removed && !input.runs.is_active())
         };
         let socket = {
             let mut output = lock(&self.output);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::core::Core;
 use super::handle::Handle;
-use super::input::{End, Filed, Handed};
+use super::input::{End, Filed, Started};
 use super::output::{Ending, Output};
 use super::run::QueuedRun;
 use super::state::Kind;
@@ -25,16 +25,16 @@ use crate::sync::lock;
 use crate::task::{self, Polled, Run};
 use crate::user_code;
 
-type Wanted = Reaction<Handed>;
+type Wanted = Reaction<Started>;
 
 impl Endpoint for Core {
-    type Handed = Handed;
+    type Started = Started;
 
     fn token(&self) -> Token {
         Core::token(self)
     }
 
-    fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Handed>> {
+    fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Started>> {
         self.token.store(token.bits(), Ordering::Relaxed);
         // With half the mark, buffered input stays below one and a half times the mark.
         let at_once_bytes = self.limits.input_high_bytes / 2;
@@ -92,14 +92,14 @@ impl Endpoint for Core {
             drop(input);
             return self.follow(filed);
         }
-        let handed = input.start_with(bytes, &self.remote.pool);
+        let started = input.start_with(bytes, &self.remote.pool);
         self.took_arrivals();
         let mut wanted = Wanted::default();
-        if handed.reader.len() >= self.limits.input_bytes_max(share_bytes) {
+        if started.reader.len() >= self.limits.input_bytes_max(share_bytes) {
             self.paused.store(true, Ordering::Relaxed);
             wanted.flow = Flow::Pause;
         }
-        wanted.start = Some(handed);
+        wanted.start = Some(started);
         wanted
     }
 
@@ -167,7 +167,7 @@ impl Endpoint for Core {
             input.removed = true;
             // These bytes were filed while another thread closed the connection.
             let unread = self.life.drops_input().then(|| input.discard());
-            let finished = !input.runs.is_held() && !self.life.is_detached();
+            let finished = !input.runs.is_active() && !self.life.is_detached();
             (unread, input.take_waker(), finished)
         };
         let flusher = lock(&self.output).take_flusher();
@@ -179,14 +179,14 @@ impl Endpoint for Core {
     }
 
     #[inline(always)]
-    fn begin(self: &Arc<Self>, handed: Handed) -> Polled {
+    fn begin(self: &Arc<Self>, started: Started) -> Polled {
         let Some(service) = &self.service else { return Polled::Done };
         self.count_run();
         let Some(here) = service.executor.here() else {
-            service.executor.spawn_elsewhere(QueuedRun::new(Arc::clone(self), handed));
+            service.executor.spawn_elsewhere(QueuedRun::new(Arc::clone(self), started));
             return Polled::Done;
         };
-        let poll = || self.start_run(handed).map_or(Polled::Done, task::poll_run);
+        let poll = || self.start_run(started).map_or(Polled::Done, task::poll_run);
         user_code::call("handler", || here.time(poll)).unwrap_or(Polled::Done)
     }
 
@@ -194,8 +194,8 @@ impl Endpoint for Core {
         self.spawn_near(run);
     }
 
-    fn give_up(self: &Arc<Self>, handed: Handed) {
-        user_code::call("handler", || self.give_up_run(handed));
+    fn give_up(self: &Arc<Self>, started: Started) {
+        user_code::call("handler", || self.give_up_run(started));
     }
 
     fn act(self: &Arc<Self>, action: Action) {
@@ -212,10 +212,10 @@ impl Endpoint for Core {
         self.service.as_ref().is_some_and(|service| service.executor.workers().is_some())
     }
 
-    fn run_elsewhere(self: Arc<Self>, handed: Handed) {
+    fn run_elsewhere(self: Arc<Self>, started: Started) {
         let Some(service) = self.service.clone() else { return };
         self.count_run();
-        service.executor.spawn_elsewhere(QueuedRun::new(self, handed));
+        service.executor.spawn_elsewhere(QueuedRun::new(self, started));
     }
 
     fn send_off_poller(self: &Arc<Self>, bytes: Chain) {

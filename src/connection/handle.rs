@@ -218,8 +218,9 @@ impl Handle {
     /// Ends this side of the stream.
     pub(super) fn end_output(&self) -> Result<()> {
         let mut output = lock(&self.0.output);
-        output.ended = true;
+        let output = &mut *output;
         let socket = output.socket.as_ref().ok_or_else(|| Error::closed("shutdown_write"))?;
+        output.ended = true;
         self.0.remote.counters.add(|counters| &counters.setup_calls, 1);
         match socket.shutdown(Side::Write) {
             // The peer has reset the connection, so there is no stream left to end.

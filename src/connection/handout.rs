@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Connection;
 use super::core::Core;
-use super::input::{Discarded, Handed, Input};
+use super::input::{Discarded, Input, Started};
 use super::parts;
 use super::state::{Found, Kind, Next, READER, WRITER};
 use crate::buffer::{Chain, Staging};
@@ -19,8 +19,8 @@ pub(super) const BOTH: u8 = READER | WRITER;
 impl Core {
     /// Makes the connection for a run. It has all bytes that have come so far.
     #[inline]
-    pub(super) fn hand_out(self: &Arc<Self>, handed: Handed) -> Connection {
-        let Handed { mut reader, writer, kind } = handed;
+    pub(super) fn hand_out(self: &Arc<Self>, started: Started) -> Connection {
+        let Started { mut reader, writer, kind } = started;
         if let Some(after) = self.limits.request_timeout
             && kind == Kind::Request
         {
@@ -47,7 +47,7 @@ impl Core {
         writer: Option<Box<Staging>>,
     ) {
         let mut input = lock(&self.input);
-        let stale_waker = input.bring_home(reader, writer);
+        let stale_waker = input.take_back(reader, writer);
         let is_over = input.runs.give_back(parts);
         let is_usual = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
         // Usually there is nothing to do, or nothing but to wait for the next bytes.
@@ -82,14 +82,14 @@ impl Core {
             Next::Finish => self.finish(),
             Next::Again | Next::Rest => {}
         }
-        if let Some(handed) = again {
-            self.remote.send(Command::Run(Job::Begin(Arc::clone(self), handed)));
+        if let Some(started) = again {
+            self.remote.send(Command::Run(Job::Begin(Arc::clone(self), started)));
         }
     }
 
     /// Decides what follows a run. All its parts are back.
     fn next_after_run(&self, input: &mut Input) -> Next {
-        input.settle_home();
+        input.join_inbox();
         let found = Found {
             unread: input.buffered_bytes() > 0,
             consumed: input.consumed(),

@@ -69,7 +69,7 @@ pub(super) type Discarded = (Option<Box<Chain>>, Option<Box<Chain>>, Option<Box<
 
 /// The reader and the writer that a run starts with. The run begins later. Bytes that come until
 /// then are in the inbox.
-pub(crate) struct Handed {
+pub(crate) struct Started {
     pub(super) kind: Kind,
     pub(super) reader: Box<Chain>,
     /// `None` if the last run left no bytes in it.
@@ -81,7 +81,7 @@ pub(crate) struct Handed {
 pub(super) struct Filed {
     pub(super) wake: Option<Waker>,
     /// A run has started for the end.
-    pub(super) run: Option<Handed>,
+    pub(super) run: Option<Started>,
     pub(super) pause: bool,
     /// Close the connection: there are no bytes to read, and no more will come.
     pub(super) close: bool,
@@ -97,7 +97,7 @@ impl Input {
             held_bytes: 0,
             wait: None,
             end: None,
-            runs: Runs::Home,
+            runs: Runs::Idle,
             removed: false,
             hung_up: false,
             serves,
@@ -111,12 +111,12 @@ impl Input {
     /// Whether received bytes start a run.
     #[inline]
     pub(super) fn may_start(&self) -> bool {
-        self.serves && self.runs == Runs::Home
+        self.serves && self.runs == Runs::Idle
     }
 
     /// Starts a run with the received bytes, and with the bytes left unread before.
     #[inline]
-    pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Handed {
+    pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Started {
         let reader = self.reader.get_or_insert_with(parts::reader);
         self.received += add(bytes, reader, pool) as u64;
         self.held_bytes = reader.len();
@@ -152,7 +152,7 @@ impl Input {
     /// if any.
     pub(super) fn end(&mut self, end: End) -> Filed {
         self.end.get_or_insert(end);
-        let home = self.runs == Runs::Home;
+        let home = self.runs == Runs::Idle;
         let drained = self.buffered_bytes() == 0;
         Filed {
             wake: self.take_waker(),
@@ -164,9 +164,9 @@ impl Input {
 
     /// Notes that the peer has ended while reception is paused. A handler gets the buffered bytes:
     /// in a run that starts now, or in a run that follows the active one.
-    pub(super) fn hang_up(&mut self) -> Option<Handed> {
+    pub(super) fn hang_up(&mut self) -> Option<Started> {
         self.hung_up = true;
-        let drained = self.runs == Runs::Home && self.buffered_bytes() == 0;
+        let drained = self.runs == Runs::Idle && self.buffered_bytes() == 0;
         if drained { None } else { self.start_for_end() }
     }
 
@@ -174,20 +174,20 @@ impl Input {
         self.hung_up
     }
 
-    fn start_for_end(&mut self) -> Option<Handed> {
+    fn start_for_end(&mut self) -> Option<Started> {
         let starts = self.runs.on_news() && self.serves;
         starts.then(|| self.start(Kind::Request))
     }
 
     /// Starts a run with all buffered bytes.
     #[inline]
-    pub(super) fn start(&mut self, kind: Kind) -> Handed {
+    pub(super) fn start(&mut self, kind: Kind) -> Started {
         debug_assert_eq!(self.inbox_len(), 0, "what is home has been settled");
         // The bytes that start the run are not consumed yet.
         let consumed = self.consumed();
         self.runs.start(kind, consumed);
         let reader = self.reader.take().unwrap_or_else(parts::reader);
-        Handed { kind, reader, writer: self.writer.take() }
+        Started { kind, reader, writer: self.writer.take() }
     }
 
     /// Returns `true` if `on_disconnect` must wait for the end of `on_connect`.
@@ -237,7 +237,7 @@ impl Input {
     /// Takes back a reader, a writer, or both. Returns the waker that the reader had registered, to
     /// be dropped without the lock.
     #[inline]
-    pub(super) fn bring_home(
+    pub(super) fn take_back(
         &mut self,
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
@@ -252,7 +252,7 @@ impl Input {
     }
 
     /// All parts of a run are back: appends the bytes of the inbox to the reader's unread bytes.
-    pub(super) fn settle_home(&mut self) {
+    pub(super) fn join_inbox(&mut self) {
         if self.inbox_len() > 0 {
             let mut reader = self.reader.take().unwrap_or_else(parts::reader);
             self.refill(&mut reader);

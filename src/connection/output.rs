@@ -3,7 +3,7 @@
 //! Only one thread sends at a time, so bytes never reorder. While the output is [`Sending::Idle`],
 //! a flush sends on its own thread, or leaves its bytes to the poller; the backend's outlet
 //! decides. Bytes that the socket does not take are left to the poller. From then on the output is
-//! [`Sending::Handed`]: the poller has some bytes, and later flushes queue behind them. All of
+//! [`Sending::ByPoller`]: the poller has some bytes, and later flushes queue behind them. All of
 //! [`Output`] is guarded by the output lock, which is held during the non-blocking send.
 
 use std::io;
@@ -57,7 +57,7 @@ enum Sending {
     /// A flush may send.
     Idle,
     /// The poller sends.
-    Handed,
+    ByPoller,
 }
 
 /// A flush that waits until `sent` bytes are sent in all, or until `until_ns`.
@@ -154,10 +154,10 @@ impl Output {
         }
         let bytes = staging.sealed();
         self.submitted += bytes.len() as u64;
-        if self.sending == Sending::Handed {
+        if self.sending == Sending::ByPoller {
             self.queue.get_or_insert_default().append(bytes);
         } else if self.leave(core, bytes) {
-            self.sending = Sending::Handed;
+            self.sending = Sending::ByPoller;
         } else {
             self.send_now(core, bytes, spent).map_err(|error| Error::io("send", error))?;
         }
@@ -204,7 +204,7 @@ impl Output {
         match turn.end {
             Ok(TurnEnd::Done) => self.sending = Sending::Idle,
             Ok(TurnEnd::Full | TurnEnd::Unfinished) => {
-                self.sending = Sending::Handed;
+                self.sending = Sending::ByPoller;
                 if core.token() == Token::NONE {
                     // The poller takes the queue when it gives the connection a slot.
                     self.queue = Some(Box::new(bytes.take()));

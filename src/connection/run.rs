@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use super::Connection;
 use super::core::Core;
-use super::input::Handed;
+use super::input::Started;
 use super::state::FUTURE;
 use crate::error::{Error, Result};
 use crate::poller::{Command, Job};
@@ -118,14 +118,14 @@ impl Drop for RunEnd {
 pub(super) struct QueuedRun(Stage);
 
 enum Stage {
-    Queued(Arc<Core>, Handed),
+    Queued(Arc<Core>, Started),
     Begun(Run),
     Over,
 }
 
 impl QueuedRun {
-    pub(super) fn new(core: Arc<Core>, handed: Handed) -> QueuedRun {
-        QueuedRun(Stage::Queued(core, handed))
+    pub(super) fn new(core: Arc<Core>, started: Started) -> QueuedRun {
+        QueuedRun(Stage::Queued(core, started))
     }
 
     fn take(&mut self) -> Stage {
@@ -139,7 +139,7 @@ impl Future for QueuedRun {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         // `Over` stays if the poll panics.
         let run = match self.take() {
-            Stage::Queued(core, handed) => core.start_run(handed),
+            Stage::Queued(core, started) => core.start_run(started),
             Stage::Begun(run) => Some(run),
             Stage::Over => None,
         };
@@ -154,8 +154,8 @@ impl Future for QueuedRun {
 
 impl Drop for QueuedRun {
     fn drop(&mut self) {
-        if let Stage::Queued(core, handed) = self.take() {
-            core.give_up_run(handed);
+        if let Stage::Queued(core, started) = self.take() {
+            core.give_up_run(started);
         }
     }
 }
@@ -163,13 +163,13 @@ impl Drop for QueuedRun {
 impl Core {
     /// Calls the handler for a run that has started. `None`: the connection has no server.
     #[inline]
-    pub(super) fn start_run(self: &Arc<Self>, handed: Handed) -> Option<Run> {
+    pub(super) fn start_run(self: &Arc<Self>, started: Started) -> Option<Run> {
         let service = self.service.as_ref()?;
-        let handler = service.handler(handed.kind);
+        let handler = service.handler(started.kind);
         // Declared before the connection: if the handler panics, the connection is given back
         // first.
         let end = RunEnd::new(Arc::clone(self), Kind::Handler);
-        let connection = self.hand_out(handed);
+        let connection = self.hand_out(started);
         Some(handler.start(connection, service.executor.context(), end))
     }
 
@@ -210,8 +210,8 @@ impl Core {
     }
 
     /// Ends a run that has started and that no thread will begin.
-    pub(super) fn give_up_run(self: &Arc<Self>, handed: Handed) {
-        let Handed { reader, writer, .. } = handed;
+    pub(super) fn give_up_run(self: &Arc<Self>, started: Started) {
+        let Started { reader, writer, .. } = started;
         self.release(super::handout::BOTH, Some(reader), writer);
         self.end_run(Some(Error::closed("handler given up")));
     }

@@ -6,14 +6,14 @@
 //!
 //! ```text
 //!            start                     last part is back
-//!   Home ─────────────► Held ──────────────────────────────► Home
+//!   Idle ─────────────► Active ────────────────────────────► Idle
 //!    ▲  nothing is out   │  parts: handler's future,           │ finish
 //!    │                   │  reader, writer                     ▼
 //!    └───────────────────┘                                    Over
 //! ```
 //!
-//! In `Home` the poller may start a run. In `Held` the poller only notes that bytes or an end came.
-//! In `Over` the close callbacks have run and the descriptor is closed.
+//! In `Idle` the poller may start a run. In `Active` the poller only notes that bytes or an end
+//! came. In `Over` the close callbacks have run and the descriptor is closed.
 
 use crate::sync::atomic::{AtomicU8, Ordering};
 
@@ -105,9 +105,9 @@ pub(super) const WRITER: u8 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runs {
     /// No run is active.
-    Home,
+    Idle,
     /// A run is active.
-    Held {
+    Active {
         kind: Kind,
         /// The parts that have not been given back.
         parts: u8,
@@ -150,16 +150,17 @@ pub(super) enum Next {
 
 impl Runs {
     pub(super) fn start(&mut self, kind: Kind, consumed_before: u64) {
-        assert_eq!(*self, Runs::Home, "one run at a time");
-        *self = Runs::Held { kind, parts: FUTURE | READER | WRITER, news: false, consumed_before };
+        assert_eq!(*self, Runs::Idle, "one run at a time");
+        *self =
+            Runs::Active { kind, parts: FUTURE | READER | WRITER, news: false, consumed_before };
     }
 
     /// Notes that bytes or an end came. `true`: the caller must start a run for them.
     #[inline]
     pub(super) fn on_news(&mut self) -> bool {
         match self {
-            Runs::Home => true,
-            Runs::Held { news, .. } => {
+            Runs::Idle => true,
+            Runs::Active { news, .. } => {
                 *news = true;
                 false
             }
@@ -167,36 +168,36 @@ impl Runs {
         }
     }
 
-    pub(super) fn is_held(&self) -> bool {
-        matches!(self, Runs::Held { .. })
+    pub(super) fn is_active(&self) -> bool {
+        matches!(self, Runs::Active { .. })
     }
 
     /// Whether `on_connect` runs.
     pub(super) fn is_connecting(&self) -> bool {
-        matches!(self, Runs::Held { kind: Kind::Connect, .. })
+        matches!(self, Runs::Active { kind: Kind::Connect, .. })
     }
 
     /// Takes back the parts in `returned`. `true`: all parts are back, and the caller must call
     /// `end`.
     pub(super) fn give_back(&mut self, returned: u8) -> bool {
-        let Runs::Held { parts, .. } = self else { return false };
+        let Runs::Active { parts, .. } = self else { return false };
         *parts &= !returned;
         *parts == 0
     }
 
     /// Ends a run that nothing follows.
     pub(super) fn rest(&mut self) {
-        debug_assert!(matches!(self, Runs::Held { parts: 0, .. }), "{self:?}");
-        *self = Runs::Home;
+        debug_assert!(matches!(self, Runs::Active { parts: 0, .. }), "{self:?}");
+        *self = Runs::Idle;
     }
 
     /// Ends a run, and decides what follows.
     pub(super) fn end(&mut self, found: Found) -> Next {
-        let Runs::Held { kind, parts: 0, news, consumed_before } = *self else {
+        let Runs::Active { kind, parts: 0, news, consumed_before } = *self else {
             unreachable!("a run that ends has nothing out: {self:?}");
         };
         let progress = news || kind == Kind::Connect || found.consumed > consumed_before;
-        *self = Runs::Home;
+        *self = Runs::Idle;
         match found {
             Found { closed: true, removed: true, .. } => Next::Finish,
             Found { closed: true, .. } => Next::Rest,
@@ -234,7 +235,7 @@ mod tests {
     };
 
     fn ended(news: bool, found: Found) -> Next {
-        let mut runs = Runs::Home;
+        let mut runs = Runs::Idle;
         runs.start(Kind::Request, 10);
         if news {
             assert!(!runs.on_news());
@@ -248,7 +249,7 @@ mod tests {
     fn a_run_is_over_when_its_last_part_is_back_in_whatever_order() {
         for order in [[FUTURE, READER, WRITER], [WRITER, FUTURE, READER], [READER, WRITER, FUTURE]]
         {
-            let mut runs = Runs::Home;
+            let mut runs = Runs::Idle;
             runs.start(Kind::Request, 0);
             assert_eq!(order.map(|part| runs.give_back(part)), [false, false, true]);
             assert_eq!(runs.end(SERVING), Next::Rest);
@@ -283,7 +284,7 @@ mod tests {
 
     #[test]
     fn news_during_a_run_is_never_lost() {
-        let mut runs = Runs::Home;
+        let mut runs = Runs::Idle;
         assert!(runs.on_news());
         runs.start(Kind::Request, 0);
         assert!(!runs.on_news());
@@ -297,7 +298,7 @@ mod tests {
         let closed = Found { closed: true, unread: true, consumed: 11, ..SERVING };
         assert_eq!(ended(true, closed), Next::Rest);
         assert_eq!(ended(true, Found { removed: true, ..closed }), Next::Finish);
-        let mut runs = Runs::Home;
+        let mut runs = Runs::Idle;
         assert!(runs.finish());
         assert!(!runs.finish());
         assert!(!runs.on_news());

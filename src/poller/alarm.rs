@@ -48,7 +48,7 @@ impl<E: Endpoint> Alarm<E> {
             State::Rung | State::Dead => (Poll::Ready(()), Some(waker)),
         };
         drop(state);
-        drop(replaced);
+        user_code::discard(replaced);
         polled
     }
 }
@@ -62,7 +62,7 @@ impl<E: Endpoint> Drop for Alarm<E> {
             self.remote.dead_timers.fetch_add(1, Ordering::Relaxed);
             let set = std::mem::replace(&mut *state, State::Dead);
             drop(state);
-            drop(set);
+            user_code::discard(set);
         }
     }
 }

@@ -107,8 +107,8 @@ impl<E: Endpoint> Dispatcher<E> {
     fn run(&mut self, job: Job<E>) {
         self.remote.relief.count_progress();
         match job {
-            Job::Begin(endpoint, handed) => {
-                let polled = endpoint.begin(handed);
+            Job::Begin(endpoint, started) => {
+                let polled = endpoint.begin(started);
                 self.follow_run(&endpoint, polled);
             }
             Job::Act(endpoint, action) => endpoint.act(action),
@@ -158,7 +158,7 @@ impl<E: Endpoint> Dispatcher<E> {
 
     /// Collects the work of a reaction.
     #[inline]
-    fn follow(&mut self, token: Token, reaction: Reaction<E::Handed>) -> Flow {
+    fn follow(&mut self, token: Token, reaction: Reaction<E::Started>) -> Flow {
         let round = &mut self.round;
         round.wakers.extend(reaction.flusher);
         round.wakers.extend(reaction.reader);
@@ -171,8 +171,8 @@ impl<E: Endpoint> Dispatcher<E> {
         for action in reaction.actions.into_iter().flatten() {
             round.jobs.push(Job::Act(Arc::clone(endpoint), action));
         }
-        if let Some(handed) = reaction.start {
-            round.jobs.push(Job::Begin(Arc::clone(endpoint), handed));
+        if let Some(started) = reaction.start {
+            round.jobs.push(Job::Begin(Arc::clone(endpoint), started));
         }
         if let Some(bytes) = reaction.output {
             self.remote.leave(endpoint, *bytes);

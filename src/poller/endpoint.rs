@@ -17,12 +17,12 @@ use crate::task::{Polled, Run};
 /// Methods are called on the poller's thread, unless they say otherwise. None of them may block.
 pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// The reader and the writer that a run starts with.
-    type Handed: Send;
+    type Started: Send;
 
     fn token(&self) -> Token;
 
     /// The endpoint has a slot. `None` refuses, and the slot is given up.
-    fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Self::Handed>>;
+    fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Self::Started>>;
 
     /// Bytes have arrived. `share_bytes` is set while the poller is short of memory. It is the
     /// number of unread bytes that the endpoint may hold.
@@ -30,13 +30,13 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
         self: &Arc<Self>,
         bytes: Received<'_>,
         share_bytes: Option<usize>,
-    ) -> Reaction<Self::Handed>;
+    ) -> Reaction<Self::Started>;
 
     /// Another operation of the endpoint is done.
-    fn on_completion(self: &Arc<Self>, completion: Completion<'_>) -> Reaction<Self::Handed>;
+    fn on_completion(self: &Arc<Self>, completion: Completion<'_>) -> Reaction<Self::Started>;
 
     /// The timer for `at_ns` fired. A timer that an earlier one has replaced fires as well.
-    fn on_timer(self: &Arc<Self>, at_ns: u64, now_ns: u64) -> Reaction<Self::Handed>;
+    fn on_timer(self: &Arc<Self>, at_ns: u64, now_ns: u64) -> Reaction<Self::Started>;
 
     /// Whether the timer for `at_ns` is the current one.
     fn is_armed(&self, at_ns: u64) -> bool;
@@ -46,14 +46,14 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
 
     /// Begins a run that has started: calls the handler and polls the run once. The run may also be
     /// given to other threads as a task; the result is `Done` then. Runs user code.
-    fn begin(self: &Arc<Self>, handed: Self::Handed) -> Polled;
+    fn begin(self: &Arc<Self>, started: Self::Started) -> Polled;
 
     /// Makes a task of a run that waits for more than its own flush, and polls the task once. Runs
     /// user code.
     fn make_task(self: &Arc<Self>, run: Run);
 
     /// Ends a run that has started and that no thread will begin. From any thread. Runs user code.
-    fn give_up(self: &Arc<Self>, handed: Self::Handed);
+    fn give_up(self: &Arc<Self>, started: Self::Started);
 
     /// Carries out an action of a [`Reaction`]. Runs user code.
     fn act(self: &Arc<Self>, action: Action);
@@ -62,7 +62,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     fn is_movable(&self) -> bool;
 
     /// Has workers do a run. From any thread. Only for a [movable](Self::is_movable) endpoint.
-    fn run_elsewhere(self: Arc<Self>, handed: Self::Handed);
+    fn run_elsewhere(self: Arc<Self>, started: Self::Started);
 
     /// Sends `bytes`, which were left to the poller, on the calling thread. From any thread.
     fn send_off_poller(self: &Arc<Self>, bytes: Chain);

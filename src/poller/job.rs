@@ -7,7 +7,7 @@ use crate::task::{self, Runnable, Workers};
 /// One piece of work. Every job is user code.
 pub(crate) enum Job<E: Endpoint> {
     /// Begin a run that has started.
-    Begin(Arc<E>, E::Handed),
+    Begin(Arc<E>, E::Started),
     /// Carry out an action of an endpoint.
     Act(Arc<E>, Action),
     /// Poll a task that was woken. If there are workers, they may poll it instead.
@@ -27,7 +27,7 @@ impl<E: Endpoint> Job<E> {
     /// Gives the job to the workers. Only for a [movable](Self::is_movable) job.
     pub(super) fn move_to_workers(self) {
         match self {
-            Job::Begin(endpoint, handed) => endpoint.run_elsewhere(handed),
+            Job::Begin(endpoint, started) => endpoint.run_elsewhere(started),
             Job::Poll(runnable, Some(workers)) => workers.schedule(runnable),
             Job::Poll(_, None) | Job::Act(..) => unreachable!("only the poller may do this job"),
         }
@@ -36,7 +36,7 @@ impl<E: Endpoint> Job<E> {
     /// Drops a job that no thread will do.
     pub(super) fn abandon(self) {
         match self {
-            Job::Begin(endpoint, handed) => endpoint.give_up(handed),
+            Job::Begin(endpoint, started) => endpoint.give_up(started),
             // Dropping a task ends its run.
             Job::Poll(runnable, _) => task::give_up(runnable),
             // The end of the poller removes the endpoint.
