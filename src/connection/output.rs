@@ -209,7 +209,10 @@ impl Output {
                     // The poller takes the queue when it gives the connection a slot.
                     self.queue = Some(Box::new(bytes.take()));
                 } else {
-                    core.remote.leave(core, bytes.take());
+                    let left = core.remote.leave(core, bytes.take());
+                    if let Err(mut lost) = left {
+                        lost.spend(lost.len(), spent);
+                    }
                 }
             }
             Err(error) => {

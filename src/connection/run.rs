@@ -11,7 +11,7 @@ use super::input::Started;
 use super::state::FUTURE;
 use crate::error::{Error, Result};
 use crate::poller::{Command, Job};
-use crate::task::{self, Executor, Guarded, Run, Runnable, RuntimeContext, Workers};
+use crate::task::{self, Guarded, Run, Runnable, RuntimeContext, Workers};
 use crate::user_code;
 
 /// A handler, whatever the type of its futures.
@@ -195,7 +195,7 @@ impl Core {
             ));
         };
         service.hooks.spawned();
-        let executor: &Executor = &service.executor;
+        let executor = &service.executor;
         let end = RunEnd::new(Arc::clone(self), Kind::Spawned);
         let running = Running::new(future, executor.context(), end);
         executor.spawn(running, self.schedule_on_poller());

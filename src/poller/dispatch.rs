@@ -175,7 +175,8 @@ impl<E: Endpoint> Dispatcher<E> {
             round.jobs.push(Job::Begin(Arc::clone(endpoint), started));
         }
         if let Some(bytes) = reaction.output {
-            self.remote.leave(endpoint, *bytes);
+            // This poller has not ended, so it takes the bytes.
+            let _ = self.remote.leave(endpoint, *bytes);
         }
         if let Some(at_ns) = reaction.timer_ns {
             self.timers.arm(at_ns, Whom::Slot(token));

@@ -77,8 +77,8 @@ impl<E: Endpoint> Remote<E> {
 
     /// The poller of the calling thread, if that thread is a poller.
     pub(crate) fn current() -> Option<Arc<Remote<E>>> {
-        let current = CURRENT.with(|current| current.get().cloned());
-        current.and_then(|current| current.downcast().ok())
+        let current = CURRENT.try_with(|current| current.get().cloned());
+        current.ok().flatten().and_then(|current| current.downcast().ok())
     }
 
     /// Leaves a command to the poller. If the poller has ended, the command is abandoned.
@@ -89,10 +89,15 @@ impl<E: Endpoint> Remote<E> {
         }
     }
 
-    /// Leaves bytes for the poller to send. They are dropped if the poller has ended.
-    pub(crate) fn leave(&self, endpoint: &Arc<E>, bytes: Chain) {
-        if let Ok(must_wake) = self.mailbox.leave((Arc::clone(endpoint), bytes)) {
-            self.wake_if(must_wake);
+    /// Leaves bytes for the poller to send. Gives them back if the poller has ended: the caller may
+    /// hold a lock, and memory of the user must not be dropped under it.
+    pub(crate) fn leave(&self, endpoint: &Arc<E>, bytes: Chain) -> Result<(), Chain> {
+        match self.mailbox.leave((Arc::clone(endpoint), bytes)) {
+            Ok(must_wake) => {
+                self.wake_if(must_wake);
+                Ok(())
+            }
+            Err((_, bytes)) => Err(bytes),
         }
     }
 

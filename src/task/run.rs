@@ -101,7 +101,8 @@ pub(crate) fn poll_run(mut run: Run) -> Polled {
 /// Whether this thread polls a run of `owner`.
 #[inline]
 pub(crate) fn is_polled(owner: usize) -> bool {
-    CURRENT.with(|current| current.owner.get() == owner)
+    // A thread that ends may have freed the record: it polls nothing then.
+    CURRENT.try_with(|current| current.owner.get() == owner).unwrap_or(false)
 }
 
 /// Called by a flush of connection `owner`. Notes that the run polled by this thread waits for its
@@ -109,14 +110,15 @@ pub(crate) fn is_polled(owner: usize) -> bool {
 /// caller need not keep the waker.
 #[inline]
 pub(crate) fn waits_for_flush(waker: &Waker, owner: usize) -> bool {
-    CURRENT.with(|current| {
+    let noted = CURRENT.try_with(|current| {
         let is_polled_here =
             current.owner.get() == owner && current.waker.get() == waker.data().addr();
         if is_polled_here {
             current.waits_for_flush.set(true);
         }
         is_polled_here
-    })
+    });
+    noted.unwrap_or(false)
 }
 
 /// A waker that does nothing but notice.
@@ -278,6 +280,23 @@ mod tests {
             Poll::Pending
         });
         assert_eq!(polled(1, outer), Ended::Waits);
+    }
+
+    #[test]
+    fn a_thread_that_ends_polls_nothing() {
+        struct Late;
+        impl Drop for Late {
+            fn drop(&mut self) {
+                assert!(!is_polled(1) && !waits_for_flush(Waker::noop(), 1));
+            }
+        }
+        thread_local!(static LATE: Late = const { Late });
+        let ends = std::thread::spawn(|| {
+            // Destructors run in the reverse order of these first uses.
+            LATE.with(|_| {});
+            assert!(!is_polled(1));
+        });
+        ends.join().expect("a destructor that panics would abort the process");
     }
 
     #[test]
