@@ -2,16 +2,18 @@
 //!
 //! A leaf: of this crate it imports the error only.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
 /// An address to listen on or to connect to, parsed from text: `HOST:PORT`, `:PORT` or
-/// `[::1]:PORT`, each with an optional prefix `tcp:`, `tcp4:` or `tcp6:`, or `unix:PATH`. A path
-/// has at most 108 bytes (unix(7)). Other text, such as a URL, is invalid, and the error says why.
+/// `[::1]:PORT`, each with an optional prefix `tcp:`, `tcp4:` or `tcp6:`, or `unix:PATH` or
+/// `unix:@NAME`. A path has at most 108 bytes, and a name at most 107 (unix(7)). Other text, such
+/// as a URL, is invalid, and the error says why.
 ///
 /// `:PORT` means every local address when listening, and loopback when connecting.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,8 +28,12 @@ pub enum Address {
         /// Which IP version may be used.
         family: Family,
     },
-    /// A path in the file system.
+    /// A path in the file system. A path that begins with `@` is written `unix:./@PATH`.
     Unix(PathBuf),
+    /// A name in the abstract namespace of Linux, without the `@`. There is no file, and the name
+    /// is free as soon as the listener is closed. Every process of the network namespace may
+    /// connect.
+    Abstract(OsString),
 }
 
 /// The IP versions that an [`Address`] allows.
@@ -46,8 +52,21 @@ pub enum Family {
 pub enum PeerAddr {
     /// TCP.
     Inet(SocketAddr),
-    /// Unix socket; `None` if this end was never bound to a path.
+    /// Unix socket; `None` if this end was never bound.
     Unix(Option<PathBuf>),
+    /// Unix socket with an abstract name: `unix:@NAME`. The name of a peer may be any bytes. Each
+    /// NUL byte is displayed as `@`.
+    Abstract(OsString),
+}
+
+/// What an [`Address`] names as the other end of a dial.
+pub(crate) enum Target<'a> {
+    Peer(PeerAddr),
+    /// A name, or an IPv6 address with a zone: the addresses are to be looked up.
+    Name {
+        host: &'a str,
+        port: u16,
+    },
 }
 
 impl PeerAddr {
@@ -55,21 +74,35 @@ impl PeerAddr {
     pub fn as_inet(&self) -> Option<SocketAddr> {
         match self {
             PeerAddr::Inet(addr) => Some(*addr),
-            PeerAddr::Unix(_) => None,
+            PeerAddr::Unix(_) | PeerAddr::Abstract(_) => None,
         }
     }
 }
 
 impl Address {
-    /// All addresses to try when connecting, in the order of the resolver. Blocks on name servers,
-    /// unless the host is an IP address.
-    pub(crate) fn resolve_peers(&self) -> Result<Vec<PeerAddr>> {
+    /// What to connect to. `:PORT` is loopback.
+    pub(crate) fn target(&self) -> Target<'_> {
+        let (host, port, family) = match self {
+            Address::Unix(path) => return Target::Peer(PeerAddr::Unix(Some(path.clone()))),
+            Address::Abstract(name) => return Target::Peer(PeerAddr::Abstract(name.clone())),
+            Address::Tcp { host, port, family } => (host.as_str(), *port, *family),
+        };
+        let ip = match family {
+            Family::V6 if host.is_empty() => Ok(Ipv6Addr::LOCALHOST.into()),
+            _ if host.is_empty() => Ok(Ipv4Addr::LOCALHOST.into()),
+            _ => host.parse::<IpAddr>(),
+        };
+        match ip {
+            Ok(ip) => Target::Peer(PeerAddr::Inet((ip, port).into())),
+            Err(_) => Target::Name { host, port },
+        }
+    }
+
+    /// The IP versions that may be used.
+    pub(crate) fn family(&self) -> Family {
         match self {
-            Address::Unix(path) => Ok(vec![PeerAddr::Unix(Some(path.clone()))]),
-            Address::Tcp { host, port, family } => {
-                let loopback = if *family == Family::V6 { "::1" } else { "127.0.0.1" };
-                resolve(if host.is_empty() { loopback } else { host }, *port, *family)
-            }
+            Address::Tcp { family, .. } => *family,
+            Address::Unix(_) | Address::Abstract(_) => Family::Any,
         }
     }
 
@@ -77,6 +110,7 @@ impl Address {
     pub(crate) fn resolve_local(&self) -> Result<(PeerAddr, bool)> {
         match self {
             Address::Unix(path) => Ok((PeerAddr::Unix(Some(path.clone())), false)),
+            Address::Abstract(name) => Ok((PeerAddr::Abstract(name.clone()), false)),
             Address::Tcp { host, port, family } if host.is_empty() => match family {
                 Family::V4 => Ok((PeerAddr::Inet(([0, 0, 0, 0], *port).into()), false)),
                 both => {
@@ -84,19 +118,17 @@ impl Address {
                     Ok((PeerAddr::Inet(any), *both == Family::Any))
                 }
             },
-            Address::Tcp { host, port, family } => {
-                Ok((resolve(host, *port, *family)?.swap_remove(0), false))
-            }
+            Address::Tcp { host, port, family } => Ok((resolve(host, *port, *family)?, false)),
         }
     }
+}
 
-    /// Whether resolving the address may block on a name server.
-    pub(crate) fn needs_resolver(&self) -> bool {
+impl Family {
+    pub(crate) fn allows(self, addr: &SocketAddr) -> bool {
         match self {
-            Address::Tcp { host, .. } => {
-                !host.is_empty() && host.parse::<std::net::IpAddr>().is_err()
-            }
-            Address::Unix(_) => false,
+            Family::Any => true,
+            Family::V4 => addr.is_ipv4(),
+            Family::V6 => addr.is_ipv6(),
         }
     }
 }
@@ -106,7 +138,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Address> {
         let parsed = match text.strip_prefix("unix:") {
-            Some(path) => parse_path(path),
+            Some(unix) => unix.strip_prefix('@').map_or_else(|| parse_path(unix), parse_name),
             None => parse_tcp(text),
         };
         parsed.map_err(|why| {
@@ -131,6 +163,21 @@ fn parse_path(path: &str) -> Result<Address, String> {
         return Err(format!("the path has {bytes} bytes, and at most {UNIX_PATH_BYTES_MAX} fit"));
     }
     Ok(Address::Unix(PathBuf::from(path)))
+}
+
+/// Parses the text after `unix:@`.
+fn parse_name(name: &str) -> Result<Address, String> {
+    let bytes = name.len();
+    if name.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    if name.contains('\0') {
+        return Err("a name has no NUL byte".to_owned());
+    }
+    if bytes > UNIX_NAME_BYTES_MAX {
+        return Err(format!("the name has {bytes} bytes, and at most {UNIX_NAME_BYTES_MAX} fit"));
+    }
+    Ok(Address::Abstract(OsString::from(name)))
 }
 
 fn parse_tcp(text: &str) -> Result<Address, String> {
@@ -194,6 +241,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Abstract(name) => write_name(f, name),
             Address::Tcp { host, port, family } => {
                 let family = match family {
                     Family::Any => "",
@@ -213,40 +261,51 @@ impl fmt::Display for PeerAddr {
             PeerAddr::Inet(addr) => addr.fmt(f),
             PeerAddr::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
             PeerAddr::Unix(None) => f.write_str("unix:"),
+            PeerAddr::Abstract(name) => write_name(f, name),
         }
     }
 }
 
-fn resolve(host: &str, port: u16, family: Family) -> Result<Vec<PeerAddr>> {
-    let found = (host, port)
+fn write_name(f: &mut fmt::Formatter<'_>, name: &OsStr) -> fmt::Result {
+    write!(f, "unix:@{}", name.to_string_lossy().replace('\0', "@"))
+}
+
+/// The first address of `host` to listen on.
+fn resolve(host: &str, port: u16, family: Family) -> Result<PeerAddr> {
+    let mut found = (host, port)
         .to_socket_addrs()
         .map_err(|error| Error::io(format_args!("resolve {host}"), error))?;
-    let addrs: Vec<_> = found
-        .filter(|addr| match family {
-            Family::Any => true,
-            Family::V4 => addr.is_ipv4(),
-            Family::V6 => addr.is_ipv6(),
-        })
-        .map(PeerAddr::Inet)
-        .collect();
-    if addrs.is_empty() {
-        return Err(Error::invalid(format!("resolve {host}: no address of the family asked for")));
-    }
-    Ok(addrs)
+    let first = found.find(|addr| family.allows(addr)).map(PeerAddr::Inet);
+    first.ok_or_else(|| Error::invalid(format!("resolve {host}: {NO_ADDRESS_OF_FAMILY}")))
 }
+
+pub(crate) const NO_ADDRESS_OF_FAMILY: &str = "no address of the family asked for";
 
 /// The longest path, in bytes, in the address of a Unix socket: the size of `sun_path` (unix(7)),
 /// which needs no NUL byte at its end.
 pub(crate) const UNIX_PATH_BYTES_MAX: usize = 108;
 
+/// The longest abstract name, in bytes: a NUL byte stands before the name.
+pub(crate) const UNIX_NAME_BYTES_MAX: usize = UNIX_PATH_BYTES_MAX - 1;
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
     fn addresses_read_back_as_what_they_print() {
         for text in ["127.0.0.1:80", "[::1]:80", "localhost:0", ":80", "tcp4:h:1", "unix:/tmp/a"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for (text, parsed) in [
+            ("unix:@name", Address::Abstract("name".into())),
+            ("unix:@a/b@c ", Address::Abstract("a/b@c ".into())),
+            ("unix:./@name", Address::Unix("./@name".into())),
+        ] {
+            let address = text.parse::<Address>().unwrap();
+            assert_eq!((address.to_string().as_str(), address), (text, parsed));
         }
         assert_eq!("tcp:h:1".parse::<Address>().unwrap().to_string(), "h:1");
     }
@@ -286,6 +345,9 @@ mod tests {
             ("unix:/run/", "slash"),
             ("unix:/a\0b", "NUL"),
             (&format!("unix:{longer}"), "109 bytes"),
+            ("unix:@", "empty"),
+            ("unix:@a\0b", "NUL"),
+            (&format!("unix:@{longest}"), "108 bytes"),
         ] {
             let error = text.parse::<Address>().unwrap_err();
             assert!(error.is_invalid(), "{text}: {error}");
@@ -296,6 +358,15 @@ mod tests {
             assert!(why.contains(reason), "{text:?}: {why:?} does not tell of {reason:?}");
         }
         assert!(format!("unix:{longest}").parse::<Address>().is_ok());
+        assert!(format!("unix:@{}", &longest[1..]).parse::<Address>().is_ok());
+    }
+
+    #[test]
+    fn every_abstract_name_of_a_peer_has_a_text() {
+        let text = |name: &[u8]| PeerAddr::Abstract(OsStr::from_bytes(name).to_owned()).to_string();
+        assert_eq!(text(b"name"), "unix:@name");
+        assert_eq!(text(b"a\0b\0"), "unix:@a@b@");
+        assert_eq!(text(b"\xff"), "unix:@\u{fffd}");
     }
 
     #[test]
@@ -305,9 +376,24 @@ mod tests {
             address.resolve_local().unwrap(),
             (PeerAddr::Inet("[::]:80".parse().unwrap()), true)
         );
-        assert_eq!(
-            address.resolve_peers().unwrap(),
-            vec![PeerAddr::Inet("127.0.0.1:80".parse().unwrap())]
-        );
+        assert_eq!(known(":80"), Some(PeerAddr::Inet("127.0.0.1:80".parse().unwrap())));
+        assert_eq!(known("tcp6::80"), Some(PeerAddr::Inet("[::1]:80".parse().unwrap())));
+    }
+
+    fn known(text: &str) -> Option<PeerAddr> {
+        match text.parse::<Address>().unwrap().target() {
+            Target::Peer(peer) => Some(peer),
+            Target::Name { .. } => None,
+        }
+    }
+
+    #[test]
+    fn only_names_and_zones_have_to_be_looked_up() {
+        for text in ["10.0.0.1:80", "[2001:db8::1]:80", ":80", "unix:/tmp/a", "unix:@name"] {
+            assert!(known(text).is_some(), "{text}");
+        }
+        for text in ["localhost:80", "10.0.0:80", "[fe80::1%lo]:80"] {
+            assert_eq!(known(text), None, "{text}");
+        }
     }
 }

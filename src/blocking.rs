@@ -1,15 +1,16 @@
 //! Connections for plain threads: methods block instead of returning a future.
 
+use std::fs::File;
 use std::future::Future;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use crate::buffer::{LinkBuffer, Reader, Slice, Writer};
-use crate::connection::{self, Detached, Handle, current_poller};
+use crate::buffer::{Frames, LinkBuffer, Reader, ReservedBuf, Slice, Writer};
+use crate::connection::{self, Detached, Handle, ReadPart, WritePart, current_poller};
 use crate::dial::{self, Dialer};
 use crate::error::{Error, Result};
 
@@ -119,6 +120,8 @@ blocking! {
     readable() -> usize;
     /// Submits all written bytes, and waits until the kernel has them.
     flush() -> ();
+    /// Flushes, then sends a range of a file.
+    send_file(file: Arc<File>, range: Range<u64>) -> ();
     /// Flushes, then ends this side of the stream: the peer reads its end.
     shutdown_write() -> ();
 }
@@ -144,6 +147,36 @@ impl Connection {
         self.0.try_peek(bytes)
     }
 
+    /// See [`crate::Connection::buffered`].
+    pub fn buffered(&mut self) -> &[u8] {
+        self.0.buffered()
+    }
+
+    /// See [`crate::Connection::advance`].
+    ///
+    /// # Panics
+    /// When fewer bytes can be read without waiting.
+    pub fn advance(&mut self, bytes: usize) {
+        self.0.advance(bytes);
+    }
+
+    /// See [`crate::Connection::frames`]. [`wait`] waits for `next` of the frames.
+    pub fn frames<F>(
+        &mut self,
+        bytes_max: usize,
+        length_of: F,
+    ) -> Frames<'_, connection::Connection, F>
+    where
+        F: FnMut(&[u8]) -> Result<Option<usize>>,
+    {
+        self.0.frames(bytes_max, length_of)
+    }
+
+    /// See [`crate::Connection::parts`]. [`wait`] waits for the futures of the parts.
+    pub fn parts(&mut self) -> (ReadPart<'_>, WritePart<'_>) {
+        self.0.parts()
+    }
+
     /// How many bytes can be read without waiting.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -160,6 +193,14 @@ impl Connection {
     /// Closed.
     pub fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
         self.0.reserve(bytes)
+    }
+
+    /// See [`crate::Connection::reserve_buf`].
+    ///
+    /// # Errors
+    /// Closed.
+    pub fn reserve_buf(&mut self, bytes: usize) -> Result<ReservedBuf<'_>> {
+        self.0.reserve_buf(bytes)
     }
 
     /// See [`crate::Connection::commit`].
@@ -257,6 +298,10 @@ impl Reader for Connection {
 impl Writer for Connection {
     fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
         Connection::reserve(self, bytes)
+    }
+
+    fn reserve_buf(&mut self, bytes: usize) -> Result<ReservedBuf<'_>> {
+        Connection::reserve_buf(self, bytes)
     }
 
     fn commit(&mut self, bytes: usize) -> Result<()> {

@@ -5,20 +5,27 @@
 //! imports the error only.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+pub(crate) mod calls;
 mod listening;
 mod memory;
+mod pooling;
+mod socket;
 pub(crate) mod sqpoll;
 pub(crate) mod uring;
 
 pub(crate) use listening::*;
 pub(crate) use memory::*;
+pub(crate) use pooling::*;
+pub use socket::SocketOptions;
 pub use sqpoll::{SqpollOptions, SqpollPreset};
-pub use uring::{Capabilities, RingTier, UringOptions};
+pub(crate) use uring::ZeroCopyRule;
+pub use uring::{Capabilities, RingTier, UringOptions, ZeroCopySend};
 
 /// The kernel interface of the pollers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -57,8 +64,13 @@ pub enum Placement {
     Inline,
     /// On work-stealing worker threads; pollers only receive and send. Best for handlers that
     /// compute or block.
+    ///
+    /// There is one exception. If this process may use only one CPU, short handlers run on the
+    /// poller, as with [`Auto`](Self::Auto): a worker could not begin them sooner. With
+    /// [`PollMode::Always`] all handlers run on workers.
     Pool {
-        /// The number of threads; 0 means one for each CPU that this process may use.
+        /// The number of threads. 0 means two for each CPU that the workers may use or, with
+        /// [`PollMode::Always`], one for each of these CPUs that no poller needs, and at least one.
         workers: usize,
     },
     /// On a tokio runtime, each run as a task. The runtime is that of `ServerBuilder::tokio` or,
@@ -79,14 +91,16 @@ pub enum Balance {
     LeastConnections,
 }
 
-/// Whether a poller without work spins (checks for work in a loop) before it sleeps.
+/// Whether a poller or a worker without work spins (checks for work in a loop) before it sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PollMode {
-    /// Spin for a short, bounded time, as long as most spins find work and CPUs are free.
+    /// Spin for a short, bounded time, as long as most spins find work, and there are more CPUs
+    /// than pollers, workers and polling kernel threads.
     #[default]
     Adaptive,
-    /// Never sleep. Each poller occupies a CPU; latency is lowest.
+    /// Never sleep. Each poller and each worker occupies a CPU, also while there is no traffic.
+    /// Latency is lowest if there are as many CPUs; with fewer, threads wait for each other.
     Always,
     /// Sleep without spinning.
     Never,
@@ -101,6 +115,8 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Option<Duration>,
     /// The longest wait of a flush; `None` is no limit.
     pub(crate) write_timeout: Option<Duration>,
+    /// The longest wait of a flush during which the peer takes no byte; `None` is no limit.
+    pub(crate) write_stall_timeout: Option<Duration>,
     /// A connection is closed when no byte has moved for this time and no handler computes; `None`
     /// is never.
     pub(crate) idle_timeout: Option<Duration>,
@@ -112,6 +128,8 @@ pub(crate) struct Limits {
     pub(crate) read_bytes_max: usize,
     /// `submit` fails while this many bytes are not in the kernel.
     pub(crate) output_bytes_max: usize,
+    /// A read that has to wait first submits the written bytes.
+    pub(crate) submit_before_read: bool,
 }
 
 impl Limits {
@@ -129,6 +147,7 @@ impl Default for Limits {
             read_timeout: None,
             request_timeout: None,
             write_timeout: None,
+            write_stall_timeout: None,
             idle_timeout: None,
             // Half of the high watermark is still unread when reception resumes, so the handler has
             // input until more arrives.
@@ -137,19 +156,9 @@ impl Default for Limits {
             input_high_bytes: 1 << 20,
             read_bytes_max: 256 << 20,
             output_bytes_max: 64 << 20,
+            submit_before_read: false,
         }
     }
-}
-
-/// Socket options of a connection.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct SocketOptions {
-    /// `None` keeps the default of the host.
-    pub(crate) congestion_control: Option<String>,
-    /// With 0 the kernel adapts the size.
-    pub(crate) receive_buffer_bytes: usize,
-    /// With 0 the kernel adapts the size.
-    pub(crate) send_buffer_bytes: usize,
 }
 
 /// The timeout of a setting, for which zero means no timeout.
@@ -239,6 +248,17 @@ pub(crate) const DIAL_RETRIES_MAX: usize = 3;
 /// full.
 pub(crate) const DIAL_RETRY_PAUSE: Duration = Duration::from_millis(2);
 
+/// How long an attempt to connect may run before the next begins (RFC 8305, section 8).
+pub(crate) const DIAL_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// The limits of RFC 8305, section 8, for this delay.
+pub(crate) const DIAL_ATTEMPT_DELAYS: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(2);
+
+/// The addresses of a name that one dial tries. All attempts of a dial may run at the same time,
+/// so this bounds the sockets of a dial. One UDP answer of a name server, of 1232 bytes, has room
+/// for 75 IPv4 or 43 IPv6 addresses.
+pub(crate) const DIAL_ADDRESSES_MAX: usize = 64;
+
 /// The longest an adaptive poller spins without finding work.
 pub(crate) const SPIN_NS_MAX: u64 = 100_000;
 
@@ -251,9 +271,9 @@ pub(crate) const TIME_SLICE: Duration = Duration::from_micros(100);
 /// Commands that workers take over at once from a poller that a handler blocks.
 pub(crate) const RELIEF_COMMANDS_MAX: usize = 1024;
 
-/// How often an idle worker checks for work before it parks. On the load of `AUTO_WORKERS_MORE`, a
+/// How often an idle worker checks for work before it parks. On the load of `WORKERS_MORE`, a
 /// request took 2 µs less than with 32 checks, most of which found nothing.
-pub(crate) const WORKER_SPINS_MAX: usize = 4;
+pub(crate) const WORKER_LOOKS_MAX: usize = 4;
 
 /// The smallest batch of tasks that a worker takes from the shared queue, if there are as many. On
 /// two CPUs, with eight workers and 100 connections whose requests all take 300 µs, the P99 was

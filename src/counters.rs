@@ -26,6 +26,9 @@ macro_rules! counters {
             pub blocks: u64,
             /// Bytes of those blocks.
             pub block_bytes: u64,
+            /// Bytes of free blocks that the pollers keep for the next messages. While a poller has
+            /// no traffic, it frees those of 32 KiB and more within a few seconds.
+            pub free_block_bytes: u64,
             /// Kernel threads that poll the rings now.
             pub sqpoll_threads: u64,
             /// CPU time of these kernel threads, in microseconds. It counts as CPU time of the
@@ -118,6 +121,14 @@ counters! {
     /// Flushes that found their send ring full. They sent on their own thread, or the poller
     /// waited.
     full_send_rings,
+    /// Zero-copy sends that have ended, with and without a copy by the kernel.
+    zero_copy_sends,
+    /// Of these, the sends whose bytes the kernel has reported as copied.
+    zero_copy_copied,
+    /// How often a connection got ordinary sends because a zero-copy send was copied or refused.
+    zero_copy_stops,
+    /// Bytes in memory that the kernel still uses after a zero-copy send, now.
+    zero_copy_held_bytes,
     /// How often an overflow of the completion queue was found.
     completion_overflows,
     /// Spins of a poller that found work.

@@ -1,29 +1,34 @@
 //! Outgoing connections.
 //!
 //! The code runs on the thread that polls the dial's future; a poller performs the connect and its
-//! timers. A dial that times out or is dropped closes its socket.
+//! timers. A dial that times out or is dropped closes its sockets.
+//!
+//! ```text
+//! address → resolve: look up, choose, order → race: attempts with overlap → connection
+//! ```
 
-use std::future::{Future, pending, poll_fn};
+mod race;
+mod resolve;
+
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
-use std::pin::pin;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::slice;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use crate::address::{Address, PeerAddr};
-use crate::clock::now_ns;
+use crate::address::{Address, Target};
 use crate::config::{self, Limits, SocketOptions, some};
-use crate::connection::{
-    Connection, Core, Remote, attach, current_poller, start_connect, wait_connected,
-};
+use crate::connection::{Connection, Core, Remote, attach, current_poller};
 use crate::error::{Error, Result};
-use crate::poller::Alarm;
 use crate::poller::timers::{NEVER, ns_after};
 use crate::pollers::Pollers;
-use crate::sys::socket::Socket;
-use crate::task;
+use crate::sys::socket::{DialOptions, Socket, SocketHook};
+
+use race::{Attempts, Cut, Failure, Tried, within};
+use resolve::{Allowed, Resolver, look_up};
+
+pub use resolve::Resolve;
 
 /// Connects to `address` with the default settings. See [`Dialer`].
 ///
@@ -50,10 +55,12 @@ pub fn adopt(fd: OwnedFd) -> Result<Connection> {
 #[must_use]
 pub struct Dialer {
     timeout: Option<Duration>,
-    local_addr: Option<SocketAddr>,
+    attempt_timeout: Option<Duration>,
+    attempt_delay: Option<Duration>,
+    resolver: Option<Resolver>,
     pollers: Option<Pollers>,
     limits: Limits,
-    socket: SocketOptions,
+    dialing: DialOptions,
 }
 
 impl Dialer {
@@ -69,25 +76,92 @@ impl Dialer {
         self
     }
 
-    /// The local address of TCP connections.
+    /// Limits the time of the attempt on one address, its retries included. Zero, the default,
+    /// means no limit of its own. Linux itself gives up after about two minutes without an answer
+    /// (`tcp_syn_retries`, tcp(7)).
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Dialer {
+        self.attempt_timeout = some(timeout);
+        self
+    }
+
+    /// How long an attempt may run before the attempt on the next address of the name begins: the
+    /// "connection attempt delay" of RFC 8305. From 10 ms to 2 s; the default is 250 ms.
+    pub fn attempt_delay(mut self, delay: Duration) -> Dialer {
+        self.attempt_delay = Some(delay);
+        self
+    }
+
+    /// Looks up names with `resolver`, in place of the system's resolver.
+    pub fn resolver(mut self, resolver: impl Resolve) -> Dialer {
+        self.resolver = Some(Resolver::new(resolver));
+        self
+    }
+
+    /// The local address of TCP connections; with the port 0 the kernel chooses the port. By
+    /// default the kernel chooses both. Addresses of the other family are not tried. Unix sockets
+    /// ignore this setting.
     pub fn local_addr(mut self, addr: SocketAddr) -> Dialer {
-        self.local_addr = Some(addr);
+        self.dialing.local_addr = Some(addr);
         self
     }
 
-    /// The congestion control of TCP connections, by its name in the kernel, such as `reno` or
-    /// `cubic`. The default is that of the host.
+    /// The options of the sockets of all connections, in place of those that were set before.
+    /// Sockets of [`adopt`](Self::adopt) keep their own, but for `TCP_NODELAY`, which is set unless
+    /// these options say otherwise.
+    pub fn socket_options(mut self, options: SocketOptions) -> Dialer {
+        self.dialing.socket = options;
+        self
+    }
+
+    /// Changes [`SocketOptions::congestion_control`] of the socket options.
     pub fn congestion_control(mut self, name: &str) -> Dialer {
-        self.socket.congestion_control = Some(name.to_owned());
+        self.dialing.socket = self.dialing.socket.congestion_control(name);
         self
     }
 
-    /// The sizes in bytes of the socket buffers of each connection. With 0 (the default), the
-    /// kernel adapts the size to the traffic. The kernel doubles the given size, and limits it by
-    /// `net.core.rmem_max` and `wmem_max`.
+    /// Changes [`SocketOptions::buffers`] of the socket options.
     pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Dialer {
-        self.socket.receive_buffer_bytes = receive_bytes;
-        self.socket.send_buffer_bytes = send_bytes;
+        self.dialing.socket = self.dialing.socket.buffers(receive_bytes, send_bytes);
+        self
+    }
+
+    /// `TCP_FASTOPEN_CONNECT`: to a server from which the kernel has a cookie, the first flush
+    /// connects and sends its bytes with the SYN. This saves a round trip. Off by default. Unix
+    /// sockets ignore this setting.
+    ///
+    /// With a cookie, [`connect`](Self::connect) returns before anything is sent. So the first
+    /// flush reports that no server answers, and **a connection that reads before it has flushed
+    /// waits for ever**. A server may receive the first bytes twice. Use this only for requests
+    /// that may be repeated, and with a read timeout.
+    ///
+    /// A host whose `net.ipv4.tcp_fastopen` does not have the bit 1 refuses the option: `connect`
+    /// fails with `EOPNOTSUPP`.
+    pub fn fast_open(mut self, on: bool) -> Dialer {
+        self.dialing.fast_open = on;
+        self
+    }
+
+    /// Calls `hook` with each socket before it is bound to the
+    /// [local address](Self::local_addr) and connected. The hook can set options that have no
+    /// setting here, such as `SO_MARK`. It runs after the other options are set, on the thread that
+    /// polls the dial, once for each attempt to connect.
+    ///
+    /// An error of the hook ends the dial, without further attempts. A panic of the hook unwinds
+    /// out of the dial. The hook must not block.
+    ///
+    /// # Examples
+    /// ```
+    /// # use ringpoll::Dialer;
+    /// let dialer = Dialer::new().before_connect(|fd| {
+    ///     Ok(rustix::net::sockopt::set_ip_ttl(fd, 16)?)
+    /// });
+    /// # drop(dialer);
+    /// ```
+    pub fn before_connect(
+        mut self,
+        hook: impl Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Dialer {
+        self.dialing.before_connect = Some(SocketHook::new(hook));
         self
     }
 
@@ -107,6 +181,13 @@ impl Dialer {
     /// Limits each wait of a flush; zero means no limit.
     pub fn write_timeout(mut self, timeout: Duration) -> Dialer {
         self.limits.write_timeout = some(timeout);
+        self
+    }
+
+    /// Ends the wait of a flush when its peer has taken no byte for `timeout`; zero means no limit.
+    /// See [`Handle::set_write_stall_timeout`](crate::Handle::set_write_stall_timeout).
+    pub fn write_stall_timeout(mut self, timeout: Duration) -> Dialer {
+        self.limits.write_stall_timeout = some(timeout);
         self
     }
 
@@ -131,6 +212,13 @@ impl Dialer {
         self
     }
 
+    /// Makes a read of a [`Connection`] that has to wait submit the written bytes first. The
+    /// default is `false`. See [`Connection`](Connection#pipelining).
+    pub fn submit_before_read(mut self, submit: bool) -> Dialer {
+        self.limits.submit_before_read = submit;
+        self
+    }
+
     /// The largest length that a read may ask for. It protects memory from length fields that a
     /// peer sends.
     pub fn read_bytes_max(mut self, bytes: usize) -> Dialer {
@@ -138,40 +226,73 @@ impl Dialer {
         self
     }
 
-    /// Connects to `address` (see [`Address`]). Tries each address of the name, in order, until one
-    /// succeeds.
+    /// Connects to `address` (see [`Address`]).
     ///
-    /// Names are looked up on the threads of [`unblock`](crate::unblock), at most 64 at a time;
-    /// further dials by name wait, in order. A lookup that has begun continues after its dial is
-    /// dropped or has timed out. So a name server that does not answer delays only dials by name:
-    /// most threads of `unblock` stay free for other calls.
+    /// Dropping the future, at any time, closes its sockets and removes its timers. The time limits
+    /// hold on every executor and thread, also where the future is polled in a handler.
+    ///
+    /// # Names with several addresses
+    /// The dial tries the addresses with overlap, as RFC 8305 ("happy eyeballs") describes. IPv4
+    /// and IPv6 addresses take turns; the first address of the resolver comes first, and within a
+    /// family the order of the resolver stays. The next attempt begins when the attempt before it
+    /// has run for the [attempt delay](Self::attempt_delay), or as soon as any attempt has failed.
+    /// The first connection wins, and the other attempts are closed. A server may therefore accept
+    /// a connection that ends without a byte.
+    ///
+    /// At most 64 addresses of a name are tried, and further ones are ignored. Addresses whose
+    /// family differs from that of the [local address](Self::local_addr) are not tried.
+    ///
+    /// # Names
+    /// Without a [`resolver`](Self::resolver), names are looked up by the system on the threads of
+    /// [`unblock`](crate::unblock), at most 64 at a time; further dials by name wait, in order. A
+    /// lookup that has begun continues after its dial is dropped or has timed out. So a name server
+    /// that does not answer delays only dials by name: most threads of `unblock` stay free for
+    /// other calls.
     ///
     /// # Errors
-    /// Invalid address or settings; dial timeout; otherwise the error of the last address.
+    /// Invalid address or settings; an error of the resolver; no address of the family that
+    /// `address` or the local address asks for; dial timeout, if the dial has reached its time
+    /// limit or the last attempt to fail has reached that of an attempt; a
+    /// [socket option](SocketOptions) that the kernel refuses, or an error of
+    /// [`before_connect`](Self::before_connect), which end the dial at once; otherwise the error of
+    /// the last attempt to fail. If there are several addresses, the message says how many were
+    /// tried, and names the address of this attempt.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// # async fn run() -> ringpoll::Result<()> {
+    /// let dialer = ringpoll::Dialer::new()
+    ///     .timeout(Duration::from_secs(10))
+    ///     .attempt_timeout(Duration::from_secs(3));
+    /// let mut conn = dialer.connect("example.com:80").await?;
+    /// conn.write_copy(b"HEAD / HTTP/1.0\r\n\r\n")?;
+    /// conn.flush().await
+    /// # }
+    /// ```
     pub async fn connect(&self, address: &str) -> Result<Connection> {
         self.limits.check()?;
+        let delay = self.checked_attempt_delay()?;
         let parsed: Address = address.parse()?;
+        let attempts = Attempts {
+            remote: &self.remote()?,
+            limits: Arc::new(self.limits.clone()),
+            dialing: &self.dialing,
+            timeout: self.attempt_timeout,
+            delay,
+        };
         let until_ns = self.timeout.map_or(NEVER, ns_after);
-        let remote = self.remote()?;
-        let peers = self.resolve(&parsed, &remote, until_ns).await?;
-        let limits = Arc::new(self.limits.clone());
-        let mut failure = None;
-        for (index, peer) in peers.iter().enumerate() {
-            let left = peers.len() - index;
-            let slice_ns = until_ns.saturating_sub(now_ns()) / left as u64;
-            let peer_until_ns =
-                if until_ns == NEVER { NEVER } else { now_ns().saturating_add(slice_ns) };
-            match self.connect_peer(&remote, &limits, peer, peer_until_ns).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => failure = Some(error),
+        let mut tried = Tried::default();
+        let dial = self.dial(address, &parsed, &attempts, &mut tried);
+        match within(attempts.remote, until_ns, dial).await {
+            Ok(done) => done,
+            Err(Cut::Late) => {
+                let after = self.timeout.unwrap_or_default();
+                Err(Error::dial_timeout(&format!("{address}{tried}"), after))
             }
+            Err(Cut::PollerEnded) => Err(Error::closed("connect")),
         }
-        Err(match failure {
-            Some(error) if error.kind() != io::ErrorKind::TimedOut || self.timeout.is_none() => {
-                Error::io(format_args!("connect {address}"), error)
-            }
-            _ => self.timed_out(address),
-        })
     }
 
     /// Makes a connection from a connected stream socket. The socket becomes non-blocking.
@@ -181,7 +302,7 @@ impl Dialer {
     pub fn adopt(&self, fd: OwnedFd) -> Result<Connection> {
         self.limits.check()?;
         let socket = Socket::adopt(fd).map_err(|error| Error::io("adopt", error))?;
-        socket.set_nodelay().map_err(|error| Error::io("adopt", error))?;
+        socket.adopt_nodelay(&self.dialing.socket).map_err(|error| Error::io("adopt", error))?;
         let peer = socket.peer_addr().map_err(|error| Error::io("adopt", error))?;
         let socket = Arc::new(socket);
         let limits = Arc::new(self.limits.clone());
@@ -190,7 +311,8 @@ impl Dialer {
         Ok(Connection::owned(&core))
     }
 
-    fn remote(&self) -> Result<Arc<Remote>> {
+    /// A poller for a connection, or for a task that makes connections.
+    pub(crate) fn remote(&self) -> Result<Arc<Remote>> {
         match (&self.pollers, current_poller()) {
             (Some(pollers), _) => Ok(Arc::clone(pollers.pick())),
             (None, Some(current)) => Ok(current),
@@ -198,105 +320,67 @@ impl Dialer {
         }
     }
 
-    fn timed_out(&self, address: &str) -> Error {
-        Error::dial_timeout(address, self.timeout.unwrap_or_default())
+    /// The poller for timers and background work of these dials. Unlike [`remote`](Self::remote),
+    /// this takes no turn in the balance of connections over pollers.
+    pub(crate) fn home(&self) -> Result<Arc<Remote>> {
+        match (&self.pollers, current_poller()) {
+            (Some(pollers), _) => Ok(Arc::clone(&pollers.remotes()[0])),
+            (None, Some(current)) => Ok(current),
+            (None, None) => Ok(Arc::clone(&Pollers::shared()?.remotes()[0])),
+        }
     }
 
-    /// Looks up the name on a thread for blocking calls.
-    async fn resolve(
+    fn checked_attempt_delay(&self) -> Result<Duration> {
+        let delay = self.attempt_delay.unwrap_or(config::DIAL_ATTEMPT_DELAY);
+        let (least, most) = config::DIAL_ATTEMPT_DELAYS.into_inner();
+        if delay < least || delay > most {
+            return Err(Error::invalid(format!(
+                "attempt delay {delay:?}: it is from {least:?} to {most:?}"
+            )));
+        }
+        Ok(delay)
+    }
+
+    /// [`connect`](Self::connect) without the time limit.
+    async fn dial(
         &self,
+        text: &str,
         address: &Address,
-        remote: &Arc<Remote>,
-        until_ns: u64,
-    ) -> Result<Vec<PeerAddr>> {
-        if !address.needs_resolver() {
-            return address.resolve_peers();
-        }
-        let asked = address.clone();
-        let answer = task::look_up(move || asked.resolve_peers());
-        match within(remote, until_ns, answer).await {
-            Some(answer) => answer?,
-            None if now_ns() >= until_ns => Err(self.timed_out(&address.to_string())),
-            None => Err(Error::closed("connect")),
-        }
-    }
-
-    async fn connect_peer(
-        &self,
-        remote: &Arc<Remote>,
-        limits: &Arc<Limits>,
-        peer: &PeerAddr,
-        until_ns: u64,
-    ) -> io::Result<Connection> {
-        let mut retries = 0;
-        loop {
-            let error = match self.try_peer(remote, limits, peer, until_ns).await {
-                Ok(connection) if !is_self_connected(&connection) => return Ok(connection),
-                // The kernel chose the target port as the local port, and TCP connected the socket
-                // to itself. No server listens on this port.
-                Ok(_) => io::ErrorKind::ConnectionRefused.into(),
-                Err(error) => error,
-            };
-            let backlog_full = error.kind() == io::ErrorKind::WouldBlock;
-            let again = match error.kind() {
-                io::ErrorKind::WouldBlock => now_ns() < until_ns,
-                io::ErrorKind::AddrNotAvailable => retries < config::DIAL_RETRIES_MAX,
-                io::ErrorKind::ConnectionRefused if error.raw_os_error().is_none() => {
-                    retries < config::DIAL_RETRIES_MAX
-                }
-                _ => false,
-            };
-            if !again {
-                return Err(if backlog_full { io::ErrorKind::TimedOut.into() } else { error });
+        attempts: &Attempts<'_>,
+        tried: &mut Tried,
+    ) -> Result<Connection> {
+        let allowed = Allowed { address, local: self.dialing.local_addr };
+        let (known, found);
+        let peers = match address.target() {
+            Target::Peer(peer) => {
+                peer.as_inet().map_or(Ok(()), |addr| allowed.check(&[addr]))?;
+                known = peer;
+                slice::from_ref(&known)
             }
-            retries += 1;
-            let pause_ns = ns_after(config::DIAL_RETRY_PAUSE).min(until_ns);
-            within(remote, pause_ns, pending::<()>()).await;
-            if now_ns() >= until_ns {
-                return Err(io::ErrorKind::TimedOut.into());
+            Target::Name { host, port } => {
+                let all = look_up(host, port, self.resolver.as_ref()).await?;
+                found = allowed.in_order(&all)?;
+                &found[..]
             }
-        }
+        };
+        let raced = attempts.race(peers, tried).await;
+        raced.map_err(|failure| self.failed(text, tried, failure))
     }
 
-    async fn try_peer(
-        &self,
-        remote: &Arc<Remote>,
-        limits: &Arc<Limits>,
-        peer: &PeerAddr,
-        until_ns: u64,
-    ) -> io::Result<Connection> {
-        let local = self.local_addr.filter(|_| matches!(peer, PeerAddr::Inet(_)));
-        let socket = Arc::new(Socket::for_peer(peer, local, &self.socket)?);
-        let core = Core::new(remote, limits, None, Arc::clone(&socket), peer.clone());
-        // Dropping the connection closes the socket, if this future is dropped or fails below.
-        let connection = Connection::owned(&core);
-        start_connect(&core, socket, peer.clone());
-        match wait_connected(&core, until_ns).await {
-            Some(Ok(())) => Ok(connection),
-            Some(Err(error)) => Err(error),
-            None => Err(io::ErrorKind::TimedOut.into()),
+    fn failed(&self, address: &str, tried: &Tried, failure: Failure) -> Error {
+        let (peer, error) = match failure {
+            Failure::Setup(setup) => return setup.of(format_args!("connect {address}")),
+            Failure::Address(peer, error) => (peer, error),
+        };
+        let place = match tried.is_one() {
+            true => address.to_owned(),
+            false => format!("{address}{tried}: {peer}"),
+        };
+        match self.attempt_timeout.or(self.timeout) {
+            Some(limit) if error.kind() == io::ErrorKind::TimedOut => {
+                Error::dial_timeout(&place, limit)
+            }
+            _ => Error::io(format_args!("connect {place}"), error),
         }
     }
-}
-
-fn is_self_connected(connection: &Connection) -> bool {
-    let peer = connection.peer_addr();
-    peer.as_inet().is_some() && connection.local_addr().is_ok_and(|local| local == peer)
-}
-
-/// Waits for `future`, at most until `until_ns`. Returns `None` after that time, or when the poller
-/// has ended.
-async fn within<T>(
-    remote: &Arc<Remote>,
-    until_ns: u64,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = pin!(future);
-    let mut alarm = (until_ns != NEVER).then(|| Alarm::new(remote, until_ns));
-    poll_fn(|cx| match (future.as_mut().poll(cx), &mut alarm) {
-        (Poll::Ready(done), _) => Poll::Ready(Some(done)),
-        (Poll::Pending, Some(alarm)) => alarm.poll(cx).map(|()| None),
-        (Poll::Pending, None) => Poll::Pending,
-    })
-    .await
 }

@@ -1,7 +1,9 @@
 //! The error type of the crate.
 //!
 //! Every message names the operation and its value. The kind is private; users ask with methods. A
-//! leaf: imports no other module of this crate.
+//! leaf: imports no other module of this crate. `convert.rs` has the conversions.
+
+mod convert;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,6 +11,8 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+
+pub use convert::any_error;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -33,6 +37,7 @@ enum Kind {
     ReadTimeout,
     WriteTimeout,
     DialTimeout,
+    CheckoutTimeout,
     ShutdownTimeout,
     Limit,
     Unsupported,
@@ -43,22 +48,24 @@ enum Kind {
 }
 
 impl Error {
-    /// Wraps an error of the user, for example to return it from a handler.
+    /// Makes an error of any error of the user, for example to return it from a handler. The error
+    /// of the user is the [`source`](StdError::source).
+    ///
+    /// An `Error` of this crate stays what it was, also in a box or inside of an [`io::Error`]. An
+    /// [`io::Error`] keeps its kind.
     pub fn other(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
-        let source = source.into();
-        Error(Box::new(Inner {
-            kind: Kind::Other,
-            message: source.to_string(),
-            source: Some(source),
-            partial: None,
-        }))
+        Error::from(source.into())
     }
 
-    /// A timeout: read, write, dial or shutdown.
+    /// A timeout: read, write, dial, checkout or shutdown.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.0.kind,
-            Kind::ReadTimeout | Kind::WriteTimeout | Kind::DialTimeout | Kind::ShutdownTimeout
+            Kind::ReadTimeout
+                | Kind::WriteTimeout
+                | Kind::DialTimeout
+                | Kind::CheckoutTimeout
+                | Kind::ShutdownTimeout
         )
     }
 
@@ -67,7 +74,8 @@ impl Error {
         self.0.kind == Kind::ReadTimeout
     }
 
-    /// The kernel did not accept the bytes of a flush in time.
+    /// The kernel did not accept the bytes of a flush in time, or the peer took none of them for
+    /// the write stall timeout.
     pub fn is_write_timeout(&self) -> bool {
         self.0.kind == Kind::WriteTimeout
     }
@@ -75,6 +83,11 @@ impl Error {
     /// A dial did not succeed in time.
     pub fn is_dial_timeout(&self) -> bool {
         self.0.kind == Kind::DialTimeout
+    }
+
+    /// A [pool](crate::rpc::Pool) had no connection in time. Nothing was sent.
+    pub fn is_checkout_timeout(&self) -> bool {
+        self.0.kind == Kind::CheckoutTimeout
     }
 
     /// The connection is closed: by this side, by a reset, or by the end of the peer's stream
@@ -114,7 +127,9 @@ impl Error {
         self.0.kind == Kind::Invalid
     }
 
-    /// A handler panicked.
+    /// Code of the user panicked: a handler, a closure of [`unblock`](crate::unblock), a
+    /// [resolver](crate::Resolve). The error's message ends with that of the panic; a panic that
+    /// carries no text is "a value that is no text".
     pub fn is_panicked(&self) -> bool {
         self.0.kind == Kind::Panicked
     }
@@ -129,9 +144,11 @@ impl Error {
         match self.0.kind {
             Kind::Closed => io::ErrorKind::NotConnected,
             Kind::Eof => io::ErrorKind::UnexpectedEof,
-            Kind::ReadTimeout | Kind::WriteTimeout | Kind::DialTimeout | Kind::ShutdownTimeout => {
-                io::ErrorKind::TimedOut
-            }
+            Kind::ReadTimeout
+            | Kind::WriteTimeout
+            | Kind::DialTimeout
+            | Kind::CheckoutTimeout
+            | Kind::ShutdownTimeout => io::ErrorKind::TimedOut,
             Kind::Limit => io::ErrorKind::QuotaExceeded,
             Kind::Unsupported => io::ErrorKind::Unsupported,
             Kind::Invalid => io::ErrorKind::InvalidInput,
@@ -185,6 +202,11 @@ impl Error {
         Error::new(Kind::ReadTimeout, format!("{operation}: no data in {after:?}"))
     }
 
+    /// A read timeout with a message of its own, for example of a call.
+    pub(crate) fn read_timeout_of(message: impl Into<String>) -> Error {
+        Error::new(Kind::ReadTimeout, message.into())
+    }
+
     pub(crate) fn write_timeout(operation: &str, after: Duration) -> Error {
         Error::new(
             Kind::WriteTimeout,
@@ -192,8 +214,19 @@ impl Error {
         )
     }
 
+    pub(crate) fn write_stall(operation: &str, after: Duration) -> Error {
+        Error::new(
+            Kind::WriteTimeout,
+            format!("{operation}: peer does not read, took no byte for {after:?}"),
+        )
+    }
+
     pub(crate) fn dial_timeout(address: &str, after: Duration) -> Error {
         Error::new(Kind::DialTimeout, format!("connect {address}: no reply in {after:?}"))
+    }
+
+    pub(crate) fn checkout_timeout(address: &str, after: Duration) -> Error {
+        Error::new(Kind::CheckoutTimeout, format!("checkout {address}: no connection in {after:?}"))
     }
 
     pub(crate) fn shutdown_timeout(
@@ -260,20 +293,6 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
-}
-
-impl From<io::Error> for Error {
-    fn from(source: io::Error) -> Error {
-        let mut error = Error::new(Kind::Io, source.to_string());
-        error.0.source = Some(Box::new(source));
-        error
-    }
-}
-
-impl From<Error> for io::Error {
-    fn from(error: Error) -> io::Error {
-        io::Error::new(error.io_kind(), error)
     }
 }
 

@@ -21,6 +21,9 @@
 //! }
 //! ```
 //!
+//! Frames that are small and many are cheaper to read as [`buffer::Frames`], which lend each frame
+//! as `&[u8]`; [`Connection::parts`] has an example.
+//!
 //! # The flow
 //! ```text
 //! socket → sys/{epoll,uring} → buffer/block → poller → connection/input → task → handler
@@ -32,6 +35,11 @@
 //! elsewhere. Two environment variables override the choice of the program: `RINGPOLL_BACKEND`
 //! (`epoll`, `uring`, `hybrid`, `sqpoll` or one of its presets, `auto`) and `RINGPOLL_URING_TIER`
 //! (`defer`, `coop`, `plain`).
+//!
+//! # Logs
+//! The library logs with [`tracing`]. Each run of a handler is polled inside a span `handler` of
+//! the level debug, with the fields `peer` and `id` ([`Handle::id`]), so the events of a handler
+//! tell their connection. If no subscriber wants this level, no span is made.
 //!
 //! # Fork
 //! All descriptors are close-on-exec, and the memory of the rings is not inherited by a forked
@@ -52,6 +60,8 @@ mod config;
 #[forbid(unsafe_code)]
 mod connection;
 #[forbid(unsafe_code)]
+mod copy;
+#[forbid(unsafe_code)]
 mod counters;
 #[forbid(unsafe_code)]
 mod dial;
@@ -66,7 +76,11 @@ mod pollers;
 #[forbid(unsafe_code)]
 mod random;
 #[forbid(unsafe_code)]
+pub mod rpc;
+#[forbid(unsafe_code)]
 mod server;
+#[forbid(unsafe_code)]
+mod spin;
 #[forbid(unsafe_code)]
 mod sync;
 #[allow(unsafe_code)]
@@ -81,14 +95,18 @@ mod user_code;
 pub use address::{Address, Family, PeerAddr};
 pub use buffer::{LinkBuffer, Slice};
 pub use config::{
-    Backend, Balance, Capabilities, Placement, PollMode, RingTier, SqpollOptions, SqpollPreset,
-    UringOptions,
+    Backend, Balance, Capabilities, Placement, PollMode, RingTier, SocketOptions, SqpollOptions,
+    SqpollPreset, UringOptions, ZeroCopySend,
 };
-pub use connection::{Connection, ConnectionStats, Detached, Handle, ReadHalf, WriteHalf};
+pub use connection::{
+    Connection, ConnectionStats, Detached, Handle, ReadHalf, ReadPart, ShutdownBegun, Sleep,
+    WriteHalf, WritePart,
+};
+pub use copy::{Copied, CopyError, CopySide, copy_bidirectional};
 pub use counters::PollerStats;
-pub use dial::{Dialer, adopt, connect};
-pub use error::{Error, Result};
-pub use mux::{Mux, MuxDriver};
+pub use dial::{Dialer, Resolve, adopt, connect};
+pub use error::{Error, Result, any_error};
+pub use mux::{Mux, MuxDriver, TrySendError};
 pub use pollers::{Pollers, PollersBuilder, capabilities};
 pub use server::{Server, ServerBuilder, ServerHandle, ServerStats};
 pub use task::{PlacementStats, unblock};

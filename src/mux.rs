@@ -9,11 +9,12 @@ mod queue;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Weak;
 use std::task::{Context, Poll, ready};
 
 use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
 use crate::config;
-use crate::connection::WriteHalf;
+use crate::connection::{Core, Handle, WriteHalf};
 use crate::error::{Error, Result};
 use crate::sync::Arc;
 
@@ -64,7 +65,20 @@ use queue::{Place, Queue};
 pub struct Mux(Arc<Producers>);
 
 /// The clones of a [`Mux`] share this. It is dropped with the last of them.
-struct Producers(Arc<Queue>);
+struct Producers {
+    queue: Arc<Queue>,
+    /// Weak, because the context of a connection may hold its mux.
+    connection: Weak<Core>,
+}
+
+/// A message that [`Mux::try_send`] did not accept.
+#[derive(Debug)]
+pub enum TrySendError {
+    /// 1 MiB of messages wait for the driver. The message may be sent later.
+    Full(Slice),
+    /// The mux is closed, or its driver has ended; the error says why.
+    Failed(Slice, Error),
+}
 
 /// Sends the messages of a [`Mux`]. It must be polled: spawn it, or await it concurrently with
 /// reading.
@@ -93,7 +107,14 @@ impl Mux {
         let queue = Arc::new(Queue::new(writer.pool().clone()));
         let flushing = (writer.pending_len() > 0).then_some(0);
         let driver = MuxDriver { queue: Arc::clone(&queue), writer: Some(writer), flushing };
-        (Mux(Arc::new(Producers(queue))), driver)
+        let connection = driver.writer.as_ref().map_or_else(Weak::new, WriteHalf::downgrade);
+        (Mux(Arc::new(Producers { queue, connection })), driver)
+    }
+
+    /// The handle of the connection. `None` if the connection has ended and nothing else refers to
+    /// it: neither the driver nor another handle.
+    pub fn handle(&self) -> Option<Handle> {
+        self.0.connection.upgrade().map(|core| Handle::of(&core))
     }
 
     /// Adds a message to the queue: a copy of up to 4096 bytes, a reference to more. Waits while
@@ -109,6 +130,34 @@ impl Mux {
         let message = message.into();
         // A clone, so that the lock of the queue is not held while user memory is dropped.
         self.accept(|staged, pool| staged.write(message.clone(), pool)).await
+    }
+
+    /// Like [`send`](Self::send), but never waits: while 1 MiB of messages wait for the driver, the
+    /// message comes back. So a producer can drop or delay messages for a peer that is too slow:
+    ///
+    /// ```
+    /// use ringpoll::{Mux, Result, TrySendError};
+    ///
+    /// /// Sends one update. `false`: the peer is too slow, so this update is left out.
+    /// fn publish(mux: &Mux, update: &'static [u8]) -> Result<bool> {
+    ///     match mux.try_send(update) {
+    ///         Ok(()) => Ok(true),
+    ///         Err(TrySendError::Full(_)) => Ok(false),
+    ///         Err(error) => Err(error.into()),
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Full; failed, as for [`send`](Self::send). Both carry the message.
+    pub fn try_send(&self, message: impl Into<Slice>) -> Result<(), TrySendError> {
+        let message = message.into();
+        // A clone, so that the lock of the queue is not held while user memory is dropped.
+        match self.queue().try_accept(|staged, pool| staged.write(message.clone(), pool)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(TrySendError::Full(message)),
+            Err(error) => Err(TrySendError::Failed(message, error)),
+        }
     }
 
     /// Like [`send`](Self::send), with a copy of `message`.
@@ -161,14 +210,61 @@ impl Mux {
     }
 
     fn queue(&self) -> &Queue {
-        &self.0.0
+        &self.0.queue
+    }
+}
+
+impl TrySendError {
+    /// The message.
+    pub fn into_message(self) -> Slice {
+        match self {
+            TrySendError::Full(message) | TrySendError::Failed(message, _) => message,
+        }
+    }
+
+    /// Whether the message may be sent later.
+    pub fn is_full(&self) -> bool {
+        matches!(self, TrySendError::Full(_))
+    }
+}
+
+impl From<TrySendError> for Error {
+    /// [`TrySendError::Full`] becomes a limit error.
+    fn from(error: TrySendError) -> Error {
+        match error {
+            TrySendError::Failed(_, error) => error,
+            TrySendError::Full(_) => Error::limit(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for TrySendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TrySendError::Full(message) => write!(
+                f,
+                "try_send: no room for {} bytes, {} bytes of messages wait for the peer",
+                message.len(),
+                config::MUX_BYTES_MAX
+            ),
+            TrySendError::Failed(_, error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TrySendError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            TrySendError::Full(_) => None,
+            TrySendError::Failed(_, error) => Some(error),
+        }
     }
 }
 
 impl Drop for Producers {
     fn drop(&mut self) {
         // Fails if the mux is closed already.
-        let _ = self.0.begin_close();
+        let _ = self.queue.begin_close();
     }
 }
 

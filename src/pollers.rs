@@ -8,6 +8,7 @@ use crate::connection::{Core, Remote, current_poller};
 use crate::counters::PollerStats;
 use crate::error::{Error, Result};
 use crate::poller::group::{Group, Plan};
+use crate::spin::Spin;
 
 /// A group of poller threads. Clones are the same group. When the last clone is dropped, the
 /// connections are closed and the threads end.
@@ -81,6 +82,11 @@ impl Pollers {
 
     pub(crate) fn pick(&self) -> &Arc<Remote> {
         self.0.pick()
+    }
+
+    /// How workers of these pollers spin.
+    pub(crate) fn spin(&self) -> Spin {
+        self.0.spin()
     }
 
     pub(crate) fn remotes(&self) -> &[Arc<Remote>] {

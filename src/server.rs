@@ -6,11 +6,12 @@
 //! methods and the hooks run on pollers; `ServerHandle` is called from any other thread.
 
 mod builder;
+mod listeners;
 mod shutdown;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::address::PeerAddr;
 use crate::config::{Backend, Limits, Placement};
@@ -21,7 +22,7 @@ use crate::poller::{Accept, Command, Watcher};
 use crate::pollers::Pollers;
 use crate::sync::{Mutex, lock};
 use crate::sys::socket::{Socket, SocketFile};
-use crate::task::PlacementStats;
+use crate::task::{PlacementStats, Signal};
 use crate::user_code;
 
 pub use builder::ServerBuilder;
@@ -68,7 +69,8 @@ pub struct ServerStats {
     pub backend: Backend,
     /// The placement in use.
     pub placement: Placement,
-    /// Measurements and decisions of [`Placement::Auto`]; `None` with other placements.
+    /// Measurements and decisions where handlers move between pollers and workers: with
+    /// [`Placement::Auto`], and with [`Placement::Pool`] on one CPU. `None` otherwise.
     pub auto: Option<PlacementStats>,
     /// Number of poller threads.
     pub poller_count: usize,
@@ -90,7 +92,8 @@ struct Callbacks {
 struct ServerState {
     callbacks: Callbacks,
     counts: Counts,
-    draining: AtomicBool,
+    /// Raised when the shutdown begins. Also the signal of the service.
+    shutdown: Arc<Signal>,
     connections_max: usize,
     progress: Progress,
 }
@@ -189,6 +192,12 @@ impl ServerHandle {
         self.0.addrs[0].clone()
     }
 
+    /// The addresses of all listeners, in the order in which they were added. A shutdown does not
+    /// change them.
+    pub fn local_addrs(&self) -> Vec<PeerAddr> {
+        self.0.addrs.clone()
+    }
+
     /// The pollers of the server's connections.
     pub fn pollers(&self) -> Pollers {
         self.0.pollers.clone()
@@ -219,10 +228,6 @@ impl ServerHandle {
 }
 
 impl Hooks for ServerState {
-    fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
     fn prepare(&self, handle: &Handle) -> Result<()> {
         let prepared = self.callbacks.prepare.as_ref().map_or(Ok(()), |prepare| prepare(handle));
         let stays = prepared.is_ok() && !handle.is_closed();
@@ -251,11 +256,11 @@ impl Hooks for ServerState {
     }
 
     fn spawn_ended(&self) {
-        // A shutdown stores `draining` and then loads `spawned`; this function changes `spawned`
-        // and then loads `draining`. All four are SeqCst, so at least one thread sees the other's
-        // change.
+        // A shutdown raises its signal and then loads `spawned`; this function changes `spawned`
+        // and then looks at the signal. All four are SeqCst, so at least one thread sees the
+        // other's change.
         let before = self.counts.spawned.fetch_sub(1, Ordering::SeqCst);
-        if before == 1 && self.draining.load(Ordering::SeqCst) {
+        if before == 1 && self.shutdown.is_raised() {
             self.progress.check();
         }
     }
@@ -276,6 +281,9 @@ impl Watcher for ServerState {
 
 impl Drop for ServerState {
     fn drop(&mut self) {
+        // No run of this server exists any more. A future that still waits for the shutdown, and
+        // its waker, refer to each other; this ends the cycle.
+        self.shutdown.raise();
         // The closures are the user's, and so are the destructors of their captures.
         let Callbacks { prepare, disconnect, error } = std::mem::take(&mut self.callbacks);
         user_code::discard(prepare);
@@ -295,7 +303,7 @@ impl Accept for Acceptor {
     fn on_accepted(&self, socket: Socket, peer: PeerAddr) {
         let inner = &self.inner;
         let counts = &inner.state.counts;
-        if inner.state.is_draining()
+        if inner.state.shutdown.is_raised()
             || counts.open.load(Ordering::Relaxed) >= inner.state.connections_max
         {
             // Dropping the socket closes it, so the peer does not wait in the backlog.

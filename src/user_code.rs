@@ -11,13 +11,13 @@ use std::task::Waker;
 /// Runs `code`; `None` if it panicked. `what` names it in the log.
 #[inline(always)]
 pub(crate) fn call<T>(what: &str, code: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(code)) {
-        Ok(done) => Some(done),
-        Err(panic) => {
-            report(what, panic);
-            None
-        }
-    }
+    attempt(what, code).ok()
+}
+
+/// Like [`call`]. If `code` panicked, returns the message of the panic.
+#[inline(always)]
+pub(crate) fn attempt<T>(what: &str, code: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| report(what, panic))
 }
 
 /// Wakes a task.
@@ -40,13 +40,26 @@ pub(crate) fn discard<T>(value: T) {
     }
 }
 
-fn report(what: &str, panic: Box<dyn Any + Send>) {
-    tracing::error!("{what} panicked");
+/// The message of a panic. A literal is carried as a `&str`, a formatted message as a `String`.
+pub(crate) fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or(NO_TEXT)
+}
+
+/// Stands for the message of a panic that carries another value.
+const NO_TEXT: &str = "a value that is no text";
+
+/// Logs a panic, and returns its message.
+#[cold]
+fn report(what: &str, panic: Box<dyn Any + Send>) -> String {
+    let message = message_of(&*panic).to_owned();
+    tracing::error!("{what} panicked: {message}");
     // What the panic carries is a value of the user's as well. One that panics once more, as it is
     // dropped, is leaked.
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(second);
     }
+    message
 }
 
 #[cfg(all(test, not(loom)))]
@@ -65,6 +78,15 @@ mod tests {
     fn a_panic_that_carries_a_panic_goes_no_further() {
         assert_eq!(call("test", || 7), Some(7));
         assert_eq!(call("test", || std::panic::panic_any(Bomb)), None::<()>);
+    }
+
+    #[test]
+    fn the_message_of_a_panic_is_a_literal_or_formatted_text() {
+        let message = |code: fn()| attempt("test", code).expect_err("it panics");
+        assert_eq!(message(|| panic!("a literal")), "a literal");
+        assert_eq!(message(|| panic!("number {}", std::hint::black_box(7))), "number 7");
+        assert_eq!(message(|| std::panic::panic_any(7)), NO_TEXT);
+        assert_eq!(message(|| std::panic::panic_any(Bomb)), NO_TEXT);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ fn echo_serves_connections_side_by_side() {
 fn proxy_carries_both_directions_at_once() {
     let echo = Example::start("echo", &["127.0.0.1:0"]);
     let upstream = echo.address().to_string();
-    let proxy = Example::start("proxy", &["127.0.0.1:0", &upstream]);
+    let proxy = Example::start("proxy", &["--addr", "127.0.0.1:0", "--upstream", &upstream]);
     let bytes = pattern(LARGE_BYTES);
     assert_eq!(exchange(connect(proxy.address()), bytes.clone()), bytes);
 }
@@ -75,7 +76,7 @@ fn proxy_forwards_the_end_of_a_stream_and_still_carries_the_answer() {
         stream.write_all(b" and goodbye")?;
         Ok(request.len())
     });
-    let proxy = Example::start("proxy", &["127.0.0.1:0", &upstream]);
+    let proxy = Example::start("proxy", &["--addr", "127.0.0.1:0", "--upstream", &upstream]);
     let mut peer = connect(proxy.address());
     peer.write_all(b"hello").expect("the proxy reads");
     peer.shutdown(Shutdown::Write).expect("the write side is open");
@@ -91,15 +92,89 @@ fn proxy_closes_its_client_when_the_upstream_refuses() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let upstream = listener.local_addr().expect("a bound address").to_string();
     drop(listener);
-    let proxy = Example::start("proxy", &["127.0.0.1:0", &upstream]);
+    let proxy = Example::start("proxy", &["--addr", "127.0.0.1:0", "--upstream", &upstream]);
     let mut peer = connect(proxy.address());
     assert_eq!(peer.read(&mut [0; 1]).expect("an end, not a timeout"), 0);
 }
 
 #[test]
 fn proxy_without_its_arguments_says_what_it_needs() {
-    let mut example = Example::start("proxy", &["127.0.0.1:0"]);
+    let mut example = Example::start("proxy", &["--addr", "127.0.0.1:0"]);
     assert_eq!(example.exit_code(), Some(1));
+}
+
+#[test]
+fn kv_answers_commands_however_they_arrive() {
+    let commands = b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$7\r\na\r\nb\r\nc\r\n\
+        *2\r\n$3\r\nget\r\n$3\r\nkey\r\n\r\nEXISTS key none\r\n*0\r\nGET none\r\nPING\r\n";
+    let answers = "+OK\r\n$7\r\na\r\nb\r\nc\r\n:1\r\n$-1\r\n+PONG\r\n";
+    for runtime in ["ringpoll", "tokio"] {
+        let example = Example::start("kv", &["--addr", "127.0.0.1:0", "--runtime", runtime]);
+        let addr = example.address();
+        for cut in (0..commands.len()).step_by(7) {
+            let mut peer = connect(addr);
+            peer.set_nodelay(true).expect("a tcp socket");
+            peer.write_all(&commands[..cut]).expect("the server reads");
+            // The first answer shows that the server has read the first part.
+            let first = if cut > 40 { read_exact(&mut peer, 5) } else { Vec::new() };
+            let rest = exchange(peer, commands[cut..].to_vec());
+            let got = [first, rest].concat();
+            assert_eq!(String::from_utf8_lossy(&got), answers, "{runtime}, cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn kv_answers_bad_input_with_one_error_and_closes() {
+    for runtime in ["ringpoll", "tokio"] {
+        let example = Example::start("kv", &["--addr", "127.0.0.1:0", "--runtime", runtime]);
+        let addr = example.address();
+        let too_long = [b"x".repeat(70_000), b"\n".to_vec()].concat();
+        let bad: [&[u8]; 6] =
+            [b"*1\r\n!", b"*x\r\n", b"*-1\r\n", b"*1\r\n$99999999\r\n", b"*9999999\r\n", &too_long];
+        for bad in bad {
+            let mut peer = connect(addr);
+            peer.write_all(&[b"PING\r\n", bad].concat()).expect("the server reads");
+            let mut answer = String::new();
+            // Its own end is not awaited: the server closes by itself.
+            peer.read_to_string(&mut answer).expect("an end, not a timeout");
+            let error = answer.strip_prefix("+PONG\r\n-ERR Protocol error");
+            let is_one =
+                error.is_some_and(|error| error.ends_with("\r\n") && error.lines().count() == 1);
+            assert!(is_one, "{runtime}: {answer:?}");
+        }
+        assert_eq!(exchange(connect(addr), b"PING\r\n".to_vec()), b"+PONG\r\n");
+    }
+}
+
+#[test]
+fn chat_sends_each_line_to_all_others() {
+    let example = Example::start("chat", &["--addr", "127.0.0.1:0"]);
+    let addr = example.address();
+    let mut peers: Vec<TcpStream> = (0..3).map(|_| connect(addr)).collect();
+    // A client takes part when it gets a line of another one.
+    let mut pinging = peers[0].try_clone().expect("a second descriptor");
+    let all_take_part = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&all_take_part);
+    let pings = thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            pinging.write_all(b"ping\n").expect("the server reads");
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    for peer in &mut peers[1..] {
+        assert_eq!(read_exact(peer, 5), b"ping\n");
+    }
+    all_take_part.store(true, Ordering::Relaxed);
+    pings.join().expect("no panic");
+    peers[0].write_all(b"a line\nhalf").expect("the server reads");
+    for peer in &mut peers[1..] {
+        let mut lines = BufReader::new(peer).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line == "a line"));
+    }
+    // Nothing that the first client has said comes back to it.
+    peers[1].write_all(b"an answer\n").expect("the server reads");
+    assert_eq!(read_exact(&mut peers[0], 10), b"an answer\n");
 }
 
 /// A running example, killed when dropped.

@@ -117,7 +117,10 @@ fn assert_epoll_takes_over(what: &[&str]) {
     for word in what {
         assert!(found.reason.contains(word), "no {word:?} in the reason: {:?}", found.reason);
     }
-    assert!(!found.zero_copy_send && !found.receive_bundles, "{found:?}");
+    assert!(
+        !found.zero_copy_send && !found.zero_copy_reports && !found.receive_bundles,
+        "{found:?}"
+    );
     assert_eq!(serve(Backend::Auto).expect("epoll works"), Backend::Epoll);
     assert_eq!(serve(Backend::Epoll).expect("epoll works"), Backend::Epoll);
     for backend in [Backend::Uring, Backend::Hybrid] {

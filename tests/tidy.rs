@@ -18,8 +18,8 @@ use source::Project;
 /// module re-exports counts as a name of the module that defines it.
 ///
 /// A module that calls one above it declares a trait, which the upper module implements:
-/// `sys::Sink` and `task::Watched` (implemented by `poller`), `poller::Endpoint` (by
-/// `connection`), `poller::Accept`, `poller::Watcher` and `connection::Hooks` (by `server`).
+/// `sys::Sink` and `task::Watched` (implemented by `poller`), `poller::Endpoint` and `task::Start`
+/// (by `connection`), `poller::Accept`, `poller::Watcher` and `connection::Hooks` (by `server`).
 const IMPORTS: ImportTable = ImportTable {
     leaves: &[
         "sync",
@@ -30,6 +30,7 @@ const IMPORTS: ImportTable = ImportTable {
         "counters",
         "random",
         "clock",
+        "spin",
         "user_code",
     ],
     modules: &[
@@ -41,6 +42,7 @@ const IMPORTS: ImportTable = ImportTable {
         ("counters", &[]),
         ("random", &[]),
         ("clock", &[]),
+        ("spin", &["config"]),
         ("user_code", &[]),
         ("buffer", &[]),
         ("task", &[]),
@@ -76,6 +78,8 @@ const IMPORTS: ImportTable = ImportTable {
         ),
         ("dial", &["pollers", "connection", "poller", "task", "sys::socket"]),
         ("mux", &["connection", "buffer", "task"]),
+        ("copy", &["connection"]),
+        ("rpc", &["buffer", "connection", "dial", "poller", "task"]),
         ("blocking", &["connection", "buffer", "dial"]),
     ],
 };

@@ -1,4 +1,5 @@
-//! The benchmark program of `ringpoll`: `probe`, `serve`, `load`, `compare` and `article`.
+//! The benchmark program of `ringpoll`: `probe`, `serve`, `load`, `calls`, `compare`
+//! and `article`.
 //!
 //! Bad input and a world that does not play along end as one line on standard error and exit code
 //! 2.
@@ -9,6 +10,8 @@
 
 #[forbid(unsafe_code)]
 mod article;
+#[forbid(unsafe_code)]
+mod calls;
 #[forbid(unsafe_code)]
 mod cli;
 #[forbid(unsafe_code)]
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Probe => probe::run(),
         Command::Serve(args) => serve::run(args),
         Command::Load(args) => load::run(&args),
+        Command::Calls(args) => calls::run(&args),
         Command::Peer(args) => peers::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Article(args) => article::run(&args),

@@ -1,5 +1,6 @@
 //! `serve`: a ringpoll server for the load generator.
 
+mod calls;
 mod mux;
 mod proxy;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringpoll::buffer::Reader;
+use ringpoll::buffer::{Reader, u32_be_length};
 use ringpoll::{
     Backend, Connection, Error, PlacementStats, PollMode, PollerStats, Server, ServerBuilder,
     ServerHandle, ServerStats, Slice,
@@ -130,6 +131,9 @@ pub(crate) fn refuse_missing(args: &ServeArgs) -> Result<()> {
     if let Some(flag) = args.ring.first().filter(|_| args.backend == Backend::Epoll) {
         return no_such_setting(flag);
     }
+    if args.hold.is_some() && args.scenario != Scenario::Calls {
+        return Err(Failure::new("--hold: only the scenario calls has it"));
+    }
     if args.scenario != Scenario::Echo
         && args.scenario != Scenario::Heavy
         && args.protocol != Protocol::Frames
@@ -184,59 +188,71 @@ fn builder(args: ServeArgs, upstream: Option<Upstream>) -> ServerBuilder {
         };
     }
     match args.scenario {
-        // The reply is composed in a buffer of its own, as a server does that computes it.
-        Scenario::Echo => server.on_request(move |connection| {
-            answer_all(connection, frame_max, |_| {}, copy_into_reply)
-        }),
+        Scenario::Echo => {
+            server.on_request(move |connection| answer_all(connection, frame_max, |_| {}))
+        }
         Scenario::Heavy => {
             let work = args.work.work();
             server.on_request(move |connection| {
-                let work_for = move |payload: &[u8]| {
+                answer_all(connection, frame_max, move |payload| {
                     if is_heavy(payload) {
                         work.run();
                     }
-                };
-                answer_all(connection, frame_max, work_for, copy_into_reply)
+                })
             })
         }
+        Scenario::Calls => calls::serve(server, frame_max, args.hold),
         Scenario::Mux => server.on_connect(move |connection| mux::serve(connection, frame_max)),
-        // The request's own bytes go out again.
-        Scenario::Proxy => server.on_request(move |connection| {
-            answer_all(connection, frame_max, |_| {}, Connection::write)
-        }),
+        Scenario::Proxy => server.on_request(move |connection| return_all(connection, frame_max)),
     }
 }
 
-#[inline]
-fn copy_into_reply(connection: &mut Connection, piece: Slice) -> ringpoll::Result<()> {
-    connection.write_copy(&piece)
-}
-
-/// Answers every frame that is there, then sends all answers at once. `work` sees the front of each
-/// payload, its first byte at least; `reply` is given the frame, in one piece or in several.
+/// Answers every frame that is there, then sends all answers at once. The reply is composed in a
+/// buffer of its own, as a server does that computes it. `work` sees the front of each payload, its
+/// first byte at least.
 async fn answer_all(
     mut connection: Connection,
     frame_max: usize,
     work: impl Fn(&[u8]),
-    reply: impl Fn(&mut Connection, Slice) -> ringpoll::Result<()>,
 ) -> ringpoll::Result<()> {
+    let (mut reader, mut writer) = connection.parts();
+    loop {
+        let mut frames = reader.frames(HEADER_BYTES + frame_max, u32_be_length);
+        while let Some(frame) = frames.try_next()? {
+            work(&frame[HEADER_BYTES..]);
+            writer.write_copy(frame)?;
+        }
+        drop(frames);
+        writer.flush().await?;
+        if reader.is_empty() {
+            return Ok(());
+        }
+        // A frame has begun: wait for the rest of it, and take it as it lies. Joined into one piece
+        // it would be copied once more.
+        let header = reader.peek(HEADER_BYTES).await?;
+        let bytes = frame_bytes(&header, frame_max)?;
+        let mut frame = reader.slice(bytes).await?;
+        work(&frame.peek(bytes.min(HEADER_BYTES + 1))?[HEADER_BYTES..]);
+        for piece in frame.slices() {
+            writer.write_copy(piece)?;
+        }
+    }
+}
+
+/// Sends every frame back by reference: the received bytes go out again.
+async fn return_all(mut connection: Connection, frame_max: usize) -> ringpoll::Result<()> {
     loop {
         while let Some(frame) = buffered_frame(&mut connection, frame_max)? {
-            work(&frame[HEADER_BYTES..]);
-            reply(&mut connection, frame)?;
+            connection.write(frame)?;
         }
         connection.flush().await?;
         if connection.is_empty() {
             return Ok(());
         }
-        // A frame has begun: wait for the rest of it, and take it as it lies. Joined into one piece
-        // it would be copied once more.
         let header = connection.peek(HEADER_BYTES).await?;
-        let bytes = frame_bytes(&header, frame_max)?;
-        let mut frame = connection.slice(bytes).await?;
-        work(&frame.peek(bytes.min(HEADER_BYTES + 1))?[HEADER_BYTES..]);
+        let frame = connection.slice(frame_bytes(&header, frame_max)?).await?;
         for piece in frame.slices() {
-            reply(&mut connection, piece.clone())?;
+            connection.write(piece.clone())?;
         }
     }
 }
@@ -335,6 +351,10 @@ fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
         ("sqpoll_work_us", stats.sqpoll_work_us),
         ("send_contentions", stats.send_contentions),
         ("full_send_rings", stats.full_send_rings),
+        ("zero_copy_sends", stats.zero_copy_sends),
+        ("zero_copy_copied", stats.zero_copy_copied),
+        ("zero_copy_stops", stats.zero_copy_stops),
+        ("zero_copy_held_bytes", stats.zero_copy_held_bytes),
         ("ring_submissions", stats.ring_submissions),
         ("ring_completions", stats.ring_completions),
         ("completion_overflows", stats.completion_overflows),

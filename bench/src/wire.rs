@@ -145,6 +145,11 @@ impl Template {
         Template { payload: payload.collect(), request, reply }
     }
 
+    /// The bytes that all payloads of this size have in common but for their front.
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
     /// What a reply takes.
     pub(crate) fn reply_bytes(&self) -> usize {
         self.reply.head.len() + self.payload.len() + self.reply.tail.len()

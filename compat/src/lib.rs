@@ -7,11 +7,48 @@
 //! With the feature `tokio`, `TokioStream` wraps a [`ringpoll::Connection`] and implements tokio's
 //! `AsyncRead`, `AsyncBufRead` and `AsyncWrite`, for codecs, hyper and other code that takes a
 //! tokio stream. It splits into owned halves, `TokioReadHalf` and `TokioWriteHalf`.
+//!
+//! With the feature `hyper`, `TokioStream` implements hyper's `Read` and `Write` as well.
+//! `HyperExecutor` and `HyperTimer` are what hyper's builders take for HTTP/2 and for timeouts.
+//! With the feature `hyper-util`, `HyperConnector` connects for the clients of hyper-util.
+//!
+//! Whole servers on ringpoll: `axum::serve` with the feature `axum`, `tonic::serve` with `tonic`,
+//! and TLS for them and for any connection with `rustls`.
+//!
+//! With the feature `futures`, `FuturesStream` implements the same traits of `futures-io`,
+//! `SliceStream` is a stream of received slices, and `ByteSink` is a sink.
+//!
+//! With the feature `tower`, `tower::serve_tower` serves framed requests with a service, and
+//! `tower::FramedClient` is a service over one connection. With the feature `metrics`,
+//! `metrics::ServerMetrics` and `metrics::timed` record counts of servers and times of handlers.
+//! With the feature `hickory`, `HickoryResolver` looks up the names of a [`ringpoll::Dialer`].
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "axum")]
+mod accepted;
+#[cfg(feature = "axum")]
+pub mod axum;
+#[cfg(feature = "futures")]
+mod futures;
+#[cfg(any(feature = "futures", feature = "tokio"))]
+mod gathered;
+#[cfg(feature = "hickory")]
+mod hickory;
+#[cfg(feature = "hyper")]
+mod hyper;
+#[cfg(feature = "axum")]
+mod listener;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(feature = "rustls")]
+pub mod rustls;
 #[cfg(feature = "tokio")]
 mod tokio;
+#[cfg(feature = "tonic")]
+pub mod tonic;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
@@ -19,6 +56,14 @@ use std::io::{self, BufRead, Read, Write};
 use ringpoll::Slice;
 use ringpoll::blocking::Connection;
 
+#[cfg(feature = "futures")]
+pub use self::futures::{ByteSink, FuturesStream, SliceStream};
+#[cfg(feature = "hickory")]
+pub use self::hickory::HickoryResolver;
+#[cfg(feature = "hyper-util")]
+pub use self::hyper::HyperConnector;
+#[cfg(feature = "hyper")]
+pub use self::hyper::{HyperExecutor, HyperTimer};
 #[cfg(feature = "tokio")]
 pub use self::tokio::{TokioReadHalf, TokioStream, TokioWriteHalf};
 
@@ -145,3 +190,8 @@ impl fmt::Debug for SyncStream {
             .finish_non_exhaustive()
     }
 }
+
+/// The programs of the migration guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/MIGRATING.md")]
+mod migrating {}

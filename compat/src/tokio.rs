@@ -2,8 +2,8 @@
 //!
 //! [`TokioStream`] and its owned halves implement [`AsyncRead`], [`AsyncBufRead`] and
 //! [`AsyncWrite`] for [`ringpoll::Connection`] and its halves. They have no buffers of their own:
-//! input is read from the received blocks, and output is stored in the connection. Any task on any
-//! executor may poll them.
+//! input is read from the received blocks, and output is sent at once or stored in the connection.
+//! Any task on any executor may poll them.
 
 mod traits;
 
@@ -15,26 +15,30 @@ use ringpoll::{Connection, ReadHalf, WriteHalf};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
+use crate::gathered::SubmitOnDrop;
 use traits::{impl_async_read, impl_async_write};
 
 /// A connection that implements tokio's [`AsyncRead`], [`AsyncBufRead`] and [`AsyncWrite`].
 ///
-/// For code that is written for these traits: codecs, hyper through `hyper_util::rt::TokioIo`,
-/// `tokio::io::copy` and others. It works in handlers in every placement, and on dialled
-/// connections. If that code also needs a tokio runtime, for example for timers, see
+/// For code that is written for these traits: codecs, `tokio::io::copy` and others. With the
+/// feature `hyper` it implements the I/O traits of hyper as well. It works in handlers in every
+/// placement, and on dialled connections. Code that also needs a tokio runtime, for example for
+/// timers, works in handlers of a server that was built in a runtime: see
 /// `ringpoll::ServerBuilder::tokio`.
 ///
 /// * **Reading** returns `Ok(0)` at the end of the peer's stream. `fill_buf` returns the received
 ///   bytes without copying.
-/// * **Writing** accepts all pieces of a vectored write in one call. Written bytes are gathered in
-///   the connection. They are submitted, without waiting, when
-///   [`GATHERED_BYTES_MAX`](Self::GATHERED_BYTES_MAX) are gathered, by a flush, or by a read that
-///   has to wait: otherwise the peer would not see the request whose answer the read waits for. A
-///   read of an owned half does not submit, because the halves are independent; it takes a flush.
+/// * **Writing** gathers bytes in the connection. They are submitted, without waiting, when
+///   [`GATHERED_BYTES_MAX`](Self::GATHERED_BYTES_MAX) are gathered, by a flush, by dropping the
+///   stream, or by a read that has to wait: otherwise the peer would not see the request whose
+///   answer the read waits for. A read of an owned half does not submit, because the halves are
+///   independent; it takes a flush.
+/// * **Large writes**, of 32 KiB or more in at most 64 pieces, are not gathered. They wait until
+///   the kernel has every earlier byte, then go from the writer's memory to the kernel; at most 16
+///   KiB that the kernel does not take are copied.
 /// * **A bound on output** makes writes wait while [`OUTPUT_BYTES_MAX`](Self::OUTPUT_BYTES_MAX)
 ///   bytes of this stream, gathered or submitted, are not in the kernel. It bounds the memory for a
-///   peer that does not read. [`with_output_bytes_max`](Self::with_output_bytes_max) changes it. A
-///   write accepts at most as many bytes as there is room for.
+///   peer that does not read. [`with_output_bytes_max`](Self::with_output_bytes_max) changes it.
 /// * **Flushing** submits the gathered bytes, which the poller then sends. A flush does not wait
 ///   for the kernel, with two exceptions: it waits while more bytes than the bound are unsent
 ///   (after writes through `get_mut`, or a lowered bound), and while the bound of the connection is
@@ -48,9 +52,9 @@ use traits::{impl_async_read, impl_async_write};
 ///   dropped, and ends when bytes arrive. hyper reads while its service computes, to detect that
 ///   the client has gone, so a read or idle timeout limits the computation as well.
 /// * **Cancelling** a read loses no bytes. A write that was pending has written none.
-/// * **Dropping** the stream closes the connection, or returns it to its server. Bytes that were
-///   not submitted are lost in the first case, and wait for a flush of the next handler in the
-///   second. Submitted bytes are sent in both cases; only a shutdown confirms it.
+/// * **Dropping** the stream, or its writing half, submits the gathered bytes. Then the connection
+///   closes, or returns to its server. Submitted bytes are sent in both cases; only a shutdown
+///   confirms it.
 /// * **A shutdown of the server** waits for running handlers until its deadline. That includes a
 ///   handler that waits for the next request on a kept connection.
 ///
@@ -93,6 +97,7 @@ use traits::{impl_async_read, impl_async_write};
 /// # fn main() -> ringpoll::Result<()> {
 /// Server::builder()
 ///     .on_connect(|conn| async move {
+///         // With the feature `hyper`, hyper takes the stream without `TokioIo`.
 ///         let stream = TokioIo::new(TokioStream::from(conn));
 ///         let greet = |_| async { Ok::<_, Error>(Response::new("hello".to_string())) };
 ///         let served = http1::Builder::new().serve_connection(stream, service_fn(greet)).await;
@@ -104,7 +109,7 @@ use traits::{impl_async_read, impl_async_write};
 /// ```
 #[derive(Debug)]
 pub struct TokioStream {
-    inner: Connection,
+    inner: SubmitOnDrop<Connection>,
     /// The largest number of bytes, gathered or submitted, that are not in the kernel.
     output_bytes_max: usize,
 }
@@ -119,7 +124,7 @@ pub struct TokioReadHalf {
 /// it does not.
 #[derive(Debug)]
 pub struct TokioWriteHalf {
-    inner: WriteHalf,
+    inner: SubmitOnDrop<WriteHalf>,
     /// As for [`TokioStream`].
     output_bytes_max: usize,
 }
@@ -136,6 +141,7 @@ impl TokioStream {
 
     /// Wraps a connection. Input that it has already buffered is read first.
     pub fn new(inner: Connection) -> TokioStream {
+        let inner = SubmitOnDrop::new(inner);
         TokioStream { inner, output_bytes_max: Self::OUTPUT_BYTES_MAX }
     }
 
@@ -144,8 +150,9 @@ impl TokioStream {
     /// output.
     pub fn into_split(self) -> (TokioReadHalf, TokioWriteHalf) {
         let TokioStream { inner, output_bytes_max } = self;
-        let (inner, writer) = inner.split();
-        (TokioReadHalf { inner }, TokioWriteHalf { inner: writer, output_bytes_max })
+        let (reader, writer) = inner.into_inner().split();
+        let writer = SubmitOnDrop::new(writer);
+        (TokioReadHalf { inner: reader }, TokioWriteHalf { inner: writer, output_bytes_max })
     }
 
     /// Waits for input. If it has to wait, it submits the gathered bytes, because the peer may wait
@@ -166,6 +173,11 @@ impl TokioReadHalf {
         TokioReadHalf { inner }
     }
 
+    /// The wrapped half, with all unread bytes.
+    pub fn into_inner(self) -> ReadHalf {
+        self.inner
+    }
+
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.inner.poll_readable(cx).map_err(io::Error::from)
     }
@@ -175,6 +187,7 @@ impl TokioWriteHalf {
     /// Wraps the writing half of a connection, with a bound on output of
     /// [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX).
     pub fn new(inner: WriteHalf) -> TokioWriteHalf {
+        let inner = SubmitOnDrop::new(inner);
         TokioWriteHalf { inner, output_bytes_max: TokioStream::OUTPUT_BYTES_MAX }
     }
 }
@@ -192,11 +205,6 @@ macro_rules! impl_wrapper {
             pub fn get_mut(&mut self) -> &mut $inner {
                 &mut self.inner
             }
-
-            /// The wrapped value, with all unread bytes and all written bytes.
-            pub fn into_inner(self) -> $inner {
-                self.inner
-            }
         }
 
         impl From<$inner> for $type {
@@ -207,9 +215,14 @@ macro_rules! impl_wrapper {
     };
 }
 
-macro_rules! impl_output_bound {
-    ($type:ident) => {
+macro_rules! impl_output {
+    ($type:ident of $inner:ident) => {
         impl $type {
+            /// The wrapped value, with all unread bytes and all written bytes.
+            pub fn into_inner(self) -> $inner {
+                self.inner.into_inner()
+            }
+
             /// Makes writes wait while `bytes` bytes, gathered or submitted, are not in the kernel.
             /// The default is [`OUTPUT_BYTES_MAX`](TokioStream::OUTPUT_BYTES_MAX), which is 256
             /// KiB.
@@ -228,8 +241,8 @@ macro_rules! impl_output_bound {
 impl_wrapper!(TokioStream of Connection);
 impl_wrapper!(TokioReadHalf of ReadHalf);
 impl_wrapper!(TokioWriteHalf of WriteHalf);
-impl_output_bound!(TokioStream);
-impl_output_bound!(TokioWriteHalf);
+impl_output!(TokioStream of Connection);
+impl_output!(TokioWriteHalf of WriteHalf);
 
 impl_async_read!(TokioStream);
 impl_async_read!(TokioReadHalf);

@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 
-use super::block::Slice;
+use super::block::{ReservedBuf, Slice};
 use super::chain::Chain;
 use super::link::LinkBuffer;
 use super::pool::Pool;
@@ -155,6 +155,10 @@ impl<W: Write> IoWriter<W> {
 impl<W: Write> Writer for IoWriter<W> {
     fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
         Ok(self.staging.reserve(bytes, Pool::shared()))
+    }
+
+    fn reserve_buf(&mut self, bytes: usize) -> Result<ReservedBuf<'_>> {
+        Ok(self.staging.reserve_buf(bytes, Pool::shared()))
     }
 
     fn commit(&mut self, bytes: usize) -> Result<()> {

@@ -15,14 +15,17 @@
 //!
 //! Any thread may hold, clone or drop a slice. A block is used by one thread at a time.
 
+use std::fmt;
 use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
 // The standard `Arc`, because loom's cannot point to a trait object. Loom checks the reference
 // count in `Header`.
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::buf::UninitSlice;
+use bytes::{BufMut, Bytes};
 
+use super::memory::Memory;
 use super::pool::FreeLists;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::user_code;
@@ -59,9 +62,12 @@ impl Slice {
 
     /// A slice of all bytes of `foreign` or, without it, of `memory`.
     pub(super) fn from_owner(memory: Vec<u8>, foreign: Option<Bytes>) -> Slice {
-        let header = Box::leak(Box::new(Header::new(memory, foreign)));
+        let header = Box::leak(Box::new(Header::new(Memory::from_vec(memory), foreign)));
         header.refs.store(1, Ordering::Relaxed);
-        let bytes: &[u8] = header.foreign.as_deref().unwrap_or(&header.memory);
+        let bytes: &[u8] = match &header.foreign {
+            Some(foreign) => foreign,
+            None => header.memory.bytes(),
+        };
         let (start, len) = (NonNull::from(bytes).cast(), bytes.len());
         Slice { start, len, owner: Some(NonNull::from(header)) }
     }
@@ -298,13 +304,73 @@ impl Drop for Block {
     }
 }
 
+/// Reserved room of a writer, filled with the methods of [`BufMut`].
+///
+/// The bytes that are put into it are written; the rest of the room is not. Like every [`BufMut`],
+/// it panics when more is put than there is room for.
+///
+/// ```
+/// use bytes::BufMut;
+/// use ringpoll::buffer::{LinkBuffer, Reader, Writer};
+///
+/// let mut buffer = LinkBuffer::new();
+/// let mut room = buffer.reserve_buf(1024)?;
+/// room.put_u32(5);
+/// room.put_slice(b"hello");
+/// buffer.flush()?;
+/// assert_eq!(buffer.next(9)?, b"\0\0\0\x05hello");
+/// # Ok::<(), ringpoll::Error>(())
+/// ```
+#[must_use]
+pub struct ReservedBuf<'a> {
+    left: &'a mut [u8],
+    /// The writer's count of bytes in front of `left`.
+    filled: &'a mut usize,
+}
+
+impl<'a> ReservedBuf<'a> {
+    /// Adds to `filled` what is put into `room`.
+    #[inline]
+    pub(super) fn new(room: &'a mut [u8], filled: &'a mut usize) -> ReservedBuf<'a> {
+        ReservedBuf { left: room, filled }
+    }
+}
+
+// SAFETY: `chunk_mut` always returns `left`, which nothing else can write while `self` exists.
+// `advance_mut` removes the first bytes of `left`, so later chunks follow them. It panics when
+// `left` is shorter.
+unsafe impl BufMut for ReservedBuf<'_> {
+    #[inline]
+    fn remaining_mut(&self) -> usize {
+        self.left.len()
+    }
+
+    #[inline]
+    unsafe fn advance_mut(&mut self, bytes: usize) {
+        let (_, left) = std::mem::take(&mut self.left).split_at_mut(bytes);
+        self.left = left;
+        *self.filled += bytes;
+    }
+
+    #[inline]
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        UninitSlice::new(self.left)
+    }
+}
+
+impl fmt::Debug for ReservedBuf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReservedBuf").field("left", &self.left.len()).finish_non_exhaustive()
+    }
+}
+
 /// A block that is not in use: it has no spare, no slices and no home.
 pub(crate) struct FreeBlock(Box<Header>);
 
 impl FreeBlock {
     /// Allocates `capacity` zeroed bytes. `class` is the index of its size class in its pool.
     pub(super) fn new(capacity: usize, class: usize) -> FreeBlock {
-        let mut header = Header::new(vec![0; capacity], None);
+        let mut header = Header::new(Memory::new(capacity), None);
         header.class = class;
         FreeBlock(Box::new(header))
     }
@@ -325,8 +391,8 @@ impl FreeBlock {
     pub(super) fn lend(self, home: Home) -> Block {
         let header = Box::leak(self.0);
         header.home = Some(home);
-        let start = NonNull::from(header.memory.as_mut_slice()).cast();
-        let capacity_left = header.memory.len();
+        let bytes = header.memory.bytes();
+        let (start, capacity_left) = (NonNull::from(&mut *bytes).cast(), bytes.len());
         let refs = capacity_left + 1;
         header.refs.store(refs, Ordering::Relaxed);
         Block { start, capacity_left, header: NonNull::from(header), refs }
@@ -345,7 +411,7 @@ pub(super) enum Home {
 /// The memory of a block or of user data. While slices exist, only `refs` changes.
 struct Header {
     refs: AtomicUsize,
-    memory: Vec<u8>,
+    memory: Memory,
     /// Index of its size class in its pool.
     class: usize,
     /// User data that came as `Bytes`. `memory` is empty then.
@@ -361,7 +427,7 @@ const _: () = {
 };
 
 impl Header {
-    fn new(memory: Vec<u8>, foreign: Option<Bytes>) -> Header {
+    fn new(memory: Memory, foreign: Option<Bytes>) -> Header {
         Header { refs: AtomicUsize::new(0), memory, class: 0, foreign, home: None }
     }
 }

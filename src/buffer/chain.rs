@@ -113,15 +113,22 @@ impl Chain {
     /// the next call copies nothing.
     #[inline]
     pub(crate) fn peek(&mut self, bytes: usize, pool: &Pool) -> Option<Slice> {
+        self.join(bytes, pool).then(|| self.head.slice(..bytes))
+    }
+
+    /// Makes the first piece at least `bytes` long: copies the first `bytes` into one block if they
+    /// span pieces. If the chain has fewer, returns `false` and changes nothing.
+    #[inline]
+    pub(crate) fn join(&mut self, bytes: usize, pool: &Pool) -> bool {
         if bytes <= self.head.len() {
-            return Some(self.head.slice(..bytes));
+            return true;
         }
         if bytes > self.len {
-            return None;
+            return false;
         }
         let joined = self.join_front(bytes, pool);
-        self.push_front(joined.clone());
-        Some(joined)
+        self.push_front(joined);
+        true
     }
 
     /// Drops the first `bytes`. If the chain has fewer, returns `false` and drops nothing.
@@ -240,6 +247,12 @@ impl Chain {
         }
         let wanted = bytes_min.max(self.len.min(pool.growth_bytes_max()));
         self.tail.get_or_insert_with(|| pool.allocate(wanted)).spare()
+    }
+
+    /// The spare, without making room.
+    #[inline]
+    pub(crate) fn spare_left(&mut self) -> &mut [u8] {
+        self.tail.as_mut().map_or(&mut [], Block::spare)
     }
 
     /// Length of the spare in bytes.

@@ -5,8 +5,9 @@
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 
-use super::block::Slice;
+use super::block::{ReservedBuf, Slice};
 use super::chain::Chain;
+use super::frames::{Frames, Source};
 use super::pool::Pool;
 use super::staging::Staging;
 use super::{Reader, Writer};
@@ -66,6 +67,28 @@ impl LinkBuffer {
         self.readable
     }
 
+    /// Takes all bytes: first the flushed ones, then the others.
+    pub(crate) fn take(&mut self) -> LinkBuffer {
+        let mut bytes = std::mem::take(&mut self.readable);
+        bytes.append(self.staging.sealed());
+        LinkBuffer::from_chain(bytes)
+    }
+
+    /// Drops all but the first `bytes`, counted over the flushed and the other ones.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        self.readable.append(self.staging.sealed());
+        self.readable.truncate(bytes);
+    }
+
+    /// The readable frames, one after the other, each of at most `bytes_max`. `length_of` tells the
+    /// length of the first frame in a slice; see [`Frames`].
+    pub fn frames<F>(&mut self, bytes_max: usize, length_of: F) -> Frames<'_, LinkBuffer, F>
+    where
+        F: FnMut(&[u8]) -> Result<Option<usize>>,
+    {
+        Frames::new(self, bytes_max, length_of)
+    }
+
     /// The readable bytes, in order, as the pieces that are stored.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.readable.slices()
@@ -121,10 +144,33 @@ impl Reader for LinkBuffer {
     }
 }
 
+impl Source for LinkBuffer {
+    #[inline]
+    fn front(&self) -> &[u8] {
+        self.readable.front_slice()
+    }
+
+    #[inline]
+    fn join(&mut self, bytes_min: usize, bytes_max: usize) -> bool {
+        let bytes = bytes_max.min(self.readable.len());
+        bytes >= bytes_min && self.readable.join(bytes, pool_of(&self.pool))
+    }
+
+    #[inline]
+    fn consume(&mut self, bytes: usize) {
+        self.readable.advance(bytes);
+    }
+}
+
 impl Writer for LinkBuffer {
     #[inline]
     fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
         Ok(self.staging.reserve(bytes, pool_of(&self.pool)))
+    }
+
+    #[inline]
+    fn reserve_buf(&mut self, bytes: usize) -> Result<ReservedBuf<'_>> {
+        Ok(self.staging.reserve_buf(bytes, pool_of(&self.pool)))
     }
 
     #[inline]

@@ -14,7 +14,10 @@ mod adapter;
 #[allow(unsafe_code)]
 mod block;
 mod chain;
+mod frames;
+mod large;
 mod link;
+mod memory;
 mod pool;
 mod slice;
 mod staging;
@@ -23,8 +26,10 @@ use crate::error::{Error, Result};
 
 pub use adapter::{AsRead, AsWrite, IoReader, IoWriter};
 pub(crate) use block::Block;
-pub use block::Slice;
+pub use block::{ReservedBuf, Slice};
 pub(crate) use chain::{Chain, Spent};
+pub(crate) use frames::{Found, Source};
+pub use frames::{Frames, u32_be_length};
 pub use link::LinkBuffer;
 pub(crate) use pool::Pool;
 pub(crate) use staging::Staging;
@@ -147,6 +152,14 @@ pub trait Writer {
     /// # Errors
     /// Any error of the sink.
     fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]>;
+
+    /// Returns room for `bytes`, to be filled with the methods of [`BufMut`](bytes::BufMut). Unlike
+    /// [`reserve`](Self::reserve), this writes no zeroes: only the bytes that are put into the room
+    /// are added. Earlier reserved bytes can no longer be dropped by a commit.
+    ///
+    /// # Errors
+    /// Any error of the sink.
+    fn reserve_buf(&mut self, bytes: usize) -> Result<ReservedBuf<'_>>;
 
     /// Keeps only the first `bytes` of those that were reserved since the last commit, flush or
     /// other write. [Inserted](Self::insert) bytes count as reserved.

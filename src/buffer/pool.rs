@@ -4,8 +4,10 @@
 //! *attached* to the pool: it has free lists of its own, which need no atomic operations, and uses
 //! the lists of the pool when its own are empty or full. Each poller has a pool, and its thread is
 //! attached to it. The thread that drops the last slice of a block returns the block to its pool.
-//! No function in this file takes a lock or waits. Blocks in use keep the lists alive, so a pool
-//! may be dropped before its blocks.
+//! Blocks in use keep the lists alive, so a pool may be dropped before its blocks.
+//!
+//! Large blocks have lists of their own, which all threads share, under a lock: see `large.rs`. All
+//! other functions in this file neither take a lock nor wait.
 
 #![forbid(unsafe_code)]
 
@@ -18,39 +20,46 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_queue::ArrayQueue;
 
 use super::block::{Block, FreeBlock, Home};
+use super::large::LargeBlocks;
 use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX};
 use crate::config::{FREE_BLOCKS_MAX, FREE_BYTES_MAX, LOCAL_BLOCKS_MAX, LOCAL_BYTES_MAX};
+use crate::config::{FREE_LARGE_BYTES_MAX, LARGE_BLOCK_BYTES_MIN, SHARED_LARGE_BYTES_MAX};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Allocates blocks of some size classes and recycles them. A clone is the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<FreeLists>);
 
-/// How many blocks of a pool are in use.
+/// The memory of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolStats {
-    /// Blocks that are being filled, or that a slice refers to.
+    /// Blocks in use: those that are being filled, or that a slice refers to.
     pub(crate) blocks: u64,
     /// Their memory in bytes.
     pub(crate) block_bytes: u64,
+    /// Memory of the free blocks that the pool keeps, in bytes.
+    pub(crate) free_bytes: u64,
 }
 
 impl Pool {
-    /// A pool with the size classes of [`config`](crate::config).
+    /// A pool with the size classes of [`config`](crate::config), for a poller, which calls
+    /// [`decay`](Self::decay).
     pub(crate) fn new() -> Pool {
-        Pool::with_classes(BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX)
+        Pool::with_large_bytes(FREE_LARGE_BYTES_MAX)
     }
 
     /// A pool of one size class: `block_bytes`, rounded up to a power of two. Tests use it to let a
     /// few bytes span several blocks.
     pub(crate) fn with_block_bytes(block_bytes: usize) -> Pool {
-        Pool::with_classes(block_bytes.max(1).next_power_of_two(), 1, block_bytes)
+        let bytes = block_bytes.max(1).next_power_of_two();
+        Pool::with_classes(bytes, 1, block_bytes, SHARED_LARGE_BYTES_MAX)
     }
 
-    /// The pool that the process shares, for buffers that belong to no poller.
+    /// The pool that the process shares, for buffers that belong to no poller. No poller calls its
+    /// `decay`, so it keeps few large blocks.
     pub(crate) fn shared() -> &'static Pool {
         static SHARED: OnceLock<Pool> = OnceLock::new();
-        SHARED.get_or_init(Pool::new)
+        SHARED.get_or_init(|| Pool::with_large_bytes(SHARED_LARGE_BYTES_MAX))
     }
 
     /// Attaches the calling thread to this pool until the result is dropped.
@@ -85,26 +94,33 @@ impl Pool {
     pub(crate) fn set_aside(&self, blocks: usize, bytes: usize) {
         self.0.aside_blocks.fetch_add(blocks, Ordering::Relaxed);
         self.0.aside_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.large.set_aside(blocks, bytes);
     }
 
     /// Counts blocks again that were set aside.
     pub(crate) fn bring_back(&self, blocks: usize, bytes: usize) {
         self.0.aside_blocks.fetch_sub(blocks, Ordering::Relaxed);
         self.0.aside_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.0.large.bring_back(blocks, bytes);
     }
 
-    /// Counts the blocks in use. Exact if no other thread allocates or frees at the same time.
+    /// Counts the blocks. Exact if no other thread allocates or frees at the same time.
     pub(crate) fn stats(&self) -> PoolStats {
-        let mut blocks = self.0.blocks.load(Ordering::Acquire);
-        let mut block_bytes = self.0.block_bytes.load(Ordering::Acquire);
+        let blocks = self.0.blocks.load(Ordering::Acquire);
+        let block_bytes = self.0.block_bytes.load(Ordering::Acquire);
+        let (mut free, mut free_bytes) = self.0.large.free();
         for (class, list) in self.0.lists.iter().enumerate() {
-            let free = list.len() + self.0.local_counts[class].load(Ordering::Relaxed);
-            blocks = blocks.saturating_sub(free);
-            block_bytes = block_bytes.saturating_sub(free * self.0.class_bytes(class));
+            let count = list.len() + self.0.local_counts[class].load(Ordering::Relaxed);
+            free += count;
+            free_bytes += count * self.0.class_bytes(class);
         }
-        blocks = blocks.saturating_sub(self.0.aside_blocks.load(Ordering::Relaxed));
-        block_bytes = block_bytes.saturating_sub(self.0.aside_bytes.load(Ordering::Relaxed));
-        PoolStats { blocks: blocks as u64, block_bytes: block_bytes as u64 }
+        let unused = free + self.0.aside_blocks.load(Ordering::Relaxed);
+        let unused_bytes = free_bytes + self.0.aside_bytes.load(Ordering::Relaxed);
+        PoolStats {
+            blocks: blocks.saturating_sub(unused) as u64,
+            block_bytes: block_bytes.saturating_sub(unused_bytes) as u64,
+            free_bytes: free_bytes as u64,
+        }
     }
 
     /// Memory of all blocks in bytes, in use or free. Cheaper than `stats`.
@@ -113,7 +129,8 @@ impl Pool {
         self.0.block_bytes.load(Ordering::Relaxed)
     }
 
-    /// Frees the free blocks, except those in the lists of another thread that is attached.
+    /// Frees the free blocks that are not large, except those in the lists of another thread that
+    /// is attached.
     pub(crate) fn trim(&self) {
         with_local(Arc::as_ptr(&self.0), |local| local.map(Local::clear));
         for list in &self.0.lists {
@@ -121,6 +138,19 @@ impl Pool {
                 self.0.destroy(block);
             }
         }
+    }
+
+    /// Whether the pool has large blocks, except those that were set aside. If so, the poller calls
+    /// [`decay`](Self::decay) in regular intervals.
+    #[inline]
+    pub(crate) fn has_large_blocks(&self) -> bool {
+        self.0.large.exist()
+    }
+
+    /// Frees large free blocks that were not needed since the last call: all of them, if no block
+    /// of their size was allocated since.
+    pub(crate) fn decay(&self) {
+        self.0.large.decay().into_iter().for_each(|block| self.0.destroy(block));
     }
 
     #[cfg(test)]
@@ -133,14 +163,28 @@ impl Pool {
         self.0.block_bytes.load(Ordering::Relaxed)
     }
 
-    fn with_classes(bytes_min: usize, count: usize, growth_bytes_max: usize) -> Pool {
+    fn with_large_bytes(free_large_bytes_max: usize) -> Pool {
+        let growth_bytes_max = BLOCK_GROWTH_BYTES_MAX;
+        Pool::with_classes(BLOCK_BYTES_MIN, BLOCK_CLASSES, growth_bytes_max, free_large_bytes_max)
+    }
+
+    fn with_classes(
+        bytes_min: usize,
+        count: usize,
+        growth_bytes_max: usize,
+        free_large_bytes_max: usize,
+    ) -> Pool {
+        let is_small = |class: &usize| bytes_min << *class < LARGE_BLOCK_BYTES_MIN;
+        let small_count = (0..count).filter(is_small).count();
         let list = |class: usize| {
             let count_max = (FREE_BYTES_MAX / (bytes_min << class)).clamp(1, FREE_BLOCKS_MAX);
             ArrayQueue::new(count_max)
         };
         Pool(Arc::new(FreeLists {
-            lists: (0..count).map(list).collect(),
-            local_counts: (0..count).map(|_| AtomicUsize::new(0)).collect(),
+            lists: (0..small_count).map(list).collect(),
+            local_counts: (0..small_count).map(|_| AtomicUsize::new(0)).collect(),
+            large: LargeBlocks::new(count - small_count, free_large_bytes_max),
+            class_count: count,
             bytes_min_log2: bytes_min.ilog2(),
             growth_bytes_max,
             blocks: AtomicUsize::new(0),
@@ -154,10 +198,13 @@ impl Pool {
 
 /// The state of a pool: its free blocks, and counts of all its blocks.
 pub(super) struct FreeLists {
-    /// The list at index `class` holds blocks of `class_bytes(class)`.
+    /// The list at index `class` holds blocks of `class_bytes(class)`. Large blocks are in `large`.
     lists: Box<[ArrayQueue<FreeBlock>]>,
     /// Lengths of the attached thread's lists. Only that thread writes them.
     local_counts: Box<[AtomicUsize]>,
+    large: LargeBlocks,
+    /// How many size classes there are, large ones included.
+    class_count: usize,
     bytes_min_log2: u32,
     growth_bytes_max: usize,
     /// All blocks, free or in use.
@@ -171,8 +218,8 @@ pub(super) struct FreeLists {
 }
 
 impl FreeLists {
-    /// The smallest class whose blocks hold `bytes`. It has no list if `bytes` exceeds the largest
-    /// class.
+    /// The smallest class whose blocks hold `bytes`. It is `class_count` or more if `bytes` exceeds
+    /// the largest class.
     #[inline]
     fn class(&self, bytes: usize) -> usize {
         let units = bytes.saturating_sub(1) >> self.bytes_min_log2;
@@ -199,16 +246,19 @@ impl FreeLists {
     }
 
     fn pop(&self, class: usize, bytes_min: usize) -> FreeBlock {
-        match self.lists.get(class) {
-            Some(list) => list.pop().unwrap_or_else(|| self.create(self.class_bytes(class), class)),
-            None => self.create(bytes_min, class),
-        }
+        let free = match self.lists.get(class) {
+            Some(list) => list.pop(),
+            None => self.large.pop(class - self.lists.len()),
+        };
+        let is_recycled = class < self.class_count;
+        let bytes = if is_recycled { self.class_bytes(class) } else { bytes_min };
+        free.unwrap_or_else(|| self.create(bytes, class))
     }
 
     fn push(&self, class: usize, block: FreeBlock) {
         let rejected = match self.lists.get(class) {
             Some(list) => list.push(block).err(),
-            None => Some(block),
+            None => self.large.push(class - self.lists.len(), block),
         };
         if let Some(block) = rejected {
             self.destroy(block);
@@ -219,12 +269,18 @@ impl FreeLists {
         let block = FreeBlock::new(bytes, class);
         self.blocks.fetch_add(1, Ordering::Relaxed);
         self.block_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if class >= self.lists.len() {
+            self.large.count_made();
+        }
         block
     }
 
     fn destroy(&self, block: FreeBlock) {
         self.blocks.fetch_sub(1, Ordering::Relaxed);
         self.block_bytes.fetch_sub(block.capacity(), Ordering::Relaxed);
+        if block.class() >= self.lists.len() {
+            self.large.count_freed();
+        }
     }
 }
 

@@ -1,14 +1,15 @@
 //! Bytes that are written and not flushed.
 //!
 //! Owned and used by the writing thread. The caller fills a reservation after `reserve` has
-//! returned. So the reserved bytes stay in the spare of the chain (`unsealed`) until the next call:
-//! only then has the caller's borrow ended.
+//! returned. So the reserved bytes stay in the spare of the chain (`unsealed`): only with the next
+//! call has the caller's borrow ended. Copied bytes stay there as well, so many small writes become
+//! one piece at once.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-use super::block::Slice;
+use super::block::{ReservedBuf, Slice};
 use super::chain::Chain;
 use super::pool::Pool;
 use crate::config::COPY_BYTES_MAX;
@@ -18,7 +19,8 @@ use crate::error::{Error, Result};
 #[derive(Default)]
 pub(crate) struct Staging {
     chain: Chain,
-    /// Length of the reserved bytes at the start of the chain's spare.
+    /// Length of the bytes at the start of the chain's spare that are reserved, copied, or put into
+    /// a [`ReservedBuf`].
     unsealed: usize,
     /// Length of the bytes at the end that the next commit may drop.
     open: usize,
@@ -60,6 +62,18 @@ impl Staging {
         reserved
     }
 
+    /// See [`Writer::reserve_buf`](super::Writer::reserve_buf).
+    #[inline]
+    pub(crate) fn reserve_buf(&mut self, bytes: usize, pool: &Pool) -> ReservedBuf<'_> {
+        self.close();
+        let room = match bytes {
+            0 => &mut [],
+            _ => &mut self.chain.spare(bytes, pool)[..bytes],
+        };
+        // What is put is not open, so a commit never drops it.
+        ReservedBuf::new(room, &mut self.unsealed)
+    }
+
     /// See [`Writer::commit`](super::Writer::commit).
     #[inline]
     pub(crate) fn commit(&mut self, bytes: usize) -> Result<()> {
@@ -92,8 +106,26 @@ impl Staging {
         if data.is_empty() {
             return;
         }
-        self.close();
-        self.chain.write_copy(data, pool);
+        self.open = 0;
+        let spare = self.chain.spare_left();
+        match spare.get_mut(self.unsealed..).and_then(|rest| rest.get_mut(..data.len())) {
+            Some(rest) => {
+                rest.copy_from_slice(data);
+                self.unsealed += data.len();
+            }
+            None => self.write_beyond(data, pool),
+        }
+    }
+
+    /// Adds a copy of `data`, which the spare has no room for: first into the spare, then into one
+    /// new block.
+    fn write_beyond(&mut self, data: &[u8], pool: &Pool) {
+        let (fitting, rest) = data.split_at(self.chain.capacity_left() - self.unsealed);
+        self.chain.spare_left()[self.unsealed..].copy_from_slice(fitting);
+        self.unsealed += fitting.len();
+        self.seal();
+        self.chain.spare(rest.len(), pool)[..rest.len()].copy_from_slice(rest);
+        self.unsealed = rest.len();
     }
 
     /// See [`Writer::insert`](super::Writer::insert).
@@ -133,7 +165,7 @@ impl Staging {
         self.open = 0;
     }
 
-    /// Moves the reserved bytes from the spare into the chain. They can no longer be filled.
+    /// Moves the bytes of the spare that are written into the chain. They can no longer be filled.
     #[inline]
     fn seal(&mut self) {
         if self.unsealed > 0 {

@@ -7,9 +7,9 @@ use std::hint::black_box;
 use std::thread;
 use std::time::Instant;
 
-use super::pool::PoolStats;
 use super::*;
 use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, CHAIN_PIECES_KEPT};
+use crate::config::{FREE_LARGE_BYTES_MAX, LARGE_BLOCK_BYTES_MIN};
 
 #[test]
 fn the_sizes_that_are_moved_around_stay_small() {
@@ -17,6 +17,28 @@ fn the_sizes_that_are_moved_around_stay_small() {
     assert_eq!(size_of::<Option<Slice>>(), 24);
     assert_eq!(size_of::<Option<Block>>(), 32);
     assert_eq!(size_of::<Chain>(), 96);
+}
+
+#[test]
+fn blocks_begin_at_a_cache_line_and_large_ones_at_different_places_in_their_pages() {
+    let pool = Pool::new();
+    for class in 0..BLOCK_CLASSES {
+        let bytes = BLOCK_BYTES_MIN << class;
+        let mut blocks: Vec<Block> = (0..16).map(|_| pool.allocate(bytes)).collect();
+        let place = |block: &mut Block| {
+            assert_eq!(block.capacity_left(), bytes);
+            let spare = block.spare();
+            (spare[0], spare[bytes - 1]) = (1, 1);
+            spare.as_ptr().addr() % 4096
+        };
+        let mut places: Vec<usize> = blocks.iter_mut().map(place).collect();
+        assert!(places.iter().all(|place| place % 64 == 0), "{bytes}: {places:?}");
+        places.sort_unstable();
+        places.dedup();
+        if bytes >= LARGE_BLOCK_BYTES_MIN {
+            assert!(places.len() > 2, "{bytes}: {places:?}");
+        }
+    }
 }
 
 #[test]
@@ -55,27 +77,52 @@ fn many_small_writes_take_few_blocks() {
 }
 
 #[test]
+fn many_small_replies_take_few_blocks() {
+    let pool = Pool::new();
+    let mut staging = Staging::default();
+    for reply in 0..64 {
+        staging.write_copy(&[reply; 1028], &pool);
+    }
+    assert_eq!((staging.len(), pool.stats().blocks), (64 * 1028, 7));
+    let copied = staging.sealed().next(64 * 1028, &pool).expect("written");
+    assert!(copied.chunks(1028).zip(0..).all(|(reply, byte)| reply.iter().all(|&it| it == byte)));
+}
+
+/// A copied write ends the reservation before it, also where both lie in one block.
+#[test]
+fn a_commit_drops_nothing_that_was_copied() {
+    let pool = Pool::new();
+    let mut staging = Staging::default();
+    staging.reserve(4, &pool).copy_from_slice(b"head");
+    staging.write_copy(b"body", &pool);
+    assert!(staging.commit(1).is_err(), "nothing is reserved");
+    staging.reserve(4, &pool).copy_from_slice(b"tail");
+    staging.commit(2).expect("reserved");
+    assert_eq!(staging.sealed().next(10, &pool).expect("written"), b"headbodyta");
+}
+
+#[test]
 fn an_empty_chain_owns_no_block() {
     let pool = Pool::new();
     let mut chain = Chain::new();
     chain.write_copy(&[1; 100], &pool);
     assert_eq!(pool.stats().blocks, 1);
     drop(chain.next(100, &pool));
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
     chain.write_copy(&[1; 100], &pool);
     chain.advance(100);
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
     chain.write_copy(&[1; 100], &pool);
     chain.truncate(0);
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
     chain.write_copy(&[1; 100], &pool);
     chain.clear();
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
 
     let mut staging = Staging::default();
     staging.reserve(100, &pool);
     drop(staging.sealed().take());
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
 }
 
 #[test]
@@ -185,9 +232,10 @@ fn size_classes_round_up_and_beyond_the_largest_is_exact() {
     for (bytes, capacity) in [(0, 512), (512, 512), (513, 1024), (65_536, 65_536)] {
         assert_eq!(pool.allocate(bytes).capacity_left(), capacity);
     }
-    assert_eq!(pool.allocate(1 << 20).capacity_left(), 1 << 20);
-    assert_eq!(pool.allocate((1 << 20) + 1).capacity_left(), (1 << 20) + 1);
-    assert_eq!(pool.stats(), PoolStats::default());
+    let largest = BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1);
+    assert_eq!(pool.allocate(largest / 2 + 1).capacity_left(), largest);
+    assert_eq!(pool.allocate(largest + 1).capacity_left(), largest + 1);
+    assert_eq!(in_use(&pool), (0, 0));
 }
 
 #[test]
@@ -195,12 +243,12 @@ fn a_block_is_in_use_until_its_last_slice_is_dropped_on_any_thread() {
     let pool = Pool::new();
     let mut block = pool.allocate(1000);
     let slice = block.take(10);
-    assert_eq!(pool.stats(), PoolStats { blocks: 1, block_bytes: 1024 });
+    assert_eq!(in_use(&pool), (1, 1024));
     drop(block);
-    assert_eq!(pool.stats(), PoolStats { blocks: 1, block_bytes: 1024 });
+    assert_eq!(in_use(&pool), (1, 1024));
     let start = slice.as_ptr();
     thread::spawn(move || drop(slice)).join().expect("no panic");
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
     assert_eq!(pool.allocate(1000).take(1).as_ptr(), start, "the memory is used again");
 }
 
@@ -211,7 +259,7 @@ fn an_attached_thread_recycles_through_lists_of_its_own() {
     let block = pool.allocate(1000);
     assert_eq!(pool.stats().blocks, 1);
     drop(block);
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
     let mut blocks: Vec<Block> = (0..200).map(|_| pool.allocate(1000)).collect();
     assert_eq!(pool.stats().blocks, 200);
     // More than the lists of this thread keep, and some from another thread.
@@ -219,7 +267,7 @@ fn an_attached_thread_recycles_through_lists_of_its_own() {
     thread::spawn(move || drop(others)).join().expect("no panic");
     assert_eq!(pool.stats().blocks, 100);
     drop(blocks);
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
     assert!(pool.total_blocks() > 100);
     pool.trim();
     assert_eq!(pool.total_blocks(), 0);
@@ -257,14 +305,62 @@ fn a_pool_may_be_dropped_before_its_slices() {
 #[test]
 fn free_memory_is_bounded() {
     let pool = Pool::new();
+    let attached = pool.attach();
     for class in 0..BLOCK_CLASSES {
-        let blocks: Vec<Block> =
-            (0..1000).map(|_| pool.allocate(BLOCK_BYTES_MIN << class)).collect();
-        assert_eq!(pool.stats().blocks, 1000);
+        let bytes = BLOCK_BYTES_MIN << class;
+        // More than is kept: of each small class, and of large blocks in all.
+        let count = 2 * FREE_LARGE_BYTES_MAX.min(bytes * 1000) / bytes;
+        let blocks: Vec<Block> = (0..count).map(|_| pool.allocate(bytes)).collect();
+        assert_eq!(pool.stats().blocks, count as u64);
         drop(blocks);
     }
-    assert_eq!(pool.stats(), PoolStats::default());
-    assert!(pool.total_bytes() < 6 << 20, "{} bytes are kept", pool.total_bytes());
+    assert_eq!(in_use(&pool), (0, 0));
+    let small_bytes_max = 5 << 20;
+    let kept_bytes = pool.total_bytes();
+    assert_eq!(pool.stats().free_bytes, kept_bytes as u64);
+    assert!(kept_bytes > FREE_LARGE_BYTES_MAX, "{kept_bytes} bytes are kept");
+    assert!(kept_bytes < FREE_LARGE_BYTES_MAX + small_bytes_max, "{kept_bytes} bytes are kept");
+    // The first decay sees that blocks of each size were taken, the second that none was.
+    pool.decay();
+    pool.decay();
+    assert!(!pool.has_large_blocks());
+    assert!(pool.total_bytes() < small_bytes_max, "{} bytes are kept", pool.total_bytes());
+    pool.trim();
+    assert_eq!((pool.total_blocks(), pool.total_bytes()), (0, 0));
+    drop(attached);
+}
+
+#[test]
+fn large_blocks_that_were_set_aside_need_no_decay() {
+    let pool = Pool::new();
+    let aside = pool.allocate(LARGE_BLOCK_BYTES_MIN);
+    assert!(pool.has_large_blocks());
+    pool.set_aside(1, LARGE_BLOCK_BYTES_MIN);
+    assert!(!pool.has_large_blocks());
+    drop(pool.allocate(LARGE_BLOCK_BYTES_MIN / 2));
+    assert!(!pool.has_large_blocks());
+    drop(pool.allocate(LARGE_BLOCK_BYTES_MIN));
+    assert!(pool.has_large_blocks(), "a free block");
+    pool.bring_back(1, LARGE_BLOCK_BYTES_MIN);
+    drop(aside);
+    pool.decay();
+    pool.decay();
+    assert_eq!(pool.total_blocks(), 1, "the small one");
+}
+
+#[test]
+fn large_blocks_are_recycled_between_threads_and_last_in_first_out() {
+    let pool = Pool::new();
+    let _attached = pool.attach();
+    let bytes = (1 << 20) + 4;
+    let (first, second) = (pool.allocate(bytes).take(bytes), pool.allocate(bytes).take(bytes));
+    let (first_start, second_start) = (first.as_ptr(), second.as_ptr());
+    drop(second);
+    thread::spawn(move || drop(first)).join().expect("no panic");
+    assert_eq!(pool.allocate(bytes).take(1).as_ptr(), first_start);
+    let again = [pool.allocate(bytes).take(1), pool.allocate(bytes).take(1)];
+    assert_eq!(again.map(|slice| slice.as_ptr()), [first_start, second_start]);
+    assert_eq!(pool.total_blocks(), 2);
 }
 
 #[test]
@@ -287,7 +383,7 @@ fn stats_are_exact_after_many_threads_have_allocated_and_dropped() {
         drop(sender);
         receiver.iter().for_each(drop);
     });
-    assert_eq!(pool.stats(), PoolStats::default());
+    assert_eq!(in_use(&pool), (0, 0));
 }
 
 #[test]
@@ -308,6 +404,12 @@ fn slices_behave_like_bytes() {
         let slice = slice.clone();
         assert!(std::panic::catch_unwind(|| slice.slice(range)).is_err(), "beyond the end");
     }
+}
+
+/// Blocks in use, and their bytes.
+fn in_use(pool: &Pool) -> (u64, u64) {
+    let stats = pool.stats();
+    (stats.blocks, stats.block_bytes)
 }
 
 fn pieces(chain: &Chain) -> Vec<Vec<u8>> {

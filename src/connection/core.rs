@@ -86,7 +86,7 @@ impl Core {
             has_arrivals: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             input: Mutex::new(Input::new(serves)),
-            output: Mutex::new(Output::new(socket)),
+            output: Mutex::new(Output::new(socket, limits)),
             extras: Mutex::new(Extras::default()),
         })
     }

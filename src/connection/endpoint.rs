@@ -11,7 +11,6 @@ use super::core::Core;
 use super::handle::Handle;
 use super::input::{End, Filed, Started};
 use super::output::{Ending, Output};
-use super::run::QueuedRun;
 use super::state::Kind;
 use crate::buffer::{Chain, Spent};
 use crate::clock::now_ns;
@@ -50,7 +49,7 @@ impl Endpoint for Core {
         let start = match &self.service {
             Some(service) => {
                 // The connection was accepted while the server began to shut down.
-                if service.hooks.is_draining() {
+                if service.shutdown.is_raised() {
                     return None;
                 }
                 let handle = Handle::of(self);
@@ -183,7 +182,7 @@ impl Endpoint for Core {
         let Some(service) = &self.service else { return Polled::Done };
         self.count_run();
         let Some(here) = service.executor.here() else {
-            service.executor.spawn_elsewhere(QueuedRun::new(Arc::clone(self), started));
+            self.begin_elsewhere(started);
             return Polled::Done;
         };
         let poll = || self.start_run(started).map_or(Polled::Done, task::poll_run);
@@ -213,9 +212,8 @@ impl Endpoint for Core {
     }
 
     fn run_elsewhere(self: Arc<Self>, started: Started) {
-        let Some(service) = self.service.clone() else { return };
         self.count_run();
-        service.executor.spawn_elsewhere(QueuedRun::new(self, started));
+        self.begin_elsewhere(started);
     }
 
     fn send_off_poller(self: &Arc<Self>, bytes: Chain) {

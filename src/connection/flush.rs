@@ -3,15 +3,18 @@
 //! [`wait`](super::wait) explains what a wait owns.
 
 use std::future::Future;
+use std::io::IoSlice;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use super::core::Core;
 use super::output::{Flusher, Output, Submitted};
 use super::wait::Began;
 use crate::buffer::{Spent, Staging};
 use crate::clock::now_ns;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::poller::timers::NEVER;
 use crate::sync::lock;
@@ -29,6 +32,17 @@ pub(super) fn submit(core: &Arc<Core>, staging: &mut Staging) -> Result<()> {
             core.limits.output_bytes_max
         ))),
     }
+}
+
+/// Polls until written bytes are submitted. Waits for room if `output_bytes_max` bytes are unsent.
+pub(super) fn poll_submit(
+    core: &Arc<Core>,
+    staging: &mut Staging,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    // A flush that may leave every submitted byte unsent.
+    poll_flush(core, staging, usize::MAX, began, cx)
 }
 
 /// Submits written bytes, and waits until the kernel has every byte submitted so far.
@@ -107,6 +121,51 @@ pub(super) fn poll_room(
     polled
 }
 
+/// Polls for room as [`poll_room`] does, then writes `pieces`. Returns how many bytes are written.
+///
+/// A large write of few pieces waits until no other byte is unsent, and passes the memory of the
+/// caller to the kernel. Of the bytes that the kernel does not take, it copies a few: the poller
+/// sends them as soon as the socket has room, which wakes the task for its next write. So a stream
+/// of large writes is hardly copied, and a peer that does not read occupies little memory.
+pub(super) fn poll_write(
+    core: &Arc<Core>,
+    staging: &mut Staging,
+    pieces: &[IoSlice<'_>],
+    bytes_max: usize,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<usize>> {
+    let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let is_large =
+        bytes >= config::DIRECT_SEND_BYTES_MIN && pieces.len() <= config::GATHER_SLICES_MAX;
+    if !is_large || core.remote.outlet.is_of_kernel_threads() {
+        let room = ready!(poll_room(core, staging, bytes_max, began, cx))?;
+        copy_part(core, staging, pieces, 0..room.min(bytes));
+        return Poll::Ready(Ok(room.min(bytes)));
+    }
+    ready!(poll_room(core, staging, 1, began, cx))?;
+    let mut spent = Spent::default();
+    let sent = lock(&core.output).send_pieces(core, pieces, &mut spent)?;
+    let written = bytes.min(sent + config::KEPT_OF_DIRECT_SEND_BYTES.min(bytes_max.max(1)));
+    if sent < written {
+        copy_part(core, staging, pieces, sent..written);
+        // An error of this is returned by the next write, because bytes of this one are sent.
+        let _ = submit(core, staging);
+    }
+    Poll::Ready(Ok(written))
+}
+
+/// Copies the bytes in `range` of the pieces, taken together, into `staging`.
+fn copy_part(core: &Arc<Core>, staging: &mut Staging, pieces: &[IoSlice<'_>], range: Range<usize>) {
+    let mut at = 0;
+    for piece in pieces {
+        let start = range.start.clamp(at, at + piece.len()) - at;
+        let end = range.end.clamp(at, at + piece.len()) - at;
+        staging.write_copy(&piece[start..end], &core.remote.pool);
+        at += piece.len();
+    }
+}
+
 /// Polls until nothing more can be sent.
 pub(super) fn poll_end(core: &Arc<Core>, cx: &Context<'_>) -> Poll<Error> {
     let waker = cx.waker().clone();
@@ -172,8 +231,8 @@ impl Flush {
 /// The result of one check of the output under its lock.
 enum Look<T> {
     Done(T),
-    /// The wait is registered.
-    Waits,
+    /// The wait is registered, and looks again at this time at the latest.
+    Waits(u64),
     /// The wait needs a clone of the waker. The caller makes the clone without the lock, then
     /// checks again.
     NeedsWaker,
@@ -200,8 +259,8 @@ impl SentWait<'_> {
             match looked {
                 Ok(Look::Done(done)) => return Poll::Ready(Ok(done)),
                 Ok(Look::NeedsWaker) => self.waiter.clone_waker(),
-                Ok(Look::Waits) => {
-                    core.arm(self.until_ns());
+                Ok(Look::Waits(until_ns)) => {
+                    core.arm(until_ns);
                     return Poll::Pending;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -218,30 +277,28 @@ impl SentWait<'_> {
         if self.core.life.is_closed() {
             return Err(Error::closed(self.operation));
         }
-        let until_ns = self.until_ns();
+        let mut until_ns = self.core.timeouts.write.end_of_wait(|| self.began.at_or(now_ns));
         // The clock is read only where there is a timeout or a deadline.
-        if until_ns != NEVER {
+        if until_ns != NEVER || output.stall.is_some() {
             let now_ns = now_ns();
             if now_ns >= until_ns {
                 return Err(Error::write_timeout(self.operation, self.began.elapsed(now_ns)));
             }
+            let began_ns = self.began.at_or(|| now_ns);
+            until_ns = until_ns.min(output.end_of_stall(self.operation, began_ns, now_ns)?);
         }
         let waiter = &mut self.waiter;
         let flusher = if task::waits_for_flush(waiter.waker, self.core.owner()) {
             Flusher::Run
         } else if output.renew_wait(target, until_ns, waiter.waker) {
-            return Ok(Look::Waits);
+            return Ok(Look::Waits(until_ns));
         } else if let Some(clone) = waiter.clone.take() {
             Flusher::Task(clone)
         } else {
             return Ok(Look::NeedsWaker);
         };
         waiter.replaced = output.wait_for(target, until_ns, flusher);
-        Ok(Look::Waits)
-    }
-
-    fn until_ns(&mut self) -> u64 {
-        self.core.timeouts.write.end_of_wait(|| self.began.at_or(now_ns))
+        Ok(Look::Waits(until_ns))
     }
 }
 

@@ -9,11 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::service::ShutdownBegun;
+use super::sleep::Sleep;
+use super::timeout::Stall;
 use crate::address::PeerAddr;
 use crate::clock::now_ns;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::poller::{Command, Side};
+use crate::poller::timers::ns_at;
+use crate::poller::{Alarm, Command, Side};
 use crate::sync::lock;
 
 /// A reference to a connection. Any thread may use it to close the connection, to ask about it, and
@@ -59,7 +63,8 @@ impl Handle {
     }
 
     /// Closes the connection at once. Like [`close`](Self::close), but all bytes that the kernel
-    /// has not sent are dropped, and a TCP peer sees a reset.
+    /// has not sent are dropped, and a TCP peer sees a reset. So the peer cannot mistake the bytes
+    /// that it got for the whole. After a close, this ends the time in which bytes are still sent.
     pub fn abort(&self) {
         self.0.abort();
     }
@@ -72,6 +77,42 @@ impl Handle {
     /// Whether this side has closed.
     pub fn is_closed(&self) -> bool {
         self.0.life.is_closed()
+    }
+
+    /// Whether a shutdown of the connection's server has begun. `false` if the connection has no
+    /// server.
+    pub fn is_shutting_down(&self) -> bool {
+        self.0.service.as_ref().is_some_and(|service| service.shutdown.is_raised())
+    }
+
+    /// Ready when a shutdown of the connection's server has begun. Never ready if the connection
+    /// has no server.
+    ///
+    /// A shutdown closes connections without a handler, and waits for handlers. So a handler that
+    /// serves many requests in one run waits for this future as well, and returns:
+    ///
+    /// ```
+    /// use ringpoll::{Connection, Result};
+    ///
+    /// async fn serve(mut conn: Connection) -> Result<()> {
+    ///     let mut shutdown = conn.shutdown_begun();
+    ///     loop {
+    ///         tokio::select! {
+    ///             request = conn.until(b'\n') => {
+    ///                 let request = request?;
+    ///                 conn.write(request)?;
+    ///                 conn.flush().await?;
+    ///             }
+    ///             () = &mut shutdown => return Ok(()), // closes the connection
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// Where the pollers end without a shutdown of the server, connections close, and this future
+    /// is not ready.
+    pub fn shutdown_begun(&self) -> ShutdownBegun {
+        ShutdownBegun::new(self.0.service.as_ref().map(|service| &service.shutdown))
     }
 
     /// The peer's address, as it was when the connection was made.
@@ -118,9 +159,32 @@ impl Handle {
 
     /// Sets the longest time that one wait of a flush may take; `None` or zero is no limit. Clears
     /// the write deadline.
+    ///
+    /// The time does not restart while the peer takes bytes. Where answers are long, or peers are
+    /// slow, use [`set_write_stall_timeout`](Self::set_write_stall_timeout).
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.write.set_timeout(timeout);
         self.rouse_flusher();
+    }
+
+    /// Sets for how long the peer may take no byte while a flush waits; `None` or zero is no limit.
+    /// The flush then fails with a write timeout. A peer that takes bytes, however slowly, is not
+    /// cut.
+    ///
+    /// A TCP peer takes bytes when it acknowledges them. The kernel is asked for this four times in
+    /// `timeout`, so a flush ends when between one and one and a quarter of `timeout` have passed
+    /// since the peer took the last byte, or since the wait began. Write timeout and write deadline
+    /// hold as well, and the earliest of them ends the wait.
+    ///
+    /// On a Unix socket, the kernel tells how much memory the unread bytes use. The timeout can end
+    /// a flush too early only if this amount is the same each time that the kernel is asked.
+    pub fn set_write_stall_timeout(&self, timeout: Option<Duration>) {
+        let flusher = {
+            let mut output = lock(&self.0.output);
+            output.stall = Stall::new(timeout);
+            output.take_flusher()
+        };
+        self.0.wake(None, flusher);
     }
 
     /// Ends every wait of a read at `deadline`, and overrides the read timeout. `None` clears the
@@ -190,6 +254,17 @@ impl Handle {
         self.0.spawn(future)
     }
 
+    /// Whether a server accepted the connection, so that [`spawn`](Self::spawn) can run futures.
+    pub fn has_server(&self) -> bool {
+        self.0.is_serving()
+    }
+
+    /// Waits until `deadline`. The connection's poller wakes the task then, on any executor and
+    /// also after the connection has ended. If the poller ends before, the wait ends then.
+    pub fn sleep_until(&self, deadline: Instant) -> Sleep {
+        Sleep::new(Alarm::new(&self.0.remote, ns_at(deadline)))
+    }
+
     /// Calls `code` with the descriptor, which stays open until `code` returns.
     ///
     /// # Errors
@@ -227,6 +302,21 @@ impl Handle {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             done => done.map_err(|error| Error::io("shutdown", error)),
         }
+    }
+
+    /// The reset that looked like the end of the peer's stream, after a read has found that end.
+    ///
+    /// The kernel reports a reset once. If a send gets it, the next receive returns 0 bytes.
+    pub(crate) fn hidden_reset(&self) -> Option<Error> {
+        let output = lock(&self.0.output);
+        let failure = output.failure().or_else(|| {
+            // A send that is under way may have got it, and its result is not here yet.
+            let is_sending = output.unsent() > 0 && !output.ended;
+            let socket = output.socket.as_ref().filter(|_| is_sending)?;
+            let is_over = socket.is_over().unwrap_or(true);
+            is_over.then(|| io::ErrorKind::ConnectionReset.into())
+        });
+        failure.map(|error| Error::io("recv", error))
     }
 
     /// Wakes a waiting reader, which then computes the end of its wait anew.

@@ -24,9 +24,11 @@ pub(super) struct Input {
     /// How many bytes the reader has. While a run has the reader, this is the number when the
     /// reader last took the inbox; the run may have consumed some since.
     held_bytes: usize,
-    /// The reader with its unread bytes, while no run has it.
+    /// The reader with its unread bytes, while no run has it, or while the run that has it waits in
+    /// a queue.
     reader: Option<Box<Chain>>,
-    /// The writer with bytes that the last run did not submit, while no run has it.
+    /// The writer with bytes that the last run did not submit, while no run has it, or while the
+    /// run that has it waits in a queue.
     writer: Option<Box<Staging>>,
     /// Bytes that came while a run has the reader.
     inbox: Option<Box<Chain>>,
@@ -188,6 +190,20 @@ impl Input {
         self.runs.start(kind, consumed);
         let reader = self.reader.take().unwrap_or_else(parts::reader);
         Started { kind, reader, writer: self.writer.take() }
+    }
+
+    /// Keeps what a run starts with while the run waits in a queue.
+    pub(super) fn keep_started(&mut self, started: Started) {
+        self.reader = Some(started.reader);
+        self.writer = started.writer;
+    }
+
+    /// Takes what a run starts with, for the thread that has taken the run from the queue.
+    pub(super) fn take_started(&mut self) -> Option<Started> {
+        let Runs::Active { kind, .. } = self.runs else { return None };
+        // A close may have discarded the reader.
+        let reader = self.reader.take().unwrap_or_else(parts::reader);
+        Some(Started { kind, reader, writer: self.writer.take() })
     }
 
     /// Returns `true` if `on_disconnect` must wait for the end of `on_connect`.

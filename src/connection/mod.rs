@@ -8,6 +8,7 @@
 mod core;
 mod end;
 mod endpoint;
+mod file;
 mod flush;
 mod handle;
 mod handout;
@@ -15,23 +16,27 @@ mod input;
 mod output;
 mod parts;
 mod reader;
+mod reuse;
 mod run;
 mod service;
+mod sleep;
+mod span;
 mod state;
 mod timeout;
 mod wait;
 mod writer;
 
 use std::fmt;
-use std::future::Future;
-use std::io;
-use std::ops::Deref;
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use crate::address::PeerAddr;
-use crate::buffer::{Chain, LinkBuffer, Pool, Slice, Staging};
+use crate::buffer::{Chain, Found, Frames, LinkBuffer, Pool, ReservedBuf, Slice, Source, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Socket};
 use crate::sync::lock;
@@ -40,12 +45,14 @@ use crate::user_code;
 pub use handle::{ConnectionStats, Handle};
 use parts::Lent;
 use reader::impl_reader;
+pub use service::ShutdownBegun;
+pub use sleep::Sleep;
 use state::{READER, WRITER};
 use wait::Began;
 use writer::impl_writer;
 
 pub(crate) use self::core::{Core, Remote};
-pub(crate) use run::Handler;
+pub(crate) use run::{Handler, spawn_on};
 pub(crate) use service::{Hooks, Service};
 
 /// The poller of the calling thread, if that thread is a poller.
@@ -61,6 +68,38 @@ pub(crate) fn current_poller() -> Option<Arc<Remote>> {
 /// gave to a handler gives it back to the server. The next run starts when the handler's future is
 /// done *and* its connection is back. Bytes that are unread, or written and not submitted, are kept
 /// for the next run.
+///
+/// # Pipelining
+/// A client may send many requests before it reads. One flush for all answers costs less than a
+/// flush for each. With [`ServerBuilder::submit_before_read`](crate::ServerBuilder), or the setting
+/// of that name of a [`Dialer`](crate::Dialer), a handler needs no flush between requests:
+///
+/// ```
+/// use ringpoll::{Connection, Result, Server};
+///
+/// /// Sends every line back.
+/// async fn answer(mut conn: Connection) -> Result<()> {
+///     while conn.readable().await? > 0 {
+///         let line = conn.until(b'\n').await?; // submits the answers, if it has to wait
+///         conn.write(line)?;
+///     }
+///     conn.flush().await
+/// }
+/// # fn main() -> Result<()> {
+/// let server = Server::builder().submit_before_read(true).on_connect(answer);
+/// # let _ = server.bind("127.0.0.1:0")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A read that finds fewer bytes buffered than it needs submits the written bytes. It does not wait
+/// until the kernel has them. If `output_bytes_max` submitted bytes are not in the kernel, the read
+/// first waits for room, within the write timeout. So such a read can fail with the errors of a
+/// [`flush`](Self::flush).
+///
+/// A handler that returns must flush or submit before: only reads submit. A [`ReadHalf`] and a
+/// [`ReadPart`] have no writer and submit nothing; the example of [`parts`](Self::parts) answers
+/// all buffered requests with one flush.
 pub struct Connection {
     handle: Handle,
     reader: Lent<Chain>,
@@ -83,6 +122,20 @@ pub struct WriteHalf {
     write_began: WriteBegan,
 }
 
+/// The reader of a [`Connection`] that [`parts`](Connection::parts) has borrowed.
+pub struct ReadPart<'a> {
+    handle: &'a Handle,
+    reader: &'a mut Chain,
+    read_began: &'a mut Began,
+}
+
+/// The writer of a [`Connection`] that [`parts`](Connection::parts) has borrowed.
+pub struct WritePart<'a> {
+    handle: &'a Handle,
+    writer: &'a mut Staging,
+    write_began: &'a mut WriteBegan,
+}
+
 /// When the waits of a writer's poll methods began.
 #[derive(Clone, Copy, Default)]
 struct WriteBegan {
@@ -102,8 +155,10 @@ pub struct Detached {
 
 impl_reader!(Connection);
 impl_reader!(ReadHalf);
+impl_reader!(ReadPart<'_>);
 impl_writer!(Connection);
 impl_writer!(WriteHalf);
+impl_writer!(WritePart<'_>);
 
 impl Connection {
     /// A connection without a server: its user closes it.
@@ -124,6 +179,31 @@ impl Connection {
     /// A new handle of this connection.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Borrows the reader and the writer apart. So a handler can write while it holds a frame that
+    /// the reader lends:
+    ///
+    /// ```
+    /// use ringpoll::buffer::u32_be_length;
+    /// use ringpoll::{Connection, Result};
+    ///
+    /// /// Sends every frame back. One flush sends the answers to all frames that have arrived.
+    /// async fn answer(mut conn: Connection) -> Result<()> {
+    ///     let (mut reader, mut writer) = conn.parts();
+    ///     let mut frames = reader.frames(1 << 20, u32_be_length);
+    ///     let mut next = frames.next().await?; // waits for the first frame
+    ///     while let Some(frame) = next {
+    ///         writer.write_copy(frame)?;
+    ///         next = frames.try_next()?; // never waits
+    ///     }
+    ///     writer.flush().await
+    /// }
+    /// ```
+    #[inline]
+    pub fn parts(&mut self) -> (ReadPart<'_>, WritePart<'_>) {
+        let Connection { handle, reader, read_began, writer, write_began } = self;
+        (ReadPart { handle, reader, read_began }, WritePart { handle, writer, write_began })
     }
 
     /// Splits the connection into a reading and a writing half, so that two tasks can use it at the
@@ -179,6 +259,39 @@ impl Connection {
     }
 }
 
+/// What a read that has to wait for `bytes` does first.
+impl Connection {
+    /// Submits written bytes, if the settings ask for it.
+    #[inline]
+    fn poll_output(
+        &mut self,
+        bytes: usize,
+        began: &mut Began,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        let core = &self.handle.0;
+        if !core.limits.submit_before_read || self.writer.is_empty() || self.len() >= bytes {
+            return Poll::Ready(Ok(()));
+        }
+        flush::poll_submit(core, &mut self.writer, began, cx)
+    }
+}
+
+/// A reader without its writer submits nothing.
+macro_rules! impl_no_output {
+    ($type:ident $(<$life:lifetime>)?) => {
+        impl $type $(<$life>)? {
+            #[inline]
+            fn poll_output(&self, _: usize, _: &mut Began, _: &Context<'_>) -> Poll<Result<()>> {
+                Poll::Ready(Ok(()))
+            }
+        }
+    };
+}
+
+impl_no_output!(ReadHalf);
+impl_no_output!(ReadPart<'_>);
+
 /// Ends detaching. If `detach` has not taken the socket, this closes the connection.
 struct Detaching<'a>(&'a Arc<Core>);
 
@@ -194,6 +307,10 @@ impl Drop for Detaching<'_> {
 
 /// Methods for the driver of a mux.
 impl WriteHalf {
+    pub(crate) fn downgrade(&self) -> Weak<Core> {
+        Arc::downgrade(&self.handle.0)
+    }
+
     /// The pool that the connection's blocks come from.
     pub(crate) fn pool(&self) -> &Pool {
         &self.handle.0.remote.pool
@@ -261,9 +378,25 @@ impl Deref for WriteHalf {
     }
 }
 
+impl Deref for ReadPart<'_> {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        self.handle
+    }
+}
+
+impl Deref for WritePart<'_> {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        self.handle
+    }
+}
+
 macro_rules! impl_debug {
-    ($($type:ident),+) => {$(
-        impl fmt::Debug for $type {
+    ($($type:ident $(<$life:lifetime>)?),+) => {$(
+        impl fmt::Debug for $type $(<$life>)? {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_tuple(stringify!($type)).field(&self.handle).finish()
             }
@@ -271,14 +404,17 @@ macro_rules! impl_debug {
     )+};
 }
 
-impl_debug!(Connection, ReadHalf, WriteHalf);
+impl_debug!(Connection, ReadHalf, WriteHalf, ReadPart<'_>, WritePart<'_>);
 
 const _: () = {
     const fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
     goes_anywhere::<Connection>();
     goes_anywhere::<ReadHalf>();
     goes_anywhere::<WriteHalf>();
+    goes_anywhere::<ReadPart<'static>>();
+    goes_anywhere::<WritePart<'static>>();
     goes_anywhere::<Handle>();
+    goes_anywhere::<Sleep>();
 };
 
 /// Starts to connect. [`wait_connected`] returns the result.
@@ -291,7 +427,7 @@ pub(crate) fn attach(core: &Arc<Core>, socket: Arc<Socket>) {
     core.remote.send(Command::Attach(Arc::clone(core), socket));
 }
 
-/// Waits for the end of [`start_connect`]; `None` is a timeout.
-pub(crate) async fn wait_connected(core: &Arc<Core>, until_ns: u64) -> Option<io::Result<()>> {
-    wait::connected(core, until_ns).await
+/// Waits for the end of [`start_connect`].
+pub(crate) async fn wait_connected(core: &Arc<Core>) -> io::Result<()> {
+    wait::connected(core).await
 }

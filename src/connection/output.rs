@@ -6,14 +6,15 @@
 //! [`Sending::ByPoller`]: the poller has some bytes, and later flushes queue behind them. All of
 //! [`Output`] is guarded by the output lock, which is held during the non-blocking send.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::core::Core;
+use super::timeout::Stall;
 use crate::buffer::{Chain, Spent, Staging};
 use crate::clock::now_ns;
-use crate::config;
+use crate::config::{self, Limits};
 use crate::error::{Error, Result};
 use crate::poller::timers::NEVER;
 use crate::poller::{Command, Outlet, Reaction, Socket, Token};
@@ -39,6 +40,8 @@ pub(super) struct Output {
     pub(super) detaching: bool,
     failed: Option<(io::ErrorKind, Option<i32>)>,
     wait: Option<FlushWait>,
+    /// Ends waits of flushes while the peer takes no byte. Boxed, because few connections have it.
+    pub(super) stall: Option<Box<Stall>>,
 }
 
 /// How far the end of a closed connection has come.
@@ -105,7 +108,7 @@ pub(super) enum Submitted {
 }
 
 impl Output {
-    pub(super) fn new(socket: Arc<Socket>) -> Output {
+    pub(super) fn new(socket: Arc<Socket>, limits: &Limits) -> Output {
         Output {
             socket: Some(socket),
             submitted: 0,
@@ -118,6 +121,7 @@ impl Output {
             detaching: false,
             failed: None,
             wait: None,
+            stall: Stall::new(limits.write_stall_timeout),
         }
     }
 
@@ -164,6 +168,40 @@ impl Output {
         Ok(if self.unsent() == 0 { Submitted::Sent } else { Submitted::Queued(self.submitted) })
     }
 
+    /// Sends `pieces`, memory of the caller, if no other byte is unsent and the calling thread may
+    /// send. Returns how many bytes the kernel took, which may be none. `core` is the connection of
+    /// this output.
+    ///
+    /// # Errors
+    /// Closed. An error of the kernel.
+    pub(super) fn send_pieces(
+        &mut self,
+        core: &Arc<Core>,
+        pieces: &[IoSlice<'_>],
+        spent: &mut Spent,
+    ) -> Result<usize> {
+        if core.life.is_closed() || self.ended {
+            return Err(Error::closed("write"));
+        }
+        if let Some(error) = self.failure() {
+            return Err(Error::io("send", error));
+        }
+        if self.sending == Sending::ByPoller || self.unsent() > 0 {
+            return Ok(0);
+        }
+        let Some(socket) = &self.socket else { return Err(Error::closed("write")) };
+        match socket.send_pieces(pieces, &core.remote.counters) {
+            Ok(bytes) => {
+                self.sent_directly(core, bytes as u64);
+                Ok(bytes)
+            }
+            Err(error) => {
+                self.fail(&error, spent);
+                Err(Error::io("send", error))
+            }
+        }
+    }
+
     /// Leaves `bytes` where the backend sends them without a system call of this thread: in a send
     /// ring, or in the outbox of a poller that is awake. `false`: nothing was taken from `bytes`.
     #[inline]
@@ -179,10 +217,11 @@ impl Output {
             }
             Outlet::Rings(rings) => rings.send(token, socket, bytes),
             // A large send is worth a system call: its bytes are still in the cache, and the peer
-            // can start on them.
-            Outlet::Poller => {
-                bytes.len() <= config::uring::RING_SEND_BYTES_MAX
-                    && core.remote.leave_if_awake(core, bytes)
+            // can start on them. A zero-copy send needs the ring.
+            Outlet::Poller(rule) => {
+                let is_for_ring = bytes.len() <= config::uring::RING_SEND_BYTES_MAX
+                    || socket.suits_zero_copy(bytes.len(), rule, &core.remote.counters);
+                is_for_ring && core.remote.leave_if_awake(core, bytes)
             }
         }
     }
@@ -274,6 +313,15 @@ impl Output {
         self.wait.take_if(|wait| has_failed || wait.sent <= sent).map(|wait| wait.flusher)
     }
 
+    /// Counts bytes that the kernel took past this output, while the output had no unsent byte.
+    pub(super) fn sent_directly(&mut self, core: &Core, bytes: u64) {
+        if bytes > 0 && core.idle_timeout.is_set() {
+            core.timeouts.touch(now_ns());
+        }
+        self.submitted += bytes;
+        self.sent += bytes;
+    }
+
     /// The connection failed: nothing more will be sent. The queue is dropped.
     pub(super) fn fail(&mut self, error: &io::Error, spent: &mut Spent) {
         self.failed.get_or_insert((error.kind(), error.raw_os_error()));
@@ -317,6 +365,27 @@ impl Output {
         match self.wait.take_if(|wait| wait.until_ns <= now_ns) {
             Some(wait) => (Some(wait.flusher), NEVER),
             None => (None, self.wait.as_ref().map_or(NEVER, |wait| wait.until_ns)),
+        }
+    }
+
+    /// When a flush that waits since `began_ns` must look again because of the stall timeout.
+    ///
+    /// # Errors
+    /// Write timeout: the peer has taken no byte for too long.
+    pub(super) fn end_of_stall(
+        &mut self,
+        operation: &str,
+        began_ns: u64,
+        now_ns: u64,
+    ) -> Result<u64> {
+        let Some(stall) = &mut self.stall else { return Ok(NEVER) };
+        if now_ns >= stall.next_ns(began_ns) {
+            let taken = self.socket.as_ref().and_then(|socket| socket.taken_by_peer().ok());
+            stall.note(now_ns, self.sent, taken.map(|taken| (taken.mark, taken.age)));
+        }
+        match stall.end_ns(began_ns) {
+            end_ns if end_ns > now_ns => Ok(stall.next_ns(began_ns)),
+            _ => Err(Error::write_stall(operation, stall.after())),
         }
     }
 

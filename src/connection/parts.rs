@@ -6,6 +6,9 @@
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
+use std::sync::LazyLock;
+
+use crossbeam_queue::ArrayQueue;
 
 use crate::buffer::{Chain, Staging};
 use crate::config::SPARE_PARTS_MAX;
@@ -59,11 +62,19 @@ struct Empty {
     writers: Vec<Box<Staging>>,
 }
 
+/// Empty readers of all threads. A poller takes a reader for a run, and a worker gives it back: the
+/// worker's list is full soon, and the poller's is empty.
+static READERS: LazyLock<ArrayQueue<Box<Chain>>> =
+    LazyLock::new(|| ArrayQueue::new(SHARED_PARTS_MAX));
+
+/// Enough for the runs that wait in the queues of workers.
+const SHARED_PARTS_MAX: usize = 1024;
+
 /// An empty reader.
 #[inline]
 pub(super) fn reader() -> Box<Chain> {
     let kept = EMPTY.try_with(|empty| empty.borrow_mut().readers.pop());
-    kept.ok().flatten().unwrap_or_default()
+    kept.ok().flatten().or_else(|| READERS.pop()).unwrap_or_default()
 }
 
 /// An empty writer.
@@ -80,7 +91,11 @@ pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
         return Some(reader);
     }
     reader.release();
-    let _ = EMPTY.try_with(|empty| push(&mut empty.borrow_mut().readers, reader));
+    let left = EMPTY.try_with(|empty| push(&mut empty.borrow_mut().readers, reader));
+    if let Ok(Some(reader)) = left {
+        // A full list leaves the reader to be freed.
+        let _ = READERS.push(reader);
+    }
     None
 }
 
@@ -95,9 +110,12 @@ pub(super) fn keep_writer(mut writer: Box<Staging>) -> Option<Box<Staging>> {
     None
 }
 
+/// Returns `part` if the list is full.
 #[allow(clippy::vec_box)]
-fn push<T>(parts: &mut Vec<Box<T>>, part: Box<T>) {
-    if parts.len() < SPARE_PARTS_MAX {
-        parts.push(part);
+fn push<T>(parts: &mut Vec<Box<T>>, part: Box<T>) -> Option<Box<T>> {
+    if parts.len() >= SPARE_PARTS_MAX {
+        return Some(part);
     }
+    parts.push(part);
+    None
 }

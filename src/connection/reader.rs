@@ -2,14 +2,14 @@
 
 /// Implements the reader for `$type`, which has the fields `handle`, `reader` and `read_began`.
 macro_rules! impl_reader {
-    ($type:ident) => {
+    ($type:ident $(<$life:lifetime>)?) => {
         /// Reading. A method waits until it has all the bytes that it was asked for. It fails if
         /// they will never come; the bytes that have come stay buffered. Buffered bytes are
         /// returned also after a close, and after a deadline.
         ///
         /// Every read that waits has these errors: closed; end of stream; read timeout; an error of
         /// the kernel; limit, if more than `read_bytes_max` bytes are asked for.
-        impl $type {
+        impl $type $(<$life>)? {
             /// Takes the next `bytes`. Bytes that lie in one block are not copied: the slice refers
             /// to that block. Bytes that lie in several blocks are copied once.
             ///
@@ -63,6 +63,27 @@ macro_rules! impl_reader {
             pub fn buffered(&mut self) -> &[u8] {
                 self.refill_below(1);
                 self.reader.front_slice()
+            }
+
+            /// Consumes the next `bytes`, which can be read without waiting: at most
+            /// [`len`](Self::len). Never waits, and makes no slice.
+            ///
+            /// # Panics
+            /// When fewer bytes can be read without waiting.
+            #[inline]
+            pub fn advance(&mut self, bytes: usize) {
+                self.refill_below(bytes);
+                self.consume(bytes);
+            }
+
+            /// The frames that the peer sends, one after the other, each of at most `bytes_max`.
+            /// `length_of` tells the length of the first frame in a slice; see [`Frames`].
+            #[inline]
+            pub fn frames<F>(&mut self, bytes_max: usize, length_of: F) -> Frames<'_, Self, F>
+            where
+                F: FnMut(&[u8]) -> Result<Option<usize>>,
+            {
+                Frames::new(self, bytes_max, length_of)
             }
 
             /// Consumes the next `bytes` without returning them.
@@ -204,6 +225,12 @@ macro_rules! impl_reader {
             #[inline]
             pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
                 if self.reader.is_empty() {
+                    let kept: &Began = &self.read_began;
+                    let mut began = *kept;
+                    let submitted = self.poll_output(1, &mut began, cx);
+                    let kept: &mut Began = &mut self.read_began;
+                    *kept = began;
+                    ready!(submitted)?;
                     let core = &self.handle.0;
                     let began = &mut self.read_began;
                     match ready!(wait::poll_readable(core, &mut self.reader, began, cx)) {
@@ -246,7 +273,86 @@ macro_rules! impl_reader {
 
             async fn fill(&mut self, operation: &'static str, bytes: usize) -> Result<()> {
                 self.read_began.forget();
+                let mut began = Began::default();
+                poll_fn(|cx| self.poll_output(bytes, &mut began, cx)).await?;
                 wait::fill(&self.handle.0, &mut self.reader, operation, bytes).await
+            }
+        }
+
+        impl Source for $type $(<$life>)? {
+            #[inline]
+            fn front(&self) -> &[u8] {
+                self.reader.front_slice()
+            }
+
+            #[inline]
+            fn join(&mut self, bytes_min: usize, bytes_max: usize) -> bool {
+                self.refill_below(bytes_min);
+                let bytes = bytes_max.min(self.reader.len());
+                bytes >= bytes_min && self.reader.join(bytes, &self.handle.0.remote.pool)
+            }
+
+            #[inline]
+            fn consume(&mut self, bytes: usize) {
+                self.reader.advance(bytes);
+                self.handle.0.consumed(self.reader.len());
+            }
+        }
+
+        impl<F: FnMut(&[u8]) -> Result<Option<usize>>> Frames<'_, $type $(<$life>)?, F> {
+            /// The next frame. Waits until all of it has arrived. `None` if the peer has ended its
+            /// stream after a whole frame.
+            ///
+            /// # Errors
+            /// As for [`try_next`](Self::try_next), and as for every read that waits. A frame that
+            /// the end of the stream cuts off is an end-of-stream error. Its bytes stay.
+            pub async fn next(&mut self) -> Result<Option<&[u8]>> {
+                while let Found::Missing(bytes) = self.find()? {
+                    let source = self.source();
+                    if let Err(error) = source.fill("frames", bytes).await {
+                        let is_end = error.is_eof() && source.reader.is_empty();
+                        return if is_end { Ok(None) } else { Err(error) };
+                    }
+                }
+                Ok(Some(self.lent()))
+            }
+
+            /// [`next`](Self::next) as a poll method. What
+            /// [`poll_readable`](Connection::poll_readable) says of timeouts and of callers that
+            /// stop polling holds here as well: the wait for one frame is one wait, also if the
+            /// [`Frames`] are dropped and made again between two polls.
+            ///
+            /// # Errors
+            /// As for [`next`](Self::next).
+            pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<&[u8]>>> {
+                // Looking for a frame takes bytes that have come. That ends no wait for a frame.
+                let kept: &Began = &self.source().read_began;
+                let mut began = *kept;
+                let found = loop {
+                    let bytes = match self.find() {
+                        Ok(Found::Missing(bytes)) => bytes,
+                        found => break found.map(|_| true),
+                    };
+                    let source = self.source();
+                    let mut polled = source.poll_output(bytes, &mut began, cx);
+                    if let Poll::Ready(Ok(())) = polled {
+                        let core = &source.handle.0;
+                        polled = wait::poll_frame(core, &mut source.reader, bytes, &mut began, cx);
+                    }
+                    let kept: &mut Began = &mut source.read_began;
+                    *kept = began;
+                    if let Err(error) = ready!(polled) {
+                        let is_end = error.is_eof() && source.reader.is_empty();
+                        break if is_end { Ok(false) } else { Err(error) };
+                    }
+                };
+                let kept: &mut Began = &mut self.source().read_began;
+                kept.forget();
+                Poll::Ready(match found {
+                    Ok(true) => Ok(Some(self.lent())),
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(error),
+                })
             }
         }
     };

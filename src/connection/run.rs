@@ -6,18 +6,43 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::Connection;
-use super::core::Core;
+use super::core::{Core, Remote};
+use super::handle::Handle;
 use super::input::Started;
+use super::span;
 use super::state::FUTURE;
 use crate::error::{Error, Result};
 use crate::poller::{Command, Job};
-use crate::task::{self, Guarded, Run, Runnable, RuntimeContext, Workers};
+use crate::sync::lock;
+use crate::task::{self, Guarded, Queued, Run, Runnable, RuntimeContext, Start, Workers};
 use crate::user_code;
+
+/// Runs `future` as a task on a poller. Drops it where the poller has ended.
+pub(crate) fn spawn_on<F>(remote: &Arc<Remote>, future: F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let near = Arc::clone(remote);
+    let schedule = move |task| near.send(Command::Run(Job::Poll(task, None)));
+    task::spawn(future, schedule).schedule();
+}
+
+impl Handle {
+    /// Runs `future` as a task on the poller of the connection. Drops it where the poller has
+    /// ended.
+    pub(crate) fn spawn_on_poller<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        spawn_on(&self.0.remote, future);
+    }
+}
 
 /// A handler, whatever the type of its futures.
 pub(crate) trait Handler: Send + Sync {
     /// Makes a run: calls the handler inside `context`. The run is polled inside `context` as well.
-    fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Run;
+    /// `None`: the handler panicked, and the run has ended.
+    fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Option<Run>;
 }
 
 impl<H, F> Handler for H
@@ -26,9 +51,21 @@ where
     F: Future<Output = Result<()>> + Send + 'static,
 {
     #[inline]
-    fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Run {
-        let future = context.run(|| self(connection));
-        Box::pin(Running::new(future, context, end))
+    fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Option<Run> {
+        let what = end.what();
+        let mut end = Some(end);
+        // The closure boxes the future, so that the future is not moved once more.
+        let made = user_code::attempt(what, || {
+            let future = context.run(|| self(connection));
+            end.take().map(|end| Box::pin(Running::new(future, context, end)) as Run)
+        });
+        made.unwrap_or_else(|message| {
+            // The unwinding has dropped the connection.
+            if let Some(end) = &mut end {
+                end.panicked(&message);
+            }
+            None
+        })
     }
 }
 
@@ -61,14 +98,16 @@ impl<F: Future<Output = Result<()>>> Future for Running<F> {
             Kind::Spawned => 0,
         };
         let poll = || task::poll_for(owner, || this.future.poll(cx));
-        let outcome = ready!(this.context.run(poll));
-        this.end.outcome = Some(outcome);
+        match user_code::attempt(this.end.what(), || this.context.run(poll)) {
+            Ok(polled) => this.end.outcome = Some(ready!(polled)),
+            Err(message) => this.end.panicked(&message),
+        }
         Poll::Ready(())
     }
 }
 
 /// The end of a run or of a spawned future. Dropping this ends the run: when the future is done,
-/// has panicked, or is given up.
+/// has panicked, or is given up. A future that is given up has no outcome.
 pub(crate) struct RunEnd {
     core: Arc<Core>,
     kind: Kind,
@@ -87,16 +126,16 @@ impl RunEnd {
         RunEnd { core, kind, outcome: None }
     }
 
-    fn unfinished(&self) -> Error {
-        let what = match self.kind {
+    fn what(&self) -> &'static str {
+        match self.kind {
             Kind::Handler => "handler",
             Kind::Spawned => "spawned future",
-        };
-        if std::thread::panicking() {
-            return Error::panicked(format!("{what} panicked"));
         }
-        // The threads that would poll the future have ended.
-        Error::closed(&format!("{what} given up"))
+    }
+
+    fn panicked(&mut self, message: &str) {
+        let error = Error::panicked(format!("{} panicked: {message}", self.what()));
+        self.outcome = Some(Err(error));
     }
 }
 
@@ -104,7 +143,8 @@ impl Drop for RunEnd {
     fn drop(&mut self) {
         let failure = match self.outcome.take() {
             Some(outcome) => outcome.err(),
-            None => Some(self.unfinished()),
+            // The threads that would poll the future have ended.
+            None => Some(Error::closed(&format!("{} given up", self.what()))),
         };
         match self.kind {
             Kind::Handler => self.core.end_run(failure),
@@ -113,64 +153,38 @@ impl Drop for RunEnd {
     }
 }
 
-/// A run that begins in a task, on a worker or a runtime. The handler is called there, not on the
-/// poller. So its future is allocated and freed on one thread, and the queue holds little memory.
-pub(super) struct QueuedRun(Stage);
-
-enum Stage {
-    Queued(Arc<Core>, Started),
-    Begun(Run),
-    Over,
-}
-
-impl QueuedRun {
-    pub(super) fn new(core: Arc<Core>, started: Started) -> QueuedRun {
-        QueuedRun(Stage::Queued(core, started))
+impl Start for Core {
+    fn start(self: Arc<Self>) -> Option<Run> {
+        let started = lock(&self.input).take_started()?;
+        self.start_run(started)
     }
 
-    fn take(&mut self) -> Stage {
-        std::mem::replace(&mut self.0, Stage::Over)
-    }
-}
-
-impl Future for QueuedRun {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // `Over` stays if the poll panics.
-        let run = match self.take() {
-            Stage::Queued(core, started) => core.start_run(started),
-            Stage::Begun(run) => Some(run),
-            Stage::Over => None,
-        };
-        let Some(mut run) = run else { return Poll::Ready(()) };
-        let polled = run.as_mut().poll(cx);
-        if polled.is_pending() {
-            self.0 = Stage::Begun(run);
-        }
-        polled
-    }
-}
-
-impl Drop for QueuedRun {
-    fn drop(&mut self) {
-        if let Stage::Queued(core, started) = self.take() {
-            core.give_up_run(started);
+    fn give_up(self: Arc<Self>) {
+        let started = lock(&self.input).take_started();
+        if let Some(started) = started {
+            self.give_up_run(started);
         }
     }
 }
 
 impl Core {
-    /// Calls the handler for a run that has started. `None`: the connection has no server.
+    /// Calls the handler for a run that has started. `None`: the handler panicked, or the
+    /// connection has no server.
     #[inline]
     pub(super) fn start_run(self: &Arc<Self>, started: Started) -> Option<Run> {
         let service = self.service.as_ref()?;
         let handler = service.handler(started.kind);
-        // Declared before the connection: if the handler panics, the connection is given back
-        // first.
         let end = RunEnd::new(Arc::clone(self), Kind::Handler);
         let connection = self.hand_out(started);
-        Some(handler.start(connection, service.executor.context(), end))
+        let run = handler.start(connection, service.executor.context(), end)?;
+        Some(span::spanned(run, self))
+    }
+
+    /// Queues a run that has started, for a worker or a runtime.
+    pub(super) fn begin_elsewhere(self: &Arc<Self>, started: Started) {
+        let Some(service) = &self.service else { return };
+        lock(&self.input).keep_started(started);
+        service.executor.begin_elsewhere(Queued::new(Arc::clone(self) as _));
     }
 
     /// Makes a task of a run that the poller has polled once.
@@ -244,7 +258,7 @@ impl Core {
 
     fn report(self: &Arc<Self>, error: &Error) {
         if let Some(service) = &self.service {
-            let handle = super::Handle::of(self);
+            let handle = Handle::of(self);
             user_code::call("on_error", || service.hooks.failed(&handle, error));
         }
     }

@@ -45,6 +45,61 @@ impl Timeout {
     }
 }
 
+/// Ends the wait of a flush while the peer takes no byte. Guarded by the output lock.
+///
+/// The kernel is asked whether the peer has taken bytes only while a flush waits: at most
+/// [`STALL_CHECKS`] times in the timeout. Bytes that were taken move the end of the wait. So a
+/// flush that waits for less than a part of the timeout costs no system call.
+pub(super) struct Stall {
+    after_ns: u64,
+    /// When the peer last took bytes, as far as is known.
+    moved_ns: u64,
+    asked_ns: u64,
+    /// How many bytes were sent when the kernel was asked last, and the mark of `sys::progress`.
+    seen: (u64, u64),
+}
+
+/// How often the kernel is asked within a stall timeout. More checks end a stalled wait closer to
+/// its timeout, and wake its task more often.
+const STALL_CHECKS: u64 = 4;
+
+impl Stall {
+    /// `None` without a timeout.
+    pub(super) fn new(after: Option<Duration>) -> Option<Box<Stall>> {
+        let after_ns = ns(after);
+        (after_ns > 0).then(|| Box::new(Stall { after_ns, moved_ns: 0, asked_ns: 0, seen: (0, 0) }))
+    }
+
+    pub(super) fn after(&self) -> Duration {
+        Duration::from_nanos(self.after_ns)
+    }
+
+    /// When a wait that began at `began_ns` ends, unless the peer takes bytes.
+    pub(super) fn end_ns(&self, began_ns: u64) -> u64 {
+        self.moved_ns.max(began_ns).saturating_add(self.after_ns)
+    }
+
+    /// When a wait that began at `began_ns` must ask the kernel.
+    pub(super) fn next_ns(&self, began_ns: u64) -> u64 {
+        let part_ns = self.after_ns / STALL_CHECKS;
+        let next_ns = self.asked_ns.max(began_ns).saturating_add(part_ns);
+        next_ns.min(self.end_ns(began_ns))
+    }
+
+    /// Notes what the kernel says at `now_ns`, when `sent` bytes are sent: the mark of
+    /// `sys::progress`, and the time since the peer's last acknowledgement. `None`: it says
+    /// nothing.
+    pub(super) fn note(&mut self, now_ns: u64, sent: u64, taken: Option<(u64, Duration)>) {
+        self.asked_ns = now_ns;
+        let Some((mark, age)) = taken else { return };
+        if self.seen != (sent, mark) {
+            self.seen = (sent, mark);
+            let age_ns = u64::try_from(age.as_nanos()).unwrap_or(NEVER);
+            self.moved_ns = self.moved_ns.max(now_ns.saturating_sub(age_ns));
+        }
+    }
+}
+
 /// How many nanoseconds may pass without a byte before the connection ends; 0 is no limit. Outside
 /// of [`Timeouts`], because every request reads it.
 pub(super) struct IdleTimeout(AtomicU64);
@@ -204,6 +259,30 @@ mod tests {
         assert_eq!(timeout.end_of_wait(|| 100), 107);
         timeout.set_timeout(None);
         assert_eq!(timeout.end_of_wait(|| 100), NEVER);
+    }
+
+    #[test]
+    fn a_stall_ends_a_wait_unless_the_peer_takes_bytes() {
+        let taken = |mark, age_ns| Some((mark, Duration::from_nanos(age_ns)));
+        let mut stall = Stall::new(Some(Duration::from_nanos(100))).expect("a timeout");
+        // A wait asks the kernel only after a part of the timeout.
+        assert_eq!((stall.next_ns(1000), stall.end_ns(1000)), (1025, 1100));
+        stall.note(1025, 5, taken(7, 20));
+        assert_eq!((stall.next_ns(1000), stall.end_ns(1000)), (1050, 1105));
+        stall.note(1050, 5, taken(7, 45));
+        assert_eq!((stall.next_ns(1000), stall.end_ns(1000)), (1075, 1105));
+        // The last byte was acknowledged 3 ns ago.
+        stall.note(1075, 5, taken(8, 3));
+        assert_eq!(stall.end_ns(1000), 1172);
+        stall.note(1100, 5, taken(8, 28));
+        stall.note(1150, 5, None);
+        assert_eq!((stall.next_ns(1000), stall.end_ns(1000)), (1172, 1172));
+        // Bytes that the kernel has taken count as well.
+        stall.note(1172, 6, taken(8, 0));
+        assert_eq!(stall.end_ns(1000), 1272);
+        // A later wait has the whole timeout.
+        assert_eq!((stall.next_ns(2000), stall.end_ns(2000)), (2025, 2100));
+        assert!(Stall::new(Some(Duration::ZERO)).is_none() && Stall::new(None).is_none());
     }
 
     #[test]

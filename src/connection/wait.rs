@@ -3,8 +3,8 @@
 //! A wait owns only the time at which it began, and a registration. A future keeps that time
 //! itself, and dropping the future withdraws the registration. A poll method keeps that time in the
 //! connection, from its first `Pending` to its next `Ready`. A poll method cannot know that its
-//! caller has stopped polling, so its registration stays. That does no harm: it asks for one byte
-//! at most, or for output to be sent, and the next wait replaces it.
+//! caller has stopped polling, so its registration stays. That does no harm: it asks for one byte,
+//! for one frame at most, or for output to be sent, and the next wait replaces it.
 
 use std::future::poll_fn;
 use std::num::NonZeroU64;
@@ -28,12 +28,7 @@ pub(super) async fn fill(
     operation: &'static str,
     bytes: usize,
 ) -> Result<()> {
-    if bytes > core.limits.read_bytes_max {
-        return Err(Error::limit(format!(
-            "{operation}: {bytes} bytes are more than the {} allowed",
-            core.limits.read_bytes_max
-        )));
-    }
+    check_length(core, operation, bytes)?;
     let _withdraw = Withdraw(core);
     let mut began = Began::default();
     poll_fn(|cx| poll_fill(core, reader, operation, bytes, &mut began, cx)).await
@@ -53,26 +48,38 @@ pub(super) fn poll_readable(
     polled
 }
 
-/// Waits until connecting has ended, and not longer than until `until_ns`. `None` is a timeout.
-pub(super) async fn connected(core: &Arc<Core>, until_ns: u64) -> Option<std::io::Result<()>> {
+/// Polls until `reader` has the `bytes` of a frame, or until nothing more will come.
+pub(super) fn poll_frame(
+    core: &Arc<Core>,
+    reader: &mut Chain,
+    bytes: usize,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    check_length(core, "frames", bytes)?;
+    let polled = poll_fill(core, reader, "frames", bytes, began, cx);
+    if polled.is_ready() {
+        began.forget();
+    }
+    polled
+}
+
+/// Waits until connecting has ended.
+pub(super) async fn connected(core: &Arc<Core>) -> std::io::Result<()> {
     let _withdraw = Withdraw(core);
     poll_fn(|cx| {
         let waker = cx.waker().clone();
         let unneeded = {
             let mut input = lock(&core.input);
             if let Some(result) = input.connected.take() {
-                return Poll::Ready(Some(result));
+                return Poll::Ready(result);
             }
             if core.life.is_closed() {
-                return Poll::Ready(Some(Err(std::io::ErrorKind::NotConnected.into())));
+                return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into()));
             }
-            if now_ns() >= until_ns {
-                return Poll::Ready(None);
-            }
-            input.wait_for(usize::MAX, until_ns, waker)
+            input.wait_for(usize::MAX, NEVER, waker)
         };
         user_code::discard(unneeded);
-        core.arm(until_ns);
         Poll::Pending
     })
     .await
@@ -93,6 +100,16 @@ pub(super) async fn removed(core: &Arc<Core>) {
         Poll::Pending
     })
     .await;
+}
+
+fn check_length(core: &Core, operation: &'static str, bytes: usize) -> Result<()> {
+    let bytes_max = core.limits.read_bytes_max;
+    if bytes > bytes_max {
+        return Err(Error::limit(format!(
+            "{operation}: {bytes} bytes are more than the {bytes_max} allowed"
+        )));
+    }
+    Ok(())
 }
 
 /// Polls once until `reader` has `bytes`.

@@ -2,11 +2,11 @@
 
 /// Implements the writer for `$type`, which has the fields `handle`, `writer` and `write_began`.
 macro_rules! impl_writer {
-    ($type:ident) => {
+    ($type:ident $(<$life:lifetime>)?) => {
         /// Writing. Written bytes stay in the writer until [`submit`](Self::submit) or
         /// [`flush`](Self::flush). After a close every method that returns a `Result` fails with a
         /// closed error.
-        impl $type {
+        impl $type $(<$life>)? {
             /// Writes `bytes` zeroes, and returns them for the caller to fill.
             ///
             /// # Errors
@@ -15,6 +15,19 @@ macro_rules! impl_writer {
             pub fn reserve(&mut self, bytes: usize) -> Result<&mut [u8]> {
                 self.check("reserve")?;
                 Ok(self.writer.reserve(bytes, &self.handle.0.remote.pool))
+            }
+
+            /// Returns room for `bytes`, to be filled with the methods of
+            /// [`BufMut`](bytes::BufMut). Unlike [`reserve`](Self::reserve), this writes no zeroes:
+            /// only the bytes that are put into the room are written. Earlier reserved bytes can no
+            /// longer be dropped by a commit.
+            ///
+            /// # Errors
+            /// Closed.
+            #[inline]
+            pub fn reserve_buf(&mut self, bytes: usize) -> Result<ReservedBuf<'_>> {
+                self.check("reserve_buf")?;
+                Ok(self.writer.reserve_buf(bytes, &self.handle.0.remote.pool))
             }
 
             /// Keeps the first `bytes` of the bytes reserved since the last commit, write or flush,
@@ -96,6 +109,40 @@ macro_rules! impl_writer {
                 flush::Flushing::new(&self.handle.0, &mut self.writer)
             }
 
+            /// Sends the written bytes, then the bytes of `range` of `file`, counted from its
+            /// start. Returns when the kernel has every byte. Later written bytes follow them.
+            ///
+            /// `sendfile(2)` moves the bytes from the page cache to the socket, so they do not pass
+            /// through memory of the process. There are three exceptions, in which up to 64 KiB at
+            /// a time are read into memory and sent like other bytes: a range of up to 64 KiB; the
+            /// next bytes each time that the socket is full, because their flush waits for the
+            /// peer; and files that the kernel cannot send from.
+            ///
+            /// Reading a file may wait for the disk, so all of this happens on threads of
+            /// [`unblock`](crate::unblock). A small file that is often sent is cheaper to keep in
+            /// memory and to [`write`](Self::write).
+            ///
+            /// The process must ignore `SIGPIPE`, as programs in Rust do by default:
+            /// `sendfile(2)` raises it when the peer has gone.
+            ///
+            /// # Cancelling
+            /// If the future fails or is dropped after it has begun to send, it aborts the
+            /// connection ([`Handle::abort`]). So the peer does not mistake a part of the file for
+            /// the whole.
+            ///
+            /// # Errors
+            /// As for [`flush`](Self::flush). Invalid, if a regular file ends before the range
+            /// does, or the range before its start; nothing of the file is sent then. An error of
+            /// the kernel on reading the file; its kind is `UnexpectedEof` if the file has become
+            /// shorter.
+            pub fn send_file(
+                &mut self,
+                file: impl Into<Arc<File>>,
+                range: Range<u64>,
+            ) -> impl Future<Output = Result<()>> + Send {
+                file::send_file(&self.handle.0, &mut self.writer, file.into(), range)
+            }
+
             /// Flushes, then ends this side of the stream. The peer reads the end of the stream,
             /// and can still send.
             ///
@@ -135,6 +182,29 @@ macro_rules! impl_writer {
             ) -> Poll<Result<usize>> {
                 let began = &mut self.write_began.room;
                 flush::poll_room(&self.handle.0, &mut self.writer, unsent_bytes_max, began, cx)
+            }
+
+            /// Waits for room as [`poll_writable_within`](Self::poll_writable_within) does, then
+            /// writes the bytes of `pieces`, in order. Returns how many bytes it has written: at
+            /// least one, unless all pieces are empty.
+            ///
+            /// 32 KiB or more, in at most 64 pieces, are passed to the kernel without a copy, once
+            /// no other byte is unsent; of the bytes that the kernel does not take, at most 16 KiB
+            /// are copied and submitted. Other writes are copied, as far as there is room, as by
+            /// [`write_copy`](Self::write_copy), and sent by the next flush. A backend whose sends
+            /// a kernel thread makes copies in both cases.
+            ///
+            /// # Errors
+            /// As for [`poll_writable`](Self::poll_writable).
+            pub fn poll_write_vectored_within(
+                &mut self,
+                cx: &mut Context<'_>,
+                pieces: &[IoSlice<'_>],
+                unsent_bytes_max: usize,
+            ) -> Poll<Result<usize>> {
+                let began = &mut self.write_began.room;
+                let (core, writer) = (&self.handle.0, &mut self.writer);
+                flush::poll_write(core, writer, pieces, unsent_bytes_max, began, cx)
             }
 
             /// [`flush`](Self::flush) as a poll method. Each poll submits the bytes that were

@@ -15,13 +15,13 @@
 //! * `Closing`: no message is accepted; the driver flushes the accepted ones.
 //! * `Ended`: the driver has ended, and every call returns its result.
 
-use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker, ready};
 
 use crate::buffer::{Chain, Pool, Staging};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, lock};
+use crate::task::waiters::{Number, Waiters};
 use crate::user_code::{discard, wake_all};
 
 pub(super) struct Queue {
@@ -81,22 +81,18 @@ impl Queue {
         place: &mut Place<'_>,
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
-        let accept = |state: &mut State| {
-            if let Some(error) = state.refusal("send") {
-                return Some(Err(error));
-            }
-            let queued_bytes = state.staged.len();
-            if queued_bytes >= config::MUX_BYTES_MAX {
-                return None;
-            }
-            put(&mut state.staged, &self.pool);
-            let bytes = state.staged.len() - queued_bytes;
-            state.accepted += bytes as u64;
-            Some(Ok(if bytes > 0 { state.driver.take() } else { None }))
-        };
-        let register = |state: &mut State, waker| state.senders.wait(place, waker);
+        let accept = |state: &mut State| state.accept(&mut put, &self.pool);
+        let register = |state: &mut State, waker| state.senders.wait(&mut place.number, waker);
         wake_all(ready!(self.poll_state(cx, accept, register))?);
         Poll::Ready(Ok(()))
+    }
+
+    /// Calls `put` to write a message if there is room now. `false`: there is none.
+    pub(super) fn try_accept(&self, mut put: impl FnMut(&mut Staging, &Pool)) -> Result<bool> {
+        let accepted = lock(&self.state).accept(&mut put, &self.pool);
+        let Some(driver) = accepted else { return Ok(false) };
+        wake_all(driver?);
+        Ok(true)
     }
 
     /// Takes all messages that wait; is pending while there are none. `None` means that no more
@@ -165,7 +161,7 @@ impl Queue {
             Life::Ended(failure) => Some(outcome(failure)),
             Life::Open | Life::Closing => None,
         };
-        self.poll_state(cx, look, |state, waker| state.flushers.wait(place, waker))
+        self.poll_state(cx, look, |state, waker| state.flushers.wait(&mut place.number, waker))
     }
 
     /// Stops accepting messages.
@@ -190,7 +186,7 @@ impl Queue {
             Life::Ended(failure) => Some(outcome(failure)),
             Life::Open | Life::Closing => None,
         };
-        self.poll_state(cx, look, |state, waker| state.flushers.wait(place, waker))
+        self.poll_state(cx, look, |state, waker| state.flushers.wait(&mut place.number, waker))
     }
 
     /// Records the end of the driver: with `failure`, or because all messages are flushed. Returns
@@ -209,6 +205,26 @@ impl Queue {
 }
 
 impl State {
+    /// Accepts the message that `put` writes, and returns the waker of the driver, which the caller
+    /// calls without the lock. `None`: there is no room.
+    fn accept(
+        &mut self,
+        put: &mut impl FnMut(&mut Staging, &Pool),
+        pool: &Pool,
+    ) -> Option<Result<Option<Waker>>> {
+        if let Some(error) = self.refusal("send") {
+            return Some(Err(error));
+        }
+        let queued_bytes = self.staged.len();
+        if queued_bytes >= config::MUX_BYTES_MAX {
+            return None;
+        }
+        put(&mut self.staged, pool);
+        let bytes = self.staged.len() - queued_bytes;
+        self.accepted += bytes as u64;
+        Some(Ok(if bytes > 0 { self.driver.take() } else { None }))
+    }
+
     /// The error for a message or a close, unless the mux is open.
     fn refusal(&self, operation: &str) -> Option<Error> {
         match &self.life {
@@ -221,35 +237,11 @@ impl State {
     }
 }
 
-/// Futures that wait for the same condition. All of them are woken together and check it again, so
-/// a future that is dropped after its wake-up does not delay another one.
-#[derive(Default)]
-struct Waiters {
-    next: u64,
-    wakers: BTreeMap<u64, Waker>,
-}
-
-impl Waiters {
-    /// Registers `waker` at `place`. Returns the waker that it replaces.
-    #[must_use]
-    fn wait(&mut self, place: &mut Place<'_>, waker: Waker) -> Option<Waker> {
-        let number = *place.number.get_or_insert_with(|| {
-            self.next += 1;
-            self.next
-        });
-        self.wakers.insert(number, waker)
-    }
-
-    fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
-        std::mem::take(&mut self.wakers).into_values()
-    }
-}
-
 /// The registration of a future among the waiters. Dropping it removes the waker.
 pub(super) struct Place<'a> {
     queue: &'a Queue,
     waiters: fn(&mut State) -> &mut Waiters,
-    number: Option<u64>,
+    number: Number,
 }
 
 impl<'a> Place<'a> {
@@ -264,8 +256,9 @@ impl<'a> Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
-            let waker = (self.waiters)(&mut lock(&self.queue.state)).wakers.remove(&number);
+        // Most futures never wait, and take no lock here.
+        if self.number.is_some() {
+            let waker = (self.waiters)(&mut lock(&self.queue.state)).withdraw(self.number);
             drop(waker);
         }
     }
@@ -314,8 +307,23 @@ mod tests {
             for _ in 0..3 {
                 assert!(accept(&queue, MESSAGE).is_pending());
             }
-            assert!(lock(&queue.state).senders.wakers.is_empty());
+            assert!(lock(&queue.state).senders.is_empty());
             assert_eq!(queue.accepted(), FULL.len() as u64);
+        }
+
+        #[test]
+        fn a_message_that_does_not_wait_is_accepted_while_there_is_room() {
+            let queue = queue();
+            let counts = CountsWakes::new();
+            let waker = counts.waker();
+            assert!(queue.poll_batch(&Context::from_waker(&waker)).is_pending());
+            assert!(matches!(queue.try_accept(put(FULL)), Ok(true)));
+            assert_eq!(counts.count(), 1, "the driver is woken");
+            assert!(matches!(queue.try_accept(put(MESSAGE)), Ok(false)));
+            assert!(lock(&queue.state).senders.is_empty());
+            assert_eq!(queue.accepted(), FULL.len() as u64);
+            queue.end(Some(Error::gone("on purpose")));
+            assert!(queue.try_accept(put(MESSAGE)).is_err_and(|error| error.is_closed()));
         }
 
         #[test]

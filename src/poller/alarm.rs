@@ -12,7 +12,13 @@ use crate::user_code;
 pub(crate) struct Alarm<E: Endpoint> {
     remote: Arc<Remote<E>>,
     at_ns: u64,
-    shared: Option<Arc<Mutex<State>>>,
+    bell: Option<Hung>,
+}
+
+/// The bell at the poller. It may ring before the alarm's time, which was moved.
+struct Hung {
+    rings_at_ns: u64,
+    shared: Arc<Mutex<State>>,
 }
 
 enum State {
@@ -24,7 +30,16 @@ enum State {
 impl<E: Endpoint> Alarm<E> {
     /// For this time on the clock of [`now_ns`].
     pub(crate) fn new(remote: &Arc<Remote<E>>, at_ns: u64) -> Alarm<E> {
-        Alarm { remote: Arc::clone(remote), at_ns, shared: None }
+        Alarm { remote: Arc::clone(remote), at_ns, bell: None }
+    }
+
+    /// Moves the alarm to another time. To a later one, this only stores the time: the bell that
+    /// rings too early makes the next poll hang another one.
+    pub(crate) fn reset(&mut self, at_ns: u64) {
+        self.at_ns = at_ns;
+        if self.bell.as_ref().is_some_and(|bell| at_ns < bell.rings_at_ns) {
+            self.take_down();
+        }
     }
 
     /// Ready when the time has come, or earlier if the poller ends before.
@@ -32,31 +47,45 @@ impl<E: Endpoint> Alarm<E> {
         if now_ns() >= self.at_ns {
             return Poll::Ready(());
         }
-        // User code, so without the lock.
+        let Some(bell) = &self.bell else { return self.hang(cx) };
+        let state = lock(&bell.shared);
+        match &*state {
+            State::Set(registered) if registered.will_wake(cx.waker()) => return Poll::Pending,
+            State::Set(_) => {}
+            State::Rung | State::Dead if bell.rings_at_ns < self.at_ns => {
+                drop(state);
+                return self.hang(cx);
+            }
+            State::Rung | State::Dead => return Poll::Ready(()),
+        }
+        drop(state);
+        // Wakers are user code, so they are cloned and dropped without the lock.
         let waker = cx.waker().clone();
-        let Some(shared) = &self.shared else {
-            let shared = Arc::new(Mutex::new(State::Set(waker)));
-            self.shared = Some(Arc::clone(&shared));
-            let bell = Bell { shared, dead: Arc::clone(&self.remote.dead_timers) };
-            self.remote.send(Command::WakeAt(self.at_ns, bell));
-            // Where the poller has ended, the bell has rung by now, and woken this future.
-            return Poll::Pending;
+        let mut state = lock(&bell.shared);
+        let State::Set(registered) = &mut *state else {
+            drop(state);
+            return self.poll(cx);
         };
-        let mut state = lock(shared);
-        let (polled, replaced) = match &mut *state {
-            State::Set(registered) => (Poll::Pending, Some(std::mem::replace(registered, waker))),
-            State::Rung | State::Dead => (Poll::Ready(()), Some(waker)),
-        };
+        let replaced = std::mem::replace(registered, waker);
         drop(state);
         user_code::discard(replaced);
-        polled
+        Poll::Pending
     }
-}
 
-impl<E: Endpoint> Drop for Alarm<E> {
-    fn drop(&mut self) {
-        let Some(shared) = &self.shared else { return };
-        let mut state = lock(shared);
+    /// Asks the poller to wake this task.
+    fn hang(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let shared = Arc::new(Mutex::new(State::Set(cx.waker().clone())));
+        self.bell = Some(Hung { rings_at_ns: self.at_ns, shared: Arc::clone(&shared) });
+        let bell = Bell { shared, dead: Arc::clone(&self.remote.dead_timers) };
+        self.remote.send(Command::WakeAt(self.at_ns, bell));
+        // Where the poller has ended, the bell has rung by now, and woken this future.
+        Poll::Pending
+    }
+
+    /// Ends the wait at the poller.
+    fn take_down(&mut self) {
+        let Some(bell) = self.bell.take() else { return };
+        let mut state = lock(&bell.shared);
         if let State::Set(_) = *state {
             // Count under the lock: `Bell::ring` subtracts this 1 as soon as it sees `Dead`.
             self.remote.dead_timers.fetch_add(1, Ordering::Relaxed);
@@ -64,6 +93,12 @@ impl<E: Endpoint> Drop for Alarm<E> {
             drop(state);
             user_code::discard(set);
         }
+    }
+}
+
+impl<E: Endpoint> Drop for Alarm<E> {
+    fn drop(&mut self) {
+        self.take_down();
     }
 }
 

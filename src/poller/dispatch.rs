@@ -31,6 +31,8 @@ pub(super) struct Dispatcher<E: Endpoint> {
     pub(super) budget: Budget,
     /// Set while the poller is short of memory: how many unread bytes each endpoint may hold.
     share_bytes: Option<usize>,
+    /// When `tidy_memory` frees large blocks next. `None`: there are none.
+    decay_at_ns: Option<u64>,
     /// The time after the last wait that ended while a timer was set.
     pub(super) now_ns: u64,
     /// When the last complete pass over the kernel's events began.
@@ -72,6 +74,7 @@ impl<E: Endpoint> Dispatcher<E> {
             },
             budget,
             share_bytes: None,
+            decay_at_ns: None,
             now_ns: now_ns(),
             looked_ns: 0,
         }
@@ -262,10 +265,12 @@ impl<E: Endpoint> Dispatcher<E> {
 
     /// The longest time that the next wait may take.
     pub(super) fn due_in(&self) -> Option<Duration> {
-        match self.timers.count() {
+        let timer_in = match self.timers.count() {
             0 => None,
             _ => self.timers.next_in(now_ns()).map(|due| due.min(config::WAIT_MAX)),
-        }
+        };
+        let decay_in = self.decay_at_ns.map(|_| Duration::from_nanos(config::DECAY_INTERVAL_NS));
+        timer_in.into_iter().chain(decay_in).min()
     }
 
     /// Reads the clock for this round if a timer is set.
@@ -280,7 +285,7 @@ impl<E: Endpoint> Dispatcher<E> {
     }
 
     /// Decides how many unread bytes each connection may hold. Frees blocks that will not be used
-    /// soon.
+    /// soon. While there are large blocks, the poller comes here at least in every decay interval.
     pub(super) fn tidy_memory(&mut self) {
         let pool = &self.remote.pool;
         let slots = &self.slots;
@@ -294,6 +299,14 @@ impl<E: Endpoint> Dispatcher<E> {
         if self.slots.count() == 0 {
             pool.trim();
         }
+        self.decay_at_ns = pool.has_large_blocks().then(|| {
+            let (now_ns, due_ns) = (now_ns(), self.decay_at_ns.unwrap_or(0));
+            if now_ns < due_ns {
+                return due_ns;
+            }
+            pool.decay();
+            now_ns.saturating_add(config::DECAY_INTERVAL_NS)
+        });
     }
 }
 

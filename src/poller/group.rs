@@ -5,7 +5,6 @@ use std::sync::{OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 
 use super::memory::Budget;
-use super::spin::Spin;
 use super::{Command, Endpoint, Poller, Remote};
 use crate::buffer::Pool;
 use crate::config::{
@@ -14,6 +13,7 @@ use crate::config::{
 use crate::counters::{Counters, PollerStats};
 use crate::error::{Error, Result};
 use crate::random;
+use crate::spin::Spin;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::epoll::Epoll;
@@ -91,6 +91,7 @@ pub(crate) struct Group<E: Endpoint> {
     remotes: Vec<Arc<Remote<E>>>,
     backend: Choice,
     balance: Balance,
+    spin: Spin,
     turn: AtomicUsize,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -138,7 +139,10 @@ impl<E: Endpoint> Group<E> {
         let count = plan.poller_count(plan.cpus_per_poller)?;
         let uring = options.supported(capabilities());
         Group::start_on::<Uring>(plan, backend, count, 0, |_, _| {
-            let outlet = if backend == Choice::Hybrid { Outlet::Flusher } else { Outlet::Poller };
+            let outlet = match backend {
+                Choice::Hybrid => Outlet::Flusher,
+                _ => Outlet::Poller(uring.zero_copy_rule()),
+            };
             (outlet, RingOptions { uring: uring.clone(), engine: None })
         })
     }
@@ -165,7 +169,7 @@ impl<E: Endpoint> Group<E> {
         let kernel_threads = engine.threads(count);
         Group::start_on::<Uring>(plan, backend, count, kernel_threads, |index, counters| {
             let own = engine.of_poller(index);
-            let rings = Arc::new(SendRings::new(&own, uring.zero_copy_bytes_min, counters));
+            let rings = Arc::new(SendRings::new(&own, counters));
             let engine = Engine::new(own, &rings, &shared);
             (Outlet::Rings(rings), RingOptions { uring: uring.clone(), engine: Some(engine) })
         })
@@ -178,21 +182,22 @@ impl<E: Endpoint> Group<E> {
         kernel_threads: usize,
         parts: impl Fn(usize, &Arc<Counters>) -> (Outlet, B::Options),
     ) -> Result<Group<E>> {
+        // Spinning needs a spare CPU: more CPUs than pollers, polling kernel threads and workers.
+        let affordable = threads::cpu_count(&plan.cpus) > count + kernel_threads + plan.workers;
+        let spin = Spin::new(plan.poll_mode, affordable);
         let mut group = Group {
             remotes: Vec::with_capacity(count),
             backend,
             balance: plan.balance,
+            spin,
             turn: AtomicUsize::new(0),
             threads: Mutex::new(Vec::with_capacity(count)),
         };
-        // Spinning needs a spare CPU: more CPUs than pollers, polling kernel threads and workers.
-        let affordable = threads::cpu_count(&plan.cpus) > count + kernel_threads + plan.workers;
         for index in 0..count {
             let wake = Wake::new().map_err(|error| Error::io("eventfd", error))?;
             let counters = Arc::default();
             let (outlet, options) = parts(index, &counters);
             let remote = Arc::new(Remote::new(wake, Pool::new(), outlet, counters));
-            let spin = Spin::new(plan.poll_mode, affordable);
             let name = format!("{}-p{index}", plan.name);
             let thread = start::<B, E>(&name, plan, &remote, spin, options)?;
             group.remotes.push(remote);
@@ -223,6 +228,11 @@ impl<E: Endpoint> Group<E> {
         &self.remotes
     }
 
+    /// How a thread that works for these pollers spins.
+    pub(crate) fn spin(&self) -> Spin {
+        self.spin
+    }
+
     /// The backend that was chosen.
     pub(crate) fn backend(&self) -> Choice {
         self.backend
@@ -238,6 +248,7 @@ impl<E: Endpoint> Group<E> {
             let pool = remote.pool.stats();
             stats.blocks += pool.blocks;
             stats.block_bytes += pool.block_bytes;
+            stats.free_block_bytes += pool.free_bytes;
             if let Outlet::Rings(rings) = &remote.outlet {
                 let (threads, used) = rings.usage();
                 stats.sqpoll_threads += threads;

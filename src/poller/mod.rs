@@ -20,7 +20,6 @@ mod memory;
 mod relief;
 mod remote;
 mod slots;
-mod spin;
 pub(crate) mod timers;
 
 use std::io;
@@ -28,6 +27,7 @@ use std::time::Duration;
 
 use crate::clock::now_ns;
 use crate::config;
+use crate::spin::Spin;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::sys::{Backend, time_slice};
@@ -43,7 +43,6 @@ pub(crate) use job::Job;
 use memory::Budget;
 use remote::Parcel;
 pub(crate) use remote::Remote;
-use spin::Spin;
 use timers::{NEVER, Whom};
 
 /// The data of one poller thread.

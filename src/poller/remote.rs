@@ -6,12 +6,13 @@ use std::sync::Weak;
 
 use super::mailbox::Mailbox;
 use super::relief::Relief;
-use super::{Command, Endpoint, Watcher};
+use super::{Command, Endpoint, Job, Watcher};
 use crate::buffer::{Chain, Pool};
 use crate::counters::Counters;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Wake};
+use crate::task;
 
 /// Bytes that a poller is to send, and their endpoint.
 pub(super) type Parcel<E> = (Arc<E>, Chain);
@@ -87,6 +88,14 @@ impl<E: Endpoint> Remote<E> {
             Ok(must_wake) => self.wake_if(must_wake),
             Err(command) => command.abandon(),
         }
+    }
+
+    /// Runs `future` on the poller, from now on. Drops the future if the poller has ended, or ends
+    /// before it.
+    pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+        let poller = Arc::clone(self);
+        let schedule = move |task| poller.send(Command::Run(Job::Poll(task, None)));
+        task::spawn(future, schedule).schedule();
     }
 
     /// Leaves bytes for the poller to send. Gives them back if the poller has ended: the caller may

@@ -1,28 +1,20 @@
 //! Settings and construction of a server.
 
 use std::future::Future;
-use std::io;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::shutdown::Progress;
 use super::{Bound, Callbacks, Counts, Inner, Server, ServerState};
-use crate::address::{Address, PeerAddr};
-use crate::config::{
-    self, Backend, Balance, Limits, Placement, PollMode, SocketOptions, UringOptions, some,
-};
+use crate::config::{self, Backend, Balance, Limits, Placement, PollMode, UringOptions, some};
 use crate::connection::{Connection, Handle, Handler, Service};
 use crate::error::{Error, Result};
 use crate::poller::group::Plan;
 use crate::pollers::Pollers;
 use crate::sync::Mutex;
-use crate::sys::socket::{ListenOptions, Listener, Socket, listen};
+use crate::sys::socket::ListenOptions;
 use crate::sys::{time_slice, usage};
-use crate::task::{Executor, Host, RuntimeContext, Spent};
+use crate::task::{Executor, Host, RuntimeContext, Signal, Spent};
 use crate::threads;
 
 /// The settings of a server; made by [`Server::builder`].
@@ -36,13 +28,12 @@ pub struct ServerBuilder {
     context: RuntimeContext,
     limits: Limits,
     connections_max: Option<usize>,
-    reuse_port: bool,
-    keeps_socket_file: bool,
-    socket: SocketOptions,
     connect: Option<Box<dyn Handler>>,
     request: Option<Box<dyn Handler>>,
     callbacks: Callbacks,
-    listeners: Vec<Bound>,
+    /// How `listen` makes the next listener.
+    pub(super) listening: ListenOptions,
+    pub(super) listeners: Vec<Bound>,
 }
 
 /// Handlers.
@@ -87,6 +78,7 @@ impl ServerBuilder {
     /// run consumes nothing. Then the output is sent and the connection closes.
     ///
     /// An error closes the connection and is reported to `on_error`.
+    /// [`any_error`](crate::any_error) lets a handler return errors of other types.
     pub fn on_request<H, F>(mut self, handler: H) -> Self
     where
         H: Fn(Connection) -> F + Send + Sync + 'static,
@@ -104,7 +96,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Called when a run has failed or panicked, before its connection closes. It must not block.
+    /// Called when a run has failed or panicked, before its connection closes. The message of a
+    /// panic is part of the error's message. It must not block.
     pub fn on_error(mut self, report: impl Fn(&Handle, &Error) + Send + Sync + 'static) -> Self {
         self.callbacks.error = Some(Box::new(report));
         self
@@ -225,6 +218,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Ends the wait of a flush when its peer has taken no byte for `timeout`; zero means no limit.
+    /// See [`Handle::set_write_stall_timeout`].
+    pub fn write_stall_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_stall_timeout = some(timeout);
+        self
+    }
+
     /// Closes a connection when no byte has moved in either direction for `timeout` and no handler
     /// is computing; zero means never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
@@ -253,6 +253,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Makes a read of a [`Connection`] that has to wait submit the written bytes first, so that a
+    /// handler answers pipelined requests without a flush for each. The default is `false`. See
+    /// [`Connection`](Connection#pipelining).
+    pub fn submit_before_read(mut self, submit: bool) -> Self {
+        self.limits.submit_before_read = submit;
+        self
+    }
+
     /// The largest length that a read may ask for. It protects memory from length fields that a
     /// peer sends.
     pub fn read_bytes_max(mut self, bytes: usize) -> Self {
@@ -269,104 +277,10 @@ impl ServerBuilder {
         self.plan.unread_bytes_max = bytes;
         self
     }
-
-    /// Sets `SO_REUSEPORT` on TCP listeners that are added after this call. Then several processes,
-    /// or several listeners of this one, can share an address, and the kernel distributes the
-    /// connections among them. Unix listeners ignore this setting.
-    pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.reuse_port = reuse;
-        self
-    }
-
-    /// Keeps the socket files of Unix listeners that are added after this call. By default, a
-    /// server removes at its end the socket files that its [`listen`](Self::listen) made; so does a
-    /// builder or server that is dropped before it served. Other files at such a path are never
-    /// removed.
-    pub fn keep_socket_file(mut self, keep: bool) -> Self {
-        self.keeps_socket_file = keep;
-        self
-    }
-
-    /// The congestion control of TCP connections, by its name in the kernel, such as `reno` or
-    /// `cubic`. Applies to listeners that are added after this call. The default is that of the
-    /// host.
-    pub fn congestion_control(mut self, name: &str) -> Self {
-        self.socket.congestion_control = Some(name.to_owned());
-        self
-    }
-
-    /// The sizes in bytes of the socket buffers of each connection. Applies to listeners that are
-    /// added after this call. With 0 (the default), the kernel adapts the size to the traffic. The
-    /// kernel doubles the given size, and limits it by `net.core.rmem_max` and `wmem_max`.
-    pub fn socket_buffers(mut self, receive_bytes: usize, send_bytes: usize) -> Self {
-        self.socket.receive_buffer_bytes = receive_bytes;
-        self.socket.send_buffer_bytes = send_bytes;
-        self
-    }
 }
 
-/// Listeners.
+/// Construction.
 impl ServerBuilder {
-    /// Adds a listener on `address` (see [`Address`]). If the address is in use, this blocks for up
-    /// to 50 ms until it is free: the sockets of a killed process may exist for some milliseconds.
-    ///
-    /// On a Unix path, `listen` replaces a socket file that no process is bound to. If several
-    /// servers start at the same time, exactly one of them gets the path, because each locks the
-    /// directory (`flock(2)`). If another program holds the lock, `listen` waits up to half a
-    /// second. If it cannot lock the directory, `listen` uses a free path but replaces no file.
-    ///
-    /// # Errors
-    /// Invalid address; an error of the kernel, for example because the address is in use.
-    pub fn listen(mut self, address: &str) -> Result<Self> {
-        let parsed: Address = address.parse()?;
-        let (addr, both_ip) = parsed.resolve_local()?;
-        let options = ListenOptions {
-            both_ip,
-            reuse_port: self.reuse_port,
-            keeps_file: self.keeps_socket_file,
-            socket: &self.socket,
-        };
-        let mut made = listen(&addr, options);
-        if both_ip && made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AddrInUse) {
-            // The host has no IPv6.
-            let port = addr.as_inet().map_or(0, |inet| inet.port());
-            let addr = PeerAddr::Inet(([0, 0, 0, 0], port).into());
-            made = listen(&addr, ListenOptions { both_ip: false, ..options });
-        }
-        let made = made.map_err(|error| Error::io(format_args!("listen {address}"), error))?;
-        self.add(made)?;
-        Ok(self)
-    }
-
-    /// Adds a listener of the standard library.
-    ///
-    /// # Errors
-    /// An error of the kernel.
-    pub fn listener(mut self, listener: TcpListener) -> Result<Self> {
-        let socket = adopt(listener.into())?;
-        socket.set_nodelay().map_err(|error| Error::io("listen", error))?;
-        self.add(Listener { socket: Arc::new(socket), file: None })?;
-        Ok(self)
-    }
-
-    /// Adds a Unix listener of the standard library. The server never removes its socket file.
-    ///
-    /// # Errors
-    /// An error of the kernel.
-    pub fn unix_listener(mut self, listener: UnixListener) -> Result<Self> {
-        let socket = adopt(listener.into())?;
-        self.add(Listener { socket: Arc::new(socket), file: None })?;
-        Ok(self)
-    }
-
-    /// Adds a listener on `address` and makes the server.
-    ///
-    /// # Errors
-    /// As for [`listen`](Self::listen) and [`build`](Self::build).
-    pub fn bind(self, address: &str) -> Result<Server> {
-        self.listen(address)?.build()
-    }
-
     /// Makes the server and starts its threads. It does not accept connections yet. With the
     /// feature `tokio`, handlers run inside the context of the tokio runtime in which this is
     /// called, unless `ServerBuilder::tokio` has set another runtime.
@@ -392,6 +306,7 @@ impl ServerBuilder {
         let watched = pollers.remotes().iter().map(|remote| Arc::clone(remote) as _).collect();
         let host = Host {
             begin: || time_slice::ask_for_time_slice(config::TIME_SLICE),
+            let_finish: time_slice::wait_for_the_running_thread,
             starved: usage::starved_of_this_thread,
             spent: || {
                 let (ran, waits) = (usage::ran_of_this_thread()?, usage::waits_of_this_thread()?);
@@ -399,11 +314,13 @@ impl ServerBuilder {
             },
             used: usage::used_by_process,
         };
-        let executor = Executor::start(self.placement, &self.worker_cpus, watched, host, context)?;
+        let (placement, cpus, spin) = (self.placement, &self.worker_cpus, pollers.spin());
+        let executor = Executor::start(placement, cpus, spin, watched, host, context)?;
+        let shutdown = Signal::new();
         let state = Arc::new(ServerState {
             callbacks: self.callbacks,
             counts: Counts::default(),
-            draining: AtomicBool::new(false),
+            shutdown: Arc::clone(&shutdown),
             connections_max: self.connections_max.unwrap_or(usize::MAX),
             progress: Progress::new(),
         });
@@ -412,6 +329,7 @@ impl ServerBuilder {
                 connect: self.connect,
                 request: self.request,
                 executor,
+                shutdown,
                 hooks: Arc::clone(&state) as _,
             }),
             state,
@@ -441,16 +359,6 @@ impl ServerBuilder {
         };
         Pollers::start(&plan)
     }
-
-    fn add(&mut self, Listener { socket, file }: Listener) -> Result<()> {
-        let addr = socket.local_addr().map_err(|error| Error::io("getsockname", error))?;
-        self.listeners.push(Bound { socket, addr, file });
-        Ok(())
-    }
-}
-
-fn adopt(fd: OwnedFd) -> Result<Socket> {
-    Socket::adopt(fd).map_err(|error| Error::io("listen", error))
 }
 
 impl std::fmt::Debug for ServerBuilder {

@@ -1,22 +1,28 @@
 //! The shutdown of a server.
 //!
-//! It stops accepting, closes idle connections, then waits for the busy ones. It runs on the thread
-//! that calls it; pollers report progress through [`Progress`].
+//! It stops accepting, closes idle connections, then waits for the busy ones. The methods that
+//! block run on the thread that calls them; the futures run on any executor. Pollers report
+//! progress through [`Progress`].
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::{Inner, ServerHandle};
 use crate::config;
-use crate::connection::{Core, Hooks, current_poller};
+use crate::connection::{Core, ShutdownBegun, current_poller};
 use crate::error::{Error, Result};
-use crate::poller::Command;
+use crate::poller::timers::ns_at;
+use crate::poller::{Alarm, Command};
 use crate::sync::lock;
 use crate::task;
+use crate::task::waiters::{Number, Waiters};
+use crate::user_code::{discard, wake_all};
 
-/// How far a server is between its start and its end. Threads wait for changes of it.
+/// How far a server is between its start and its end. Threads and futures wait for changes of it.
 pub(super) struct Progress {
     state: StdMutex<State>,
     changed: Condvar,
@@ -31,6 +37,8 @@ struct State {
     ended: bool,
     listeners: usize,
     failure: Option<Error>,
+    /// Futures that wait for a change. No waker is cloned, called or dropped with the lock held.
+    waiters: Waiters,
 }
 
 impl Progress {
@@ -50,26 +58,36 @@ impl Progress {
 
     /// A listener or a poller has failed. The first error is kept.
     pub(super) fn fail(&self, error: Error) {
-        self.lock().failure.get_or_insert(error);
-        self.changed.notify_all();
+        self.change(|state| {
+            state.failure.get_or_insert(error);
+        });
     }
 
     pub(super) fn listener_gone(&self) {
-        let mut state = self.lock();
-        state.listeners = state.listeners.saturating_sub(1);
-        if !state.ending && state.listeners == 0 {
-            state.failure.get_or_insert_with(|| Error::closed("serve: the pollers were shut down"));
-        }
-        drop(state);
-        self.changed.notify_all();
+        self.change(|state| {
+            state.listeners = state.listeners.saturating_sub(1);
+            if !state.ending && state.listeners == 0 {
+                let error = || Error::closed("serve: the pollers were shut down");
+                state.failure.get_or_insert_with(error);
+            }
+        });
     }
 
-    /// Wakes the waiting threads, which check their conditions again.
+    /// Wakes the waiting threads and futures, which check their conditions again.
     pub(super) fn check(&self) {
-        // Locked once, so that the notification does not come between a waiter's check and its
-        // wait, where it would be lost.
-        drop(self.lock());
+        // This locks, so that the notification does not come between a waiter's check and its wait,
+        // where it would be lost.
+        self.change(|_| {});
+    }
+
+    /// Changes the state, then wakes the threads and futures that wait for a change.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let waiting = state.waiters.take();
+        drop(state);
         self.changed.notify_all();
+        wake_all(waiting);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -99,6 +117,40 @@ impl Progress {
                 }
             };
         }
+    }
+
+    /// Polls until `done` returns `true`.
+    fn poll_until(
+        &self,
+        place: &mut Place<'_>,
+        mut done: impl FnMut(&mut State) -> bool,
+        cx: &Context<'_>,
+    ) -> Poll<()> {
+        if done(&mut self.lock()) {
+            return Poll::Ready(());
+        }
+        let waker = cx.waker().clone();
+        let mut state = self.lock();
+        let (polled, unneeded) = match done(&mut state) {
+            true => (Poll::Ready(()), Some(waker)),
+            false => (Poll::Pending, state.waiters.wait(&mut place.number, waker)),
+        };
+        drop(state);
+        discard(unneeded);
+        polled
+    }
+}
+
+/// The registration of a future that waits for progress. Dropping it removes the waker.
+struct Place<'a> {
+    progress: &'a Progress,
+    number: Number,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let waker = self.progress.lock().waiters.withdraw(self.number);
+        discard(waker);
     }
 }
 
@@ -133,14 +185,45 @@ impl ServerHandle {
     /// their handlers return; this method may be called again. Unsupported on a poller or a worker,
     /// thus in most handlers: the thread would wait for itself.
     pub fn shutdown(&self, deadline: Duration) -> Result<()> {
+        refuse_on_own_threads("shutdown")?;
         let started = Instant::now();
-        self.drain("shutdown")?;
+        self.drain();
         if !self.wait_empty(started.checked_add(deadline)) {
-            let (open, spawned) = (self.open_count(), self.spawned_count());
-            return Err(Error::shutdown_timeout(open, spawned, deadline));
+            return Err(self.busy(deadline));
         }
         self.end();
         Ok(())
+    }
+
+    /// [`shutdown`](Self::shutdown) as a future, for any executor. It blocks no thread that polls
+    /// it. A thread of [`unblock`](crate::unblock) joins the ended threads.
+    ///
+    /// The shutdown begins with the first poll. If the future is dropped later, only the waiting
+    /// ends: the server accepts no connections, and its connections close when their handlers
+    /// return. Its threads end with the next shutdown, or when the server is dropped.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// /// Serves until `stop` is ready: for example until the process gets a signal.
+    /// async fn serve(server: ringpoll::Server, stop: impl Future) -> ringpoll::Result<()> {
+    ///     let server = server.spawn()?;
+    ///     stop.await;
+    ///     server.shutdown_async(Duration::from_secs(10)).await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Timeout, as for [`shutdown`](Self::shutdown). A handler of this server that awaits this
+    /// future gets it at the deadline, because the shutdown waits for that handler. The kernel's
+    /// error, if no thread can be started to join the others.
+    pub async fn shutdown_async(&self, deadline: Duration) -> Result<()> {
+        let started = Instant::now();
+        self.drain();
+        if !self.become_empty(started.checked_add(deadline)).await? {
+            return Err(self.busy(deadline));
+        }
+        self.end_elsewhere().await
     }
 
     /// Like [`shutdown`](Self::shutdown), but cuts the connections that are still busy at
@@ -154,24 +237,55 @@ impl ServerHandle {
     /// Unsupported on a poller or a worker, thus in most handlers: the thread would wait for
     /// itself.
     pub fn shutdown_forced(&self, deadline: Duration) -> Result<usize> {
+        refuse_on_own_threads("shutdown_forced")?;
         let started = Instant::now();
-        self.drain("shutdown_forced")?;
+        self.drain();
         if self.wait_empty(started.checked_add(deadline)) {
             self.end();
             return Ok(0);
         }
-        let cut = self.open_count();
-        self.0.state.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
-        self.0.visit(Core::cut);
+        let cut = self.cut();
         self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
         self.end();
+        Ok(cut)
+    }
+
+    /// [`shutdown_forced`](Self::shutdown_forced) as a future, for any executor. What
+    /// [`shutdown_async`](Self::shutdown_async) says of polling and dropping holds here as well. If
+    /// the future is dropped after the deadline, connections may have been cut.
+    ///
+    /// # Errors
+    /// The kernel's error, if no thread can be started to join the others.
+    pub async fn shutdown_forced_async(&self, deadline: Duration) -> Result<usize> {
+        let started = Instant::now();
+        self.drain();
+        if self.become_empty(started.checked_add(deadline)).await? {
+            self.end_elsewhere().await?;
+            return Ok(0);
+        }
+        let cut = self.cut();
+        self.become_empty(Instant::now().checked_add(config::CUT_GRACE)).await?;
+        self.end_elsewhere().await?;
         Ok(cut)
     }
 
     /// Whether a shutdown has begun: the server refuses connections and waits for its handlers.
     /// Handlers that run for long should check this and return.
     pub fn is_shutting_down(&self) -> bool {
-        self.0.state.is_draining()
+        self.0.state.shutdown.is_raised()
+    }
+
+    /// Ready when a shutdown has begun. [`Handle::shutdown_begun`](crate::Handle::shutdown_begun)
+    /// is the same for handlers, and has an example.
+    pub fn shutdown_begun(&self) -> ShutdownBegun {
+        ShutdownBegun::new(Some(&self.0.state.shutdown))
+    }
+
+    /// Whether the server has ended: a shutdown is complete, or a listener or a poller has failed.
+    /// [`wait`](Self::wait) does not wait then, and returns the failure.
+    pub fn has_ended(&self) -> bool {
+        let state = self.0.state.progress.lock();
+        state.ended || state.failure.is_some()
     }
 
     fn open_count(&self) -> usize {
@@ -187,13 +301,13 @@ impl ServerHandle {
         self.open_count() == 0 && self.spawned_count() == 0
     }
 
-    fn drain(&self, operation: &str) -> Result<()> {
-        if current_poller().is_some() || task::is_worker() {
-            return Err(Error::unsupported(format!(
-                "{operation}: called on a poller or a worker, which cannot wait for itself"
-            )));
-        }
-        self.0.state.draining.store(true, Ordering::SeqCst);
+    fn busy(&self, deadline: Duration) -> Error {
+        Error::shutdown_timeout(self.open_count(), self.spawned_count(), deadline)
+    }
+
+    /// Begins the shutdown.
+    fn drain(&self) {
+        self.0.state.shutdown.raise();
         self.0.state.progress.lock().ending = true;
         for acceptor in std::mem::take(&mut *lock(&self.0.acceptors)) {
             for remote in self.0.pollers.remotes() {
@@ -201,16 +315,52 @@ impl ServerHandle {
             }
         }
         self.0.visit(|connection| connection.end_when_idle());
-        Ok(())
+    }
+
+    /// Cuts all connections. Returns their number.
+    fn cut(&self) -> usize {
+        let cut = self.open_count();
+        self.0.state.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
+        self.0.visit(Core::cut);
+        cut
+    }
+
+    /// Whether the server has no listeners, connections or spawned futures.
+    fn is_done(&self, state: &State) -> bool {
+        state.ended || state.listeners == 0 && self.is_empty()
     }
 
     /// Waits until the server has no listeners, connections or spawned futures. `None` waits
     /// without a limit.
     fn wait_empty(&self, deadline: Option<Instant>) -> bool {
-        self.0
-            .state
-            .progress
-            .wait_until(deadline, |state| state.ended || state.listeners == 0 && self.is_empty())
+        self.0.state.progress.wait_until(deadline, |state| self.is_done(state))
+    }
+
+    /// [`wait_empty`](Self::wait_empty) as a future.
+    async fn become_empty(&self, deadline: Option<Instant>) -> Result<bool> {
+        let progress = &self.0.state.progress;
+        let mut place = Place { progress, number: None };
+        let remote = &self.0.pollers.remotes()[0];
+        let mut alarm = deadline.map(|deadline| Alarm::new(remote, ns_at(deadline)));
+        let is_done = poll_fn(|cx| {
+            if progress.poll_until(&mut place, |state| self.is_done(state), cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            alarm.as_mut().map_or(Poll::Pending, |alarm| alarm.poll(cx)).map(|()| false)
+        })
+        .await;
+        if is_done || deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+            return Ok(is_done);
+        }
+        // The poller has ended, and its alarms have rung early.
+        let server = self.clone();
+        task::unblock(move || server.wait_empty(deadline)).await
+    }
+
+    /// [`end`](Self::end) on a thread that may block.
+    async fn end_elsewhere(&self) -> Result<()> {
+        let server = self.clone();
+        task::unblock(move || server.end()).await
     }
 
     /// Ends the threads. Joins them, except while a handler still runs and may block one.
@@ -220,10 +370,19 @@ impl ServerHandle {
             self.0.pollers.stop(join);
         }
         self.0.service.executor.stop(join);
-        let progress = &self.0.state.progress;
-        progress.lock().ended = true;
-        progress.changed.notify_all();
+        self.0.state.progress.change(|state| state.ended = true);
     }
+}
+
+/// # Errors
+/// Unsupported on a poller or a worker.
+fn refuse_on_own_threads(operation: &str) -> Result<()> {
+    if current_poller().is_some() || task::is_worker() {
+        return Err(Error::unsupported(format!(
+            "{operation}: called on a poller or a worker, which cannot wait for itself"
+        )));
+    }
+    Ok(())
 }
 
 impl Inner {

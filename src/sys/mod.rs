@@ -7,9 +7,10 @@
 //! A backend keeps these promises:
 //! 1. Each completion carries the token of its operation. `Removed` is a token's last completion.
 //! 2. The backend holds the `Arc<Socket>` from the first operation until `Removed`. A send that
-//!    another thread started holds an `Arc<Socket>` of its own. So no operation names a closed
-//!    descriptor.
-//! 3. A token has at most one send in flight. The backend owns the memory of the send until `Sent`.
+//!    another thread started, and a zero-copy send, hold an `Arc<Socket>` of their own until
+//!    `Sent`. So no operation names a closed descriptor.
+//! 3. A token has at most one send in flight. The backend owns the memory of the send until `Sent`,
+//!    and longer where the kernel still uses it after a zero-copy send.
 //! 4. `Received` comes in stream order. After `Ended` come only `Sent` and `Removed`.
 
 pub(crate) mod epoll;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool, Slice};
+use crate::config::ZeroCopyRule;
 use crate::counters::Counters;
 
 pub(crate) use socket::Socket;
@@ -103,10 +105,17 @@ pub(crate) enum Outlet {
     /// The flushing thread sends. The backend sends the bytes that the socket did not take.
     Flusher,
     /// The backend sends together with the poller's next wait. The flushing thread sends where the
-    /// poller sleeps or is held up, and where there are many bytes.
-    Poller,
+    /// poller sleeps or is held up, and where there are many bytes that no zero-copy send takes.
+    Poller(ZeroCopyRule),
     /// The flushing thread pushes the send to a ring that a kernel thread polls.
     Rings(Arc<SendRings>),
+}
+
+impl Outlet {
+    /// Whether kernel threads make all sends.
+    pub(crate) fn is_of_kernel_threads(&self) -> bool {
+        matches!(self, Outlet::Rings(_))
+    }
 }
 
 /// Takes completions while the backend collects them. A sink must not run user code.
@@ -145,8 +154,8 @@ pub(crate) trait Backend: Sized {
     fn send(&mut self, token: Token, gather: Chain);
 
     /// Ends every operation of `token` and drops unsent bytes. Reports `Removed`. A send that
-    /// another thread started ends only with the socket, so the caller first shuts down a socket
-    /// that still sends.
+    /// another thread started, and a zero-copy send, end only with the socket, so the caller first
+    /// shuts down a socket that still sends.
     fn remove(&mut self, token: Token);
 
     /// Waits for completions, at most `timeout`, and passes them to `sink`. With `None` the wait

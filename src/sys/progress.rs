@@ -24,6 +24,20 @@ pub(super) fn taken_by_peer(fd: BorrowedFd<'_>, is_tcp: bool) -> io::Result<Take
     if !is_tcp {
         return Ok(Taken { mark: queued_bytes(fd)?, age: Duration::ZERO });
     }
+    let info = tcp_info(fd)?;
+    // A kernel before 4.1 writes a shorter structure. The mark then stays zero.
+    Ok(Taken {
+        mark: u64::from_ne_bytes(field(&info, BYTES_ACKED_AT)),
+        age: Duration::from_millis(u32::from_ne_bytes(field(&info, LAST_ACK_RECV_AT)).into()),
+    })
+}
+
+/// Whether a TCP connection has no state any more: it was reset, or both sides have ended.
+pub(super) fn is_over(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(tcp_info(fd)?[STATE_AT] == TCP_CLOSE)
+}
+
+fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<[u8; INFO_BYTES]> {
     let mut info = [0u8; INFO_BYTES];
     let mut info_bytes = INFO_BYTES as libc::socklen_t;
     // SAFETY: the kernel writes at most `info_bytes` bytes to `info`, which is the size of `info`.
@@ -39,11 +53,7 @@ pub(super) fn taken_by_peer(fd: BorrowedFd<'_>, is_tcp: bool) -> io::Result<Take
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    // A kernel before 4.1 writes a shorter structure. The mark then stays zero.
-    Ok(Taken {
-        mark: u64::from_ne_bytes(field(&info, BYTES_ACKED_AT)),
-        age: Duration::from_millis(u32::from_ne_bytes(field(&info, LAST_ACK_RECV_AT)).into()),
-    })
+    Ok(info)
 }
 
 fn queued_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
@@ -62,7 +72,9 @@ fn field<const BYTES: usize>(info: &[u8; INFO_BYTES], at: usize) -> [u8; BYTES] 
     bytes
 }
 
-// struct tcp_info in uapi/linux/tcp.h.
+// struct tcp_info in uapi/linux/tcp.h, and its states in net/tcp_states.h.
+const STATE_AT: usize = 0;
+const TCP_CLOSE: u8 = 7;
 const LAST_ACK_RECV_AT: usize = 56;
 const BYTES_ACKED_AT: usize = 120;
 const INFO_BYTES: usize = 128;
@@ -71,7 +83,7 @@ const INFO_BYTES: usize = 128;
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
@@ -93,6 +105,26 @@ mod tests {
         let begun = Instant::now();
         while mark(&sender, true) != before + 1000 {
             assert!(begun.elapsed() < Duration::from_secs(10), "not acknowledged");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_reset_ends_a_connection_and_the_end_of_one_side_does_not() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+        let addr = listener.local_addr().expect("bound");
+        let mut stays = TcpStream::connect(addr).expect("it listens");
+        let (resets, _) = listener.accept().expect("it connects");
+        resets.shutdown(Shutdown::Write).expect("connected");
+        assert_eq!(stays.read(&mut [0]).expect("the end"), 0);
+        assert!(!is_over(stays.as_fd()).expect("a tcp socket"));
+        // Bytes that nobody has received make the close a reset.
+        stays.write_all(&[7; 10]).expect("room");
+        resets.peek(&mut [0]).expect("they have come");
+        drop(resets);
+        let begun = Instant::now();
+        while !is_over(stays.as_fd()).expect("a tcp socket") {
+            assert!(begun.elapsed() < Duration::from_secs(10), "not reset");
             std::thread::yield_now();
         }
     }

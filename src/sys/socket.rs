@@ -7,12 +7,16 @@
 mod file;
 mod listen;
 mod name;
+mod setup;
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::sendfile;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType,
@@ -21,12 +25,14 @@ use rustix::net::{
 
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Spent};
-use crate::config::{self, SocketOptions};
+use crate::clock::now_ns;
+use crate::config::{self, SocketOptions, ZeroCopyRule};
 use crate::counters::Counters;
 
 pub(crate) use super::progress::Taken;
 pub(crate) use file::SocketFile;
 pub(crate) use listen::{ListenOptions, Listener, listen};
+pub(crate) use setup::{DialOptions, SocketError, SocketHook};
 
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
@@ -34,8 +40,8 @@ const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 pub(crate) struct Socket {
     fd: OwnedFd,
     is_tcp: bool,
-    /// The kernel has not refused a zero-copy send on this socket.
-    takes_zero_copy: AtomicBool,
+    /// From when on zero-copy sends may be made, on the clock of [`now_ns`].
+    zero_copy_from_ns: AtomicU64,
 }
 
 /// Which sides of a stream to end.
@@ -75,18 +81,17 @@ impl Socket {
         Ok(Socket::of_kind(fd, is_tcp))
     }
 
-    /// An unconnected stream for `peer`, bound to `local` if given.
-    pub(crate) fn for_peer(
-        peer: &PeerAddr,
-        local: Option<SocketAddr>,
-        options: &SocketOptions,
-    ) -> io::Result<Socket> {
+    /// An unconnected stream for `peer`. Calls the user's hook: hold no lock.
+    pub(crate) fn for_peer(peer: &PeerAddr, options: &DialOptions) -> Result<Socket, SocketError> {
         let fd = new_stream(peer)?;
-        set_options(&fd, peer, options)?;
-        if is_inet(peer) {
-            sockopt::set_tcp_nodelay(&fd, true)?;
+        setup::set_options(fd.as_fd(), peer, &options.socket)?;
+        if options.fast_open && is_inet(peer) {
+            setup::set_int(fd.as_fd(), setup::option!(SOL_TCP, TCP_FASTOPEN_CONNECT), 1)?;
         }
-        if let Some(local) = local {
+        if let Some(hook) = &options.before_connect {
+            hook.call("before_connect", fd.as_fd())?;
+        }
+        if let Some(local) = options.local_addr.filter(|_| is_inet(peer)) {
             sockopt::set_socket_reuseaddr(&fd, true)?;
             name::bind(fd.as_fd(), &PeerAddr::Inet(local))?;
         }
@@ -193,7 +198,29 @@ impl Socket {
                 bytes.spend(sent, spent);
                 Ok((asked, sent))
             }
-            Err(Errno::AGAIN) => Ok((asked, 0)),
+            // TCP fast open: the kernel connects without bytes, because it has no cookie any more.
+            Err(Errno::AGAIN | Errno::INPROGRESS) => Ok((asked, 0)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends from the front of `pieces` in one call. Returns how many bytes the kernel took, which
+    /// may be none. Sends at most [`GATHER_SLICES_MAX`](config::GATHER_SLICES_MAX) pieces.
+    pub(crate) fn send_pieces(
+        &self,
+        pieces: &[IoSlice<'_>],
+        counters: &Counters,
+    ) -> io::Result<usize> {
+        counters.add(|counters| &counters.send_calls, 1);
+        let pieces = &pieces[..pieces.len().min(config::GATHER_SLICES_MAX)];
+        let control = &mut SendAncillaryBuffer::default();
+        match retry_on_intr(|| sendmsg(&self.fd, pieces, control, SEND_FLAGS)) {
+            Ok(sent) => {
+                counters.add(|counters| &counters.sent_bytes, sent as u64);
+                Ok(sent)
+            }
+            // TCP fast open, without a cookie.
+            Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(0),
             Err(error) => Err(error.into()),
         }
     }
@@ -203,6 +230,30 @@ impl Socket {
         let (count, asked) = bytes.fill_iovs(&mut iovs);
         let control = &mut SendAncillaryBuffer::default();
         (asked, retry_on_intr(|| sendmsg(&self.fd, &iovs[..count], control, SEND_FLAGS)))
+    }
+
+    /// Sends bytes of `range` of `file` in one call, which may wait for the disk and never waits
+    /// for the peer. Returns how many the kernel took, 0 at the end of the file; `None` if the
+    /// socket is full, or if sendfile(2) does not work with this file.
+    pub(crate) fn send_file(
+        &self,
+        file: &File,
+        range: Range<u64>,
+        counters: &Counters,
+    ) -> io::Result<Option<usize>> {
+        counters.add(|counters| &counters.send_calls, 1);
+        let bytes = (range.end - range.start).min(config::SEND_TURN_BYTES as u64) as usize;
+        let mut from = range.start;
+        match retry_on_intr(|| sendfile(&self.fd, file, Some(&mut from), bytes)) {
+            Ok(sent) => {
+                counters.add(|counters| &counters.sent_bytes, sent as u64);
+                Ok(Some(sent))
+            }
+            Err(Errno::AGAIN | Errno::INPROGRESS | Errno::INVAL | Errno::NOSYS | Errno::SPIPE) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(crate) fn shutdown(&self, side: Side) -> io::Result<()> {
@@ -229,6 +280,11 @@ impl Socket {
         super::progress::taken_by_peer(self.fd.as_fd(), self.is_tcp)
     }
 
+    /// Whether a TCP connection was reset, or has ended on both sides.
+    pub(crate) fn is_over(&self) -> io::Result<bool> {
+        Ok(self.is_tcp && super::progress::is_over(self.fd.as_fd())?)
+    }
+
     /// Bytes in the kernel's receive buffer.
     pub(crate) fn arrived_bytes(&self) -> io::Result<u64> {
         Ok(rustix::io::ioctl_fionread(&self.fd)?)
@@ -249,9 +305,9 @@ impl Socket {
         name::peer(self.as_fd())
     }
 
-    /// Sets TCP_NODELAY on a TCP socket.
-    pub(crate) fn set_nodelay(&self) -> io::Result<()> {
-        if self.is_tcp {
+    /// Sets TCP_NODELAY on an adopted TCP socket, if `options` have it.
+    pub(crate) fn adopt_nodelay(&self, options: &SocketOptions) -> io::Result<()> {
+        if self.is_tcp && !options.nagle {
             sockopt::set_tcp_nodelay(&self.fd, true)?;
         }
         Ok(())
@@ -261,14 +317,39 @@ impl Socket {
         self.is_tcp
     }
 
-    /// Whether to ask for zero-copy sends: on TCP, until the kernel has refused one.
-    pub(crate) fn takes_zero_copy(&self) -> bool {
-        self.takes_zero_copy.load(Ordering::Relaxed)
+    /// Whether a send of `bytes` is to be zero-copy. Never on a Unix socket.
+    #[inline]
+    pub(crate) fn suits_zero_copy(
+        &self,
+        bytes: usize,
+        rule: &ZeroCopyRule,
+        counters: &Counters,
+    ) -> bool {
+        bytes >= rule.bytes_min
+            && counters.zero_copy_held_bytes.read() < config::uring::ZERO_COPY_HELD_BYTES_MAX
+            && match self.zero_copy_from_ns.load(Ordering::Relaxed) {
+                0 => true,
+                u64::MAX => false,
+                from_ns => from_ns <= now_ns(),
+            }
     }
 
-    /// Notes that the kernel refused a zero-copy send.
+    /// Allows zero-copy sends: the kernel has made one without a copy.
+    pub(crate) fn allow_zero_copy(&self) {
+        self.zero_copy_from_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Makes no zero-copy send for [`ZERO_COPY_RETRY`](config::uring::ZERO_COPY_RETRY). `false`:
+    /// it made none before.
+    pub(crate) fn pause_zero_copy(&self) -> bool {
+        let now_ns = now_ns();
+        let from_ns = now_ns + config::uring::ZERO_COPY_RETRY.as_nanos() as u64;
+        self.zero_copy_from_ns.swap(from_ns, Ordering::Relaxed) <= now_ns
+    }
+
+    /// Makes no zero-copy send any more: the kernel refuses them on this socket.
     pub(crate) fn refuse_zero_copy(&self) {
-        self.takes_zero_copy.store(false, Ordering::Relaxed);
+        self.zero_copy_from_ns.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Another descriptor of the same socket.
@@ -286,7 +367,8 @@ impl Socket {
     }
 
     fn of_kind(fd: OwnedFd, is_tcp: bool) -> Socket {
-        Socket { fd, is_tcp, takes_zero_copy: AtomicBool::new(is_tcp) }
+        let zero_copy_from_ns = AtomicU64::new(if is_tcp { 0 } else { u64::MAX });
+        Socket { fd, is_tcp, zero_copy_from_ns }
     }
 }
 
@@ -304,25 +386,8 @@ fn new_stream(addr: &PeerAddr) -> io::Result<OwnedFd> {
     let family = match addr {
         PeerAddr::Inet(SocketAddr::V4(_)) => AddressFamily::INET,
         PeerAddr::Inet(SocketAddr::V6(_)) => AddressFamily::INET6,
-        PeerAddr::Unix(_) => AddressFamily::UNIX,
+        PeerAddr::Unix(_) | PeerAddr::Abstract(_) => AddressFamily::UNIX,
     };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     Ok(socket_with(family, SocketType::STREAM, flags, None)?)
-}
-
-/// Call this before connecting or listening: TCP chooses its window scale from the buffer sizes.
-fn set_options(fd: &OwnedFd, addr: &PeerAddr, options: &SocketOptions) -> io::Result<()> {
-    if let Some(name) = options.congestion_control.as_ref().filter(|_| is_inet(addr)) {
-        sockopt::set_tcp_congestion(fd, name).map_err(|errno| {
-            let message = format!("congestion control {name:?}: {errno}");
-            io::Error::new(io::ErrorKind::InvalidInput, message)
-        })?;
-    }
-    if options.receive_buffer_bytes > 0 {
-        sockopt::set_socket_recv_buffer_size(fd, options.receive_buffer_bytes)?;
-    }
-    if options.send_buffer_bytes > 0 {
-        sockopt::set_socket_send_buffer_size(fd, options.send_buffer_bytes)?;
-    }
-    Ok(())
 }

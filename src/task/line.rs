@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 // Not `crate::sync::Mutex`: a static needs a `const` constructor, and loom's Mutex has none.
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::user_code::wake_all;
 
-pub(super) struct Line {
+pub(crate) struct Line {
     places_max: usize,
     state: Mutex<State>,
 }
@@ -28,14 +29,14 @@ struct State {
 }
 
 impl Line {
-    pub(super) const fn new(places_max: usize) -> Line {
+    pub(crate) const fn new(places_max: usize) -> Line {
         let state = State { taken: 0, waiting: BTreeMap::new(), next_ticket: 0 };
         Line { places_max, state: Mutex::new(state) }
     }
 
     /// Waits for a place.
     pub(super) fn place(&'static self) -> WaitPlace {
-        WaitPlace { line: self, ticket: None }
+        WaitPlace::new(self)
     }
 
     /// The number of places that are taken, and of callers that wait.
@@ -45,13 +46,13 @@ impl Line {
         (state.taken, state.waiting.len())
     }
 
-    /// Takes a place, or puts `waker` in line for one. Returns a waker that is no longer needed:
-    /// the caller drops it without the lock.
+    /// Takes a place, or puts `waker` in line for one. Returns whether it took one. Also returns a
+    /// waker that is no longer needed: the caller drops it without the lock.
     fn take_or_wait(
-        &'static self,
+        &self,
         ticket: &mut Option<u64>,
         waker: Option<Waker>,
-    ) -> (Option<Place>, Option<Waker>) {
+    ) -> (bool, Option<Waker>) {
         let mut state = self.lock();
         let is_free = match *ticket {
             // A ticket leaves the map when a place is promised to it.
@@ -60,14 +61,14 @@ impl Line {
         };
         if is_free {
             state.taken += usize::from(ticket.take().is_none());
-            return (Some(Place { line: self }), waker);
+            return (true, waker);
         }
-        let Some(waker) = waker else { return (None, None) };
+        let Some(waker) = waker else { return (false, None) };
         let number = *ticket.get_or_insert_with(|| {
             state.next_ticket += 1;
             state.next_ticket
         });
-        (None, state.waiting.insert(number, waker))
+        (false, state.waiting.insert(number, waker))
     }
 
     /// Gives back a place that was taken or promised. It is promised to the caller that has waited
@@ -90,30 +91,41 @@ impl Line {
     }
 }
 
+/// A reference to a line: a static one, or one that its users share.
+pub(crate) trait LineRef: Deref<Target = Line> + Clone + Unpin {}
+
+impl<L: Deref<Target = Line> + Clone + Unpin> LineRef for L {}
+
 /// Waits for a place in line.
-pub(super) struct WaitPlace {
-    line: &'static Line,
+pub(crate) struct WaitPlace<L: LineRef = &'static Line> {
+    line: L,
     /// The number in line, once this has been polled and found no free place.
     ticket: Option<u64>,
 }
 
-impl Future for WaitPlace {
-    type Output = Place;
+impl<L: LineRef> WaitPlace<L> {
+    pub(crate) fn new(line: L) -> WaitPlace<L> {
+        WaitPlace { line, ticket: None }
+    }
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Place> {
-        let line = self.line;
-        if let (Some(place), _) = line.take_or_wait(&mut self.ticket, None) {
-            return Poll::Ready(place);
+impl<L: LineRef> Future for WaitPlace<L> {
+    type Output = Place<L>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Place<L>> {
+        let WaitPlace { line, ticket } = self.get_mut();
+        if let (true, _) = line.take_or_wait(ticket, None) {
+            return Poll::Ready(Place { line: line.clone() });
         }
         // The waker is cloned only for a caller that has to wait, and without the lock.
-        match line.take_or_wait(&mut self.ticket, Some(cx.waker().clone())) {
-            (Some(place), _) => Poll::Ready(place),
-            (None, _) => Poll::Pending,
+        match line.take_or_wait(ticket, Some(cx.waker().clone())) {
+            (true, _) => Poll::Ready(Place { line: line.clone() }),
+            (false, _) => Poll::Pending,
         }
     }
 }
 
-impl Drop for WaitPlace {
+impl<L: LineRef> Drop for WaitPlace<L> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
         let waker = self.line.lock().waiting.remove(&ticket);
@@ -124,11 +136,11 @@ impl Drop for WaitPlace {
 }
 
 /// A place, which is given back when this is dropped.
-pub(super) struct Place {
-    line: &'static Line,
+pub(crate) struct Place<L: LineRef = &'static Line> {
+    line: L,
 }
 
-impl Drop for Place {
+impl<L: LineRef> Drop for Place<L> {
     fn drop(&mut self) {
         self.line.give_back();
     }

@@ -3,12 +3,14 @@
 //! A *task* is a future with a waker of its own. The waker puts the task back where it runs: into
 //! the poller's mailbox, or into the workers' queue.
 
-mod line;
+pub(crate) mod line;
 mod parking;
 mod placement;
 pub(crate) mod queue;
 mod run;
+mod signal;
 mod unblock;
+pub(crate) mod waiters;
 
 use std::future::Future;
 
@@ -18,8 +20,9 @@ use crate::user_code;
 
 pub use placement::PlacementStats;
 pub(crate) use placement::{Executor, Host, RuntimeContext, Spent, Used, Watched, next_part};
-pub(crate) use queue::{Workers, is_worker};
+pub(crate) use queue::{Queued, Start, Workers, is_worker};
 pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run, waits_for_flush};
+pub(crate) use signal::{Signal, WaitSignal};
 pub(crate) use unblock::look_up;
 pub use unblock::unblock;
 

@@ -161,12 +161,18 @@ impl Parking {
         }
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.word.load(Ordering::Relaxed) & STOPPED != 0
     }
 
-    /// No worker searches any more.
-    fn forget_wake(&self) {
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn has_no_sleeper(&self) -> bool {
+        sleepers(self.word.load(Ordering::Relaxed)) == 0
+    }
+
+    /// No worker is late any more: no worker searches, or the calling worker does and will see new
+    /// work.
+    pub(super) fn forget_wake(&self) {
         if self.woken_ns.load(Ordering::Relaxed) != 0 {
             self.woken_ns.store(0, Ordering::Relaxed);
         }

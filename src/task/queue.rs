@@ -1,9 +1,9 @@
 //! Work-stealing worker threads.
 //!
 //! Each worker owns a queue, and all workers of a set share another queue. A task that is woken on
-//! a worker goes to the queue of this worker; every other task goes to the shared queue. A worker
-//! whose queue is empty takes tasks from the shared queue, then from the queues of other workers.
-//! [`Parking`] decides which workers sleep and which are woken.
+//! a worker goes to the queue of this worker; every other task, and every run that begins, goes to
+//! the shared queue. A worker whose queue is empty takes work from the shared queue, then from the
+//! queues of other workers. [`Parking`] decides which workers sleep and which are woken.
 //!
 //! No task waits for ever. All queues are first in, first out. After every
 //! [`config::RUNS_PER_LOOK`] runs a worker looks at another queue before its own: in turn at the
@@ -17,38 +17,84 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker};
 
-use super::Runnable;
 use super::parking::{Parking, Woken};
+use super::placement::{Policy, Timed};
+use super::{Run, Runnable};
+use crate::clock::now_ns;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::spin::Spin;
 use crate::sync::{Mutex, lock};
 use crate::threads;
+use crate::user_code;
 
 /// A set of worker threads. Clones are handles to the same set.
 #[derive(Clone)]
 pub(crate) struct Workers(Arc<Shared>);
 
 struct Shared {
-    injector: Injector<Runnable>,
-    stealers: Vec<Stealer<Runnable>>,
+    injector: Injector<Work>,
+    stealers: Vec<Stealer<Work>>,
     parking: Parking,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 thread_local! {
     /// On a worker: its queue, and the set that the worker belongs to.
-    static LOCAL: RefCell<Option<(Arc<Shared>, Worker<Runnable>)>> = const { RefCell::new(None) };
+    static LOCAL: RefCell<Option<(Arc<Shared>, Worker<Work>)>> = const { RefCell::new(None) };
+}
+
+/// What a worker does next.
+enum Work {
+    /// Begin a run. The policy, if there is one, records how long its polls take.
+    Begin(Queued, Option<Arc<Policy>>),
+    /// Poll a task.
+    Poll(Runnable),
+}
+
+/// Starts a run that waits in a queue. Implemented by a connection.
+pub(crate) trait Start: Send + Sync {
+    /// Calls the handler. `None`: there is nothing to run.
+    fn start(self: Arc<Self>) -> Option<Run>;
+
+    /// Ends the run, which no thread will begin.
+    fn give_up(self: Arc<Self>);
+}
+
+/// A run that waits in a queue. The handler is called by the thread that takes the run from the
+/// queue, so that thread allocates and frees the memory of the run. Dropping this ends the run.
+pub(crate) struct Queued(Option<Arc<dyn Start>>);
+
+impl Queued {
+    pub(crate) fn new(run: Arc<dyn Start>) -> Queued {
+        Queued(Some(run))
+    }
+
+    /// Calls the handler, and runs its future.
+    pub(super) async fn run(mut self) {
+        let run = self.0.take().and_then(|queued| queued.start());
+        if let Some(run) = run {
+            run.await;
+        }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        if let Some(queued) = self.0.take() {
+            user_code::call("handler", || queued.give_up());
+        }
+    }
 }
 
 impl Workers {
-    /// Starts `count` threads, or one per CPU for 0. Each thread calls `begin` first. The threads
-    /// are pinned to `cpus`, unless that is empty.
+    /// Starts `count` threads. Each thread calls `begin` first, and spins as `spin` says before it
+    /// sleeps. The threads are pinned to `cpus`, unless that is empty.
     ///
     /// # Errors
     /// Invalid: `count` is more than [`config::THREADS_MAX`], or the process may not use one of
     /// `cpus`. Also the kernel's error if a thread cannot be started.
-    pub(crate) fn start(count: usize, cpus: &[usize], begin: fn()) -> Result<Workers> {
-        let count = if count == 0 { threads::cpu_count(cpus) } else { count };
+    pub(crate) fn start(count: usize, cpus: &[usize], spin: Spin, begin: fn()) -> Result<Workers> {
         if count > config::THREADS_MAX {
             return Err(Error::invalid(format!(
                 "workers: {count} are more than {}",
@@ -67,7 +113,7 @@ impl Workers {
             let shared = Arc::clone(&shared);
             let started = threads::spawn(&format!("ringpoll-w{index}"), cpus.to_vec(), move || {
                 begin();
-                work(&shared, queue, index);
+                work(&shared, queue, index, spin);
             });
             match started {
                 Ok(thread) => lock(&workers.0.threads).push(thread),
@@ -80,36 +126,57 @@ impl Workers {
         Ok(workers)
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.0.stealers.len()
-    }
-
     /// Makes a task of `future` and queues it.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let again = self.clone();
-        self.schedule(super::spawn(future, move |task| again.schedule(task)));
+        self.schedule(self.task(future));
     }
 
-    /// Queues a task, and wakes a worker if none is searching for work. After [`stop`](Self::stop)
-    /// no worker may be there to run the task: then it is dropped, which ends its run.
+    /// Makes a task of `future`. Its wake-ups queue it.
+    fn task(&self, future: impl Future<Output = ()> + Send + 'static) -> Runnable {
+        let again = self.clone();
+        super::spawn(future, move |task| again.schedule(task))
+    }
+
+    /// Queues a run that begins. `policy` records how long its polls take.
+    pub(super) fn begin(&self, run: Queued, policy: Option<&Arc<Policy>>) {
+        self.0.injector.push(Work::Begin(run, policy.cloned()));
+        self.notify();
+    }
+
+    /// Queues a task.
     pub(crate) fn schedule(&self, runnable: Runnable) {
         let for_shared_queue = LOCAL.with(|local| match &*local.borrow() {
             Some((shared, queue)) if Arc::ptr_eq(shared, &self.0) => {
-                queue.push(runnable);
+                queue.push(Work::Poll(runnable));
                 None
             }
             _ => Some(runnable),
         });
         if let Some(runnable) = for_shared_queue {
-            self.0.injector.push(runnable);
+            self.0.injector.push(Work::Poll(runnable));
         }
+        self.notify();
+    }
+
+    /// Wakes a worker if none is searching for work. After [`stop`](Self::stop) no worker may be
+    /// there to do the queued work: then it is dropped, which ends its runs.
+    fn notify(&self) {
         if !self.0.parking.notify() {
             self.0.drop_shared();
         }
     }
 
-    /// Ends each thread when it finds no task. With `join` this waits for all threads but the
-    /// calling one. Then all tasks in the queues are dropped.
+    /// Does the work, on a worker.
+    fn run(&self, work: Work) {
+        super::run(match work {
+            Work::Poll(task) => task,
+            Work::Begin(run, None) => self.task(run.run()),
+            Work::Begin(run, Some(policy)) => self.task(Timed::new(run.run(), &policy)),
+        });
+    }
+
+    /// Ends each thread when it finds no work. With `join` this waits for all threads but the
+    /// calling one. Then all work in the queues is dropped.
     pub(crate) fn stop(&self, join: bool) {
         self.0.parking.stop();
         let threads = std::mem::take(&mut *lock(&self.0.threads));
@@ -134,7 +201,7 @@ pub(crate) fn is_worker() -> bool {
 impl Shared {
     /// Takes tasks from the shared queue, or else from another worker. All but the first go to
     /// `queue`, which is that of worker `index`.
-    fn find(&self, queue: &Worker<Runnable>, index: usize) -> Option<Runnable> {
+    fn find(&self, queue: &Worker<Work>, index: usize) -> Option<Work> {
         loop {
             let batch = self.batch();
             let mut steal = self.injector.steal_batch_with_limit_and_pop(queue, batch);
@@ -160,7 +227,7 @@ impl Shared {
     }
 
     /// The worker `offset` places after worker `index`.
-    fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Runnable> {
+    fn neighbour(&self, index: usize, offset: usize) -> &Stealer<Work> {
         &self.stealers[(index + offset) % self.stealers.len()]
     }
 
@@ -174,7 +241,7 @@ impl Shared {
 
     /// Takes a task from another queue than that of worker `index`; which one depends on how often
     /// the worker has looked.
-    fn look_elsewhere(&self, index: usize, look: usize) -> Option<Runnable> {
+    fn look_elsewhere(&self, index: usize, look: usize) -> Option<Work> {
         match (look % 2, self.stealers.len() - 1) {
             (0, _) | (_, 0) => self.injector.steal().success(),
             (_, others) => {
@@ -185,17 +252,18 @@ impl Shared {
     }
 }
 
-fn drop_all(steal: impl Fn() -> Steal<Runnable>) {
+fn drop_all(steal: impl Fn() -> Steal<Work>) {
     loop {
         match steal() {
-            Steal::Success(task) => super::give_up(task),
+            Steal::Success(work) => user_code::discard(work),
             Steal::Retry => {}
             Steal::Empty => return,
         }
     }
 }
 
-fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
+fn work(shared: &Arc<Shared>, queue: Worker<Work>, index: usize, mut spin: Spin) {
+    let workers = Workers(Arc::clone(shared));
     LOCAL.with(|local| *local.borrow_mut() = Some((Arc::clone(shared), queue)));
     let mut runs = 0_u32;
     loop {
@@ -205,12 +273,12 @@ fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
         let elsewhere = is_due.then(|| shared.look_elsewhere(index, look)).flatten();
         let task = match elsewhere.or_else(|| with_queue(Worker::pop)) {
             Some(task) => task,
-            None => match search(shared, index) {
+            None => match search(shared, index, &mut spin) {
                 Some(task) => task,
                 None => break,
             },
         };
-        super::run(task);
+        workers.run(task);
     }
     // Dropped outside the borrow: dropping the tasks in the queue may wake tasks of this worker.
     let left = LOCAL.with(|local| local.borrow_mut().take());
@@ -218,25 +286,65 @@ fn work(shared: &Arc<Shared>, queue: Worker<Runnable>, index: usize) {
 }
 
 /// Waits for a task. `None`: the set was stopped, and there is no task.
-fn search(shared: &Shared, index: usize) -> Option<Runnable> {
+fn search(shared: &Shared, index: usize, spin: &mut Spin) -> Option<Work> {
     shared.parking.begin_search();
     loop {
-        for _ in 0..config::WORKER_SPINS_MAX {
-            if let Some(task) = with_queue(|queue| shared.find(queue, index)) {
-                shared.parking.found(|| shared.has_work());
-                return Some(task);
-            }
-            std::hint::spin_loop();
+        let found = look(shared, index).or_else(|| spin_for_task(shared, index, spin));
+        if found.is_some() {
+            shared.parking.found(|| shared.has_work());
+            return found;
         }
-        match shared.parking.sleep(index, || shared.has_work()) {
+        let began_ns = spin.is_enabled().then(now_ns);
+        let woken = shared.parking.sleep(index, || shared.has_work());
+        if let Some(began_ns) = began_ns {
+            spin.record_sleep(now_ns() - began_ns);
+        }
+        match woken {
             Woken::Search => {}
             Woken::End => return None,
         }
     }
 }
 
+/// Looks for a task a few times.
+fn look(shared: &Shared, index: usize) -> Option<Work> {
+    (0..config::WORKER_LOOKS_MAX).find_map(|_| {
+        let task = with_queue(|queue| shared.find(queue, index));
+        if task.is_none() {
+            std::hint::spin_loop();
+        }
+        task
+    })
+}
+
+/// Looks for a task without sleeping while that pays. The worker counts as searching, so a push
+/// meanwhile makes no system call.
+fn spin_for_task(shared: &Shared, index: usize, spin: &mut Spin) -> Option<Work> {
+    let budget_ns = spin.budget_ns();
+    if budget_ns == 0 {
+        return None;
+    }
+    shared.parking.forget_wake();
+    let began_ns = now_ns();
+    loop {
+        // Usually this only reads memory that the other spinning workers read as well.
+        let found =
+            if shared.has_work() { with_queue(|queue| shared.find(queue, index)) } else { None };
+        let spun_ns = now_ns() - began_ns;
+        if found.is_some() {
+            spin.record(true, spun_ns);
+            return found;
+        }
+        if spun_ns >= budget_ns || shared.parking.is_stopped() {
+            spin.record(false, spun_ns);
+            return None;
+        }
+        std::hint::spin_loop();
+    }
+}
+
 /// Calls `f` with the queue of the calling worker.
-fn with_queue<T>(f: impl FnOnce(&Worker<Runnable>) -> Option<T>) -> Option<T> {
+fn with_queue<T>(f: impl FnOnce(&Worker<Work>) -> Option<T>) -> Option<T> {
     LOCAL.with(|local| local.borrow().as_ref().and_then(|(_, queue)| f(queue)))
 }
 
@@ -249,7 +357,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_although_workers_sleep_in_between() {
-        let workers = Workers::start(3, &[], || {}).unwrap();
+        let workers = Workers::start(3, &[], Spin::NEVER, || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         for round in 0..2000_usize {
             let sender = sender.clone();
@@ -274,7 +382,8 @@ mod tests {
             threads: Mutex::new(Vec::new()),
         };
         for (queued, taken) in [(1, 1), (20, config::BATCH_MIN), (2000, config::BATCH_MAX)] {
-            (0..queued).for_each(|_| shared.injector.push(crate::task::spawn(async {}, |_| {})));
+            let work = || Work::Poll(crate::task::spawn(async {}, |_| {}));
+            (0..queued).for_each(|_| shared.injector.push(work()));
             assert!(shared.find(&queue, 0).is_some());
             // The shared queue may hand out fewer tasks than it is asked for.
             let rest = queued - shared.injector.len();
@@ -285,8 +394,56 @@ mod tests {
     }
 
     #[test]
+    fn workers_that_never_sleep_run_everything_and_end() {
+        let always = Spin::new(crate::config::PollMode::Always, false);
+        let workers = Workers::start(2, &[], always, || {}).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        for round in 0..100_usize {
+            let sender = sender.clone();
+            workers.spawn(async move { sender.send(round).unwrap() });
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(round));
+            assert!(workers.0.parking.has_no_sleeper());
+        }
+        workers.stop(true);
+    }
+
+    #[test]
+    fn a_run_in_a_queue_is_started_or_given_up_once() {
+        struct Counts {
+            started: AtomicUsize,
+            given_up: AtomicUsize,
+        }
+        impl Start for Counts {
+            fn start(self: Arc<Self>) -> Option<Run> {
+                self.started.fetch_add(1, Ordering::Relaxed);
+                Some(Box::pin(async {}))
+            }
+            fn give_up(self: Arc<Self>) {
+                self.given_up.fetch_add(1, Ordering::Relaxed);
+                panic!("on purpose");
+            }
+        }
+        let run = Arc::new(Counts { started: AtomicUsize::new(0), given_up: AtomicUsize::new(0) });
+        let workers = Workers::start(1, &[], Spin::NEVER, || {}).unwrap();
+        for _ in 0..10 {
+            workers.begin(Queued::new(Arc::clone(&run) as _), None);
+        }
+        workers.stop(true);
+        let counts = || {
+            let (started, given_up) = (&run.started, &run.given_up);
+            (started.load(Ordering::Relaxed), given_up.load(Ordering::Relaxed))
+        };
+        assert_eq!(counts(), (10, 0));
+        // No worker is left.
+        workers.begin(Queued::new(Arc::clone(&run) as _), None);
+        assert_eq!(counts(), (10, 1));
+        drop(Queued::new(Arc::clone(&run) as _).run());
+        assert_eq!(counts(), (10, 2));
+    }
+
+    #[test]
     fn a_panicking_task_leaves_its_worker_alive() {
-        let workers = Workers::start(1, &[], || {}).unwrap();
+        let workers = Workers::start(1, &[], Spin::NEVER, || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         workers.spawn(async { panic!("on purpose") });
         workers.spawn(async move { sender.send(()).unwrap() });
@@ -296,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_task_that_wakes_itself_for_ever_shuts_nobody_out() {
-        let workers = Workers::start(1, &[], || {}).unwrap();
+        let workers = Workers::start(1, &[], Spin::NEVER, || {}).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicUsize::new(0));
         let (until, count) = (Arc::clone(&stop), Arc::clone(&turns));

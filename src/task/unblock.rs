@@ -12,7 +12,6 @@
 //!
 //! A thread holds one lock at a time, and no lock while it runs code of the user or wakes a task.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +27,7 @@ use super::line::{Line, Place};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::threads;
-use crate::user_code::{discard, wake_all};
+use crate::user_code::{discard, message_of, wake_all};
 
 /// Runs `work` on a thread where it may block, and returns its result.
 ///
@@ -245,7 +244,7 @@ where
         };
         let done = catch_unwind(AssertUnwindSafe(|| self.context.run(work)));
         let done = done.map_err(|panic| {
-            let error = Error::panicked(format!("unblock: {}", message_of(&*panic)));
+            let error = Error::panicked(format!("unblock panicked: {}", message_of(&*panic)));
             discard(panic);
             error
         });
@@ -325,12 +324,6 @@ where
         }
         drop(left);
     }
-}
-
-/// The message of a panic: a literal is a `&str`, a formatted message a `String`.
-fn message_of(panic: &(dyn Any + Send)) -> &str {
-    let literal = panic.downcast_ref::<&str>().copied();
-    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panicked")
 }
 
 /// Locks a mutex of this module. Nothing panics while it holds one, so a poisoned mutex guards
@@ -513,7 +506,7 @@ mod tests {
         let id = finish(call(threads, own)).unwrap();
         let error = finish(call(threads, || panic!("on purpose, {}", 42))).unwrap_err();
         assert!(error.is_panicked(), "{error:?}");
-        assert_eq!(error.to_string(), "unblock: on purpose, 42");
+        assert_eq!(error.to_string(), "unblock panicked: on purpose, 42");
         assert_eq!(finish(call(threads, own)).unwrap(), id);
     }
 

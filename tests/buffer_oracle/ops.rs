@@ -5,12 +5,14 @@
 
 use std::io::{BufRead, Read, Write};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use ringpoll::buffer::{LinkBuffer, Reader, Slice, Writer};
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Reserve(usize),
+    /// Room, and how many bytes are put into it.
+    ReserveBuf(usize, usize),
     Commit(usize),
     WriteCopy(usize),
     WriteOwned(usize),
@@ -32,6 +34,7 @@ enum Op {
     Swap,
     Rewrite(usize),
     DropKept(usize),
+    Frames(usize),
 }
 
 impl Op {
@@ -43,14 +46,14 @@ impl Op {
             2 => index % 600,
             _ => index % 10_000,
         };
-        match code % 22 {
+        match code % 24 {
             0 => Op::Reserve(bytes),
             1 => Op::Commit(bytes),
             2 => Op::WriteCopy(bytes),
             3 => Op::WriteOwned(bytes),
             4 => Op::WriteStatic(bytes),
             5 => Op::WriteKept,
-            6 => Op::Insert(bytes, usize::from(code / 22)),
+            6 => Op::Insert(bytes, usize::from(code / 24)),
             7 => Op::Append,
             8 => Op::Flush,
             9 => Op::Next(bytes),
@@ -65,7 +68,9 @@ impl Op {
             18 => Op::BufRead,
             19 => Op::Swap,
             20 => Op::Rewrite(index),
-            _ => Op::DropKept(index),
+            21 => Op::DropKept(index),
+            22 => Op::ReserveBuf(bytes, bytes / (1 + usize::from(code / 24))),
+            _ => Op::Frames(bytes),
         }
     }
 }
@@ -113,7 +118,9 @@ struct World {
 impl World {
     fn step(&mut self, op: Op) {
         match op {
-            Op::Reserve(_) | Op::Commit(_) | Op::Insert(..) => self.reservation(op),
+            Op::Reserve(_) | Op::ReserveBuf(..) | Op::Commit(_) | Op::Insert(..) => {
+                self.reservation(op);
+            }
             Op::WriteCopy(_) | Op::WriteOwned(_) | Op::WriteStatic(_) | Op::WriteKept => {
                 self.write(op);
             }
@@ -141,13 +148,27 @@ impl World {
                 assert_eq!(slice, expected, "a slice that was kept changed");
             }
             Op::DropKept(_) => {}
+            Op::Frames(bytes) => self.frames(bytes),
             _ => self.read(op),
+        }
+    }
+
+    /// Takes up to three frames of `bytes`, whose length is known from some more or fewer bytes.
+    fn frames(&mut self, bytes: usize) {
+        let Subject { buffer, readable, .. } = &mut self.subject;
+        let (bytes, header_bytes) = (bytes.max(1), bytes % 13);
+        let mut frames =
+            buffer.frames(20_000, |front| Ok((front.len() >= header_bytes).then_some(bytes)));
+        for _ in 0..3 {
+            let is_whole = readable.len() >= bytes.max(header_bytes);
+            let expected = is_whole.then(|| readable.drain(..bytes).collect::<Vec<_>>());
+            assert_eq!(frames.try_next().expect("within the limit"), expected.as_deref());
         }
     }
 
     fn reservation(&mut self, op: Op) {
         let data = self.make(match op {
-            Op::Reserve(bytes) | Op::Insert(bytes, _) => bytes,
+            Op::Reserve(bytes) | Op::ReserveBuf(_, bytes) | Op::Insert(bytes, _) => bytes,
             _ => 0,
         });
         let subject = &mut self.subject;
@@ -158,6 +179,14 @@ impl World {
                 reserved.copy_from_slice(&data);
                 subject.pending.extend(data);
                 subject.open += bytes;
+            }
+            Op::ReserveBuf(room, _) => {
+                let mut reserved = subject.buffer.reserve_buf(room).expect("reserve_buf");
+                assert_eq!(reserved.remaining_mut(), room);
+                data.chunks(7).for_each(|part| reserved.put_slice(part));
+                assert_eq!(reserved.remaining_mut(), room - data.len());
+                subject.pending.extend(data);
+                subject.open = 0;
             }
             Op::Commit(bytes) => match subject.buffer.commit(bytes) {
                 Ok(()) => {

@@ -17,6 +17,7 @@ macro_rules! cases {
             input_stops_at_the_high_watermark_and_resumes_at_the_low_one
             a_handler_that_waits_elsewhere_bounds_its_input
             a_close_behind_paused_input_is_noticed_and_loses_nothing
+            a_close_before_the_first_receive_is_noticed_behind_paused_input
             a_disconnect_behind_paused_input_is_told_once
             output_is_bounded_while_the_peer_does_not_read
             a_flush_larger_than_the_output_bound_goes_through
@@ -145,6 +146,26 @@ pub(crate) fn a_close_behind_paused_input_is_noticed_and_loses_nothing(t: &Fixtu
         assert!(conn.next(1).await.expect_err("no more").is_eof());
         Ok(())
     })
+}
+
+/// The library learns of the close before it has received a byte.
+pub(crate) fn a_close_before_the_first_receive_is_noticed_behind_paused_input(
+    t: &Fixture,
+) -> Check {
+    const SIZE: usize = 50_000;
+    for _ in 0..20 {
+        let (one, mut peer) = tcp_pair()?;
+        peer.write_all(&pattern(0, SIZE))?;
+        drop(peer);
+        let mut conn = t.dialer().input_watermarks(1024, 4096).adopt(one.into())?;
+        eventually("the close is noticed", || !conn.is_active());
+        block_on(async {
+            assert_pattern(&conn.next(SIZE).await?, 0);
+            assert!(conn.next(1).await.expect_err("no more").is_eof());
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// The close is seen twice then, before the rest of the input and after it.

@@ -32,6 +32,8 @@ macro_rules! cases {
             a_close_callback_added_after_the_close_runs_at_once
             unread_input_at_close_leaves_slices_alone
             unflushed_bytes_are_dropped_by_a_close
+            an_abort_resets_the_peer_and_drops_unsent_output
+            an_abort_after_a_close_does_not_wait_for_the_peer
             a_half_closed_peer_still_gets_the_full_answer
             handle_calls_after_the_close_are_harmless
             closing_inside_a_close_callback_is_harmless
@@ -453,5 +455,55 @@ pub(crate) fn a_handle_that_is_kept_keeps_no_memory(t: &Fixture) -> Check {
         let is_free = holds_within(DEADLINE, || t.stats().blocks == 0);
         assert!(is_free, "{} blocks are kept, case {keeps}", t.stats().blocks);
     }
+    Ok(())
+}
+
+/// More than the kernel takes for a peer that does not read.
+const TOO_MUCH: usize = 32 << 20;
+
+/// A connection with unsent output, and its peer.
+fn with_unsent_output(t: &Fixture) -> Check<(Handle, TcpStream, Outcome<Error>)> {
+    let (sends, sent) = outcome();
+    let (peer, ended) = t.drive(|mut conn| async move {
+        tell(sends, Ok((*conn).clone()));
+        conn.write(pattern(0, TOO_MUCH))?;
+        Ok(conn.flush().await.expect_err("the peer does not read"))
+    })?;
+    let handle: Handle = sent.wait();
+    eventually("the output is stuck", || handle.stats().unsent_bytes > 0);
+    Ok((handle, peer, ended))
+}
+
+/// Reads until the peer sees a reset. Returns how many bytes came before.
+#[track_caller]
+fn read_until_reset(mut peer: &TcpStream) -> usize {
+    let mut rest = Vec::new();
+    let error = std::io::Read::read_to_end(&mut peer, &mut rest).expect_err("a reset, not an end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    assert_pattern(&rest, 0);
+    rest.len()
+}
+
+pub(crate) fn an_abort_resets_the_peer_and_drops_unsent_output(t: &Fixture) -> Check {
+    let (handle, peer, ended) = with_unsent_output(t)?;
+    handle.abort();
+    handle.abort();
+    let error = ended.wait();
+    assert!(error.is_closed(), "{error:?}");
+    assert!(handle.is_closed() && !handle.is_active());
+    assert!(read_until_reset(&peer) < TOO_MUCH, "all was sent");
+    eventually("the descriptor closes", || handle.with_fd(|_| ()).is_err());
+    Ok(())
+}
+
+/// The close waits for the peer to take the output, and the abort ends that.
+pub(crate) fn an_abort_after_a_close_does_not_wait_for_the_peer(t: &Fixture) -> Check {
+    let (handle, peer, ended) = with_unsent_output(t)?;
+    handle.close();
+    assert!(ended.wait().is_closed());
+    assert!(handle.with_fd(|_| ()).is_ok(), "output is unsent, and the descriptor has closed");
+    handle.abort();
+    eventually("the descriptor closes", || handle.with_fd(|_| ()).is_err());
+    assert!(read_until_reset(&peer) < TOO_MUCH, "all was sent");
     Ok(())
 }

@@ -16,6 +16,7 @@ macro_rules! cases {
             bytes_that_came_before_the_close_satisfy_a_blocked_read
             half_a_message_waits_for_the_other_half
             small_reads_of_a_megabyte_keep_memory_bounded
+            blocks_of_large_messages_are_kept_and_freed_when_no_more_come
             reads_of_nothing_succeed_at_once
             until_includes_the_delimiter_wherever_it_falls
             until_at_the_end_of_the_stream_returns_what_there_is
@@ -120,6 +121,29 @@ pub(crate) fn small_reads_of_a_megabyte_keep_memory_bounded(t: &Fixture) -> Chec
     read.wait();
     drop(writer.wait());
     assert!(block_bytes_peak <= 4 << 20, "{block_bytes_peak} bytes of blocks for 1 MB");
+    Ok(())
+}
+
+pub(crate) fn blocks_of_large_messages_are_kept_and_freed_when_no_more_come(t: &Fixture) -> Check {
+    const BYTES: usize = 4 << 20;
+    // Small free blocks stay, but the blocks of one such message are more than those.
+    const SMALL_BYTES_MAX: usize = BYTES / 2;
+    let server = t.spawn(t.server().on_request(|mut conn| async move {
+        let message = conn.next(BYTES).await?;
+        conn.write_copy(&message)?;
+        drop(message);
+        conn.flush().await
+    }));
+    let peer = dial(&server)?;
+    let kept_bytes = || server.stats().pollers.free_block_bytes as usize;
+    // The blocks may be freed between an exchange and the look, if this thread is held up.
+    eventually("blocks are kept", || {
+        let got = exchange(&peer, &pattern(0, BYTES)).expect("an echo");
+        assert_pattern(&got, 0);
+        kept_bytes() >= BYTES
+    });
+    // The connection stays open, and is idle.
+    eventually("the large blocks are freed", || kept_bytes() < SMALL_BYTES_MAX);
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use ringpoll::{Error, Handle, Result};
+use ringpoll::{Error, Handle, Result, any_error};
 
 use crate::harness::*;
 
@@ -19,6 +19,8 @@ macro_rules! cases {
             a_panic_in_a_synchronous_callback_does_not_end_the_server
             a_handler_error_closes_the_connection_and_is_reported
             an_error_from_on_connect_closes_the_connection_and_is_reported
+            the_message_of_a_panic_is_reported
+            a_handler_may_return_any_error
             a_refusal_in_on_prepare_closes_before_any_handler
         }
     };
@@ -192,6 +194,122 @@ pub(crate) fn an_error_from_on_connect_closes_the_connection_and_is_reported(t: 
     assert_ended(&victim);
     assert_eq!(errors.recv_timeout(DEADLINE)?.to_string(), "told to fail");
     eventually("it is gone", || server.stats().open == 0);
+    Ok(())
+}
+
+/// Literals, formatted messages, and other values; where the handler is called, in its first poll,
+/// and in a later one.
+pub(crate) fn the_message_of_a_panic_is_reported(t: &Fixture) -> Check {
+    /// A value of the user that panics once more when it is dropped.
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the value of a panic {ON_PURPOSE}");
+        }
+    }
+    fn explode(order: u8) {
+        match order {
+            b'l' => panic!("(panics on purpose)"),
+            b'f' => panic!("order {} {ON_PURPOSE}", char::from(order)),
+            b'n' => std::panic::panic_any(7),
+            _ => std::panic::panic_any(Bomb),
+        }
+    }
+    let (report, errors) = channel();
+    let builder = t.server().on_error(move |_, error| {
+        report.send((error.to_string(), error.is_panicked())).expect("the test listens");
+    });
+    let server = t.spawn(builder.on_request(|mut conn| {
+        let order = conn.try_peek(2).map(|order| [order[0], order[1]]);
+        if let Some([b'c', order]) = order {
+            explode(order);
+        }
+        async move {
+            let order = conn.next(2).await?;
+            if order[0] == b'w' {
+                conn.next(1).await?;
+            }
+            explode(order[1]);
+            Ok(())
+        }
+    }));
+    let wanted = [
+        (b'l', "handler panicked: (panics on purpose)"),
+        (b'f', "handler panicked: order f (panics on purpose)"),
+        (b'n', "handler panicked: a value that is no text"),
+        (b'b', "handler panicked: a value that is no text"),
+    ];
+    for place in [b'c', b'p', b'w'] {
+        for (order, message) in wanted {
+            let mut victim = dial(&server)?;
+            victim.write_all(&[place, order])?;
+            if place == b'w' {
+                victim.write_all(b".")?;
+            }
+            assert_ended(&victim);
+            assert_eq!(errors.recv_timeout(DEADLINE)?, (message.to_owned(), true));
+        }
+    }
+    eventually("all are finished", || server.stats().open == 0);
+    assert_eq!(server.stats().handler_panics, 12);
+    assert!(errors.try_recv().is_err(), "told twice");
+    Ok(())
+}
+
+/// An error of this crate stays what it was, and any other error is the source.
+pub(crate) fn a_handler_may_return_any_error(t: &Fixture) -> Check {
+    type Boxed = Box<dyn std::error::Error + Send + Sync>;
+    #[derive(Debug)]
+    struct Own(u8);
+    impl std::fmt::Display for Own {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "own error {}", self.0)
+        }
+    }
+    impl std::error::Error for Own {}
+    async fn fail(mut conn: ringpoll::Connection) -> Result<(), Boxed> {
+        match conn.next(1).await?[0] {
+            b'o' => return Err(Own(7).into()),
+            b't' => return Err("a text".into()),
+            b'i' => Err(std::io::Error::from_raw_os_error(32))?,
+            _ => {}
+        }
+        // The peer ends its side.
+        conn.next(1000).await?;
+        Ok(())
+    }
+    async fn fail_later(handle: Handle) -> Result<(), Own> {
+        handle.close();
+        Err(Own(8))
+    }
+    let (report, errors) = channel();
+    let builder = t.server().on_error(move |_, error| {
+        let source = std::error::Error::source(error);
+        let own = source.and_then(|source| source.downcast_ref::<Own>()).map(|own| own.0);
+        let told = (error.to_string(), own, error.is_eof(), error.raw_os_error());
+        report.send(told).expect("the test listens");
+    });
+    let server = t.spawn(builder.on_connect(|mut conn| async move {
+        if conn.peek(1).await?[0] == b's' {
+            return conn.spawn(any_error(fail_later(conn.handle())));
+        }
+        any_error(fail(conn)).await
+    }));
+    let ask = |order: &[u8]| -> Check<_> {
+        let mut peer = dial(&server)?;
+        peer.write_all(order)?;
+        peer.shutdown(std::net::Shutdown::Write)?;
+        let told = errors.recv_timeout(DEADLINE)?;
+        assert_ended(&peer);
+        Ok(told)
+    };
+    assert_eq!(ask(b"o")?, ("own error 7".to_owned(), Some(7), false, None));
+    assert_eq!(ask(b"t")?, ("a text".to_owned(), None, false, None));
+    let (_, own, is_eof, errno) = ask(b"i")?;
+    assert_eq!((own, is_eof, errno), (None, false, Some(32)));
+    let (_, own, is_eof, errno) = ask(b"e")?;
+    assert_eq!((own, is_eof, errno), (None, true, None));
+    assert_eq!(ask(b"s")?, ("own error 8".to_owned(), Some(8), false, None));
     Ok(())
 }
 

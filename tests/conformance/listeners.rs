@@ -53,6 +53,7 @@ pub(crate) fn one_server_listens_on_tcp_and_unix(t: &Fixture) -> Check {
     let addrs = server.local_addrs();
     let handle = t.spawn_bound(server);
     assert_eq!(addrs.len(), 3);
+    assert_eq!(handle.local_addrs(), addrs);
     assert_eq!((&addrs[0], &addrs[2]), (&handle.local_addr(), &PeerAddr::Unix(Some(path.clone()))));
     for addr in addrs.iter().filter_map(PeerAddr::as_inet) {
         assert_eq!(exchange(&connect(addr)?, b"tcp")?, b"tcp");
@@ -256,6 +257,7 @@ pub(crate) fn addresses_parse_into_their_parts(_: &Fixture) -> Check {
     let parts = |text: &str| match text.parse::<Address>() {
         Ok(Address::Tcp { host, port, .. }) => Ok((host, port)),
         Ok(Address::Unix(path)) => Ok((path.display().to_string(), 0)),
+        Ok(Address::Abstract(name)) => Ok((name.display().to_string(), 0)),
         Ok(other) => panic!("{text:?} is {other:?}"),
         Err(error) => Err(error),
     };
@@ -268,6 +270,7 @@ pub(crate) fn addresses_parse_into_their_parts(_: &Fixture) -> Check {
     assert_eq!(parts("localhost:80")?, ("localhost".to_owned(), 80));
     assert_eq!(parts(":80")?.1, 80);
     assert_eq!(parts("unix:/run/x")?, ("/run/x".to_owned(), 0));
+    assert_eq!(parts("unix:@x")?, ("x".to_owned(), 0));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::mpsc::channel;
 
 use ringpoll::buffer::Writer as _;
-use ringpoll::{Connection, Handle, LinkBuffer, Mux, MuxDriver, ReadHalf};
+use ringpoll::{Connection, Handle, LinkBuffer, Mux, MuxDriver, ReadHalf, TrySendError};
 
 use crate::harness::*;
 
@@ -23,6 +23,8 @@ macro_rules! cases {
             what_was_written_before_goes_first
             everything_that_waits_leaves_with_one_flush
             a_producer_waits_for_room_and_may_give_up
+            a_message_that_must_not_wait_comes_back
+            a_mux_has_the_handle_of_its_connection
             a_flush_covers_what_was_accepted_before_it
             a_driver_ends_with_its_last_producer
             a_driver_that_is_dropped_submits_what_was_accepted
@@ -399,5 +401,53 @@ pub(crate) fn a_driver_that_is_dropped_submits_what_was_accepted(t: &Fixture) ->
     })?;
     drop(reader);
     assert_eof(&peer);
+    Ok(())
+}
+
+pub(crate) fn a_message_that_must_not_wait_comes_back(t: &Fixture) -> Check {
+    let Parts { mux, driver, reader, peer } = parts(t)?;
+    // The driver takes nothing yet.
+    let mut accepted = 0;
+    let refused = loop {
+        let message = pattern(accepted, 10_000);
+        match mux.try_send(message) {
+            Ok(()) => accepted += 10_000,
+            Err(error) => break error,
+        }
+        assert!(accepted <= WAITING_BYTES_MAX + 10_000, "{accepted} bytes wait");
+    };
+    assert!(accepted >= WAITING_BYTES_MAX, "refused after {accepted} bytes");
+    assert!(refused.is_full(), "{refused:?}");
+    assert!(refused.to_string().contains("10000 bytes"), "{refused}");
+    let message = refused.into_message();
+    assert_pattern(message.as_ref(), accepted);
+    assert!(ringpoll::Error::from(TrySendError::Full(message.clone())).is_limit());
+    let ended = start(&reader, driver);
+    block_on(async {
+        mux.send(message).await?;
+        Ok(mux.close().await?)
+    })?;
+    ended.wait()?;
+    let error = mux.try_send("late").expect_err("it is closed");
+    assert!(!error.is_full(), "{error:?}");
+    assert!(ringpoll::Error::from(error).is_closed());
+    drop(reader);
+    let all = read_all(&peer)?;
+    assert_eq!(all.len(), accepted + 10_000);
+    assert_pattern(&all, 0);
+    Ok(())
+}
+
+/// Its connection may hold the mux, and both end.
+pub(crate) fn a_mux_has_the_handle_of_its_connection(t: &Fixture) -> Check {
+    let Muxed { mux, ended, handle, peer } = muxed(t)?;
+    let own = mux.handle().expect("the driver runs");
+    assert_eq!((own.id(), own.peer_addr()), (handle.id(), handle.peer_addr()));
+    handle.set_context(mux.clone());
+    own.close();
+    assert!(ended.wait().is_err_and(|error| error.is_closed()));
+    assert_ended(&peer);
+    drop((own, handle));
+    eventually("the connection has gone", || mux.handle().is_none());
     Ok(())
 }

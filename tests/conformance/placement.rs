@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringpoll::{Connection, ServerHandle};
+use ringpoll::{Connection, PollMode, ServerHandle};
 
 use crate::harness::*;
 
@@ -18,6 +18,7 @@ macro_rules! cases {
             handlers_move_when_their_cost_changes_and_nothing_is_lost
             only_the_library_s_own_choice_is_explained
             a_handler_is_called_where_it_runs
+            threads_that_never_sleep_wake_nobody
             workers_do_what_a_poller_that_is_held_up_has_not_come_to
             what_was_flushed_before_a_poller_is_held_up_leaves_without_it
             tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
@@ -100,9 +101,12 @@ pub(crate) fn handlers_move_when_their_cost_changes_and_nothing_is_lost(t: &Fixt
 }
 
 pub(crate) fn only_the_library_s_own_choice_is_explained(t: &Fixture) -> Check {
+    let has_one_cpu = thread::available_parallelism()?.get() == 1;
     for placement in [Placement::Inline, Placement::Pool { workers: 1 }] {
         let server = t.spawn(t.server().placement(placement).on_request(echo));
-        assert!(server.stats().auto.is_none() && server.stats().placement == placement);
+        let chooses = has_one_cpu && placement != Placement::Inline;
+        assert_eq!(server.stats().auto.is_some(), chooses);
+        assert_eq!(server.stats().placement, placement);
     }
     let server = t.echo_server();
     let auto = server.stats().auto.expect("the library chooses");
@@ -133,6 +137,30 @@ pub(crate) fn a_handler_is_called_where_it_runs(t: &Fixture) -> Check {
         assert!(told.split(' ').all(|on| on.starts_with(threads)), "{placement}: {told}");
         assert!(told.split(' ').is_sorted_by(|one, other| one == other), "{placement}: {told}");
     }
+    Ok(())
+}
+
+/// A request goes from a poller to a worker and back without the system calls of a wake-up.
+pub(crate) fn threads_that_never_sleep_wake_nobody(t: &Fixture) -> Check {
+    let pool = Placement::Pool { workers: 1 };
+    let builder = t.server().pollers(1).placement(pool).poll_mode(PollMode::Always);
+    let server = t.spawn(builder.on_request(echo));
+    let mut peer = dial(&server)?;
+    let mut ask = |count| -> Check {
+        for _ in 0..count {
+            peer.write_all(b"ping")?;
+            let mut told = [0; 4];
+            peer.read_exact(&mut told)?;
+            assert_eq!(told, *b"ping");
+        }
+        Ok(())
+    };
+    ask(1)?;
+    let wakes_before = server.stats().pollers.wake_calls;
+    ask(100)?;
+    let stats = server.stats();
+    assert_eq!(stats.pollers.wake_calls, wakes_before, "{stats:?}");
+    assert!(stats.auto.is_none(), "handlers stay on the workers");
     Ok(())
 }
 

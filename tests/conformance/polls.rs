@@ -1,7 +1,7 @@
 //! The poll methods: given up at any time, timed like their async twins, woken by every end.
 
 use std::future::poll_fn;
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ macro_rules! cases {
             a_flush_covers_what_was_written_between_its_polls
             writes_wait_for_room_and_go_on_with_it
             room_is_within_the_callers_bound_and_the_connections
+            vectored_writes_of_any_size_keep_the_order_and_the_bound
             a_flush_within_a_bound_leaves_that_much_to_the_poller
             lost_bytes_are_told_by_flushes_that_did_not_wait_for_them
             a_write_timeout_ends_a_wait_for_room
@@ -271,6 +272,33 @@ pub(crate) fn room_is_within_the_callers_bound_and_the_connections(t: &Fixture) 
             let waiting = conn.stats().unsent_bytes as usize + conn.pending_len();
             assert!(waiting <= bound, "{waiting} bytes wait for the peer, of {bound}");
         }
+    }
+    let reading = on_thread(move || Ok(read_all(&peer)?));
+    block_on(async { Ok(poll_fn(|cx| conn.poll_shutdown_write(cx)).await?) })?;
+    let got = reading.wait();
+    assert_pattern(&got, 0);
+    assert_eq!(got.len(), at);
+    Ok(())
+}
+
+pub(crate) fn vectored_writes_of_any_size_keep_the_order_and_the_bound(t: &Fixture) -> Check {
+    const LIMIT: usize = 100_000;
+    let tuning = Tuning { output_bytes_max: LIMIT, ..Tuning::default() };
+    let (mut conn, peer) = held(t, tuning)?;
+    let mut at = 0;
+    // Just large enough to be sent without a copy, gathered, and more than the limit.
+    for size in [32 << 10, 100, 300_000].into_iter().cycle() {
+        let bytes = pattern(at, size);
+        let pieces: Vec<_> = bytes.chunks(7001).map(IoSlice::new).collect();
+        let polled = block_on(async {
+            let write = poll_fn(|cx| conn.poll_write_vectored_within(cx, &pieces, usize::MAX));
+            Ok(poll_once(write).await.transpose()?)
+        })?;
+        let Some(count) = polled else { break };
+        assert!((1..=size).contains(&count), "{count} bytes of {size} are written");
+        at += count;
+        let waiting = conn.stats().unsent_bytes as usize + conn.pending_len();
+        assert!(waiting <= LIMIT, "{waiting} bytes wait for the peer");
     }
     let reading = on_thread(move || Ok(read_all(&peer)?));
     block_on(async { Ok(poll_fn(|cx| conn.poll_shutdown_write(cx)).await?) })?;

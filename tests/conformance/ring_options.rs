@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use ringpoll::{Pollers, RingTier, ServerHandle, UringOptions};
+use ringpoll::{Backend, Placement, Pollers, RingTier, ServerHandle, UringOptions, ZeroCopySend};
 
 use crate::harness::*;
 
@@ -19,6 +19,9 @@ macro_rules! cases {
             bundles_of_incremental_buffers_carry_every_byte
             sends_without_a_copy_carry_every_byte
             sends_without_a_copy_from_some_size_on_carry_every_byte
+            sends_without_a_copy_where_it_pays_carry_every_byte
+            sends_without_a_copy_end_where_the_kernel_copies
+            a_close_leaves_memory_to_the_kernel_until_it_has_left
             unix_sockets_are_served_whatever_is_asked_of_sends
             sends_that_the_kernel_refuses_without_a_copy_are_made_with_one
             busy_polling_carries_every_byte
@@ -56,6 +59,66 @@ pub(crate) fn sends_without_a_copy_carry_every_byte(t: &Fixture) -> Check {
 
 pub(crate) fn sends_without_a_copy_from_some_size_on_carry_every_byte(t: &Fixture) -> Check {
     every_byte(t, UringOptions::new().zero_copy_send(Some(3000)))
+}
+
+pub(crate) fn sends_without_a_copy_where_it_pays_carry_every_byte(t: &Fixture) -> Check {
+    every_byte(t, UringOptions::new().zero_copy_send(ZeroCopySend::Auto))
+}
+
+/// Over loopback the kernel copies every send, and reports so.
+pub(crate) fn sends_without_a_copy_end_where_the_kernel_copies(t: &Fixture) -> Check {
+    let found = ringpoll::capabilities();
+    if !found.zero_copy_reports {
+        return skip("reports of copied sends", format!("{found:?}"));
+    }
+    // A handler on a worker finds its poller asleep, and then sends with a copy.
+    let options = UringOptions::new().zero_copy_send(ZeroCopySend::Auto);
+    let builder = t.server().placement(Placement::Inline).uring(options);
+    let server = t.spawn(builder.on_request(echo_frame));
+    let peers: Vec<_> = (0..3).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for round in 0..20 {
+        for peer in &peers {
+            exchange_frame(peer, round, 100_000)?;
+        }
+        let pollers = || server.stats().pollers;
+        eventually("every byte has left", || pollers().zero_copy_held_bytes == 0);
+    }
+    let stats = server.stats().pollers;
+    assert_eq!(stats.zero_copy_copied, stats.zero_copy_sends);
+    match t.mount().backend {
+        Backend::Uring => assert!(stats.zero_copy_sends >= 3, "{stats:?}"),
+        Backend::Sqpoll(_) => assert_eq!(stats.zero_copy_sends, 0),
+        // A flush sends by itself, and leaves only what the socket does not take to the ring.
+        _ => {}
+    }
+    // A send may need several operations, and only the first of them meets no report.
+    assert!(stats.zero_copy_stops <= 3 && stats.zero_copy_sends < 30, "{stats:?}");
+    assert_eq!(stats.zero_copy_stops > 0, stats.zero_copy_sends > 0, "{stats:?}");
+    Ok(())
+}
+
+pub(crate) fn a_close_leaves_memory_to_the_kernel_until_it_has_left(t: &Fixture) -> Check {
+    const PEERS: usize = 4;
+    const BYTES: usize = 300_000;
+    let options = UringOptions::new().zero_copy_send(ZeroCopySend::Always { bytes_min: 1 });
+    let server = t.spawn(t.server().uring(options).on_connect(|mut conn| async move {
+        // Into blocks that others would get if they were free too early.
+        conn.reserve(BYTES)?.copy_from_slice(&pattern(0, BYTES));
+        conn.submit()?;
+        conn.close();
+        Ok(())
+    }));
+    let peers: Vec<_> = (0..PEERS).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for peer in &peers {
+        assert_pattern(&read_exactly(peer, BYTES)?, 0);
+        assert_eof(peer);
+    }
+    let is_free = || {
+        let pollers = server.stats().pollers;
+        (pollers.zero_copy_held_bytes, pollers.sends_in_flight, pollers.connections) == (0, 0, 0)
+    };
+    eventually("nothing is held", is_free);
+    Ok(())
 }
 
 /// The kernel sends without a copy over networks only.

@@ -28,6 +28,10 @@ macro_rules! cases {
             a_server_whose_pollers_were_shut_down_leaves_nothing
             a_poller_group_that_was_shut_down_takes_no_connections
             connections_made_while_their_group_shuts_down_end
+            a_shutdown_may_be_awaited
+            a_forced_shutdown_may_be_awaited
+            an_awaited_shutdown_that_is_given_up_leaves_no_thread
+            an_awaited_shutdown_keeps_its_deadline_without_pollers
         }
     };
 }
@@ -338,5 +342,115 @@ pub(crate) fn connections_made_while_their_group_shuts_down_end(t: &Fixture) -> 
             assert!(error.is_closed(), "{error:?}");
         }
     }
+    Ok(())
+}
+
+/// The same results as of the methods that block, and the threads are gone.
+pub(crate) fn a_shutdown_may_be_awaited(t: &Fixture) -> Check {
+    let before = thread_count();
+    let (server, gate, peers) = gated(t, 10)?;
+    let idle = dial(&server)?;
+    eventually("all are accepted", || server.stats().open == 11);
+    let limit = Duration::from_millis(50);
+    block_on(async {
+        let start = Instant::now();
+        let error = server.shutdown_async(limit).await.expect_err("10 handlers are busy");
+        assert!(start.elapsed() >= limit, "gave up early, after {:?}", start.elapsed());
+        assert!(error.is_timeout() && error.to_string().contains("10"), "{error:?}");
+        Ok(())
+    })?;
+    assert_eof(&idle);
+    assert!(TcpStream::connect(addr_of(&server)).is_err(), "still accepts");
+    let ending = {
+        let server = server.clone();
+        on_task(async move { Ok(server.shutdown_async(Duration::MAX).await?) })
+    };
+    ending.assert_pending();
+    gate.add_permits(10);
+    ending.wait();
+    for peer in peers {
+        assert_eq!(read_all(&peer)?, b"answer");
+    }
+    assert_eq!((server.stats().open, server.stats().cut), (0, 0));
+    // The test runner itself may come by with a thread.
+    let gone = holds_within(DEADLINE, || thread_count() <= before + 1);
+    assert!(gone, "{before} threads before, now:\n{}", threads());
+    block_on(async { Ok(server.shutdown_async(Duration::ZERO).await?) })?;
+    Ok(server.wait()?)
+}
+
+pub(crate) fn a_forced_shutdown_may_be_awaited(t: &Fixture) -> Check {
+    let server = t.spawn(t.server().on_request(|mut conn| async move {
+        // The rest of the request never comes.
+        conn.next(1000).await.map(drop)
+    }));
+    let peers: Vec<_> = (0..3).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for mut peer in &peers {
+        peer.write_all(b"?")?;
+    }
+    eventually("all have begun", || server.stats().pollers.received_bytes == 3);
+    let (limit, start) = (Duration::from_millis(50), Instant::now());
+    let cut = block_on(async { Ok(server.shutdown_forced_async(limit).await?) })?;
+    assert!(start.elapsed() >= limit, "cut early, after {:?}", start.elapsed());
+    assert_eq!((cut, server.stats().cut), (3, 3));
+    for peer in &peers {
+        assert_ended(peer);
+    }
+    let empty = t.echo_server();
+    assert_eq!(block_on(async { Ok(empty.shutdown_forced_async(DEADLINE).await?) })?, 0);
+    Ok(())
+}
+
+/// The server stays in its shutdown, and the next shutdown ends it.
+pub(crate) fn an_awaited_shutdown_that_is_given_up_leaves_no_thread(t: &Fixture) -> Check {
+    let (server, gate, peers) = gated(t, 2)?;
+    let before = thread_count() + unblock_thread_count();
+    block_on(async {
+        for _ in 0..100 {
+            assert!(poll_once(server.shutdown_async(DEADLINE)).await.is_none());
+            assert!(poll_once(server.shutdown_forced_async(DEADLINE)).await.is_none());
+        }
+        Ok(())
+    })?;
+    let after = thread_count() + unblock_thread_count();
+    assert!(after <= before, "{before} threads before, now:\n{}", threads());
+    assert!(server.is_shutting_down());
+    eventually("accepting stops", || TcpStream::connect(addr_of(&server)).is_err());
+    assert_eq!((server.stats().open, server.stats().cut), (2, 0));
+    gate.add_permits(2);
+    for peer in peers {
+        assert_eq!(read_all(&peer)?, b"answer");
+    }
+    block_on(async { Ok(server.shutdown_async(DEADLINE).await?) })?;
+    assert_eq!(server.stats().pollers.connections, 0);
+    Ok(())
+}
+
+/// No poller is there to wake the future at its deadline.
+pub(crate) fn an_awaited_shutdown_keeps_its_deadline_without_pollers(t: &Fixture) -> Check {
+    let group = Pollers::builder().backend(t.mount().backend).count(1).build()?;
+    let gate = Arc::new(Semaphore::new(0));
+    let (opened, running) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&running);
+    let builder = t.server().use_pollers(group.clone()).on_request(move |mut conn| {
+        let (gate, running) = (Arc::clone(&opened), Arc::clone(&counted));
+        async move {
+            conn.next(1).await?;
+            running.fetch_add(1, Ordering::SeqCst);
+            let _ = gate.acquire().await.expect("the gate stays");
+            Ok(())
+        }
+    });
+    let server = t.spawn(builder);
+    let mut peer = dial(&server)?;
+    peer.write_all(b"?")?;
+    eventually("the handler waits", || running.load(Ordering::SeqCst) == 1);
+    group.shutdown()?;
+    let (limit, start) = (Duration::from_millis(200), Instant::now());
+    let error = block_on(async { Ok(server.shutdown_async(limit).await) })?;
+    assert!(error.is_err_and(|error| error.is_timeout()) && start.elapsed() >= limit);
+    gate.add_permits(1);
+    block_on(async { Ok(server.shutdown_async(DEADLINE).await?) })?;
+    assert_ended(&peer);
     Ok(())
 }

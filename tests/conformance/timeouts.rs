@@ -20,12 +20,17 @@ macro_rules! cases {
             a_deadline_fires_when_it_is_due_and_again_at_once
             exchanges_in_time_do_not_pile_up_timers
             a_connection_that_timed_out_closes_cleanly
+            a_wait_that_is_moved_ends_at_its_new_time
             a_new_timeout_clears_the_deadline
             a_deadline_overrides_a_timeout
             an_idle_connection_closes_and_a_busy_one_does_not
             moving_a_deadline_closer_wakes_a_waiting_read
             moving_a_deadline_away_keeps_a_waiting_read
             moving_a_write_deadline_wakes_a_waiting_flush
+            a_slow_peer_that_takes_bytes_is_not_cut_by_the_stall_timeout
+            a_peer_that_takes_nothing_is_cut_by_the_stall_timeout
+            a_stall_timeout_wakes_a_waiting_flush_and_deadlines_still_hold
+            stall_timeouts_of_the_server_and_dialer_apply
             buffered_data_wins_over_an_expired_deadline
             a_read_deadline_leaves_writes_alone
             one_deadline_covers_both_directions
@@ -143,6 +148,31 @@ pub(crate) fn a_deadline_fires_when_it_is_due_and_again_at_once(t: &Fixture) -> 
         }
         assert_once_in_time(&late);
         assert_once_in_time(&again);
+        Ok(())
+    })?;
+    done.wait();
+    drop(peer);
+    Ok(())
+}
+
+pub(crate) fn a_wait_that_is_moved_ends_at_its_new_time(t: &Fixture) -> Check {
+    let (peer, done) = t.drive(|conn| async move {
+        let mut wait = conn.handle().sleep_until(Instant::now() + SHORT);
+        assert!(poll_once(&mut wait).await.is_none(), "it waits at the poller");
+        // Later: the poller wakes the task at the old time, which must not end the wait.
+        let later = Instant::now() + 3 * SHORT;
+        wait.reset(later);
+        (&mut wait).await;
+        assert!(Instant::now() >= later);
+        // Again, after its end; then closer.
+        wait.reset(Instant::now() + 10 * DEADLINE);
+        assert!(poll_once(&mut wait).await.is_none(), "it begins again");
+        let closer = Instant::now() + SHORT;
+        wait.reset(closer);
+        (&mut wait).await;
+        assert!(Instant::now() >= closer);
+        wait.reset(Instant::now());
+        assert!(poll_once(&mut wait).await.is_some(), "the time has come");
         Ok(())
     })?;
     done.wait();
@@ -606,4 +636,105 @@ pub(crate) fn the_earlier_of_deadline_and_request_timeout_ends_a_wait(t: &Fixtur
         assert!(error.is_read_timeout(), "{error:?}");
     }
     Ok(())
+}
+
+/// The flush takes several times the stall timeout, and the peer takes bytes all the time.
+pub(crate) fn a_slow_peer_that_takes_bytes_is_not_cut_by_the_stall_timeout(t: &Fixture) -> Check {
+    const STALL: Duration = Duration::from_millis(400);
+    const SIZE: usize = 32 << 20;
+    let (peer, took) = t.drive(|mut conn| async move {
+        conn.set_write_stall_timeout(Some(STALL));
+        conn.write(pattern(0, SIZE))?;
+        let start = Instant::now();
+        conn.flush().await?;
+        Ok(start.elapsed())
+    })?;
+    let mut received = 0;
+    while received < SIZE {
+        let bytes = read_exactly(&peer, 256 << 10)?;
+        assert_pattern(&bytes, received);
+        received += bytes.len();
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    let took = took.wait();
+    assert!(took > 2 * STALL, "the peer was not slow: {took:?}");
+    Ok(())
+}
+
+/// Fills what the kernel holds for a peer that does not read; then the flush fails, and fails
+/// again.
+pub(crate) fn a_peer_that_takes_nothing_is_cut_by_the_stall_timeout(t: &Fixture) -> Check {
+    let (peer, ended) = t.drive(|mut conn| async move {
+        conn.set_write_stall_timeout(Some(SHORT));
+        conn.write(vec![1; 32 << 20])?;
+        for _ in 0..3 {
+            let start = Instant::now();
+            let error = conn.flush().await.expect_err("the peer does not read");
+            let after = start.elapsed();
+            assert!(error.is_write_timeout() && error.is_timeout(), "{error:?}");
+            assert!(error.to_string().contains("no byte for 50ms"), "{error}");
+            assert!(after >= SHORT, "early, after {after:?}");
+        }
+        conn.set_write_stall_timeout(None);
+        let deadline = Instant::now() + 4 * SHORT;
+        conn.set_write_deadline(Some(deadline));
+        assert!(conn.flush().await.expect_err("the deadline").is_write_timeout());
+        assert!(Instant::now() >= deadline, "cut without a stall timeout");
+        conn.abort();
+        Ok(())
+    })?;
+    ended.wait();
+    drop(peer);
+    Ok(())
+}
+
+pub(crate) fn a_stall_timeout_wakes_a_waiting_flush_and_deadlines_still_hold(t: &Fixture) -> Check {
+    type Set = fn(&Handle);
+    let stall: Set = |handle| handle.set_write_stall_timeout(Some(SHORT));
+    let deadline: Set = |handle| {
+        handle.set_write_stall_timeout(Some(DEADLINE));
+        handle.set_write_deadline(Some(Instant::now() + SHORT));
+    };
+    for set in [stall, deadline] {
+        let (sends, sent) = outcome();
+        let (peer, ended) = t.drive(|mut conn| async move {
+            tell(sends, Ok((*conn).clone()));
+            conn.write(vec![1; 32 << 20])?;
+            let error = conn.flush().await.expect_err("the peer does not read");
+            conn.abort();
+            Ok(error)
+        })?;
+        let handle: Handle = sent.wait();
+        eventually("the flush waits", || handle.stats().unsent_bytes > 0);
+        ended.assert_pending();
+        set(&handle);
+        let error = ended.wait();
+        assert!(error.is_write_timeout(), "{error:?}");
+        drop(peer);
+    }
+    Ok(())
+}
+
+pub(crate) fn stall_timeouts_of_the_server_and_dialer_apply(t: &Fixture) -> Check {
+    let (report, reported) = std::sync::mpsc::channel();
+    let builder = t.server().write_stall_timeout(SHORT).on_error(move |_, error| {
+        report.send(error.is_write_timeout()).expect("the test listens");
+    });
+    let server = t.spawn(builder.on_connect(|mut conn| async move {
+        conn.write(vec![1; 32 << 20])?;
+        conn.flush().await
+    }));
+    let peer = dial(&server)?;
+    assert!(reported.recv_timeout(DEADLINE)?, "not a write timeout");
+    // The peer cannot mistake the part that it gets for the whole.
+    assert!(read_all(&peer).is_err(), "the connection ended without a reset");
+    let quiet = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let dialer = t.dialer().write_stall_timeout(SHORT);
+    block_on(async {
+        let mut conn = dialer.connect(&quiet.local_addr()?.to_string()).await?;
+        conn.write(vec![1; 32 << 20])?;
+        assert!(conn.flush().await.is_err_and(|error| error.is_write_timeout()));
+        conn.abort();
+        Ok(())
+    })
 }

@@ -1,10 +1,13 @@
 //! Unix sockets: all forms of names, and which server removes a socket file.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ringpoll::{Address, PeerAddr};
 
@@ -17,6 +20,8 @@ macro_rules! cases {
             a_client_with_an_abstract_name_is_served
             a_client_without_a_name_is_served
             the_longest_path_is_listened_on_and_dialed
+            an_abstract_name_is_listened_on_and_dialled
+            an_abstract_name_too_long_is_one_clear_error
             a_path_too_long_is_one_clear_error
             a_path_with_a_nul_byte_is_refused
             reuse_port_says_nothing_to_a_unix_listener
@@ -31,6 +36,7 @@ macro_rules! cases {
             a_server_that_fails_to_build_removes_its_socket_file
             a_socket_file_can_be_kept
             an_adopted_listeners_socket_file_stays
+            a_slow_unix_peer_that_takes_bytes_is_not_cut_by_the_stall_timeout
         }
     };
 }
@@ -80,7 +86,8 @@ pub(crate) fn a_client_with_an_abstract_name_is_served(t: &Fixture) -> Check {
     let longest = format!("{unique:x<108}");
     for own in [unique.as_bytes(), longest.as_bytes()] {
         echo_over(connect_named(own, &path)?, b"abstract")?;
-        assert_eq!(name()?, PeerAddr::Unix(None));
+        let own = OsStr::from_bytes(&own[1..]).to_owned();
+        assert_eq!(name()?, PeerAddr::Abstract(own));
     }
     Ok(())
 }
@@ -109,6 +116,53 @@ pub(crate) fn the_longest_path_is_listened_on_and_dialed(t: &Fixture) -> Check {
     })?;
     server.shutdown(DEADLINE)?;
     assert!(!path.exists(), "the socket file is still there");
+    Ok(())
+}
+
+pub(crate) fn an_abstract_name_is_listened_on_and_dialled(t: &Fixture) -> Check {
+    let dir = tempfile::tempdir()?;
+    let unique = dir.path().display().to_string();
+    for name in [&unique, &format!("{unique:x<107}")] {
+        let address = format!("unix:@{name}");
+        let server = t.spawn_bound(t.server().on_request(echo).bind(&address)?);
+        assert_eq!(server.local_addr(), PeerAddr::Abstract(name.into()));
+        assert_eq!(server.local_addr().to_string(), address);
+        // The kernel and the standard library know the same name.
+        echo_over(connect_abstract(name)?, b"std")?;
+        block_on(async {
+            let mut conn = t.dialer().connect(&address).await?;
+            assert_eq!(conn.peer_addr(), server.local_addr());
+            conn.write(b"hello".as_slice())?;
+            conn.flush().await?;
+            assert_eq!(conn.next(5).await?[..], *b"hello");
+            Ok(())
+        })?;
+        let error = t.server().on_request(echo).bind(&address).expect_err("the name is taken");
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE), "{error:?}");
+        server.shutdown(DEADLINE)?;
+        let error = block_on(async { Ok(t.dialer().connect(&address).await.err()) })?;
+        let error = error.expect("nobody listens");
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{error:?}");
+        t.spawn_bound(t.server().on_request(echo).bind(&address)?);
+    }
+    assert_eq!(fs::read_dir(dir.path())?.count(), 0, "there is a file");
+    Ok(())
+}
+
+fn connect_abstract(name: &str) -> Check<UnixStream> {
+    let addr = SocketAddr::from_abstract_name(name)?;
+    Ok(UnixStream::connect_addr(&addr)?)
+}
+
+pub(crate) fn an_abstract_name_too_long_is_one_clear_error(t: &Fixture) -> Check {
+    let address = format!("unix:@{}", "x".repeat(PATH_BYTES_MAX));
+    let listening = t.server().on_request(echo).bind(&address).expect_err("too long");
+    let dialing = block_on(async { Ok(t.dialer().connect(&address).await.err()) })?;
+    for error in [listening, dialing.expect("too long")] {
+        assert!(error.is_invalid(), "{error:?}");
+        let message = error.to_string();
+        assert!(message.contains("108") && message.contains("107"), "no lengths in {message:?}");
+    }
     Ok(())
 }
 
@@ -295,5 +349,38 @@ pub(crate) fn an_adopted_listeners_socket_file_stays(t: &Fixture) -> Check {
     echo_over(UnixStream::connect(&path)?, b"adopted")?;
     server.shutdown(DEADLINE)?;
     assert!(path.exists(), "the caller's socket file is gone");
+    Ok(())
+}
+
+pub(crate) fn a_slow_unix_peer_that_takes_bytes_is_not_cut_by_the_stall_timeout(
+    t: &Fixture,
+) -> Check {
+    const STALL: Duration = Duration::from_millis(400);
+    const SIZE: usize = 2 << 20;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("slow");
+    let (sends, sent) = std::sync::mpsc::channel();
+    let builder = t.server().write_stall_timeout(STALL).on_connect(move |mut conn| {
+        let sends = sends.clone();
+        async move {
+            conn.write(pattern(0, SIZE))?;
+            let start = Instant::now();
+            let flushed = conn.flush().await;
+            sends.send((flushed, start.elapsed())).map_err(ringpoll::Error::other)
+        }
+    });
+    t.spawn_bound(builder.bind(&unix(&path))?);
+    let peer = UnixStream::connect(&path)?;
+    bound_unix(&peer)?;
+    let mut received = 0;
+    while received < SIZE {
+        let bytes = read_exactly(&peer, 32 << 10)?;
+        assert_pattern(&bytes, received);
+        received += bytes.len();
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    let (flushed, took) = sent.recv_timeout(DEADLINE)?;
+    flushed?;
+    assert!(took > 2 * STALL, "the peer was not slow: {took:?}");
     Ok(())
 }

@@ -240,7 +240,9 @@ fn call_anything(handle: &Handle) {
     let _ = (handle.local_addr(), handle.peer_addr(), format!("{handle:?}"));
     handle.set_read_timeout(Some(DEADLINE));
     handle.set_write_timeout(Some(DEADLINE));
+    handle.set_write_stall_timeout(Some(DEADLINE));
     handle.set_deadline(None);
+    let _ = (handle.is_shutting_down(), handle.shutdown_begun());
     handle.set_idle_timeout(Some(DEADLINE));
     handle.set_context(7_u8);
     let _ = handle.context::<u8>();

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
+use bytes::BufMut;
 use ringpoll::buffer::{LinkBuffer, Writer};
 use ringpoll::{Connection, Slice};
 
@@ -19,6 +20,7 @@ macro_rules! cases {
             nothing_leaves_before_it_is_submitted
             submit_sends_without_being_awaited
             reserved_bytes_are_zero_and_commit_keeps_the_first
+            what_is_put_into_a_reserved_buf_is_written_and_nothing_else
             committing_more_than_was_reserved_is_invalid
             insert_places_bytes_inside_the_reservation
             inserting_beyond_the_reservation_is_invalid
@@ -186,6 +188,39 @@ pub(crate) fn submit_sends_without_being_awaited(t: &Fixture) -> Check {
     peer.write_all(b"!")?;
     assert_pattern(&read_exactly(&peer, 2000)?, 1000);
     wrote.wait();
+    Ok(())
+}
+
+pub(crate) fn what_is_put_into_a_reserved_buf_is_written_and_nothing_else(t: &Fixture) -> Check {
+    let (peer, wrote) = t.drive(|mut conn| async move {
+        // Dirty memory first, so that bytes of a recycled block would show.
+        conn.write_copy(&[0xff; 4000])?;
+        conn.flush().await?;
+        conn.reserve(5)?.copy_from_slice(b"first");
+        let mut room = conn.reserve_buf(4000)?;
+        room.put_u16(0x2121);
+        room.put_slice(b"put");
+        assert_eq!(room.remaining_mut(), 4000 - 5);
+        assert_eq!(conn.pending_len(), 5 + 5);
+        assert!(conn.commit(1).is_err(), "nothing is left to commit");
+        conn.reserve(4)?.copy_from_slice(b"endx");
+        conn.commit(3)?;
+        assert_eq!(conn.reserve_buf(0)?.remaining_mut(), 0);
+        let mut full = conn.reserve_buf(2)?;
+        let overfill = move || full.put_slice(b"abc");
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(overfill)).is_err());
+        let large = pattern(0, 100_000);
+        conn.reserve_buf(large.len())?.put_slice(&large);
+        conn.flush().await?;
+        conn.close();
+        assert!(conn.reserve_buf(1).is_err_and(|error| error.is_closed()));
+        Ok(())
+    })?;
+    wrote.wait();
+    let got = read_all(&peer)?;
+    assert_eq!(got[4000..4013], b"first!!putend"[..]);
+    assert_eq!(got.len(), 4013 + 100_000);
+    assert_pattern(&got[4013..], 0);
     Ok(())
 }
 

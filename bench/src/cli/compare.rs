@@ -17,8 +17,8 @@ pub(crate) struct CompareArgs {
     /// Everything in under 90 seconds
     #[arg(long)]
     pub(crate) quick: bool,
-    /// What is compared, in this order: echo, sizes, stream, mux, proxy, rpc, idle, rates, heavy;
-    /// or all of them, as all
+    /// What is compared, in this order: echo, sizes, stream, mux, proxy, rpc, idle, rates, heavy,
+    /// http, calls; or all of them, as all
     #[arg(long, value_name = "LIST", default_value = "echo,idle")]
     pub(crate) scenario: ScenarioList,
     /// Backends of ringpoll; without it those that the scenario is about
@@ -49,6 +49,10 @@ pub(crate) struct CompareArgs {
     /// without it half of what the slowest one takes
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate: Option<f64>,
+    /// Scenario http: where the programs axum_app and grpc_greeter are; without it the directory
+    /// examples beside this program
+    #[arg(long, value_name = "DIR")]
+    pub(crate) examples: Option<PathBuf>,
     /// Connections of each row of the scenario echo; without it 1,10,100,1000, or 1,100,1000 with
     /// --quick
     #[arg(long, value_name = "LIST", value_delimiter = ',',
@@ -95,6 +99,15 @@ impl CompareArgs {
         self.idle > 0 && self.scenario.0.contains(&CompareScenario::Idle)
     }
 
+    /// Where the example programs are.
+    pub(crate) fn examples_dir(&self) -> PathBuf {
+        let beside_program = || {
+            let program = std::env::current_exe().unwrap_or_default();
+            program.with_file_name("examples")
+        };
+        self.examples.clone().unwrap_or_else(beside_program)
+    }
+
     /// Refuses what the scenarios have no use for.
     pub(crate) fn check(&self) -> Result<()> {
         let has = |scenario| self.scenario.0.contains(&scenario);
@@ -102,6 +115,7 @@ impl CompareArgs {
             ("--rate", self.rate.is_some(), CompareScenario::Heavy),
             ("--connections", self.connections.is_some(), CompareScenario::Echo),
             ("--depth", self.depth.is_some(), CompareScenario::Echo),
+            ("--examples", self.examples.is_some(), CompareScenario::Http),
         ];
         match misplaced.into_iter().find(|(_, given, scenario)| *given && !has(*scenario)) {
             None => Ok(()),

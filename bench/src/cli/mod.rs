@@ -1,8 +1,9 @@
 //! The command line: a stable contract, because scripts depend on it.
 //!
-//! `serve` and `compare` hold the arguments of those commands, `values` what can stand behind a
-//! flag.
+//! `serve`, `calls` and `compare` hold the arguments of those commands, `values` what can stand
+//! behind a flag.
 
+mod calls;
 mod compare;
 mod scenario;
 mod serve;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::calls::{CallsArgs, ClientKind, RuntimeKind};
 pub(crate) use self::compare::{ArticleArgs, CompareArgs, CpuArgs};
 pub(crate) use self::scenario::CompareScenario;
 pub(crate) use self::serve::{Scenario, ServeArgs};
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Send requests and measure
     Load(LoadArgs),
+    /// Make calls with an RPC client, and measure the client
+    Calls(CallsArgs),
     /// Serve with something else than ringpoll, to compare with
     #[command(hide = true)]
     Peer(PeerArgs),

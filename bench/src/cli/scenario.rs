@@ -29,10 +29,14 @@ pub(crate) enum CompareScenario {
     Rates,
     /// What becomes of cheap requests and of throughput where requests compute.
     Heavy,
+    /// What HTTP servers serve: axum and tonic.
+    Http,
+    /// What calls cost an RPC client: the client is measured, and not the server.
+    Calls,
 }
 
 impl CompareScenario {
-    const ALL: [(&'static str, CompareScenario); 9] = [
+    const ALL: [(&'static str, CompareScenario); 11] = [
         ("echo", CompareScenario::Echo),
         ("sizes", CompareScenario::Sizes),
         ("stream", CompareScenario::Stream),
@@ -42,6 +46,8 @@ impl CompareScenario {
         ("idle", CompareScenario::Idle),
         ("rates", CompareScenario::Rates),
         ("heavy", CompareScenario::Heavy),
+        ("http", CompareScenario::Http),
+        ("calls", CompareScenario::Calls),
     ];
 }
 

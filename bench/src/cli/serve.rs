@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions};
+use ringpoll::{Backend, Placement, PollMode, RingTier, SqpollOptions, UringOptions, ZeroCopySend};
 
 use super::values::{Bytes, CpuList, FRAME_MAX, RingBuffers, resolve};
 use crate::error::{Failure, Result};
@@ -35,6 +35,10 @@ pub(crate) struct ServeArgs {
     /// What a request asks for
     #[arg(long, default_value = "echo")]
     pub(crate) scenario: Scenario,
+    /// Scenario calls: answer no request until so many are there, then all of them, in reverse
+    /// order
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) hold: Option<u32>,
     /// CPUs for the pollers, such as 0,2-3
     #[arg(long, value_name = "LIST")]
     pub(crate) poller_cpus: Option<CpuList>,
@@ -198,9 +202,9 @@ pub(crate) struct RingArgs {
     /// Several receives may share a large buffer
     #[arg(long, hide = true)]
     pub(crate) incremental: bool,
-    /// Send without a copy where that much goes out at once
-    #[arg(long, hide = true, value_name = "BYTES")]
-    pub(crate) zero_copy: Option<Bytes>,
+    /// Send without a copy: auto, off, or always where that much goes out at once
+    #[arg(long, hide = true, value_name = "auto|off|BYTES", value_parser = zero_copy)]
+    pub(crate) zero_copy: Option<ZeroCopySend>,
     /// Let a poller that waits poll the network card for so long
     #[arg(long, hide = true, value_name = "US")]
     pub(crate) napi_us: Option<u32>,
@@ -223,7 +227,7 @@ impl RingArgs {
         let mut options = UringOptions::new()
             .receive_bundles(self.bundles)
             .incremental_buffers(self.incremental)
-            .zero_copy_send(self.zero_copy.map(|bytes| bytes.0 as usize))
+            .zero_copy_send(self.zero_copy.unwrap_or_default())
             .napi_busy_poll(self.napi_us.map(|us| Duration::from_micros(us.into())));
         if let Some(buffers) = self.ring_buffers {
             options = options.receive_buffers(buffers.small, buffers.large);
@@ -246,6 +250,16 @@ pub(crate) enum Scenario {
     Proxy,
     /// Copy it into the reply in a task of its own; replies come in any order (load --unordered)
     Mux,
+    /// Copy it into the answer of a call (command calls)
+    Calls,
+}
+
+fn zero_copy(text: &str) -> Result<ZeroCopySend> {
+    match text {
+        "off" => Ok(ZeroCopySend::Off),
+        "auto" => Ok(ZeroCopySend::Auto),
+        _ => text.parse().map(|Bytes(bytes)| ZeroCopySend::Always { bytes_min: bytes as usize }),
+    }
 }
 
 fn first_given(flags: &[(&'static str, bool)]) -> Option<&'static str> {

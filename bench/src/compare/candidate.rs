@@ -6,6 +6,8 @@ use clap::Parser;
 use ringpoll::{Backend, Placement};
 
 use crate::cli::{Cli, Command, CompareArgs, CompareScenario, ServeArgs};
+use crate::compare::caller::{self, Caller};
+use crate::compare::example::{self, Example};
 use crate::compare::external::External;
 use crate::compare::plan::{Cell, Pinned};
 use crate::compare::remote::Remote;
@@ -16,7 +18,7 @@ use crate::probe::{BACKEND_VARIABLE, TIER_VARIABLE};
 use crate::rpc::Protocol;
 use crate::serve;
 
-/// A server to measure.
+/// A server to measure, or a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Candidate {
     Ringpoll {
@@ -30,6 +32,8 @@ pub(crate) enum Candidate {
     Peer(Peer),
     External(External),
     Remote(Remote),
+    Example(Example),
+    Caller(Caller),
 }
 
 impl Candidate {
@@ -51,6 +55,8 @@ impl Candidate {
         match self {
             Candidate::Ringpoll { backend, .. } => Some(*backend),
             Candidate::Remote(remote) => Some(remote.backend),
+            Candidate::Example(example) => example.backend,
+            Candidate::Caller(caller) => caller.backend(),
             Candidate::Peer(_) | Candidate::External(_) => None,
         }
     }
@@ -62,7 +68,10 @@ impl Candidate {
                 *spinning || extra.iter().any(|arg| arg == "--poll=always")
             }
             Candidate::Remote(remote) => remote.never_sleeps,
-            Candidate::Peer(_) | Candidate::External(_) => false,
+            Candidate::Peer(_)
+            | Candidate::External(_)
+            | Candidate::Example(_)
+            | Candidate::Caller(_) => false,
         }
     }
 
@@ -88,6 +97,7 @@ impl Candidate {
     /// Whether the candidate is worth measuring under this traffic.
     pub(crate) fn suits(&self, cell: &Cell) -> bool {
         match self {
+            Candidate::Caller(_) => cell.scenario == CompareScenario::Calls,
             Candidate::Ringpoll { spinning: true, .. }
                 if cell.scenario != CompareScenario::Echo =>
             {
@@ -104,6 +114,7 @@ impl Candidate {
                 cell.scenario != CompareScenario::Proxy && cell.protocol == Protocol::Frames
             }
             Candidate::Remote(_) => true,
+            Candidate::Example(example) => example.suits(cell),
         }
     }
 
@@ -116,7 +127,7 @@ impl Candidate {
                     && peer.protocol() == Protocol::Frames
             }
             Candidate::External(external) => external.pid.is_some(),
-            Candidate::Remote(_) => false,
+            Candidate::Remote(_) | Candidate::Example(_) | Candidate::Caller(_) => false,
         }
     }
 
@@ -143,7 +154,10 @@ impl Candidate {
                 vec!["serve".to_owned(), format!("--backend={backend}")]
             }
             Candidate::Peer(peer) => vec!["peer".to_owned(), peer.to_string()],
-            Candidate::External(_) | Candidate::Remote(_) => return Vec::new(),
+            Candidate::External(_) | Candidate::Remote(_) | Candidate::Example(_) => {
+                return Vec::new();
+            }
+            Candidate::Caller(caller) => return caller.args(),
         };
         args.extend([
             format!("--die-with={}", std::process::id()),
@@ -202,6 +216,8 @@ impl fmt::Display for Candidate {
             Candidate::Peer(peer) => peer.fmt(f),
             Candidate::External(external) => f.write_str(&external.name),
             Candidate::Remote(remote) => remote.fmt(f),
+            Candidate::Example(example) => example.fmt(f),
+            Candidate::Caller(caller) => caller.fmt(f),
         }
     }
 }
@@ -235,13 +251,19 @@ pub(crate) fn of_scenario(
     pinned: bool,
     external: &[External],
 ) -> Result<Vec<Candidate>> {
+    let usual = Usual::of(scenario);
+    if scenario == CompareScenario::Http {
+        return Ok(example::candidates(args, &usual));
+    }
+    if scenario == CompareScenario::Calls {
+        return Ok(caller::candidates(args, &usual));
+    }
     let mut all: Vec<Candidate> = Vec::new();
     let mut add = |candidate: Candidate| {
         if !all.contains(&candidate) {
             all.push(candidate);
         }
     };
-    let usual = Usual::of(scenario);
     for backend in args.backends.as_deref().unwrap_or(usual.backends) {
         let placements = scenario::placements(scenario, *backend, args.quick);
         for placement in args.placements.as_deref().unwrap_or(placements) {

@@ -100,10 +100,12 @@ impl Server {
     }
 }
 
-/// A process of this program. Dropping it kills the process.
+/// A process of this program, or of an example. Dropping it kills the process.
 pub(crate) struct Started {
     child: Child,
     addr: SocketAddr,
+    /// Whether it prints counters when it is stopped.
+    counts: bool,
     lines: Receiver<String>,
     stderr: Option<JoinHandle<String>>,
 }
@@ -115,11 +117,7 @@ impl Started {
         settings: &Settings,
         pinned: Option<&Pinned>,
     ) -> Result<Started> {
-        let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
-        let mut command = Command::new(program);
-        command.args(candidate.args(settings.frame_max, pinned)).args(args);
-        // On a port of the kernel's choice.
-        command.arg(format!("--addr={}:0", settings.network.server_ip()));
+        let mut command = command(candidate, args, settings, pinned)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // An interrupt from the keyboard goes to a process group, and is for this process alone.
         command.process_group(0);
@@ -140,12 +138,16 @@ impl Started {
         let stderr =
             child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut server = Started { child, addr: unspecified, lines, stderr };
+        let counts = !matches!(candidate, Candidate::Example(_));
+        let mut server = Started { child, addr: unspecified, counts, lines, stderr };
         server.addr = server.wait_until_ready(settings.timeout())?;
         Ok(server)
     }
 
     fn stop(mut self) -> Result<Said> {
+        if !self.counts {
+            return Ok(Said::default());
+        }
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).map_err(Failure::at("stop the server"))?;
         let Some(status) = self.wait_for_exit(STOP_PATIENCE) else {
@@ -204,6 +206,24 @@ impl Started {
         let said = cause(&complaints).unwrap_or("nothing on standard error");
         Failure::new(format!("the server died, {status}: {said}"))
     }
+}
+
+/// What starts a candidate, on a port of the kernel's choice.
+fn command(
+    candidate: &Candidate,
+    args: &[String],
+    settings: &Settings,
+    pinned: Option<&Pinned>,
+) -> Result<Command> {
+    let ip = settings.network.server_ip();
+    if let Candidate::Example(example) = candidate {
+        return Ok(example.command(ip));
+    }
+    let program = std::env::current_exe().map_err(Failure::at("find this program"))?;
+    let mut command = Command::new(program);
+    command.args(candidate.args(settings.frame_max, pinned)).args(args);
+    command.arg(format!("--addr={ip}:0"));
+    Ok(command)
 }
 
 /// What a server printed between its start and its end; nothing of one that is external.

@@ -1,5 +1,6 @@
 //! One measurement: start a candidate, load it, watch its process, stop it.
 
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,14 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use crate::cli::CompareScenario;
+use crate::compare::caller;
 use crate::compare::candidate::Candidate;
 use crate::compare::child::{Said, Server};
 use crate::compare::model::{Curve, IdleRow, Rest, Round};
 use crate::compare::plan::{Cell, Pinned, Settings};
 use crate::error::{Failure, Result};
 use crate::host::cpu::Ticks;
-use crate::host::process::{CpuUse, resident_bytes};
+use crate::host::process::{CpuUse, ended_children_ns, resident_bytes};
 use crate::load::{Latency, Observer, Outcome, Plan, dial, engine};
 use crate::peers::Peer;
 use crate::rpc::Protocol;
@@ -29,10 +31,13 @@ pub(crate) fn round(
     settings: &Settings,
     index: u32,
 ) -> Result<(Round, Vec<String>)> {
+    if let Candidate::Caller(caller) = candidate {
+        return caller::round(*caller, cell, settings, index);
+    }
     let started = Started::new(candidate, cell, settings)?;
     let server = &started.server;
     let mut watch = Watch::new(&started, candidate.is_ours(), settings.cpus_in_use(cell));
-    let outcome = match checked(engine::run(&cell.plan(server.addr(), settings), &mut watch)) {
+    let outcome = match checked(load(cell, server.addr(), settings, &mut watch)) {
         Ok(outcome) => outcome,
         Err(failure) => return Err(started.server.explain(failure)),
     };
@@ -81,6 +86,22 @@ pub(crate) fn round(
         sqpoll_work_share: counted.over("sqpoll_work_us", "sqpoll_cpu_us"),
     };
     Ok((round, said.warnings))
+}
+
+/// Loads a server with a kind of traffic.
+fn load(
+    cell: &Cell,
+    addr: SocketAddr,
+    settings: &Settings,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    match cell.http {
+        Some(http) => {
+            let duration = Duration::from_secs_f64(settings.duration_s);
+            http.run(addr, duration, settings.timeout(), observer)
+        }
+        None => engine::run(&cell.plan(addr, settings), observer),
+    }
 }
 
 /// A candidate, and before it what it forwards to.
@@ -173,10 +194,13 @@ pub(crate) fn system_calls_by_perf(
     cell: &Cell,
     settings: &Settings,
 ) -> Result<f64> {
+    if let Candidate::Caller(caller) = candidate {
+        return caller::system_calls_by_perf(*caller, cell, settings);
+    }
     let Started { server, upstream: _upstream } = Started::new(candidate, cell, settings)?;
     let pid = server.pid().ok_or_else(|| Failure::new("its process is not known"))?;
     let perf = Perf::attach(pid)?;
-    let outcome = checked(engine::run(&cell.plan(server.addr(), settings), &mut ()));
+    let outcome = checked(load(cell, server.addr(), settings, &mut ()));
     let calls = perf.detach();
     match outcome {
         Ok(outcome) => Ok(calls? as f64 / outcome.requests_ever as f64),
@@ -400,9 +424,10 @@ impl Observer for Watch<'_> {
     }
 }
 
+/// Of this process, with the tools that it has run to their end.
 fn own_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64 + ended_children_ns()
 }
 
 /// `perf stat` counting the system calls of one process.
@@ -411,7 +436,7 @@ struct Perf(Child);
 impl Perf {
     fn attach(pid: u32) -> Result<Perf> {
         let mut command = Command::new("perf");
-        command.args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string()]);
+        command.args(["stat", "-x", ",", "-e", SYSTEM_CALLS, "-p", &pid.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().map_err(Failure::at("start perf"))?;
         // perf has no way to say that it is attached.
@@ -423,14 +448,22 @@ impl Perf {
         // It may have ended by itself, with the server; then there is nothing to signal.
         let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
         let output = self.0.wait_with_output().map_err(Failure::at("wait for perf"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let line = said.lines().find(|line| line.contains("raw_syscalls:sys_enter"));
-        let count = line.and_then(|line| line.split(',').next()?.parse().ok());
-        count.ok_or_else(|| {
-            Failure::new(format!("perf: {}", said.lines().next().unwrap_or("no output")))
-        })
+        counted_by_perf(&output.stderr)
     }
 }
+
+/// The system calls in what `perf stat` has printed.
+pub(crate) fn counted_by_perf(said: &[u8]) -> Result<u64> {
+    let said = String::from_utf8_lossy(said);
+    let line = said.lines().find(|line| line.contains(SYSTEM_CALLS));
+    let count = line.and_then(|line| line.split(',').next()?.parse().ok());
+    count.ok_or_else(|| {
+        Failure::new(format!("perf: {}", said.lines().next().unwrap_or("no output")))
+    })
+}
+
+/// What perf calls the beginning of a system call.
+pub(crate) const SYSTEM_CALLS: &str = "raw_syscalls:sys_enter";
 
 /// What proxies forward to: the least of a server.
 const UPSTREAM: Candidate = Candidate::Peer(Peer::BareEpoll);

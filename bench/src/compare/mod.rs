@@ -3,8 +3,10 @@
 //! `rounds` is the machinery, which `article` shares; the rest says what is compared with what.
 
 mod against;
+pub(crate) mod caller;
 pub(crate) mod candidate;
 mod child;
+mod example;
 mod external;
 mod goals;
 pub(crate) mod measure;
@@ -64,7 +66,12 @@ impl Comparison {
         let pinned = cpus.pinned.is_some();
         let candidates = candidate::candidates(args, pinned, &external)?;
         let mut cells = Vec::new();
-        for cell in scenario::cells(args) {
+        let (measurable, missing) =
+            example::measurable(scenario::cells(args), &args.examples_dir());
+        if measurable.is_empty() && !args.has_idle_rows() && !missing.is_empty() {
+            return Err(Failure::new(missing.join(" ")));
+        }
+        for cell in measurable {
             load::reserve_fds(cell.connections, cell.idle)?;
             let those = candidate::of_scenario(args, cell.scenario, pinned, &external)?;
             let rows = those.iter().filter(|one| one.suits(&cell)).map(Row::new).collect();
@@ -73,7 +80,8 @@ impl Comparison {
         let has_rows =
             |name: &String| cells.iter().any(|report: &CellReport| report.row(name).is_some());
         let named = args.peers.iter().flat_map(|peers| &peers.0).map(ToString::to_string);
-        if let Some(peer) = named.into_iter().find(|name| !has_rows(name)) {
+        let is_measured = |name: &String| has_rows(name) || has_rows(&caller::name(name));
+        if let Some(peer) = named.into_iter().find(|name| !is_measured(name)) {
             let message = format!("--peers {peer}: nothing that is measured here suits it");
             return Err(Failure::new(message));
         }
@@ -89,6 +97,7 @@ impl Comparison {
             candidates,
             idle: Vec::new(),
         };
+        missing.into_iter().for_each(|line| comparison.rounds.note(line));
         comparison.note_sharing();
         Ok(comparison)
     }
@@ -261,13 +270,15 @@ fn set_ratios(rows: &mut [Row]) {
             let other = rows.iter().find(|row| names.contains(&row.candidate.as_str()))?;
             rows[index].over(other, figure)
         };
-        let rate = |names| over(names, Figure::RequestsPerCpuSecond);
-        let (over_tokio, over_framed) = (rate(&["tokio"]), rate(&["tokio-framed"]));
+        let rate = |names: &[&str]| over(names, Figure::RequestsPerCpuSecond);
+        // Only one of them is measured under one kind of traffic.
+        let tokio = [&["tokio", caller::ON_TOKIO][..], &example::ON_TOKIO].concat();
+        let (over_tokio, over_framed) = (rate(&tokio), rate(&["tokio-framed"]));
         // Only one of the two rings is measured under one kind of traffic.
         let over_bare_ring = rate(&["bare-ring", "bare-ring-64k"]);
         let (over_bare, over_epoll) = (rate(&["bare-epoll"]), rate(&[goals::OUR_EPOLL]));
         let over_first = rate(&[&rows[0].candidate]);
-        let p50_over_tokio = over(&["tokio"], Figure::P50);
+        let p50_over_tokio = over(&tokio, Figure::P50);
         let row = &mut rows[index];
         (row.over_tokio, row.over_framed) = (over_tokio, over_framed);
         (row.over_bare, row.over_bare_ring) = (over_bare, over_bare_ring);

@@ -9,7 +9,7 @@ use crate::cli::{CompareArgs, CompareScenario, CpuArgs, CpuList, SEED};
 use crate::compare::network::Network;
 use crate::error::{Failure, Result};
 use crate::host::cpu;
-use crate::load::{OPEN_DEPTH_MAX, Plan};
+use crate::load::{HttpLoad, OPEN_DEPTH_MAX, Plan};
 use crate::rpc::Protocol;
 use crate::work::Work;
 
@@ -23,6 +23,8 @@ pub(crate) struct Cell {
     pub(crate) idle: u32,
     pub(crate) payload_bytes: u32,
     pub(crate) protocol: Protocol,
+    /// What an HTTP server is asked; `None` of the protocols of this program.
+    pub(crate) http: Option<HttpLoad>,
     pub(crate) question: Question,
     /// Servers and client compete for all CPUs: how a server spreads work over them is the
     /// question.
@@ -67,6 +69,7 @@ impl Cell {
             idle,
             payload_bytes,
             protocol: Protocol::Frames,
+            http: None,
             question: Question::Cost,
             shares_cpus: false,
             rate: None,
@@ -97,6 +100,17 @@ impl Cell {
             work_us,
             work_steps: (work_us > 0).then(|| Work::calibrate(work).steps),
             ..Cell::new(connections, 1, 0, payload_bytes)
+        }
+    }
+
+    /// A kind of traffic of the scenario http.
+    pub(crate) fn http(load: HttpLoad) -> Cell {
+        let (connections, depth) = load.connections();
+        Cell {
+            name: format!("http: {}", load.name()),
+            scenario: CompareScenario::Http,
+            http: Some(load),
+            ..Cell::new(connections, depth, 0, 0)
         }
     }
 

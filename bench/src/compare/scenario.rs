@@ -5,6 +5,7 @@ use ringpoll::{Backend, Placement};
 
 use crate::cli::{CompareArgs, CompareScenario};
 use crate::compare::plan::{Cell, Question};
+use crate::load::HttpLoad;
 use crate::peers::Peer;
 use crate::rpc::Protocol;
 
@@ -86,7 +87,15 @@ fn of_scenario(args: &CompareArgs, scenario: CompareScenario) -> Vec<Cell> {
             }
             cells
         }
+        CompareScenario::Http => HttpLoad::ALL.map(Cell::http).into(),
+        CompareScenario::Calls => vec![calls(bytes)],
     }
+}
+
+fn calls(bytes: u32) -> Cell {
+    let cell = Cell::new(CALLS_CONNECTIONS, CALLERS / CALLS_CONNECTIONS, 0, bytes);
+    let name = format!("calls: {CALLERS} callers, {CALLS_CONNECTIONS} connections");
+    Cell { name, scenario: CompareScenario::Calls, ..cell }
 }
 
 fn echo(args: &CompareArgs) -> Vec<Cell> {
@@ -147,6 +156,14 @@ impl Usual {
                 backends: &[Backend::Epoll, Backend::Uring],
                 peers: &[Peer::Tokio, Peer::BareEpoll, Peer::BareRing],
             },
+            // The peers are the same programs on tokio.
+            CompareScenario::Http => {
+                Usual { backends: &[Backend::Epoll, Backend::Uring], peers: &[] }
+            }
+            CompareScenario::Calls => Usual {
+                backends: &[Backend::Epoll, Backend::Uring],
+                peers: &[Peer::Tokio, Peer::Tonic],
+            },
             CompareScenario::Heavy => Usual {
                 backends: &[Backend::Uring],
                 peers: &[Peer::TokioWs, Peer::TokioPerCpu, Peer::Monoio, Peer::Compio],
@@ -177,6 +194,8 @@ pub(crate) fn suits_peer(peer: Peer, cell: &Cell) -> bool {
     match (cell.scenario, peer) {
         _ if peer.protocol() != cell.protocol => false,
         (CompareScenario::Heavy, _) => true,
+        // Clients are measured there, and not servers.
+        (CompareScenario::Calls, _) => false,
         // The others have no task for each request, or do not forward.
         (CompareScenario::Mux, _) => matches!(peer, Peer::Tokio | Peer::TokioWs),
         (CompareScenario::Proxy, _) => {
@@ -210,6 +229,8 @@ const PROXIED: &[(u32, u32)] = &[(100, 1), (4, 64)];
 /// Protocol, connections and depth; a server of Thrift answers one request after the other.
 const RPCS: &[(Protocol, u32, u32)] =
     &[(Protocol::Grpc, 100, 1), (Protocol::Grpc, 4, 64), (Protocol::Thrift, 100, 1)];
+const CALLERS: u32 = 256;
+const CALLS_CONNECTIONS: u32 = 4;
 const BESIDE_IDLE: u32 = 100;
 /// Percent of what the slowest server takes.
 const RATES: &[u32] = &[25, 50, 75, 90];

@@ -16,6 +16,8 @@ pub(crate) fn info(candidate: &Candidate, settings: &Settings) -> ServerInfo {
         Candidate::Peer(peer) => (peer.version(), peer.settings().to_owned()),
         Candidate::External(server) => ("started by others".to_owned(), external(server)),
         Candidate::Remote(_) => (String::new(), "on another host".to_owned()),
+        Candidate::Example(example) => ("an example program".to_owned(), example.command_line()),
+        Candidate::Caller(caller) => (caller.version(), caller.settings().to_owned()),
     };
     let args = candidate.args(settings.frame_max, settings.pinned.as_ref()).into_iter();
     // The number of this process says nothing to anybody else.

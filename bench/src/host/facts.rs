@@ -116,13 +116,14 @@ impl Rings {
 }
 
 /// What a ring may have beyond its tier, and whether it does.
-pub(crate) fn features(found: &Capabilities) -> [(&'static str, bool); 6] {
+pub(crate) fn features(found: &Capabilities) -> [(&'static str, bool); 7] {
     [
         ("no sq array", found.no_sq_array),
         ("no iowait", found.no_iowait),
         ("receive bundles", found.receive_bundles),
         ("incremental buffers", found.incremental_buffers),
         ("zero-copy send", found.zero_copy_send),
+        ("zero-copy reports", found.zero_copy_reports),
         ("napi busy poll", found.napi_busy_poll),
     ]
 }

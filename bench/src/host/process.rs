@@ -81,11 +81,27 @@ pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
         .ok_or_else(|| Failure::new(format!("read {path}: no resident size in it")))
 }
 
+/// CPU time of the processes that this one has started and whose end it has taken, in ticks.
+pub(crate) fn ended_children_ns() -> u64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    children_ticks(&stat).unwrap_or(0) * TICK_NS
+}
+
 /// utime + stime. The name in parentheses may contain anything, so columns count from its end.
 fn process_ticks(stat: &str) -> Option<u64> {
+    ticks_at(stat, 11)
+}
+
+/// The same of its children that have ended: cutime + cstime.
+fn children_ticks(stat: &str) -> Option<u64> {
+    ticks_at(stat, 13)
+}
+
+/// The sum of two columns, counted after the name.
+fn ticks_at(stat: &str, column: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut columns = rest.split_whitespace();
-    let user: u64 = columns.nth(11)?.parse().ok()?;
+    let user: u64 = columns.nth(column)?.parse().ok()?;
     let system: u64 = columns.next()?.parse().ok()?;
     Some(user + system)
 }
@@ -99,8 +115,8 @@ mod tests {
 
     #[test]
     fn the_name_of_a_process_does_not_shift_the_columns() {
-        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 1 1";
-        assert_eq!(process_ticks(stat), Some(42));
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 100 0 0 0 30 12 5 2 20 0 1 0 5 1 1";
+        assert_eq!((process_ticks(stat), children_ticks(stat)), (Some(42), Some(7)));
     }
 
     #[test]

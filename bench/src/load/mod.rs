@@ -4,6 +4,7 @@
 //! in order), `engine` drives them through warm-up, measurement and drain; `grpc` is another
 //! engine, for the protocol whose bytes are not known beforehand. `tally` counts for both, `dice`
 //! says which requests ask for work, `windows` which replies came while no CPU was stolen.
+//! `http` loads HTTP servers, with tools of others too.
 
 mod any_order;
 pub(crate) mod client;
@@ -11,6 +12,7 @@ pub(crate) mod dial;
 mod dice;
 pub(crate) mod engine;
 mod grpc;
+mod http;
 mod tally;
 mod windows;
 
@@ -18,11 +20,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cli::{LoadArgs, resolve};
 use crate::error::{Failure, Result};
 use crate::host;
+pub(crate) use crate::load::http::HttpLoad;
 use crate::load::windows::Clean;
 pub(crate) use crate::load::windows::WINDOW;
 use crate::rpc::Protocol;
@@ -108,7 +111,7 @@ struct Line {
 }
 
 /// Microseconds.
-#[derive(Serialize, Clone, Copy, Debug, Default)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default)]
 pub(crate) struct Latency {
     pub(crate) p50: f64,
     pub(crate) p90: f64,
@@ -172,7 +175,7 @@ impl Outcome {
 }
 
 /// For nanoseconds of latency.
-fn histogram() -> Result<Histogram<u64>> {
+pub(crate) fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).map_err(Failure::at("histogram"))
 }
 

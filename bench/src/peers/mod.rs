@@ -241,6 +241,11 @@ fn service(args: &PeerArgs) -> Result<Service> {
                 args.peer
             )));
         }
+        Scenario::Calls => {
+            let message =
+                "--scenario calls: no peer has it, use serve; for client tonic, peer tonic";
+            return Err(Failure::new(message));
+        }
         Scenario::Proxy if !forwards(args.peer) => {
             return Err(Failure::new(format!(
                 "--scenario proxy: peer {} does not forward, choose tokio, tokio-ws or bare-epoll",

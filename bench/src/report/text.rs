@@ -1,5 +1,6 @@
 //! Figures as people read them; shared by the terminal's table and the page.
 
+use crate::cli::CompareScenario;
 use crate::compare::model::{CellReport, Goal, IdleRow, Row, Spread, Summary};
 use crate::compare::plan::Cell;
 
@@ -139,6 +140,18 @@ const TERMINAL: &[Column] = &[
 
 /// A kind of traffic in words.
 pub(super) fn traffic(cell: &Cell) -> String {
+    if let Some(load) = cell.http {
+        return load.traffic().to_owned();
+    }
+    if cell.scenario == CompareScenario::Calls {
+        return format!(
+            "{} callers share {} connections, one call in flight of each; {} bytes each way. CPU \
+             time, memory and system calls are those of the clients",
+            cell.connections * cell.depth,
+            cell.connections,
+            cell.payload_bytes
+        );
+    }
     let idle = match cell.idle {
         0 => String::new(),
         idle => format!(", {idle} silent ones beside them"),

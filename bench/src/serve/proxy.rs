@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ringpoll::{Connection, Dialer, Placement, Pollers, ReadHalf, WriteHalf};
+use ringpoll::{Connection, Dialer, Placement, Pollers, copy_bidirectional};
 
 /// How clients' connections get one to the upstream.
 #[derive(Clone)]
@@ -29,12 +29,10 @@ impl Upstream {
     }
 
     /// A client's whole life. It ends when both directions have ended; an error in one of them
-    /// drops both connections, and dropping closes them.
-    pub(super) async fn relay(self, client: Connection) -> ringpoll::Result<()> {
-        let upstream = self.dialer().connect(&self.addr).await?;
-        let (from_client, to_client) = client.split();
-        let (from_upstream, to_upstream) = upstream.split();
-        tokio::try_join!(forward(from_client, to_upstream), forward(from_upstream, to_client))?;
+    /// aborts both connections.
+    pub(super) async fn relay(self, mut client: Connection) -> ringpoll::Result<()> {
+        let mut upstream = self.dialer().connect(&self.addr).await?;
+        copy_bidirectional(&mut client, &mut upstream).await?;
         Ok(())
     }
 
@@ -48,21 +46,4 @@ impl Upstream {
     }
 }
 
-/// Moves bytes one way until the sender is done, then says so to the receiver. The other direction
-/// goes on.
-async fn forward(mut from: ReadHalf, mut to: WriteHalf) -> ringpoll::Result<()> {
-    loop {
-        // No byte is ready only at the end of the stream.
-        let ready = from.readable().await?;
-        if ready == 0 {
-            return to.shutdown_write().await;
-        }
-        to.append(from.slice(ready.min(CHUNK_BYTES_MAX)).await?)?;
-        // Nothing more is taken from a fast sender until the receiver has taken this.
-        to.flush().await?;
-    }
-}
-
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// What one turn moves at most.
-const CHUNK_BYTES_MAX: usize = 256 << 10;

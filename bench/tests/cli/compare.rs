@@ -60,6 +60,14 @@ fn a_comparison_ends_with_json_and_one_page() {
 }
 
 #[test]
+fn http_servers_that_are_missing_are_named_in_one_line() {
+    let line = refused(&["compare", "--scenario", "http", "--examples", "/nowhere"]);
+    for wanted in ["GET /json", "gRPC unary", "/nowhere/axum_app is missing"] {
+        assert!(line.contains(wanted), "{wanted} is not in {line}");
+    }
+}
+
+#[test]
 fn the_scenario_heavy_is_compared_at_one_rate_for_all() {
     let out = fresh_dir("heavy");
     let output = run(&[

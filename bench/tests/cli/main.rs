@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod article;
+mod calls;
 mod compare;
 mod harness;
 mod hosts;
@@ -91,6 +92,8 @@ fn bad_input_is_refused_in_one_line() {
         &["compare", "--scenario", "heavy", "--depth", "2"],
         &["compare", "--scenario", "heavy", "--connections", "10"],
         &["compare", "--scenario", "heavy", "--peers", "tokio-ws,nobody"],
+        &["compare", "--scenario", "heavy", "--examples", "/nowhere"],
+        &["compare", "--scenario", "http", "--peers", "tokio"],
         &["peer", "tokio", "--addr", "nowhere"],
         &["peer", "monoio", "--addr", "127.0.0.1:0", "--scenario", "chess"],
         &["peer", "tokio-ws", "--addr", "127.0.0.1:0", "--unpinned"],
@@ -110,6 +113,13 @@ fn bad_input_is_refused_in_one_line() {
         &["article", "--server-cpus", "0", "--client-cpus", "0"],
         &["article", "--sqpoll-cpus", "0", "--client-cpus", "0"],
         &["article", "--connections", "0"],
+        &["calls", "--addr", "127.0.0.1:1"],
+        &["calls", "--client", "chess", "--addr", "127.0.0.1:1"],
+        &["calls", "--client", "tokio", "--addr", "127.0.0.1:1", "--size", "15"],
+        &["calls", "--client", "tonic", "--addr", "127.0.0.1:1", "--outstanding", "2"],
+        &["compare", "--scenario", "calls", "--peers", "bare-epoll"],
+        &["peer", "tokio", "--addr", "127.0.0.1:0", "--scenario", "calls"],
+        &["serve", "--addr", "127.0.0.1:0", "--hold", "2"],
         &["dance"],
     ] {
         refused(args);

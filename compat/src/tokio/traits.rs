@@ -15,19 +15,32 @@ macro_rules! impl_async_read {
                 if buffer.remaining() == 0 {
                     return Poll::Ready(Ok(()));
                 }
-                let this = self.get_mut();
+                self.get_mut().poll_take(cx, buffer.remaining(), |bytes| buffer.put_slice(bytes))
+            }
+        }
+
+        impl $type {
+            /// Waits for input, then passes at most `bytes_max` received bytes to `put`, in order.
+            pub(crate) fn poll_take(
+                &mut self,
+                cx: &mut Context<'_>,
+                bytes_max: usize,
+                mut put: impl FnMut(&[u8]),
+            ) -> Poll<io::Result<()>> {
                 let budget = ready!(coop::poll_proceed(cx));
-                ready!(this.poll_input(cx))?;
+                ready!(self.poll_input(cx))?;
                 budget.made_progress();
+                let mut room = bytes_max;
                 // The bytes may lie in several blocks.
-                while buffer.remaining() > 0 {
-                    let front = this.inner.buffered();
+                while room > 0 {
+                    let front = self.inner.buffered();
                     if front.is_empty() {
                         break;
                     }
-                    let count = front.len().min(buffer.remaining());
-                    buffer.put_slice(&front[..count]);
-                    this.inner.try_next(count).expect("these bytes are buffered");
+                    let count = front.len().min(room);
+                    put(&front[..count]);
+                    self.inner.advance(count);
+                    room -= count;
                 }
                 Poll::Ready(Ok(()))
             }
@@ -51,7 +64,7 @@ macro_rules! impl_async_read {
                 let this = self.get_mut();
                 let shown = this.inner.buffered().len();
                 assert!(count <= shown, "consume {count} bytes of {shown} shown");
-                this.inner.try_next(count).expect("these bytes are buffered");
+                this.inner.advance(count);
             }
         }
     };
@@ -82,14 +95,9 @@ macro_rules! impl_async_write {
                 let this = self.get_mut();
                 let writer = &mut this.inner;
                 let budget = ready!(coop::poll_proceed(cx));
-                let room = ready!(writer.poll_writable_within(cx, this.output_bytes_max))?;
+                let within = this.output_bytes_max;
+                let taken = ready!(writer.poll_write_vectored_within(cx, pieces, within))?;
                 budget.made_progress();
-                let mut taken = 0;
-                for piece in pieces {
-                    let count = piece.len().min(room - taken);
-                    writer.write_copy(&piece[..count])?;
-                    taken += count;
-                }
                 if writer.pending_len() >= TokioStream::GATHERED_BYTES_MAX {
                     writer.submit()?;
                 }

@@ -78,8 +78,12 @@ impl Fixture {
     }
 
     pub(crate) fn builder(&self) -> ringpoll::ServerBuilder {
+        self.builder_without_runtime().tokio(runtime().handle().clone())
+    }
+
+    pub(crate) fn builder_without_runtime(&self) -> ringpoll::ServerBuilder {
         let builder = Server::builder().backend(self.mount.backend).pollers(1);
-        builder.placement(self.mount.placement).tokio(runtime().handle().clone())
+        builder.placement(self.mount.placement)
     }
 
     pub(crate) fn spawn(&mut self, builder: ringpoll::ServerBuilder) -> Check<ServerHandle> {

@@ -5,8 +5,10 @@
 //! `REQUIRE_ALL_BACKENDS=1` they fail.
 
 mod codec;
+mod direct;
 mod harness;
 mod http;
+mod hyper;
 mod io;
 
 macro_rules! mount {
@@ -20,6 +22,8 @@ macro_rules! mount {
             crate::io::cases!(tests, MOUNT);
             crate::codec::cases!(tests, MOUNT);
             crate::http::cases!(tests, MOUNT);
+            crate::hyper::cases!(tests, MOUNT);
+            crate::direct::cases!(tests, MOUNT);
         }
     )+};
 }

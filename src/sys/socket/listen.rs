@@ -3,30 +3,34 @@
 //! Runs on the thread that starts a server. May block that thread for a short time: while the last
 //! owner of the address releases it, or while another server starts in the same directory.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
-use rustix::net::sockopt;
-
 use super::file::{DirLock, SocketFile, is_stale};
-use super::{Socket, name, new_stream, set_options};
+use super::setup::{SocketError, SocketHook, int, option, seconds, set_int, set_options};
+use super::{Socket, name, new_stream};
 use crate::address::PeerAddr;
 use crate::config::{self, SocketOptions};
 
-/// How to make a listener.
-#[derive(Clone, Copy)]
-pub(crate) struct ListenOptions<'a> {
-    /// An IPv6 socket accepts IPv4 too.
-    pub(crate) both_ip: bool,
-    /// Ignored for Unix sockets.
+/// How to make a listener. Unix sockets ignore the options of TCP and IP.
+#[derive(Default)]
+pub(crate) struct ListenOptions {
+    /// Accepted sockets inherit these options.
+    pub(crate) socket: SocketOptions,
+    /// `None`: the address decides.
+    pub(crate) v6_only: Option<bool>,
     pub(crate) reuse_port: bool,
+    /// `None`: [`LISTEN_BACKLOG`](config::LISTEN_BACKLOG).
+    pub(crate) backlog: Option<u32>,
+    pub(crate) defer_accept: Option<Duration>,
+    /// The length of the queue of connections whose handshake is not complete.
+    pub(crate) fast_open: Option<u32>,
     /// The socket file stays when the listener closes.
     pub(crate) keeps_file: bool,
-    /// Accepted sockets inherit these options.
-    pub(crate) socket: &'a SocketOptions,
+    pub(crate) before_bind: Option<SocketHook>,
 }
 
 /// A listener, and the socket file that it made.
@@ -35,25 +39,29 @@ pub(crate) struct Listener {
     pub(crate) file: Option<SocketFile>,
 }
 
-/// A listener on `addr`. Replaces a stale socket file.
-pub(crate) fn listen(addr: &PeerAddr, options: ListenOptions<'_>) -> io::Result<Listener> {
+/// A listener on `addr`. Replaces a stale socket file. With `v6_only`, a listener on an IPv6
+/// address accepts no IPv4. Calls the user's hook: hold no lock.
+pub(crate) fn listen(
+    addr: &PeerAddr,
+    v6_only: bool,
+    options: &ListenOptions,
+) -> Result<Listener, SocketError> {
     let lock_until = Instant::now() + config::DIR_LOCK_WAIT_MAX;
     retry_while_in_use(|| match addr {
         PeerAddr::Unix(Some(path)) => listen_on_file(addr, path, options, lock_until),
-        _ => listen_on_port(addr, options),
+        _ => listen_on_name(addr, v6_only, options),
     })
 }
 
 /// Retries while the address is in use. The kernel tears down the rings of a killed server after
 /// the process has ended, and those rings still hold the server's sockets.
-fn retry_while_in_use<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry_while_in_use<T>(
+    mut attempt: impl FnMut() -> Result<T, SocketError>,
+) -> Result<T, SocketError> {
     let mut retries = 0;
     loop {
         match attempt() {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse
-                    && retries < config::BIND_RETRIES_MAX =>
-            {
+            Err(error) if error.is_in_use() && retries < config::BIND_RETRIES_MAX => {
                 retries += 1;
                 thread::sleep(config::BIND_RETRY_PAUSE);
             }
@@ -62,33 +70,25 @@ fn retry_while_in_use<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Resu
     }
 }
 
-fn listen_on_port(addr: &PeerAddr, options: ListenOptions<'_>) -> io::Result<Listener> {
-    let fd = new_stream(addr)?;
-    set_options(&fd, addr, options.socket)?;
-    if let PeerAddr::Inet(inet) = addr {
-        sockopt::set_socket_reuseaddr(&fd, true)?;
-        // Accepted sockets inherit TCP_NODELAY, which saves a call for each of them.
-        sockopt::set_tcp_nodelay(&fd, true)?;
-        if inet.is_ipv6() {
-            sockopt::set_ipv6_v6only(&fd, !options.both_ip)?;
-        }
-        if options.reuse_port {
-            sockopt::set_socket_reuseport(&fd, true)?;
-        }
-    }
+/// Listens on a port, or on an abstract name.
+fn listen_on_name(
+    addr: &PeerAddr,
+    v6_only: bool,
+    options: &ListenOptions,
+) -> Result<Listener, SocketError> {
+    let fd = unbound(addr, v6_only, options)?;
     name::bind(fd.as_fd(), addr)?;
-    rustix::net::listen(&fd, config::LISTEN_BACKLOG)?;
+    rustix::net::listen(&fd, backlog(options))?;
     Ok(Listener { socket: Arc::new(Socket::new(fd, addr)), file: None })
 }
 
 fn listen_on_file(
     addr: &PeerAddr,
     path: &Path,
-    options: ListenOptions<'_>,
+    options: &ListenOptions,
     lock_until: Instant,
-) -> io::Result<Listener> {
-    let fd = new_stream(addr)?;
-    set_options(&fd, addr, options.socket)?;
+) -> Result<Listener, SocketError> {
+    let fd = unbound(addr, false, options)?;
     let own_path = std::path::absolute(path)?;
     // Held until the socket listens: a bound socket that does not listen yet looks stale.
     let lock = DirLock::take(path, lock_until);
@@ -97,7 +97,7 @@ fn listen_on_file(
             if lock.is_none() {
                 // The holder of the lock may replace the same file.
                 tracing::warn!(?path, "listen: stale socket file kept: cannot lock its directory");
-                return Err(error);
+                return Err(error.into());
             }
             fs::remove_file(path)?;
             name::bind(fd.as_fd(), addr)?;
@@ -106,8 +106,42 @@ fn listen_on_file(
     }
     let socket = Arc::new(Socket::new(fd, addr));
     let own_file = if options.keeps_file { None } else { SocketFile::of(own_path, &socket) };
-    rustix::net::listen(&*socket, config::LISTEN_BACKLOG)?;
+    rustix::net::listen(&*socket, backlog(options))?;
     Ok(Listener { socket, file: own_file })
+}
+
+/// A socket for `addr` that has its options and is not bound.
+fn unbound(
+    addr: &PeerAddr,
+    v6_only: bool,
+    options: &ListenOptions,
+) -> Result<OwnedFd, SocketError> {
+    let socket = new_stream(addr)?;
+    let fd = socket.as_fd();
+    set_options(fd, addr, &options.socket)?;
+    if let PeerAddr::Inet(inet) = addr {
+        set_int(fd, option!(SOL_SOCKET, SO_REUSEADDR), 1)?;
+        if inet.is_ipv6() {
+            set_int(fd, option!(SOL_IPV6, IPV6_V6ONLY), v6_only.into())?;
+        }
+        if options.reuse_port {
+            set_int(fd, option!(SOL_SOCKET, SO_REUSEPORT), 1)?;
+        }
+        if let Some(time) = options.defer_accept {
+            set_int(fd, option!(SOL_TCP, TCP_DEFER_ACCEPT), seconds(time))?;
+        }
+        if let Some(count) = options.fast_open {
+            set_int(fd, option!(SOL_TCP, TCP_FASTOPEN), int(count))?;
+        }
+    }
+    if let Some(hook) = &options.before_bind {
+        hook.call("before_bind", fd)?;
+    }
+    Ok(socket)
+}
+
+fn backlog(options: &ListenOptions) -> i32 {
+    options.backlog.map_or(config::LISTEN_BACKLOG, int)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -117,20 +151,14 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::PathBuf;
     use std::sync::Barrier;
-    use std::time::Duration;
 
-    fn now_on_port(addr: &PeerAddr) -> io::Result<Listener> {
-        listen_on_port(addr, plain(&SocketOptions::default()))
+    fn now_on_port(addr: &PeerAddr) -> Result<Listener, SocketError> {
+        listen_on_name(addr, true, &ListenOptions::default())
     }
 
-    fn plain(socket: &SocketOptions) -> ListenOptions<'_> {
-        ListenOptions { both_ip: false, reuse_port: false, keeps_file: false, socket }
-    }
-
-    fn now(path: &Path, lock_wait: Duration) -> io::Result<Listener> {
+    fn now(path: &Path, lock_wait: Duration) -> Result<Listener, SocketError> {
         let addr = PeerAddr::Unix(Some(path.to_owned()));
-        let socket = SocketOptions::default();
-        listen_on_file(&addr, path, plain(&socket), Instant::now() + lock_wait)
+        listen_on_file(&addr, path, &ListenOptions::default(), Instant::now() + lock_wait)
     }
 
     fn socket_path() -> (tempfile::TempDir, PathBuf) {
@@ -156,8 +184,8 @@ mod tests {
                 let ended = starters.into_iter().map(|starter| starter.join());
                 ended.map(|started| started.expect("no panic")).collect()
             });
-            let refused = |started: &io::Result<_>| {
-                started.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+            let refused = |started: &Result<_, SocketError>| {
+                started.as_ref().is_err_and(SocketError::is_in_use)
             };
             let winners = started.iter().filter(|started| started.is_ok()).count();
             let losers = started.iter().filter(|started| refused(started)).count();
@@ -200,7 +228,7 @@ mod tests {
             tries += 1;
             now_on_port(&addr)
         });
-        assert_eq!(failed.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+        assert!(failed.is_err_and(|error| error.is_in_use()));
         assert_eq!(tries, config::BIND_RETRIES_MAX + 1);
     }
 
@@ -212,7 +240,7 @@ mod tests {
         assert!(!path.exists());
         drop(UnixListener::bind(&path).expect("a socket file"));
         let error = now(&path, Duration::ZERO).err().expect("the file is another's to replace");
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.is_in_use());
         assert!(path.exists());
         drop(lock);
         assert!(now(&path, Duration::ZERO).is_ok());
@@ -225,7 +253,7 @@ mod tests {
         let bound = new_stream(&addr).expect("a socket");
         name::bind(bound.as_fd(), &addr).expect("a free path");
         let error = now(&path, Duration::ZERO).err().expect("it is about to listen");
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.is_in_use());
         drop(bound);
         assert!(now(&path, Duration::ZERO).is_ok());
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::retry_on_intr;
 
-use crate::address::{PeerAddr, UNIX_PATH_BYTES_MAX};
+use crate::address::{PeerAddr, UNIX_NAME_BYTES_MAX, UNIX_PATH_BYTES_MAX};
 
 /// Room for an address of any family, and the length of the address in it. Aligned as
 /// `sockaddr_storage`.
@@ -27,8 +27,9 @@ pub(super) fn bind(fd: BorrowedFd<'_>, addr: &PeerAddr) -> io::Result<()> {
     let raw = match addr {
         PeerAddr::Inet(addr) => return Ok(rustix::net::bind(fd, addr)?),
         PeerAddr::Unix(path) => RawAddr::of_path(path.as_deref())?,
+        PeerAddr::Abstract(name) => RawAddr::of_name(name)?,
     };
-    // SAFETY: the kernel reads `len` bytes, and `of_path` has filled as many of `raw`.
+    // SAFETY: the kernel reads `len` bytes, and `raw` has as many.
     check(unsafe { libc::bind(fd.as_raw_fd(), raw.as_ptr(), raw.len) })?;
     Ok(())
 }
@@ -37,9 +38,10 @@ pub(super) fn connect(fd: BorrowedFd<'_>, addr: &PeerAddr) -> io::Result<()> {
     let raw = match addr {
         PeerAddr::Inet(addr) => return Ok(retry_on_intr(|| rustix::net::connect(fd, addr))?),
         PeerAddr::Unix(path) => RawAddr::of_path(path.as_deref())?,
+        PeerAddr::Abstract(name) => RawAddr::of_name(name)?,
     };
     retry(|| {
-        // SAFETY: the kernel reads `len` bytes, and `of_path` has filled as many of `raw`.
+        // SAFETY: the kernel reads `len` bytes, and `raw` has as many.
         unsafe { libc::connect(fd.as_raw_fd(), raw.as_ptr(), raw.len) }
     })?;
     Ok(())
@@ -100,7 +102,6 @@ impl RawAddr {
     }
 
     fn of_path(path: Option<&Path>) -> io::Result<RawAddr> {
-        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
         let path = path.map_or(&[][..], |path| path.as_os_str().as_bytes());
         if path.is_empty() {
             return Err(invalid("a unix socket needs a path".to_owned()));
@@ -118,6 +119,21 @@ impl RawAddr {
         raw.bytes[FAMILY_BYTES..end].copy_from_slice(path);
         // The length includes a NUL byte where there is room for one (unix(7)).
         raw.len = (end + 1).min(FAMILY_BYTES + UNIX_PATH_BYTES_MAX) as libc::socklen_t;
+        Ok(raw)
+    }
+
+    /// An abstract address: a NUL byte and the name. The length of the address ends the name.
+    fn of_name(name: &OsStr) -> io::Result<RawAddr> {
+        let name = name.as_bytes();
+        let bytes = name.len();
+        if bytes == 0 || bytes > UNIX_NAME_BYTES_MAX {
+            return Err(invalid(format!("{bytes} bytes of name, 1 to {UNIX_NAME_BYTES_MAX} fit")));
+        }
+        let mut raw = RawAddr::new();
+        let start = FAMILY_BYTES + 1;
+        raw.bytes[..FAMILY_BYTES].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
+        raw.bytes[start..start + bytes].copy_from_slice(name);
+        raw.len = (start + bytes) as libc::socklen_t;
         Ok(raw)
     }
 
@@ -139,7 +155,7 @@ impl RawAddr {
             return PeerAddr::Unix(None);
         };
         let inet = match i32::from(u16::from_ne_bytes(*family)) {
-            libc::AF_UNIX => return PeerAddr::Unix(path_of(name)),
+            libc::AF_UNIX => return unix(name),
             libc::AF_INET => inet4(name),
             libc::AF_INET6 => inet6(name),
             _ => None,
@@ -148,10 +164,18 @@ impl RawAddr {
     }
 }
 
-/// The path. `None` for an unbound or an abstract address.
-fn path_of(name: &[u8]) -> Option<PathBuf> {
-    let path = name.split(|byte| *byte == 0).next()?;
-    (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
+/// `sockaddr_un` without its family.
+fn unix(name: &[u8]) -> PeerAddr {
+    match name {
+        [0, name @ ..] if name.iter().any(|byte| *byte != 0) => {
+            PeerAddr::Abstract(OsStr::from_bytes(name).to_owned())
+        }
+        [] | [0, ..] => PeerAddr::Unix(None),
+        path => {
+            let path = path.split(|byte| *byte == 0).next().unwrap_or(path);
+            PeerAddr::Unix(Some(PathBuf::from(OsStr::from_bytes(path))))
+        }
+    }
 }
 
 /// `sockaddr_in` without its family: port and address in network byte order.
@@ -170,6 +194,10 @@ fn inet6(name: &[u8]) -> Option<SocketAddr> {
     let scope = u32::from_ne_bytes(*rest.first_chunk()?);
     let (port, flow) = (u16::from_be_bytes(*port), u32::from_be_bytes(*flow));
     Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, flow, scope).into())
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
 fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
@@ -211,17 +239,21 @@ mod tests {
         let path = |path: &str| PeerAddr::Unix(Some(PathBuf::from(path)));
         let longest = "x".repeat(UNIX_PATH_BYTES_MAX);
         let terminated = format!("{longest}\0");
-        for (name, addr) in [
+        let name = |name: &str| PeerAddr::Abstract(name.into());
+        for (bytes, addr) in [
             ("", PeerAddr::Unix(None)),
             ("\0", PeerAddr::Unix(None)),
-            ("\0abstract", PeerAddr::Unix(None)),
+            ("\0\0\0", PeerAddr::Unix(None)),
+            ("\0abstract", name("abstract")),
+            ("\0a\0b\0", name("a\0b\0")),
+            (&longest.replacen('x', "\0", 1), name(&longest[1..])),
             ("/a", path("/a")),
             ("/a\0", path("/a")),
             ("/a\0b\0\0", path("/a")),
             (&longest, path(&longest)),
             (&terminated, path(&longest)),
         ] {
-            assert_eq!(decoded(libc::AF_UNIX, name.as_bytes()), addr, "{name:?}");
+            assert_eq!(decoded(libc::AF_UNIX, bytes.as_bytes()), addr, "{bytes:?}");
         }
     }
 
@@ -253,6 +285,19 @@ mod tests {
         for path in ["", "\0a", "/a\0b", &"x".repeat(109)] {
             let error = encoded(path).err().expect("no path");
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}");
+        }
+    }
+    #[test]
+    fn an_abstract_name_is_encoded_without_padding_and_decodes_to_itself() {
+        let longest = "x".repeat(UNIX_NAME_BYTES_MAX);
+        for name in ["a", "a\0b", &longest] {
+            let raw = RawAddr::of_name(OsStr::new(name)).expect("a name");
+            assert_eq!(raw.len as usize, 3 + name.len());
+            assert_eq!(raw.decode(), PeerAddr::Abstract(name.into()));
+        }
+        for name in ["", &"x".repeat(UNIX_NAME_BYTES_MAX + 1)] {
+            let error = RawAddr::of_name(OsStr::new(name)).err().expect("no name");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}");
         }
     }
 }

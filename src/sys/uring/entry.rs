@@ -197,6 +197,7 @@ impl Entry {
         if bytes == 0 && !self.ended {
             self.end(Ok(()), sink);
         }
+        self.tell_end_behind_pause(sink);
     }
 
     /// Chooses the buffer size of the next receive after a receive of `bytes`.
@@ -239,7 +240,13 @@ impl Entry {
                 Err(error) => self.end(Err(error), sink),
             }
         }
-        if !self.ended {
+        self.tell_end_behind_pause(sink);
+    }
+
+    /// While reception is paused, no receive finds the peer's end. The pause and the news of the
+    /// end come in any order, so this runs after each of them. The sink may hear of the end twice.
+    fn tell_end_behind_pause(&self, sink: &mut impl Sink) {
+        if self.peer_ended && self.paused && !self.ended {
             sink.complete(self.token, Completion::HungUp);
         }
     }
@@ -254,9 +261,7 @@ impl Entry {
             sink.complete(self.token, Completion::Connected(connected));
         } else if result > 0 && !self.ended && !self.removing {
             self.peer_ended = true;
-            if self.paused {
-                sink.complete(self.token, Completion::HungUp);
-            }
+            self.tell_end_behind_pause(sink);
         }
     }
 

@@ -8,7 +8,8 @@
 //! - this file: [`Uring`], the backend;
 //! - `operations.rs`: starts an entry's operations and takes their completions;
 //! - `entry.rs`: the state of one token; `entries.rs`: the table of entries;
-//! - `sending.rs`: a send in the kernel and its memory;
+//! - `sending.rs`: a send in the kernel and its memory; `send_record.rs`: a send that outlives its
+//!   connection;
 //! - `buffers.rs`, `buffer_ring.rs`: receive buffers;
 //! - `ring.rs`: the ring; `tag.rs`: user data; `raw.rs`, `mapping.rs`: system calls and memory;
 //! - `probe.rs`: what this kernel supports;
@@ -23,6 +24,7 @@ mod operations;
 pub(crate) mod probe;
 mod raw;
 mod ring;
+mod send_record;
 mod sending;
 mod sqpoll;
 mod tag;
@@ -264,8 +266,8 @@ impl Uring {
 
     fn handle(&mut self, cqe: Cqe, sink: &mut impl Sink) {
         let op = Op::of(cqe.user_data);
-        if op == Op::SharedSend {
-            return self.on_shared_send(cqe, sink);
+        if op == Op::SendRecord {
+            return self.on_record(cqe, sink);
         }
         if op != Op::Cancel && cqe.is_last() {
             self.operations.in_flight -= 1;
@@ -278,7 +280,7 @@ impl Uring {
             Op::Receive | Op::Accept => self.operations.on_received(entry, cqe, sink),
             Op::Send => self.operations.on_send(entry, cqe, sink),
             Op::Watch => self.operations.on_watched(entry, cqe, sink),
-            Op::Wake | Op::Cancel | Op::SharedSend => {}
+            Op::Wake | Op::Cancel | Op::SendRecord => {}
         }
         if entry.is_gone() {
             let token = entry.token;
@@ -287,10 +289,12 @@ impl Uring {
         }
     }
 
-    fn on_shared_send(&mut self, cqe: Cqe, sink: &mut impl Sink) {
-        if let Some(sends) = &mut self.shared_sends
-            && let Some((token, result)) = sends.complete(cqe, &self.entries, &self.counters)
-        {
+    fn on_record(&mut self, cqe: Cqe, sink: &mut impl Sink) {
+        let done = match &mut self.shared_sends {
+            Some(sends) => sends.complete(cqe, &self.entries, &self.counters),
+            None => self.operations.on_zero_copy(cqe, &self.entries),
+        };
+        if let Some((token, result)) = done {
             sink.complete(token, Completion::Sent(result));
         }
     }

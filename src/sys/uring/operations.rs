@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::buffers::{Buffers, group};
+use super::entries::Entries;
 use super::entry::{self, Entry, Reception, Role};
 use super::raw::Until;
 use super::ring::{Cqe, Receive, Ring, fd_of};
+use super::send_record::{self, Outcome, SendRecord};
 use super::sending::{Progress, Sending};
-use super::sqpoll::reclaim;
 use super::tag::Op;
 use crate::buffer::{Chain, Pool};
-use crate::config::UringOptions;
 use crate::config::uring::TEARDOWN;
+use crate::config::{UringOptions, ZeroCopyRule};
 use crate::counters::Counters;
 use crate::sys::{Completion, Sink, Token, Wake};
 
@@ -28,8 +29,12 @@ pub(super) struct Operations {
     counters: Arc<Counters>,
     /// Connections to drain after the completions of the round.
     pub(super) draining: Vec<Token>,
-    /// Operations in flight, without cancellations and without [`Op::SharedSend`].
+    /// Operations in flight, without cancellations and without [`Op::SendRecord`].
     pub(super) in_flight: usize,
+    zero_copy: ZeroCopyRule,
+    /// Zero-copy sends that the kernel makes, or whose memory it uses. The records of `sqpoll` are
+    /// counted with their rings.
+    zero_copy_in_flight: usize,
 }
 
 impl Operations {
@@ -52,6 +57,8 @@ impl Operations {
             counters: Arc::clone(counters),
             draining: Vec::new(),
             in_flight: 0,
+            zero_copy: options.zero_copy_rule(),
+            zero_copy_in_flight: 0,
         })
     }
 
@@ -109,14 +116,48 @@ impl Operations {
     pub(super) fn send(&mut self, entry: &mut Entry, bytes: Chain) {
         assert!(entry.sending.is_none(), "one send in flight for each token");
         self.counters.sends_in_flight.add_owned(1);
+        if entry.socket.suits_zero_copy(bytes.len(), &self.zero_copy, &self.counters) {
+            return self.push_record(SendRecord::new(entry.token, &entry.socket, bytes));
+        }
         entry.sending = Some(Box::new(Sending::new(bytes)));
         self.submit_send(entry);
+    }
+
+    fn push_record(&mut self, send: Box<SendRecord>) {
+        let (sqe, _) = send.into_operation(self.zero_copy, &self.counters);
+        self.zero_copy_in_flight += 1;
+        // SAFETY: `sqe` names memory that the record owns. Only `send_record::complete` frees the
+        // record, after the last completion.
+        unsafe { self.ring.push(sqe) }
+    }
+
+    /// Takes a completion of a zero-copy send. Returns the token and the result when the send is
+    /// over and its connection is not removed.
+    pub(super) fn on_zero_copy(
+        &mut self,
+        cqe: Cqe,
+        entries: &Entries,
+    ) -> Option<(Token, io::Result<usize>)> {
+        self.zero_copy_in_flight -= usize::from(cqe.is_last());
+        // SAFETY: the completion is of a record's send, and each completion is handled once.
+        match unsafe {
+            send_record::complete(cqe, self.zero_copy, &self.counters, |token| {
+                entries.is_live(token)
+            })
+        } {
+            Outcome::Nothing => None,
+            Outcome::Unfinished(send) => {
+                self.push_record(send);
+                None
+            }
+            Outcome::Done(token, result) => Some((token, result)),
+        }
     }
 
     fn submit_send(&mut self, entry: &mut Entry) {
         let Some(sending) = &mut entry.sending else { return };
         let user_data = Op::Send.with_token(entry.token);
-        let sqe = sending.prepare(&entry.socket, user_data, self.options.zero_copy_bytes_min);
+        let sqe = sending.prepare(&entry.socket, user_data, None);
         self.in_flight += 1;
         // SAFETY: `sqe` names memory of the box in `entry.sending`. `on_send` drops the box after
         // the last completion. The table keeps an entry that has a box. Where an operation does not
@@ -181,10 +222,7 @@ impl Operations {
     /// Takes a completion of the entry's send.
     pub(super) fn on_send(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
         let Some(sending) = &mut entry.sending else { return };
-        let progress = sending.complete(cqe, &entry.socket, &self.counters);
-        if !cqe.is_last() {
-            return;
-        }
+        let progress = sending.complete(cqe.result, &entry.socket, &self.counters);
         if matches!(progress, Progress::Unfinished) && !entry.removing {
             return self.submit_send(entry);
         }
@@ -213,8 +251,11 @@ impl Operations {
         self.ring.cancel_all(Op::Cancel.with_token(Token::NONE));
         let begun = Instant::now();
         let mut cqes = Vec::new();
-        while (self.in_flight > 0 || self.ring.sends_in_flight() > 0) && begun.elapsed() < TEARDOWN
-        {
+        let is_used = |operations: &Operations| {
+            operations.in_flight + operations.zero_copy_in_flight > 0
+                || operations.ring.sends_in_flight() > 0
+        };
+        while is_used(self) && begun.elapsed() < TEARDOWN {
             if self.ring.enter(Until::Timeout(TEARDOWN / 20), &self.counters).is_err() {
                 break;
             }
@@ -222,6 +263,11 @@ impl Operations {
             for cqe in cqes.drain(..) {
                 self.discard(cqe);
             }
+        }
+        if self.zero_copy_in_flight > 0 {
+            // The kernel still sends from the memory of the records, which is never freed.
+            let sends = self.zero_copy_in_flight;
+            tracing::warn!(sends, "ring closed before its zero-copy sends were acknowledged");
         }
         if self.in_flight > 0 {
             tracing::error!(operations = self.in_flight, "ring closed with operations in flight");
@@ -235,13 +281,14 @@ impl Operations {
     /// Frees what a completion brings, without reporting it.
     fn discard(&mut self, cqe: Cqe) {
         match Op::of(cqe.user_data) {
-            Op::SharedSend if cqe.is_last() => {
-                // SAFETY: this is the last completion of a shared send, and each completion is
-                // handled once.
-                drop(unsafe { reclaim(cqe.user_data) });
-                self.counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+            Op::SendRecord => {
+                if self.ring.collector().is_none() {
+                    self.zero_copy_in_flight -= usize::from(cqe.is_last());
+                }
+                // SAFETY: the completion is of a record's send, and each is handled once.
+                unsafe { send_record::discard(cqe, self.zero_copy, &self.counters) }
             }
-            Op::SharedSend | Op::Cancel => {}
+            Op::Cancel => {}
             op => {
                 if op == Op::Accept {
                     // Closes the descriptor that the kernel has installed.

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::Fd;
 use io_uring::{Probe, cqueue, opcode};
+use rustix::net::{AddressFamily, SocketType};
 
 use super::buffer_ring::{self, BufferRing};
-use super::raw::Until;
-use super::ring::{Cqe, Receive, Ring};
+use super::raw::{SEND_ZC_REPORT_USAGE, Until};
+use super::ring::{Cqe, Receive, Ring, fd_of};
 use super::sqpoll::polled::{Polled, Shape, SharedQueue};
 use crate::buffer::Pool;
 use crate::config::{Capabilities, RingTier, SMALL_BUFFER_BYTES, UringOptions};
@@ -68,6 +69,7 @@ fn try_all(found: &mut Capabilities) -> Result<RingTier, String> {
     found.zero_copy_send = is_listed
         && operations.is_supported(opcode::SendZc::CODE)
         && operations.is_supported(opcode::SendMsgZc::CODE);
+    found.zero_copy_reports = found.zero_copy_send && try_zero_copy(&mut ring).is_ok();
     found.napi_busy_poll = ring.poll_cards(Duration::from_micros(1)).is_ok();
     Ok(ring.tier())
 }
@@ -137,7 +139,26 @@ fn next(ring: &mut Ring, counters: &Counters, user_data: u64) -> Result<Cqe, Str
             }
         }
     }
-    Err(format!("multishot receive: no completion in {PATIENCE:?}"))
+    Err(format!("no completion in {PATIENCE:?}"))
+}
+
+/// Asks for a zero-copy send and a report whether it was copied, on a socket that is not connected.
+/// A kernel without such reports refuses the operation and posts no notification.
+fn try_zero_copy(ring: &mut Ring) -> Result<(), String> {
+    let counters = Counters::default();
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)
+        .map_err(|errno| format!("socket: {errno}"))?;
+    let send = opcode::SendZc::new(fd_of(&socket), BYTE.as_ptr(), 1);
+    let sqe = send.flags(libc::MSG_NOSIGNAL).zc_flags(SEND_ZC_REPORT_USAGE).build();
+    // SAFETY: the operation names a static byte.
+    unsafe { ring.push(sqe.user_data(SEND)) }
+    ring.enter(Until::Now, &counters).map_err(at("io_uring_enter"))?;
+    let result = next(ring, &counters, SEND)?;
+    if result.is_last() {
+        let error = io::Error::from_raw_os_error(-result.result.min(0));
+        return Err(format!("zero-copy send: no notification, {error}"));
+    }
+    next(ring, &counters, SEND).map(|_| ())
 }
 
 /// A buffer ring with one buffer, and the buffer's pool.
@@ -218,6 +239,9 @@ fn at(call: &'static str) -> impl Fn(io::Error) -> String {
 
 const RECEIVE: u64 = 1;
 const CANCEL: u64 = 2;
+const SEND: u64 = 3;
+
+static BYTE: [u8; 1] = [0];
 
 /// The longest wait for a byte through a socket pair. A busy host needs milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -80,6 +80,9 @@ const ENTER_EXT_ARG: u32 = 1 << 3;
 pub(super) const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_NAPI: u32 = 27;
 pub(super) const RECVSEND_POLL_FIRST: u16 = 1 << 0;
+pub(super) const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
+/// In the result of a notification.
+pub(super) const NOTIF_USAGE_ZC_COPIED: u32 = 1 << 31;
 
 /// `struct io_uring_getevents_arg`.
 #[repr(C)]

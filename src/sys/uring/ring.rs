@@ -56,9 +56,9 @@ impl Cqe {
         !cqueue::more(self.flags)
     }
 
-    /// The last completion of an [`Op::SharedSend`].
-    pub(super) fn ends_shared_send(&self) -> bool {
-        Op::SharedSend.is_of(self.user_data) && self.is_last()
+    /// The last completion of an [`Op::SendRecord`].
+    pub(super) fn ends_record(&self) -> bool {
+        Op::SendRecord.is_of(self.user_data) && self.is_last()
     }
 }
 
@@ -119,7 +119,7 @@ impl Ring {
         }
     }
 
-    /// How many [`Op::SharedSend`]s are in flight in this ring.
+    /// How many [`Op::SendRecord`]s are in flight in this ring, if a kernel thread polls it.
     pub(super) fn sends_in_flight(&self) -> u64 {
         self.collector().map_or(0, Collector::sends_in_flight)
     }

@@ -3,16 +3,17 @@
 //! A `Sending` owns the blocks, the list of their addresses and the message header. A `Sending` is
 //! boxed, and its owner keeps the box until the last completion of the operation. So the memory
 //! neither moves nor is freed while the kernel uses it. A `Sending` has one operation at a time.
+//! `send_record.rs` tells how long the kernel uses the memory of a zero-copy send.
 
 use std::io;
 
-use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::squeue::Entry;
 
-use super::ring::{Cqe, fd_of};
+use super::raw::SEND_ZC_REPORT_USAGE;
+use super::ring::fd_of;
 use crate::buffer::Chain;
-use crate::config;
+use crate::config::{self, ZeroCopyRule};
 use crate::counters::Counters;
 use crate::sys::Socket;
 
@@ -25,16 +26,12 @@ pub(super) struct Sending {
     is_zero_copy: bool,
     iovs: Vec<libc::iovec>,
     header: libc::msghdr,
-    /// The result of a zero-copy send whose memory the kernel still uses.
-    zero_copy_result: Option<i32>,
 }
 
 /// What a completion means for a send.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// The operation is still in flight.
-    Pending,
-    /// The operation has ended and bytes are left to send.
+    /// Bytes are left to send.
     Unfinished,
     /// The send is over: every byte is sent, or the send failed.
     Done(io::Result<usize>),
@@ -52,7 +49,6 @@ impl Sending {
             is_zero_copy: false,
             iovs: Vec::new(),
             header,
-            zero_copy_result: None,
         }
     }
 
@@ -61,33 +57,39 @@ impl Sending {
         self.rest
     }
 
-    /// The next operation of the send. Zero-copy from `zero_copy_bytes_min` bytes on, where
-    /// `socket` takes zero-copy sends.
+    /// How many bytes are unsent.
+    pub(super) fn rest_bytes(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next operation of the send, zero-copy if `zero_copy` is given.
     ///
-    /// The operation names memory of `self`. `self` must neither move nor change until
-    /// [`complete`](Self::complete) returns something else than [`Progress::Pending`].
+    /// The operation names memory of `self`. `self` must neither move nor change until the
+    /// operation's result.
     pub(super) fn prepare(
         &mut self,
         socket: &Socket,
         user_data: u64,
-        zero_copy_bytes_min: Option<usize>,
+        zero_copy: Option<ZeroCopyRule>,
     ) -> Entry {
         let fd = fd_of(socket);
         let front = self.rest.front_slice();
-        self.is_zero_copy = zero_copy_bytes_min
-            .is_some_and(|bytes_min| self.rest.len() >= bytes_min && socket.takes_zero_copy());
+        self.is_zero_copy = zero_copy.is_some();
+        let has_report = zero_copy.is_some_and(|rule| rule.has_reports);
+        let usage = if has_report { SEND_ZC_REPORT_USAGE } else { 0 };
         let sqe = if front.len() == self.rest.len() {
             self.asked_bytes = front.len().min(BYTES_MAX);
             let (start, bytes) = (front.as_ptr(), self.asked_bytes as u32);
             if self.is_zero_copy {
-                opcode::SendZc::new(fd, start, bytes).flags(FLAGS).build()
+                opcode::SendZc::new(fd, start, bytes).flags(FLAGS).zc_flags(usage).build()
             } else {
                 opcode::Send::new(fd, start, bytes).flags(FLAGS).build()
             }
         } else {
             self.gather();
             if self.is_zero_copy {
-                opcode::SendMsgZc::new(fd, &raw const self.header).flags(FLAGS as u32).build()
+                let message = &raw const self.header;
+                opcode::SendMsgZc::new(fd, message).flags(FLAGS as u32).ioprio(usage).build()
             } else {
                 opcode::SendMsg::new(fd, &raw const self.header).flags(FLAGS as u32).build()
             }
@@ -95,34 +97,47 @@ impl Sending {
         sqe.user_data(user_data)
     }
 
-    /// Takes one completion of the operation on `socket`.
-    pub(super) fn complete(&mut self, cqe: Cqe, socket: &Socket, counters: &Counters) -> Progress {
-        // A zero-copy send has two completions: first its result, with `F_MORE`, and then a
-        // notification when the kernel no longer uses the memory.
-        if cqueue::notif(cqe.flags) {
-            return match self.zero_copy_result.take() {
-                Some(result) => self.settle(result, socket, counters),
-                None => Progress::Pending,
-            };
+    /// The memory that the operation in flight names.
+    pub(super) fn named(&self) -> Chain {
+        let mut named = Chain::new();
+        let mut bytes_left = self.asked_bytes;
+        for slice in self.rest.slices() {
+            if bytes_left == 0 {
+                break;
+            }
+            bytes_left = bytes_left.saturating_sub(slice.len());
+            named.push(slice.clone());
         }
-        if !cqe.is_last() {
-            self.zero_copy_result = Some(cqe.result);
-            return Progress::Pending;
-        }
-        self.settle(cqe.result, socket, counters)
+        named
     }
 
-    fn settle(&mut self, result: i32, socket: &Socket, counters: &Counters) -> Progress {
+    /// Takes the result of the operation on `socket`.
+    pub(super) fn complete(
+        &mut self,
+        result: i32,
+        socket: &Socket,
+        counters: &Counters,
+    ) -> Progress {
         let Ok(bytes) = usize::try_from(result) else {
             return match -result {
+                // The kernel may lock no more memory for zero-copy sends (RLIMIT_MEMLOCK), or has
+                // none for a notification. An ordinary send needs neither.
+                libc::ENOMEM | libc::ENOBUFS if self.is_zero_copy => {
+                    counters.zero_copy_stops.add_owned(u64::from(socket.pause_zero_copy()));
+                    Progress::Unfinished
+                }
                 // The kernel sent nothing, and the connection works.
                 libc::EAGAIN | libc::EINTR | libc::ENOMEM | libc::ENOBUFS | libc::ECANCELED => {
                     Progress::Unfinished
                 }
+                // TCP fast open: the kernel connects without bytes, because it has no cookie any
+                // more. The next operation waits for the connection.
+                libc::EINPROGRESS => Progress::Unfinished,
                 // The kernel refuses zero-copy sends on some TCP sockets: with multipath TCP, or
                 // with TLS in the kernel.
                 libc::EOPNOTSUPP if self.is_zero_copy => {
                     socket.refuse_zero_copy();
+                    counters.zero_copy_stops.add_owned(1);
                     Progress::Unfinished
                 }
                 errno => Progress::Done(Err(io::Error::from_raw_os_error(errno))),

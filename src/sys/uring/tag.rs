@@ -1,7 +1,7 @@
 //! User data: the 64 bits by which a completion names its operation.
 //!
 //! The top byte is the kind of operation. The other 56 bits are 24 bits of a token's generation and
-//! 32 bits of its index; for [`Op::SharedSend`] they are the address of a record.
+//! 32 bits of its index; for [`Op::SendRecord`] they are the address of the record.
 
 use crate::sys::Token;
 
@@ -18,8 +18,9 @@ pub(super) enum Op {
     Wake = 5,
     /// Its result is a descriptor, which must be closed.
     Accept = 6,
-    /// A send of `sqpoll`, which any thread may have started.
-    SharedSend = 7,
+    /// A send of a record: a send of `sqpoll`, which any thread may have started, or a zero-copy
+    /// send.
+    SendRecord = 7,
 }
 
 impl Op {
@@ -33,7 +34,7 @@ impl Op {
             4 => Op::Cancel,
             5 => Op::Wake,
             6 => Op::Accept,
-            7 => Op::SharedSend,
+            7 => Op::SendRecord,
             other => unreachable!("completion of operation {other}"),
         }
     }

@@ -1,6 +1,7 @@
 //! Slots, tokens, buffers and operations in flight, which the behaviour suite cannot see.
 
 mod shared_sends;
+mod zero_copy;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -377,6 +378,24 @@ fn an_end_that_was_known_before_the_pause_is_told_all_the_same() {
     bench.uring.resume(token);
     bench.until("all is received", |notes| notes.ended == [(token, None)]);
     assert_eq!(bench.notes.of(token), [7; BYTES]);
+}
+
+#[test]
+fn an_end_that_was_known_before_the_first_byte_is_told_behind_the_pause() {
+    let Some(mut bench) = Bench::new(&UringOptions::new()) else { return };
+    bench.notes.pauses_at = Some(1);
+    let (ours, mut peer) = UnixStream::pair().expect("a socket pair");
+    peer.write_all(&[7; 50_000]).expect("written");
+    drop(peer);
+    let token = Token::new(0, 0);
+    let socket = Arc::new(Socket::adopt(ours.into()).expect("a socket"));
+    bench.uring.attach(token, socket, 1).expect("attached");
+    bench.until("the end is told", |notes| notes.hung_up.contains(&token));
+    assert!(bench.notes.of(token).len() < 50_000 && bench.notes.ended.is_empty());
+    bench.notes.pauses_at = None;
+    bench.uring.resume(token);
+    bench.until("all is received", |notes| notes.ended == [(token, None)]);
+    assert_eq!(bench.notes.of(token), [7; 50_000]);
 }
 
 #[test]

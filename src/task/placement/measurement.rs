@@ -20,6 +20,9 @@ use crate::clock::now_ns;
 pub(crate) struct Host {
     /// Each worker thread calls this function when it starts.
     pub(crate) begin: fn(),
+    /// Whether the calling thread, when it wakes up, lets the running thread finish its time slice
+    /// instead of preempting it.
+    pub(crate) let_finish: fn(bool),
     /// The run queue wait of the calling thread since it started: the time for which the thread was
     /// runnable and another thread had the CPU.
     pub(crate) starved: fn() -> Duration,
@@ -71,6 +74,16 @@ pub(crate) fn next_part() {
     THREAD.with_borrow_mut(ThreadRecord::next_part);
 }
 
+/// Has the calling thread let the running thread finish its time slice, or not, as the policy at
+/// address `policy` decides. A thread that runs handlers of several policies follows one of them:
+/// a change takes two system calls.
+#[inline]
+pub(super) fn let_finish(policy: usize, host: &Host, lets: bool) {
+    if THREAD.with_borrow_mut(|thread| thread.follows.changes(policy, lets)) {
+        (host.let_finish)(lets);
+    }
+}
+
 /// Adds a measurement to the batch of this thread. Returns the batch if it is due; the caller
 /// reports it to the policy, whose address is `policy`. Runs of `blocking_ns_min` or more block a
 /// poller.
@@ -98,11 +111,17 @@ struct ThreadRecord {
     /// Read at the end of the latest poll, if that took [`CHECKED_NS_MIN`] or more.
     spent: Option<Spent>,
     batch: Batch,
+    follows: Follows,
 }
 
 impl ThreadRecord {
-    const NEW: ThreadRecord =
-        ThreadRecord { parts: None, queue_wait: None, spent: None, batch: Batch::NEW };
+    const NEW: ThreadRecord = ThreadRecord {
+        parts: None,
+        queue_wait: None,
+        spent: None,
+        batch: Batch::NEW,
+        follows: Follows::NOTHING,
+    };
 
     fn begin(&mut self, in_parts: bool) -> u64 {
         let began_ns = now_ns();
@@ -163,6 +182,33 @@ impl ThreadRecord {
         let total = (host.starved)();
         let before = self.queue_wait.replace(QueueWait { read_ns: now_ns, total });
         before.map_or(0, |before| total.saturating_sub(before.total).as_nanos() as u64)
+    }
+}
+
+/// The decision of [`let_finish`] that a thread follows.
+struct Follows {
+    /// The address of the policy that has decided; 0 is none.
+    policy: usize,
+    lets_finish: bool,
+    /// Decisions of other policies since the latest one of this policy.
+    others: u32,
+}
+
+impl Follows {
+    const NOTHING: Follows = Follows { policy: 0, lets_finish: false, others: 0 };
+
+    /// Takes a decision. `true`: it is of the policy that the thread follows, and new.
+    fn changes(&mut self, policy: usize, lets: bool) -> bool {
+        if self.policy != policy {
+            self.others += 1;
+            if self.policy != 0 && self.others < BATCH_RUNS {
+                return false;
+            }
+            // The policy that was followed may be gone: its server may have ended.
+            self.policy = policy;
+        }
+        self.others = 0;
+        std::mem::replace(&mut self.lets_finish, lets) != lets
     }
 }
 
@@ -406,10 +452,22 @@ mod tests {
 
     const HOST: Host = Host {
         begin: || {},
+        let_finish: |_| {},
         starved: || NOW.get().0,
         spent: || NOW.get().1,
         used: || Duration::ZERO,
     };
+
+    #[test]
+    fn a_thread_between_two_policies_follows_one_until_the_other_is_alone() {
+        let mut follows = Follows::NOTHING;
+        assert!(follows.changes(1, true));
+        for _ in 0..1000 {
+            assert!(!follows.changes(2, false) && !follows.changes(1, true));
+        }
+        assert_eq!((0..BATCH_RUNS).filter(|_| follows.changes(2, false)).count(), 1);
+        assert!(!follows.changes(2, false) && follows.changes(2, true));
+    }
 
     /// A poll that ends after `wall_ns`: the time that it took, and the time of preemption.
     fn poll(wall_ns: u64) -> (u64, u64) {

@@ -1,11 +1,9 @@
 //! Where the handlers of a server run: on its pollers, on worker threads, or on a tokio runtime.
 //!
 //! - `executor.rs` puts the chosen [`Placement`](crate::Placement) into effect.
-//! - `policy.rs` decides between pollers and workers for `Placement::Auto`.
+//! - `policy.rs` decides between pollers and workers, and how threads share a CPU.
 //! - `measurement.rs` measures how long handlers run. The policy decides by these figures.
 //! - `relief.rs` moves work away from a poller while a handler blocks that poller.
-//!
-//! The last three files serve `Placement::Auto` alone.
 
 mod executor;
 mod measurement;
@@ -15,4 +13,5 @@ mod relief;
 pub(crate) use executor::{Executor, RuntimeContext};
 pub(crate) use measurement::{Host, Spent, next_part};
 pub use policy::PlacementStats;
+pub(super) use policy::{Policy, Timed};
 pub(crate) use relief::{Used, Watched};

@@ -1,5 +1,6 @@
-//! Decides whether handlers run on pollers or on workers, for
-//! [`Placement::Auto`](crate::Placement).
+//! Decides whether handlers run on pollers or on workers, and how the threads that run them share a
+//! CPU. [`Placement::Auto`](crate::Placement) leaves both decisions to this file. With
+//! `Placement::Pool` handlers stay on workers, unless the process may use only one CPU.
 //!
 //! # The problem
 //!
@@ -67,6 +68,15 @@
 //! The factor 1.25 instead of 1 makes handlers of almost the same length count as equal. These stay
 //! on the poller, without wake-ups, unless they are long enough for the second limit.
 //!
+//! # How threads share a CPU
+//!
+//! A thread that wakes up may preempt the running thread. A worker that is woken for the first run
+//! of a round then preempts the poller, finds one run, and sleeps again: each run costs two context
+//! switches. So while CPUs are short, and handlers run on workers, threads that wake up let the
+//! running thread finish its time slice (`SCHED_BATCH`): a worker finds all runs of a round. Where
+//! long runs fill more than 1 % of the time (the second limit), threads preempt as usual: a short
+//! run must not wait for the end of a long one.
+//!
 //! # What is left out
 //!
 //! * Requests that arrive in bursts wait longer than the mean delay says.
@@ -115,9 +125,23 @@ pub struct PlacementStats {
     pub flips: u64,
 }
 
+/// Where the handlers of a server may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Places {
+    /// On pollers and on workers; on pollers until they have been measured.
+    PollersFirst,
+    /// On pollers and on workers; on workers until they have been measured.
+    WorkersFirst,
+    /// On workers.
+    Workers,
+}
+
 /// The decision for one server. All threads that run its handlers share it.
-pub(super) struct Policy {
+pub(in crate::task) struct Policy {
+    places: Places,
     is_inline: AtomicBool,
+    /// Threads that wake up let the running thread finish its time slice.
+    lets_finish: AtomicBool,
     pollers: u64,
     /// CPUs that the process may use.
     cpus: u64,
@@ -146,9 +170,18 @@ struct Window {
 
 impl Policy {
     /// For the handlers of `pollers`, in a process that may use `cpus`. A wake-up costs `wake_ns`.
-    pub(super) fn new(pollers: usize, cpus: usize, wake_ns: u64, host: Host) -> Policy {
+    pub(super) fn new(
+        places: Places,
+        pollers: usize,
+        cpus: usize,
+        wake_ns: u64,
+        host: Host,
+    ) -> Policy {
+        let is_inline = places == Places::PollersFirst;
         Policy {
-            is_inline: AtomicBool::new(true),
+            places,
+            is_inline: AtomicBool::new(is_inline),
+            lets_finish: AtomicBool::new(false),
             pollers: pollers.max(1) as u64,
             cpus: cpus.max(1) as u64,
             wake_ns,
@@ -162,7 +195,7 @@ impl Policy {
                 came_back_ns: None,
                 outlier_credit: OUTLIER_CREDIT_MAX,
                 stats: PlacementStats {
-                    is_inline: true,
+                    is_inline,
                     delay_ns: 0,
                     used_ppm: 0,
                     is_crowded: false,
@@ -184,9 +217,18 @@ impl Policy {
         lock(&self.window).stats
     }
 
+    /// Has the calling thread, which runs handlers or queues them, follow the decision how it
+    /// shares its CPU.
+    #[inline]
+    pub(super) fn follow(&self) {
+        let lets = self.lets_finish.load(Ordering::Relaxed);
+        measurement::let_finish(std::ptr::from_ref(self).addr(), &self.host, lets);
+    }
+
     /// Runs `code`, the first poll of a handler on its poller, and records its length.
     #[inline]
     pub(super) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
+        self.follow();
         let (done, poll) = measurement::time(&self.host, false, code);
         self.record(&poll);
         done
@@ -195,6 +237,7 @@ impl Policy {
     /// Runs `code`, a poll of a handler in a task, and records its length. Input that the handler
     /// takes in meanwhile divides the poll into several runs.
     fn time_in_parts<T>(&self, code: impl FnOnce() -> T) -> T {
+        self.follow();
         let (done, poll) = measurement::time(&self.host, true, code);
         self.record(&poll);
         done
@@ -236,8 +279,10 @@ impl Policy {
         window.calm = if self.is_calm(blocking) { window.calm + 1 } else { 0 };
         let is_inline = match was_inline {
             true => !self.is_too_much(blocking),
-            false => window.calm >= window.calm_wanted,
+            false => self.places != Places::Workers && window.calm >= window.calm_wanted,
         };
+        let lets_finish = !is_inline && is_crowded && !self.is_held_up(blocking);
+        self.lets_finish.store(lets_finish, Ordering::Relaxed);
         let has_moved = is_inline != was_inline;
         if has_moved {
             self.is_inline.store(is_inline, Ordering::Relaxed);
@@ -288,7 +333,12 @@ impl Policy {
 
     /// Handlers on the pollers would move to the workers.
     fn is_too_much(&self, blocking: Blocking) -> bool {
-        blocking.delay_ns > DELAY_WAKES_MAX * self.wake_ns || blocking.held_up_ppm > HELD_UP_PPM_MAX
+        blocking.delay_ns > DELAY_WAKES_MAX * self.wake_ns || self.is_held_up(blocking)
+    }
+
+    /// Long runs delay the others.
+    fn is_held_up(&self, blocking: Blocking) -> bool {
+        blocking.held_up_ppm > HELD_UP_PPM_MAX
     }
 
     /// Enough such windows bring handlers back to the pollers.
@@ -322,7 +372,7 @@ impl Window {
 
 pin_project_lite::pin_project! {
     /// A run in a task, which records how long its polls take.
-    pub(super) struct Timed<F> {
+    pub(in crate::task) struct Timed<F> {
         #[pin]
         run: F,
         policy: Arc<Policy>,
@@ -330,7 +380,7 @@ pin_project_lite::pin_project! {
 }
 
 impl<F> Timed<F> {
-    pub(super) fn new(run: F, policy: &Arc<Policy>) -> Timed<F> {
+    pub(in crate::task) fn new(run: F, policy: &Arc<Policy>) -> Timed<F> {
         Timed { run, policy: Arc::clone(policy) }
     }
 }

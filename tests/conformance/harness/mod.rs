@@ -13,6 +13,7 @@ mod kernel;
 mod load;
 mod peer;
 mod random;
+mod rpc;
 mod unix;
 mod wait;
 
@@ -37,6 +38,7 @@ pub(crate) use load::*;
 pub(crate) use peer::*;
 pub(crate) use random::{Random, assert_pattern, pattern};
 pub(crate) use ringpoll::{Backend, Placement};
+pub(crate) use rpc::*;
 pub(crate) use unix::*;
 pub(crate) use wait::*;
 
@@ -101,6 +103,7 @@ pub(crate) struct Tuning {
     pub(crate) input_watermarks: (usize, usize),
     pub(crate) output_bytes_max: usize,
     pub(crate) read_bytes_max: usize,
+    pub(crate) submit_before_read: bool,
 }
 
 /// Runs one test and checks that it leaves nothing behind.
@@ -415,7 +418,7 @@ impl Tuning {
         if self.read_bytes_max != 0 {
             builder = builder.read_bytes_max(self.read_bytes_max);
         }
-        builder
+        builder.submit_before_read(self.submit_before_read)
     }
 
     pub(crate) fn dialer(self, mut dialer: Dialer) -> Dialer {
@@ -429,7 +432,7 @@ impl Tuning {
         if self.read_bytes_max != 0 {
             dialer = dialer.read_bytes_max(self.read_bytes_max);
         }
-        dialer
+        dialer.submit_before_read(self.submit_before_read)
     }
 }
 

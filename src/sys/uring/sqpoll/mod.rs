@@ -9,7 +9,7 @@
 //! - `engine.rs`: which rings a poller has, and which kernel threads poll them;
 //! - `polled.rs`: a ring that a kernel thread polls, its submission queue, which any thread may
 //!   use, and its completion queue, which the poller owns;
-//! - `send_rings.rs`: starting a send from any thread, and the record that owns its memory;
+//! - `send_rings.rs`: starting a send from any thread;
 //! - `shared_sends.rs`: the poller's part of such sends;
 //! - `tail.rs`: when a producer must wake the kernel thread;
 //! - `kernel_threads.rs`: identity, niceness and CPU time of the kernel threads.
@@ -23,5 +23,4 @@ mod tail;
 
 pub(crate) use engine::Engine;
 pub(crate) use send_rings::SendRings;
-pub(super) use send_rings::reclaim;
 pub(super) use shared_sends::SharedSends;

@@ -300,7 +300,7 @@ impl Collector {
     pub(in crate::sys::uring) fn collect(&mut self, into: &mut Vec<Cqe>, limit: usize) {
         let before = into.len();
         into.extend(self.queue().take(limit).map(Cqe::from));
-        let ended = into[before..].iter().filter(|cqe| cqe.ends_shared_send()).count();
+        let ended = into[before..].iter().filter(|cqe| cqe.ends_record()).count();
         self.ended_sends += ended as u64;
     }
 

@@ -9,15 +9,17 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::engine::Engine;
 use super::polled::{Collector, WaitFor};
-use super::send_rings::{SendRings, SharedSend, reclaim};
+use super::send_rings::SendRings;
 use crate::buffer::Chain;
+use crate::config::ZeroCopyRule;
 use crate::config::uring::COMPLETIONS_PER_ROUND;
 use crate::counters::Counters;
 use crate::sync::lock;
 use crate::sys::uring::entries::Entries;
 use crate::sys::uring::raw::Until;
 use crate::sys::uring::ring::{Cqe, Ring};
-use crate::sys::uring::sending::Progress;
+use crate::sys::uring::send_record::{self, Outcome, SendRecord};
+use crate::sys::uring::tag::Op;
 use crate::sys::{Socket, Token, Wake};
 
 pub(in crate::sys::uring) struct SharedSends {
@@ -26,7 +28,7 @@ pub(in crate::sys::uring) struct SharedSends {
     collectors: Vec<Collector>,
     /// Sends that found their queue full. Boxed, because the kernel will know their addresses.
     #[allow(clippy::vec_box)]
-    waiting: Vec<Box<SharedSend>>,
+    waiting: Vec<Box<SendRecord>>,
     /// Completions of the send rings wake the poller.
     wakes: bool,
 }
@@ -55,10 +57,10 @@ impl SharedSends {
         counters: &Counters,
     ) {
         counters.sends_in_flight.add_owned(1);
-        self.push(SharedSend::new(token, socket, bytes));
+        self.push(SendRecord::new(token, socket, bytes));
     }
 
-    fn push(&mut self, send: Box<SharedSend>) {
+    fn push(&mut self, send: Box<SendRecord>) {
         if let Err(send) = self.rings.push(send) {
             self.waiting.push(send);
         }
@@ -67,7 +69,7 @@ impl SharedSends {
     /// Pushes again the sends that found their queue full. Drops sends of removed connections.
     pub(in crate::sys::uring) fn retry(&mut self, entries: &Entries, counters: &Counters) {
         for send in std::mem::take(&mut self.waiting) {
-            if entries.is_live(send.token) {
+            if entries.is_live(send.token()) {
                 self.push(send);
             } else {
                 counters.sends_in_flight.add_owned(1u64.wrapping_neg());
@@ -106,24 +108,18 @@ impl SharedSends {
         entries: &Entries,
         counters: &Counters,
     ) -> Option<(Token, io::Result<usize>)> {
-        // SAFETY: the completion is of a shared send, and each completion is handled once.
-        let mut send = unsafe { reclaim(cqe.user_data) };
-        let progress = send.complete(cqe, counters);
-        if !cqe.is_last() {
-            // The kernel still uses the memory. The next completion brings the record again.
-            let _ = Box::into_raw(send);
-            return None;
-        }
-        let token = send.token;
-        let is_live = entries.is_live(token);
-        if matches!(progress, Progress::Unfinished) && is_live {
-            self.push(send);
-            return None;
-        }
-        counters.sends_in_flight.add_owned(1u64.wrapping_neg());
-        match progress {
-            Progress::Done(result) if is_live => Some((token, result)),
-            _ => None,
+        // SAFETY: the completion is of a record's send, and each completion is handled once.
+        match unsafe {
+            send_record::complete(cqe, ZeroCopyRule::NEVER, counters, |token| {
+                entries.is_live(token)
+            })
+        } {
+            Outcome::Nothing => None,
+            Outcome::Unfinished(send) => {
+                self.push(send);
+                None
+            }
+            Outcome::Done(token, result) => Some((token, result)),
         }
     }
 
@@ -136,7 +132,7 @@ impl SharedSends {
         counters: &Counters,
     ) -> io::Result<Until> {
         if let Some(send) = self.waiting.first() {
-            let index = self.rings.index(send.token);
+            let index = self.rings.index(send.token());
             if let Some(collector) = self.collectors.get(index).or(receive.collector()) {
                 collector.enter(WaitFor::QueueRoom, counters)?;
             }
@@ -171,11 +167,9 @@ impl SharedSends {
         for (collector, queue) in self.collectors.iter_mut().zip(self.rings.queues()) {
             collector.cancel_all(queue);
             collector.drain(&mut cqes, counters);
-            for cqe in cqes.drain(..).filter(Cqe::ends_shared_send) {
-                // SAFETY: this is the last completion of a shared send, and each completion is
-                // handled once.
-                drop(unsafe { reclaim(cqe.user_data) });
-                counters.sends_in_flight.add_owned(1u64.wrapping_neg());
+            for cqe in cqes.drain(..).filter(|cqe| Op::SendRecord.is_of(cqe.user_data)) {
+                // SAFETY: the completion is of a record's send, and each is handled once.
+                unsafe { send_record::discard(cqe, ZeroCopyRule::NEVER, counters) }
             }
         }
         lock(self.rings.threads()).end();

@@ -6,7 +6,7 @@ use crate::config::{SqpollOptions, SqpollPreset};
 /// Every way of a send: through send rings with their own kernel threads, beside a receive ring
 /// with and without a kernel thread; through the receive ring; through send rings on the kernel
 /// thread of the receive ring.
-const ENGINES: [SqpollOptions; 4] = [
+pub(super) const ENGINES: [SqpollOptions; 4] = [
     SqpollOptions::new().preset(SqpollPreset::Config1).send_rings(2).send_threads(1),
     SqpollOptions::new().preset(SqpollPreset::Config2).send_rings(3).send_threads(2),
     SHARED,
@@ -18,18 +18,21 @@ const SHARED: SqpollOptions = SqpollOptions::new().preset(SqpollPreset::Shared);
 const MUCH: usize = 4 << 20;
 
 impl Bench {
-    fn polled(sqpoll: SqpollOptions, options: &UringOptions) -> Option<(Bench, Arc<SendRings>)> {
+    pub(super) fn polled(
+        sqpoll: SqpollOptions,
+        options: &UringOptions,
+    ) -> Option<(Bench, Arc<SendRings>)> {
         let plan = sqpoll.plan(2, 1, false).expect("valid settings");
         let mut rings = None;
         let bench = Bench::with(options, |counters| {
-            let made = Arc::new(SendRings::new(&plan, None, counters));
+            let made = Arc::new(SendRings::new(&plan, counters));
             rings = Some(Arc::clone(&made));
             Some(Engine::new(plan, &made, &Arc::default()))
         });
         Some((bench?, rings.expect("made with the engine")))
     }
 
-    fn socket(&mut self, token: Token) -> Arc<Socket> {
+    pub(super) fn socket(&mut self, token: Token) -> Arc<Socket> {
         Arc::clone(&self.uring.entries.find(token).expect("attached").socket)
     }
 }
@@ -42,7 +45,7 @@ fn each(test: impl Fn(Bench, Arc<SendRings>)) {
     }
 }
 
-fn send(rings: &SendRings, token: Token, socket: &Arc<Socket>, bytes: &[u8]) -> bool {
+pub(super) fn send(rings: &SendRings, token: Token, socket: &Arc<Socket>, bytes: &[u8]) -> bool {
     rings.send(token, socket, &mut chain(bytes))
 }
 
@@ -252,7 +255,7 @@ fn a_connection_is_pinned_to_one_ring_and_all_rings_are_used() {
         let options = SqpollOptions::new().preset(SqpollPreset::Config1).seed(seed);
         options.plan(2, 1, false).expect("valid settings")
     };
-    let rings = |seed| SendRings::new(&plan(seed), None, &Arc::default());
+    let rings = |seed| SendRings::new(&plan(seed), &Arc::default());
     let choice = |seed| -> Vec<usize> {
         let rings = rings(seed);
         (0..1000).map(|index| rings.index(Token::new(index, 3))).collect()

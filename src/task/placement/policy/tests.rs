@@ -9,8 +9,13 @@ use super::*;
 
 const WINDOW_NS: u64 = WINDOW.as_nanos() as u64;
 
-const IDLE: Host =
-    Host { begin: || {}, starved: || Duration::ZERO, spent: || None, used: || Duration::ZERO };
+const IDLE: Host = Host {
+    begin: || {},
+    let_finish: |_| {},
+    starved: || Duration::ZERO,
+    spent: || None,
+    used: || Duration::ZERO,
+};
 
 thread_local! {
     /// What `Host::used` says on this thread.
@@ -27,7 +32,11 @@ fn on_one_cpu() -> Policy {
 }
 
 fn with_host(pollers: usize, host: Host) -> Policy {
-    Policy::new(pollers, 1, 5_000, host)
+    Policy::new(Places::PollersFirst, pollers, 1, 5_000, host)
+}
+
+fn of_pool(places: Places) -> Policy {
+    Policy::new(places, 1, 1, 5_000, Host { used: || USED.get(), ..IDLE })
 }
 
 /// Records a poll of one run.
@@ -73,6 +82,46 @@ fn handlers_of_one_length_move_only_while_there_are_cpus_left() {
     let nearly = [(100, Duration::from_micros(60)), (100, Duration::from_micros(140))];
     pass_used(&policy, CALM_WINDOWS, 950_000, &nearly);
     assert!(policy.is_inline(), "{:?}", policy.stats());
+}
+
+#[test]
+fn handlers_of_a_pool_come_to_the_poller_only_if_they_may_and_are_short() {
+    let short = Duration::from_micros(1);
+    for places in [Places::WorkersFirst, Places::Workers] {
+        let policy = of_pool(places);
+        pass(&policy, CALM_WINDOWS - 1, 100, short);
+        assert!(!policy.is_inline(), "they are not known yet");
+        pass(&policy, 50, 100, short);
+        assert_eq!(policy.is_inline(), places == Places::WorkersFirst);
+    }
+    let policy = of_pool(Places::WorkersFirst);
+    pass(&policy, 50, 2, Duration::from_millis(1));
+    assert!(!policy.is_inline(), "{:?}", policy.stats());
+}
+
+/// The thread that follows the policy is told each change once.
+#[test]
+fn threads_let_each_other_finish_while_cpus_are_short_and_no_run_is_long() {
+    thread_local!(static TOLD: Cell<Option<bool>> = const { Cell::new(None) });
+    let host = Host { used: || USED.get(), let_finish: |lets| TOLD.set(Some(lets)), ..IDLE };
+    let policy = Policy::new(Places::Workers, 1, 1, 5_000, host);
+    let told = || {
+        policy.follow();
+        TOLD.take()
+    };
+    let (short, long) = (Duration::from_micros(10), Duration::from_millis(1));
+    pass_used(&policy, 2, 500_000, &[(100, short)]);
+    assert_eq!(told(), None);
+    pass_used(&policy, 1, 950_000, &[(100, short)]);
+    assert_eq!(told(), Some(true));
+    pass_used(&policy, 1, 950_000, &[(100, short)]);
+    assert_eq!(told(), None, "told once");
+    pass_used(&policy, 2, 950_000, &[(100, short), (5, long)]);
+    assert_eq!(told(), Some(false));
+    pass_used(&policy, 1, 950_000, &[(100, short)]);
+    assert_eq!(told(), Some(true));
+    pass_used(&policy, 1, 500_000, &[(100, short)]);
+    assert_eq!(told(), Some(false));
 }
 
 #[test]

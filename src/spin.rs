@@ -1,12 +1,16 @@
-//! Spinning: how long a poller polls for work before it sleeps.
+//! Spinning: how long a poller or a worker checks for work in a loop before it sleeps.
 //!
 //! A wake-up by the kernel costs more than a short spin. But a spin pays only while work keeps
-//! coming and no other thread needs the CPU. So a poller spins for about twice the usual time
-//! between arrivals, at most for `SPIN_NS_MAX`. It spins only while at least half of the recent
+//! coming and no other thread needs the CPU. So a thread spins for about twice the usual time
+//! between arrivals, at most for `SPIN_NS_MAX`. It spins only while at least half of its recent
 //! spins found work.
+//!
+//! A leaf: of this crate it imports the configuration only.
 
 use crate::config::{self, PollMode};
 
+/// When one thread spins.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Spin {
     mode: PollMode,
     /// Whether there are more CPUs than threads that need one.
@@ -20,21 +24,30 @@ pub(crate) struct Spin {
 }
 
 const SCORE_MAX: u32 = 16;
-/// After so many sleeps, a poller that has stopped spinning may try again.
+/// After so many sleeps, a thread that has stopped spinning may try again.
 const RETRY_SLEEPS: u32 = 256;
 
 impl Spin {
+    #[cfg(all(test, not(loom)))]
+    pub(crate) const NEVER: Spin =
+        Spin { mode: PollMode::Never, affordable: false, gap_ns: 0, score: 0, sleeps: 0 };
+
     pub(crate) fn new(mode: PollMode, affordable: bool) -> Spin {
         Spin { mode, affordable, gap_ns: config::SPIN_NS_MAX, score: SCORE_MAX / 2, sleeps: 0 }
     }
 
-    /// Whether the poller may ever spin.
+    /// Whether the thread may ever spin.
     pub(crate) fn is_enabled(&self) -> bool {
         match self.mode {
             PollMode::Always => true,
             PollMode::Never => false,
             PollMode::Adaptive => self.affordable,
         }
+    }
+
+    /// Whether the thread never sleeps.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.mode == PollMode::Always
     }
 
     /// How long to spin now; 0 is not at all, `u64::MAX` is without end.
@@ -56,7 +69,7 @@ impl Spin {
         }
     }
 
-    /// Notes that the poller slept for `slept_ns` until work came.
+    /// Notes that the thread slept for `slept_ns` until work came.
     pub(crate) fn record_sleep(&mut self, slept_ns: u64) {
         self.observe_gap(slept_ns);
         self.sleeps += 1;
@@ -80,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_adaptive_poller_stops_spinning_when_it_finds_nothing() {
+    fn an_adaptive_thread_stops_spinning_when_it_finds_nothing() {
         let mut spin = Spin::new(PollMode::Adaptive, true);
         assert!(spin.budget_ns() > 0);
         for _ in 0..SCORE_MAX {

@@ -1,0 +1,161 @@
+//! An accepted connection, with TLS or without, as one type for servers of other crates.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+#[cfg(feature = "rustls")]
+use hyper_util::rt::TokioIo;
+use ringpoll::{Handle, PeerAddr};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::TokioStream;
+#[cfg(feature = "rustls")]
+use crate::rustls::ServerStream;
+
+/// A connection of a server, with TLS or without.
+///
+/// Dropping it submits what was written, as dropping a [`TokioStream`] does, so these bytes are
+/// sent before the connection closes.
+#[derive(Debug)]
+pub struct Accepted {
+    handle: Handle,
+    io: Io,
+}
+
+#[derive(Debug)]
+enum Io {
+    Plain(TokioStream),
+    #[cfg(feature = "rustls")]
+    Tls(Box<TokioIo<ServerStream>>),
+}
+
+impl Accepted {
+    pub(crate) fn plain(stream: TokioStream) -> Accepted {
+        Accepted { handle: stream.get_ref().handle(), io: Io::Plain(stream) }
+    }
+
+    #[cfg(feature = "rustls")]
+    pub(crate) fn over_tls(stream: ServerStream) -> Accepted {
+        let handle = stream.get_ref().0.get_ref().handle();
+        Accepted { handle, io: Io::Tls(Box::new(TokioIo::new(stream))) }
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> PeerAddr {
+        self.handle.peer_addr()
+    }
+
+    /// The connection, for its counts, its context, and its end.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The TLS stream; `None` without TLS.
+    #[cfg(feature = "rustls")]
+    pub fn tls(&self) -> Option<&ServerStream> {
+        match &self.io {
+            Io::Plain(_) => None,
+            Io::Tls(stream) => Some(stream.inner()),
+        }
+    }
+}
+
+/// Calls a method of the stream. `$tls` gives the TLS stream with hyper's traits (`as_mut`), or
+/// with tokio's (`inner_mut`).
+macro_rules! delegate {
+    ($self:ident, $tls:ident, $io:ident => $call:expr) => {
+        match &mut $self.get_mut().io {
+            Io::Plain($io) => {
+                let $io = Pin::new($io);
+                $call
+            }
+            #[cfg(feature = "rustls")]
+            Io::Tls($io) => {
+                let $io = Pin::new($io.$tls());
+                $call
+            }
+        }
+    };
+}
+
+impl Read for Accepted {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        delegate!(self, as_mut, io => Read::poll_read(io, cx, buffer))
+    }
+}
+
+impl Write for Accepted {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, as_mut, io => Write::poll_write(io, cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, as_mut, io => Write::poll_write_vectored(io, cx, pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, as_mut, io => Write::poll_flush(io, cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, as_mut, io => Write::poll_shutdown(io, cx))
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        delegate!(self, inner_mut, io => AsyncRead::poll_read(io, cx, buffer))
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, inner_mut, io => AsyncWrite::poll_write(io, cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, inner_mut, io => AsyncWrite::poll_write_vectored(io, cx, pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, inner_mut, io => AsyncWrite::poll_flush(io, cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, inner_mut, io => AsyncWrite::poll_shutdown(io, cx))
+    }
+}

@@ -1,0 +1,141 @@
+//! Peers and handlers that misbehave.
+
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::routing::get;
+use ringpoll::Backend;
+use ringpoll_compat::axum::serve;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::apps::ANY;
+use crate::clients::Client;
+use crate::harness::{Check, Served, pattern, wait_until};
+
+macro_rules! cases {
+    ($tests:ident, $backend:ident) => {
+        $tests! { $backend, faults:
+            garbage_ends_its_own_connection
+            a_head_that_never_ends_is_cut
+            a_kept_connection_without_requests_ends
+            a_panicking_handler_ends_its_own_connection_or_stream
+            a_slow_reader_costs_a_bounded_amount_of_memory
+        }
+    };
+}
+pub(crate) use cases;
+
+fn app() -> Router {
+    let panics = || async {
+        if true {
+            panic!("this handler panics")
+        }
+    };
+    Router::new().route("/", get(|| async { "hello" })).route("/panic", get(panics))
+}
+
+pub(crate) async fn garbage_ends_its_own_connection(backend: Backend) -> Check {
+    let served = Served::new(backend, serve(ANY, app()))?;
+    let mut good = Client::http1(served.addr).await?;
+    assert_eq!(good.get("/").await?, "hello");
+    let pieces: [&[u8]; 4] = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a handshake of TLS",
+        b"no request at all\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nthese are no frames of HTTP/2, and many bytes of them",
+        &pattern(300_000),
+    ];
+    for garbage in pieces {
+        let mut stream = TcpStream::connect(served.addr).await?;
+        // Fails if the server has closed before it took everything.
+        let _ = stream.write_all(garbage).await;
+        let mut answer = Vec::new();
+        // Fails if the server has closed with bytes unread.
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.len() < 1000, "{} bytes in answer to garbage", answer.len());
+    }
+    wait_until(|| served.server.stats().open == 1).await;
+    assert_eq!(good.get("/").await?, "hello");
+    assert_eq!(served.server.stats().handler_panics, 0);
+    served.stop().await??;
+    Ok(())
+}
+
+pub(crate) async fn a_head_that_never_ends_is_cut(backend: Backend) -> Check {
+    let limit = Duration::from_millis(60);
+    let served = Served::new(backend, serve(ANY, app()).header_timeout(limit))?;
+    for beginning in ["", "P", "PRI * HT", "GET / HTTP/1.1\r\nhost: a"] {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(served.addr).await?;
+        stream.write_all(beginning.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        assert!(begun.elapsed() >= limit, "{beginning:?} after {:?}", begun.elapsed());
+    }
+    wait_until(|| served.server.stats().open == 0).await;
+    served.end().await
+}
+
+pub(crate) async fn a_kept_connection_without_requests_ends(backend: Backend) -> Check {
+    let limit = Duration::from_millis(60);
+    let served = Served::new(backend, serve(ANY, app()).header_timeout(limit))?;
+    let mut client = Client::http1(served.addr).await?;
+    assert_eq!(client.get("/").await?, "hello");
+    client.driver.await??;
+    served.end().await
+}
+
+pub(crate) async fn a_panicking_handler_ends_its_own_connection_or_stream(
+    backend: Backend,
+) -> Check {
+    let served = Served::new(backend, serve(ANY, app()))?;
+    let [mut one, mut two] = Client::of_each_version(served.addr).await?;
+    let mut good = Client::http1(served.addr).await?;
+    assert_eq!(good.get("/").await?, "hello");
+    one.send("GET", "/panic", Vec::new()).await.expect_err("its connection has ended");
+    two.send("GET", "/panic", Vec::new()).await.expect_err("its stream was reset");
+    assert_eq!(two.get("/").await?, "hello", "on the same connection");
+    assert_eq!(good.get("/").await?, "hello");
+    wait_until(|| served.server.stats().handler_panics == 2).await;
+    served.stop().await??;
+    Ok(())
+}
+
+pub(crate) async fn a_slow_reader_costs_a_bounded_amount_of_memory(backend: Backend) -> Check {
+    const BODY_BYTES: usize = 64 << 20;
+    const BOUND_BYTES: usize = 100_000;
+    static PIECE: [u8; 32 << 10] = [b'x'; 32 << 10];
+    let endless = || async {
+        let pieces = futures_util::stream::iter(0..BODY_BYTES / PIECE.len());
+        let pieces = futures_util::StreamExt::map(pieces, |_| {
+            Ok::<_, std::convert::Infallible>(axum::body::Bytes::from_static(&PIECE))
+        });
+        axum::body::Body::from_stream(pieces)
+    };
+    let (tell, told) = std::sync::mpsc::channel();
+    let app = serve(ANY, Router::new().route("/", get(endless)))
+        .output_bytes_max(BOUND_BYTES)
+        .server(|server| {
+            server.socket_buffers(0, 32 << 10).on_prepare(move |conn| {
+                drop(tell.send(conn.clone()));
+                Ok(())
+            })
+        });
+    let served = Served::new(backend, app)?;
+    let mut stream = TcpStream::connect(served.addr).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
+    let conn = tokio::task::spawn_blocking(move || told.recv()).await??;
+    let (mut got, mut buffer) = (0, vec![0; 64 << 10]);
+    loop {
+        let unsent = conn.stats().unsent_bytes as usize;
+        // A piece may be accepted whole when there is room for its first byte.
+        assert!(unsent <= BOUND_BYTES + PIECE.len(), "{unsent} unsent bytes");
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            break;
+        }
+        got += count;
+    }
+    assert!(got > BODY_BYTES, "{got} bytes");
+    served.end().await
+}
