@@ -29,7 +29,11 @@ const CALLERS: u64 = 32;
 const PHASE: Duration = Duration::from_secs(3);
 /// What a server takes for an answer, unless it is slow.
 const LATENCY: Duration = Duration::from_millis(5);
-const CALL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long one attempt may take. It makes a slow server one that fails, so it is ejected.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(25);
+/// The first ejection of a server, and the longest one. After it, one call probes the server.
+const EJECTION: Duration = Duration::from_millis(200);
+const EJECTION_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> std::result::Result<(), Box<dyn StdError + Send + Sync>> {
@@ -60,11 +64,11 @@ async fn main() -> std::result::Result<(), Box<dyn StdError + Send + Sync>> {
 fn balanced(servers: &[Backend]) -> Result<impl Calls> {
     let services = servers.iter().map(|server| {
         let client = Client::builder(LengthPrefixed::new())
-            .call_timeout(CALL_TIMEOUT)
+            .call_timeout(ATTEMPT_TIMEOUT)
             .connect(&server.addr)?;
         // Three failures in a row are no chance.
-        let service =
-            EjectLayer::new(3, Duration::from_millis(200)).layer(CallService::new(client));
+        let eject = EjectLayer::new(3, EJECTION).longest(EJECTION_MAX);
+        let service = eject.layer(CallService::new(client));
         let decay_ns = Duration::from_secs(1).as_nanos() as f64;
         Ok(PeakEwma::new(service, LATENCY, decay_ns, CompleteOnResponse::default()))
     });

@@ -9,11 +9,11 @@
 //! or up. Each queued call belongs to a link, and stays intact until the connection of the link
 //! takes it. So a call that was not sent can move to another link.
 
+mod deadlines;
 mod entries;
 mod link;
 mod list;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::poller::timers::NEVER;
 use crate::task::waiters::{Number, Waiters};
 use crate::user_code;
 
+use deadlines::Deadlines;
 use entries::{Entries, State};
 use link::{Link, LinkState};
 use list::List;
@@ -38,8 +39,7 @@ pub(super) struct Calls<C: Codec> {
     links: Vec<Link>,
     rules: Rules,
     life: Life,
-    /// The deadlines of the calls that have not ended.
-    deadlines: BTreeSet<(u64, u32)>,
+    deadlines: Deadlines,
     timer: Timer,
     /// Futures that wait for a connection.
     ready: Waiters,
@@ -139,7 +139,7 @@ impl<C: Codec> Calls<C> {
             links: (0..rules.connections).map(|_| Link::new()).collect(),
             rules,
             life: Life::Open,
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::new(),
             timer: Timer::Off,
             ready: Waiters::default(),
             closers: Waiters::default(),
@@ -170,7 +170,8 @@ impl<C: Codec> Calls<C> {
         self.counts.calls += 1;
         let index = self.entries.insert(State::InLine(message), deadline_ns, waker);
         if deadline_ns != NEVER {
-            self.deadlines.insert((deadline_ns, index));
+            let entries = &mut self.entries;
+            self.deadlines.insert(deadline_ns, index, |at_ns, call| entries.has_deadline(call, at_ns));
             self.set_timer(deadline_ns, work);
         }
         if is_full {
@@ -226,7 +227,7 @@ impl<C: Codec> Calls<C> {
     /// Ends the calls whose deadline has come. Returns the next deadline, at which the timer calls
     /// this again; `None` ends the timer.
     pub(super) fn expire(&mut self, now_ns: u64, waker: Waker, work: &mut Work<C>) -> Option<u64> {
-        while let Some(&(deadline_ns, index)) = self.deadlines.first()
+        while let Some((deadline_ns, index)) = self.first_deadline()
             && deadline_ns <= now_ns
         {
             self.counts.expired += 1;
@@ -240,7 +241,7 @@ impl<C: Codec> Calls<C> {
             self.finish(index, Err(error), work);
         }
         self.admit(work);
-        let Some(&(next_ns, _)) = self.deadlines.first() else {
+        let Some((next_ns, _)) = self.first_deadline() else {
             self.timer = Timer::Off;
             work.discard(Some(waker));
             return None;
@@ -251,6 +252,11 @@ impl<C: Codec> Calls<C> {
             work.discard(old);
         }
         Some(next_ns)
+    }
+
+    fn first_deadline(&mut self) -> Option<(u64, u32)> {
+        let entries = &mut self.entries;
+        self.deadlines.first(|at_ns, call| entries.has_deadline(call, at_ns))
     }
 
     /// Lets the timer look at this time at the latest.
@@ -386,11 +392,8 @@ impl<C: Codec> Calls<C> {
     fn set_done(&mut self, index: u32, result: Result<C::In, CallError>, work: &mut Work<C>) {
         let entry = self.entries.at(index);
         let state = std::mem::replace(&mut entry.state, State::Done(result));
-        let deadline_ns = std::mem::replace(&mut entry.deadline_ns, NEVER);
+        entry.deadline_ns = NEVER;
         work.wakers.extend(entry.waker.take());
-        if deadline_ns != NEVER {
-            self.deadlines.remove(&(deadline_ns, index));
-        }
         if !matches!(state, State::Sent { .. }) {
             work.unused.push(state);
         }

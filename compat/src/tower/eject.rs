@@ -57,6 +57,11 @@ impl<S> Layer<S> for EjectLayer {
 /// When the time of the ejection is over, one request probes the service. If it fails, the service
 /// is ejected again, for twice as long.
 ///
+/// A server that is only slow does not fail. A timeout inside makes it fail: choose one that is a
+/// few times the usual latency, and repeat the call on another server. A balancer by latency alone
+/// would still send it calls, because a slow server without calls costs no more than a fast server
+/// with many.
+///
 /// The waiting takes the timer of a tokio runtime.
 ///
 /// ```

@@ -6,6 +6,7 @@
 mod client;
 mod futures;
 mod harness;
+mod layers;
 mod metrics;
 mod recorder;
 mod serving;
@@ -19,6 +20,7 @@ macro_rules! mount {
             crate::futures::cases!(tests, BACKEND);
             crate::serving::cases!(tests, BACKEND);
             crate::client::cases!(tests, BACKEND);
+            crate::layers::cases!(tests, BACKEND);
             crate::metrics::cases!(tests, BACKEND);
         }
     )+};

@@ -89,6 +89,11 @@ impl<C: Codec> Entries<C> {
         &mut self.entries[index as usize]
     }
 
+    /// Whether a call has not ended, and has this deadline.
+    pub(super) fn has_deadline(&self, index: u32, at_ns: u64) -> bool {
+        self.entries.get(index as usize).is_some_and(|entry| entry.deadline_ns == at_ns)
+    }
+
     /// The indices of all calls.
     pub(super) fn indices(&self) -> Vec<u32> {
         let is_used = |entry: &Entry<C>| !matches!(entry.state, State::Free);

@@ -233,7 +233,7 @@ impl World {
             self.work.drop_unused();
         }
         self.check();
-        assert!(self.calls.deadlines.is_empty());
+        assert_eq!(self.calls.first_deadline(), None);
         self.calls.drain(&mut self.work);
         assert!(self.calls.has_ended());
         for link in 0..LINKS {
