@@ -30,7 +30,7 @@ impl Timeout {
     }
 
     pub(super) fn set_deadline(&self, deadline: Option<Instant>) {
-        self.deadline_ns.store(deadline.map_or(0, ns_at), Ordering::SeqCst);
+        self.deadline_ns.store(deadline.map_or(0, |at| ns_at(at).max(1)), Ordering::SeqCst);
     }
 
     /// When a wait that began at `started_ns` ends. A deadline overrides the timeout.

@@ -171,7 +171,8 @@ impl<C: Codec> Calls<C> {
         let index = self.entries.insert(State::InLine(message), deadline_ns, waker);
         if deadline_ns != NEVER {
             let entries = &mut self.entries;
-            self.deadlines.insert(deadline_ns, index, |at_ns, call| entries.has_deadline(call, at_ns));
+            self.deadlines
+                .insert(deadline_ns, index, |at_ns, call| entries.has_deadline(call, at_ns));
             self.set_timer(deadline_ns, work);
         }
         if is_full {

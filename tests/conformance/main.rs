@@ -6,6 +6,8 @@
 //! the backends that use it. Cases of a backend that the host does not offer are skipped with a
 //! printed reason; with `REQUIRE_ALL_BACKENDS=1` they fail.
 //!
+//! Each case runs in a process of its own, and several of them at the same time.
+//!
 //! Mounts that repeat what other mounts check with a similar backend are *nightly*: their cases are
 //! ignored unless `--include-ignored` is given.
 
@@ -137,7 +139,7 @@ macro_rules! nightly {
 macro_rules! case {
     ($mount:ident, $group:ident, $name:ident) => {
         let name = concat!(module_path!(), "::", stringify!($name));
-        crate::harness::run(super::$mount, name, crate::$group::$name);
+        crate::harness::run_alone(super::$mount, name, crate::$group::$name);
     };
 }
 

@@ -101,8 +101,7 @@ pub(crate) async fn a_hedged_call_is_answered_although_its_first_request_is_not(
     let client = served.client(t)?;
     let service = CallService::new(client.clone());
     let period = Duration::from_secs(60);
-    let mut hedged =
-        Hedge::new_with_mock_latencies(service, Always, 1, 0.9, period, &[5, 5, 5, 5]);
+    let mut hedged = Hedge::new_with_mock_latencies(service, Always, 1, 0.9, period, &[5, 5, 5, 5]);
     let answer = hedged.ready().await?.call(Slice::from("hello")).await?;
     assert_eq!(answer, "hello");
     assert_eq!(served.count(), 2);
@@ -119,9 +118,8 @@ pub(crate) async fn a_call_beyond_the_limit_is_shed_at_once(t: &mut Fixture) -> 
         .load_shed()
         .concurrency_limit(2)
         .service(CallService::new(client.clone()));
-    let calls: Vec<_> = (0..2)
-        .map(|_| tokio::spawn(service.clone().oneshot(Slice::from("held"))))
-        .collect();
+    let calls: Vec<_> =
+        (0..2).map(|_| tokio::spawn(service.clone().oneshot(Slice::from("held")))).collect();
     wait_until(|| served.count() == 2).await;
     let error = service.clone().oneshot(Slice::from("shed")).await.expect_err("a third call");
     assert!(error.is::<Overloaded>(), "{error:?}");
@@ -206,11 +204,7 @@ struct IfUnsent {
 impl retry::Policy<Slice, Slice, CallError> for IfUnsent {
     type Future = Ready<()>;
 
-    fn retry(
-        &mut self,
-        _: &mut Slice,
-        result: &mut Result<Slice, CallError>,
-    ) -> Option<Ready<()>> {
+    fn retry(&mut self, _: &mut Slice, result: &mut Result<Slice, CallError>) -> Option<Ready<()>> {
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
         let is_safe = result.as_ref().is_err_and(|error| !error.may_have_been_executed());
         (is_safe && attempt == 1).then(|| ready(()))

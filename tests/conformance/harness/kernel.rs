@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::{DEADLINE, eventually, fds, holds_within};
@@ -90,37 +89,6 @@ impl KernelThreadsBefore {
         let ended = holds_within(DEADLINE, || self.started().is_empty());
         let (left, rings) = (self.started(), ring_count());
         assert!(ended, "{rings} rings, and these kernel threads are left: {left:?}");
-    }
-}
-
-/// The kernel threads of poller groups that live as long as the process.
-static STAYING: OnceLock<BTreeSet<u32>> = OnceLock::new();
-
-/// Records the existing kernel threads as those of the process, not of a test.
-pub(super) fn stay() {
-    STAYING.get_or_init(|| kernel_threads().iter().map(|thread| thread.id).collect());
-}
-
-/// Kernel threads of the last test that have not ended yet.
-pub(crate) struct LeavingKernelThreads(BTreeSet<u32>);
-
-impl LeavingKernelThreads {
-    pub(crate) fn of_the_last_test() -> LeavingKernelThreads {
-        let ids = kernel_threads().into_iter().map(|thread| thread.id);
-        let staying = STAYING.get().expect("the first test says which stay");
-        LeavingKernelThreads(ids.filter(|id| !staying.contains(id)).collect())
-    }
-
-    /// Waits until they have ended.
-    #[track_caller]
-    pub(crate) fn assert_gone(&self) {
-        let left = || {
-            let mut threads = kernel_threads();
-            threads.retain(|thread| self.0.contains(&thread.id));
-            threads
-        };
-        let gone = holds_within(DEADLINE, || left().is_empty());
-        assert!(gone, "kernel threads of the test before are left: {:?}", left());
     }
 }
 

@@ -1,9 +1,9 @@
 //! The harness of behaviour tests.
 //!
-//! [`run`] runs one test at a time, because it compares counts of the whole process. It arms a
-//! watchdog and passes the test a [`Fixture`] for its backend and placement. After the test it
-//! checks that fds, blocks, sends in flight and connections have the same counts as before. Kernel
-//! threads end slowly, so they must have ended only by the end of the next test.
+//! [`run`] arms a watchdog and passes the test a [`Fixture`] for its backend and placement. After
+//! the test it checks that fds, blocks, sends in flight, connections and kernel threads have the
+//! same counts as before. These are counts of the whole process, so a process runs one test at a
+//! time; [`run_alone`] runs each test in a process of its own.
 
 // Several test programs share this module, and each uses a part of it.
 #![allow(dead_code, unused_imports)]
@@ -22,6 +22,7 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -106,6 +107,26 @@ pub(crate) struct Tuning {
     pub(crate) submit_before_read: bool,
 }
 
+/// Runs one test in a process of its own. A process that has [`ALONE`] in its environment is one
+/// already: with it, tests run in the process that a debugger sees.
+pub(crate) fn run_alone(mount: Mount, path: &str, body: fn(&Fixture) -> Check) {
+    let name = path.split_once("::").map_or(path, |(_, name)| name);
+    if std::env::var_os(ALONE).is_some() {
+        return run(mount, name, body);
+    }
+    let program = std::env::current_exe().expect("a test program has a path");
+    let mut test = Command::new(program);
+    test.args(["--exact", name, "--include-ignored"]).env(ALONE, "1");
+    // What tests print past the capture of output goes there.
+    test.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let done = test.output().expect("processes can be started");
+    let report = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{name}: {}\n{report}", done.status);
+    assert!(report.contains("1 passed"), "{name} has not run:\n{report}");
+}
+
+const ALONE: &str = "RINGPOLL_TEST_ALONE";
+
 /// Runs one test and checks that it leaves nothing behind.
 pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     if let Ok(name) = std::env::var("RINGPOLL_BACKEND") {
@@ -126,14 +147,14 @@ pub(crate) fn run(mut mount: Mount, name: &str, body: fn(&Fixture) -> Check) {
     eprintln!("RINGPOLL_SEED={seed} repeats this run");
     let _watchdog = Watchdog::arm(name);
     warm_up();
-    let (before, leaving) = (host::fds(), LeavingKernelThreads::of_the_last_test());
+    let (before, threads) = (host::fds(), KernelThreadsBefore::now());
     let fixture = Fixture::new(mount, seed).expect("pollers can be started");
     let result = catch_unwind(AssertUnwindSafe(|| body(&fixture)));
     match result {
         Ok(Ok(())) => {
             fixture.finish();
             assert_fds_return(&before);
-            leaving.assert_gone();
+            threads.assert_return();
         }
         Ok(Err(failure)) => {
             fixture.abandon();
@@ -500,7 +521,6 @@ fn warm_up() {
         let handle = (*conn).clone();
         drop(conn);
         eventually("its fd is closed", || handle.with_fd(|_| ()).is_err());
-        kernel::stay();
     });
 }
 
