@@ -16,6 +16,7 @@
 //! ```
 
 mod connection;
+mod head;
 mod peer;
 mod shutdown;
 

@@ -4,11 +4,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::Core;
 use crate::poller::Alarm;
-use crate::poller::timers::ns_at;
+use crate::poller::timers::{ns_after, ns_at};
 
 /// A wait until a time; see [`Handle::sleep_until`](crate::Handle::sleep_until). Dropping it ends
 /// the wait.
@@ -25,6 +25,11 @@ impl Sleep {
     /// is cheaper with one `Sleep` than with a new one each time.
     pub fn reset(&mut self, deadline: Instant) {
         self.0.reset(ns_at(deadline));
+    }
+
+    /// [`reset`](Self::reset) to `timeout` from now.
+    pub fn reset_after(&mut self, timeout: Duration) {
+        self.0.reset(ns_after(timeout));
     }
 }
 

@@ -6,6 +6,7 @@ use crate::cli::CompareScenario;
 use crate::compare::candidate::Candidate;
 use crate::compare::model::{CellReport, Figure, Goal, IdleRow, Row, Spread};
 use crate::compare::plan::{Cell, Question};
+use crate::load::HttpLoad;
 
 /// What the goals of our other backends are held against.
 pub(crate) const OUR_EPOLL: &str = "ringpoll epoll inline";
@@ -44,7 +45,59 @@ pub(crate) fn judge(candidates: &[Candidate], cells: &[CellReport], idle: &[Idle
         goals.extend(at_rest(&name, idle));
     }
     goals.extend(cells.iter().flat_map(placing));
+    goals.extend(cells.iter().flat_map(example_programs));
+    goals.extend(cells.iter().filter(|one| is_of_calls(&one.cell)).flat_map(calling));
     goals
+}
+
+/// The example programs on our backends, beside the same programs on tokio.
+fn example_programs(report: &CellReport) -> Vec<Goal> {
+    let Some(load) = report.cell.http else { return Vec::new() };
+    let (rate, tokio) = (Figure::RequestsPerCpuSecond, format!("{} tokio", load.program()));
+    let each = match load {
+        HttpLoad::Text | HttpLoad::Json | HttpLoad::TextHttp2 => 1.0,
+        HttpLoad::Unary => 1.1,
+        HttpLoad::Download | HttpLoad::Upload => 0.95,
+    };
+    let mut goals = Vec::new();
+    for judged in ours_in(report, &format!("{} ringpoll ", load.program())) {
+        goals.push(judged.over(&tokio, rate, AtLeast(each)));
+        if load == HttpLoad::Unary {
+            goals.push(judged.over(&tokio, Figure::P99, AtMost(1.0)));
+        }
+    }
+    if matches!(load, HttpLoad::Text | HttpLoad::Json) {
+        let ratio = |judged: &Judged<'_>| {
+            let rows = report.row(judged.name).zip(report.row(&tokio));
+            rows.and_then(|(ours, theirs)| ours.over(theirs, rate)).map_or(0.0, |it| it.median)
+        };
+        let ours = ours_in(report, &format!("{} ringpoll ", load.program())).into_iter();
+        let better = ours.max_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+        goals.extend(better.map(|judged| judged.over(&tokio, rate, AtLeast(1.1))));
+    }
+    goals
+}
+
+fn is_of_calls(cell: &Cell) -> bool {
+    cell.scenario == CompareScenario::Calls
+}
+
+/// Our clients of calls, beside the one on tokio.
+fn calling(report: &CellReport) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for judged in ours_in(report, "client ringpoll ") {
+        goals.push(judged.over("client tokio", Figure::RequestsPerCpuSecond, AtLeast(2.0)));
+        goals.push(judged.calls(AtMost(0.1)));
+        goals.extend(judged.calls_by_perf(None, AtMost(0.1)));
+    }
+    goals
+}
+
+/// The rows whose names begin with `prefix`.
+fn ours_in<'a>(report: &'a CellReport, prefix: &str) -> Vec<Judged<'a>> {
+    let names = report.rows.iter().map(|row| row.candidate.as_str());
+    let names = names.filter(|name| name.starts_with(prefix));
+    names.map(|name| Judged { name, report }).collect()
 }
 
 /// The placement that chooses, under one kind of traffic of the scenario heavy.
@@ -293,6 +346,24 @@ mod tests {
         let with = [ours(Backend::Epoll), uring.clone(), Candidate::spinning(Backend::Uring)];
         assert_eq!(met(&judge(&with, &cells, &[])), [Some(true), Some(false)]);
         assert_eq!(met(&judge(&[uring], &cells, &[])), [Some(true)]);
+    }
+
+    #[test]
+    fn example_programs_are_judged_each_and_the_better_one_by_more() {
+        let of = |load, rows: &[(&str, f64, f64)]| {
+            let goals = judge(&[], &[report(Cell::http(load), rows.to_vec())], &[]);
+            (goals.iter().map(|goal| goal.wanted.clone()).collect::<Vec<_>>(), met(&goals))
+        };
+        let rows = [
+            ("axum_app ringpoll epoll", 99.0, 1.0),
+            ("axum_app ringpoll uring", 111.0, 1.0),
+            ("axum_app tokio", 100.0, 1.0),
+        ];
+        let (wanted, met) = of(HttpLoad::Text, &rows);
+        assert_eq!(wanted, ["≥ 1", "≥ 1", "≥ 1.1"]);
+        assert_eq!(met, [Some(false), Some(true), Some(true)]);
+        let (wanted, met) = of(HttpLoad::Download, &rows);
+        assert_eq!((wanted, met), (vec!["≥ 0.95".to_owned(); 2], vec![Some(true); 2]));
     }
 
     #[test]

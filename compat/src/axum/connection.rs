@@ -20,6 +20,7 @@ use hyper_util::service::TowerToHyperService;
 use ringpoll::{Connection, Error, Handle, Result};
 use tower::{Service, ServiceExt};
 
+use super::head::{Counted, HeadLimit, Requests};
 use super::peer::Peer;
 use crate::accepted::Accepted;
 #[cfg(feature = "rustls")]
@@ -176,12 +177,18 @@ impl Http {
         let served = match version {
             Version::Http1 => {
                 let mut builder = http1::Builder::new();
-                builder.timer(timer).header_read_timeout(self.header_timeout);
+                // Instead of its limit for heads there is a cheaper one. A user may set both.
+                builder.timer(timer).header_read_timeout(None);
                 if let Some(change) = &self.http1 {
                     change(&mut builder);
                 }
+                let requests = Arc::<Requests>::default();
+                let limit = |timeout| HeadLimit::new(timeout, Arc::clone(&requests), &handle);
+                let limit = self.header_timeout.map(limit);
+                let service = Counted { service, requests };
                 let connection = builder.serve_connection(stream, service).with_upgrades();
-                drive(connection, &handle, http1::UpgradeableConnection::graceful_shutdown).await
+                let shut_down = http1::UpgradeableConnection::graceful_shutdown;
+                drive(connection, &handle, shut_down, limit).await
             }
             Version::Http2 => {
                 let mut builder = http2::Builder::new(HyperExecutor::new(handle.clone()));
@@ -191,7 +198,7 @@ impl Http {
                     change(&mut builder);
                 }
                 let connection = builder.serve_connection(stream, service);
-                drive(connection, &handle, http2::Connection::graceful_shutdown).await
+                drive(connection, &handle, http2::Connection::graceful_shutdown, None).await
             }
         };
         match served {
@@ -202,8 +209,14 @@ impl Http {
     }
 }
 
-/// Polls `connection` to its end, and calls `shut_down` when the shutdown of the server begins.
-async fn drive<C>(connection: C, handle: &Handle, shut_down: fn(Pin<&mut C>)) -> hyper::Result<()>
+/// Polls `connection` to its end or to that of `limit`, and calls `shut_down` when the shutdown of
+/// the server begins.
+async fn drive<C>(
+    connection: C,
+    handle: &Handle,
+    shut_down: fn(Pin<&mut C>),
+    mut limit: Option<HeadLimit>,
+) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
@@ -220,7 +233,11 @@ where
                 shut_down(connection.as_mut());
             }
         }
-        connection.as_mut().poll(cx)
+        match (connection.as_mut().poll(cx), &mut limit) {
+            // The peer has sent no request in time.
+            (Poll::Pending, Some(limit)) => limit.poll(cx).map(Ok),
+            (polled, _) => polled,
+        }
     })
     .await
 }

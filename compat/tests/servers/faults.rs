@@ -1,8 +1,10 @@
 //! Peers and handlers that misbehave.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::get;
 use ringpoll::Backend;
 use ringpoll_compat::axum::serve;
@@ -19,6 +21,7 @@ macro_rules! cases {
             garbage_ends_its_own_connection
             a_head_that_never_ends_is_cut
             a_kept_connection_without_requests_ends
+            a_slow_answer_is_not_cut_as_a_late_head
             a_panicking_handler_ends_its_own_connection_or_stream
             a_slow_reader_costs_a_bounded_amount_of_memory
         }
@@ -81,6 +84,27 @@ pub(crate) async fn a_kept_connection_without_requests_ends(backend: Backend) ->
     let served = Served::new(backend, serve(ANY, app()).header_timeout(limit))?;
     let mut client = Client::http1(served.addr).await?;
     assert_eq!(client.get("/").await?, "hello");
+    client.driver.await??;
+    served.end().await
+}
+
+/// The time for a head does not count while a request is answered, and begins anew after it.
+pub(crate) async fn a_slow_answer_is_not_cut_as_a_late_head(backend: Backend) -> Check {
+    const LIMIT: Duration = Duration::from_millis(60);
+    let slow = || async {
+        tokio::time::sleep(2 * LIMIT).await;
+        let pieces = futures_util::stream::iter(["a", "b", "c"]);
+        Body::from_stream(futures_util::StreamExt::then(pieces, |piece| async move {
+            tokio::time::sleep(LIMIT).await;
+            Ok::<_, Infallible>(piece)
+        }))
+    };
+    let app = Router::new().route("/slow", get(slow));
+    let served = Served::new(backend, serve(ANY, app).header_timeout(LIMIT))?;
+    let mut client = Client::http1(served.addr).await?;
+    for _ in 0..2 {
+        assert_eq!(client.get("/slow").await?, "abc");
+    }
     client.driver.await??;
     served.end().await
 }
