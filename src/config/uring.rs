@@ -84,8 +84,9 @@ impl UringOptions {
     }
 
     /// Receive buffers of each poller, rounded up to powers of two: `small` buffers of 4 KiB, and
-    /// `large` buffers of 128 KiB for connections whose receives fill the small ones. Connections
-    /// that find no buffer wait in order.
+    /// `large` buffers of 128 KiB for connections whose receives fill the small ones. A poller starts
+    /// with fewer, and gets all of them when a receive finds none. Connections that find no buffer
+    /// wait in order.
     #[must_use]
     pub fn receive_buffers(mut self, small: u16, large: u16) -> Self {
         self.small_buffers = small;
@@ -307,6 +308,12 @@ pub(crate) const SMALL_BUFFERS: u16 = 256;
 /// and 4 buffers served 0.94 and 0.86 of the requests, because connections starved; 32 and 64
 /// buffers, which do not fit the cache, served 0.93 and 0.85.
 pub(crate) const LARGE_BUFFERS: u16 = 16;
+
+/// Small buffers of a poller until a receive finds none: enough for a few dozen busy connections.
+pub(crate) const FIRST_SMALL_BUFFERS: u16 = 64;
+
+/// Large buffers of a poller until a receive finds none: enough for one or two streams.
+pub(crate) const FIRST_LARGE_BUFFERS: u16 = 4;
 
 /// Rounds over which the demand for large buffers is observed.
 pub(crate) const DEMAND_ROUNDS: u32 = 64;

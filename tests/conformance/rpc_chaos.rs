@@ -29,7 +29,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-const SECONDS: u64 = 2;
+const SECONDS: u64 = 5;
 
 const CALLERS: u64 = 64;
 

@@ -1,8 +1,9 @@
 //! A ring of receive buffers, from which the kernel takes the buffer for each receive.
 //!
 //! The buffers are blocks of the poller's pool. The kernel fills them in ring order and names each
-//! by its number. A new block replaces a lent block at once, so a slice that the user keeps takes
-//! memory and no place in the ring. The poller's thread owns the ring and is its only producer.
+//! by its number. A ring starts with few blocks, and gets all of them when a receive finds none. A
+//! new block replaces a lent block at once, so a slice that the user keeps takes memory and no
+//! place in the ring. The poller's thread owns the ring and is its only producer.
 //!
 //! The block at ring position `p` has the number `p & mask`, so the blocks of a bundle have
 //! consecutive numbers.
@@ -50,8 +51,10 @@ struct Demand {
 pub(super) struct Shape {
     /// The number by which receives name the ring.
     pub(super) group: u16,
-    /// How many blocks. Rounded up to a power of two.
+    /// How many blocks at most. Rounded up to a power of two.
     pub(super) count: u16,
+    /// How many blocks the kernel has until a receive finds none.
+    pub(super) first_count: u16,
     /// The size of each block.
     pub(super) bytes: usize,
     /// See [`is_lent`].
@@ -63,7 +66,7 @@ pub(super) struct Shape {
 }
 
 impl BufferRing {
-    /// Registers the ring, and gives all its blocks to the kernel.
+    /// Registers the ring, and gives its first blocks to the kernel.
     pub(super) fn new(ring: &Ring, shape: Shape, pool: &Pool) -> io::Result<BufferRing> {
         let count = shape.count.next_power_of_two();
         let slots = Slots::new(count)?;
@@ -79,7 +82,7 @@ impl BufferRing {
             blocks: (0..count).map(|_| None).collect(),
             tail: 0,
             ready: 0,
-            ready_max: usize::from(count),
+            ready_max: usize::from(count.min(shape.first_count)),
             demand: Demand::default(),
             set_aside: 0,
         };
@@ -144,13 +147,14 @@ impl BufferRing {
         self.ready -= 1;
         self.demand.now += 1;
         let Some(block) = self.blocks[usize::from(number)].take() else { return };
-        // Blocks usually come back in ring order, so the kernel can have a whole block again at
-        // once. `refill` replaces the other blocks.
+        // The kernel can have a whole block again at once, so the memory of few blocks stays in the
+        // CPU cache. `refill` replaces the other blocks.
+        let place = usize::from(self.tail & self.mask());
         if block.capacity_left() == self.shape.bytes
-            && number == self.tail & self.mask()
+            && self.blocks[place].is_none()
             && self.ready < self.ready_max
         {
-            self.provide(usize::from(number), block);
+            self.provide(place, block);
             self.publish();
         }
     }

@@ -47,6 +47,7 @@ impl Buffers {
         let small_shape = Shape {
             group: group(Size::Small),
             count: options.small_buffers,
+            first_count: config::uring::FIRST_SMALL_BUFFERS,
             bytes: config::SMALL_BUFFER_BYTES,
             lent_part_min: config::LENT_PART_MIN,
             is_incremental,
@@ -55,6 +56,7 @@ impl Buffers {
         let large_shape = Shape {
             group: group(Size::Large),
             count: options.large_buffers,
+            first_count: config::uring::FIRST_LARGE_BUFFERS,
             bytes: config::LARGE_BUFFER_BYTES,
             lent_part_min: config::uring::LARGE_LENT_PART_MIN,
             is_incremental,

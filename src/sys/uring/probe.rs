@@ -173,6 +173,7 @@ fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<OneBuffer> {
     let shape = buffer_ring::Shape {
         group,
         count: 1,
+        first_count: 1,
         bytes: SMALL_BUFFER_BYTES,
         lent_part_min: 1,
         is_incremental,
