@@ -36,6 +36,8 @@ pub(crate) struct Core {
     pub(super) has_arrivals: AtomicBool,
     /// Reception is paused until the reader has made room. Changed under the input lock.
     pub(super) paused: AtomicBool,
+    /// The kernel held no received bytes when a timer was due. The timer fires after the next pass.
+    pub(super) kernel_had_nothing: AtomicBool,
     pub(super) token: AtomicU64,
     pub(super) idle_timeout: IdleTimeout,
     pub(super) remote: Arc<Remote>,
@@ -85,6 +87,7 @@ impl Core {
             life: Life::new(),
             has_arrivals: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            kernel_had_nothing: AtomicBool::new(false),
             input: Mutex::new(Input::new(serves)),
             output: Mutex::new(Output::new(socket, limits)),
             extras: Mutex::new(Extras::default()),

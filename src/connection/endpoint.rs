@@ -128,8 +128,7 @@ impl Endpoint for Core {
         if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() && !self.lingers() {
             return wanted;
         }
-        if self.has_unseen_input(now_ns) {
-            let again_ns = now_ns.saturating_add(config::UNSEEN_INPUT_NS);
+        if let Some(again_ns) = self.looks_again_at(now_ns) {
             wanted.timer_ns = self.timeouts.armed().ask(again_ns).then_some(again_ns);
             return wanted;
         }
@@ -341,9 +340,13 @@ impl Core {
         }
     }
 
-    /// Whether a timer is due although the kernel holds bytes that would satisfy its wait. This
-    /// happens after the poller was held up, or when the ring has no free receive buffer.
-    fn has_unseen_input(&self, now_ns: u64) -> bool {
+    /// When a timer that is due is looked at again, because input may have arrived that would
+    /// satisfy its wait. `None`: there is none.
+    ///
+    /// The kernel may hold bytes after the poller was held up, or when the ring has no free receive
+    /// buffer. If it holds none, a thread of the kernel may have received them since the last pass.
+    /// So such a timer fires only after one more pass.
+    fn looks_again_at(&self, now_ns: u64) -> Option<u64> {
         let (read_ns, has_ended) = {
             let input = lock(&self.input);
             (input.until_ns(), input.end.is_some())
@@ -351,11 +354,20 @@ impl Core {
         let due_ns = read_ns.min(self.idle_at());
         let is_due = due_ns <= now_ns && now_ns - due_ns < config::UNSEEN_INPUT_MAX_NS;
         let receives = !self.paused.load(Ordering::Relaxed) && !self.life.is_closed();
+        let had_nothing = self.kernel_had_nothing.swap(false, Ordering::Relaxed);
         if !is_due || !receives || has_ended {
-            return false;
+            return None;
         }
-        let socket = lock(&self.output).socket.clone();
-        socket.is_some_and(|socket| socket.arrived_bytes().is_ok_and(|bytes| bytes > 0))
+        let socket = lock(&self.output).socket.clone()?;
+        if socket.arrived_bytes().is_ok_and(|bytes| bytes > 0) {
+            return Some(now_ns.saturating_add(config::UNSEEN_INPUT_NS));
+        }
+        if had_nothing {
+            return None;
+        }
+        self.kernel_had_nothing.store(true, Ordering::Relaxed);
+        // Only a pass that begins after now lets a timer of this time fire.
+        Some(now_ns + 1)
     }
 
     /// The time of the last activity, when the idle timeout is due. `None`: the connection is idle.

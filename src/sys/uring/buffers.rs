@@ -44,10 +44,14 @@ pub(super) struct Buffers {
 impl Buffers {
     pub(super) fn new(ring: &Ring, options: &UringOptions, pool: &Pool) -> io::Result<Buffers> {
         let is_incremental = options.incremental_buffers;
+        // A kernel thread receives also while the poller is held up, and then needs all buffers.
+        let all = (options.small_buffers, options.large_buffers);
+        let few = (config::uring::FIRST_SMALL_BUFFERS, config::uring::FIRST_LARGE_BUFFERS);
+        let (first_small, first_large) = if ring.collector().is_some() { all } else { few };
         let small_shape = Shape {
             group: group(Size::Small),
             count: options.small_buffers,
-            first_count: config::uring::FIRST_SMALL_BUFFERS,
+            first_count: first_small,
             bytes: config::SMALL_BUFFER_BYTES,
             lent_part_min: config::LENT_PART_MIN,
             is_incremental,
@@ -56,7 +60,7 @@ impl Buffers {
         let large_shape = Shape {
             group: group(Size::Large),
             count: options.large_buffers,
-            first_count: config::uring::FIRST_LARGE_BUFFERS,
+            first_count: first_large,
             bytes: config::LARGE_BUFFER_BYTES,
             lent_part_min: config::uring::LARGE_LENT_PART_MIN,
             is_incremental,
