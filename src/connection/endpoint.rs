@@ -340,8 +340,8 @@ impl Core {
         }
     }
 
-    /// When a timer that is due is looked at again, because input may have arrived that would
-    /// satisfy its wait. `None`: there is none.
+    /// When a timer that is due is looked at again, because input that the poller has not seen may
+    /// satisfy its wait. `None`: the timer fires.
     ///
     /// The kernel may hold bytes after the poller was held up, or when the ring has no free receive
     /// buffer. If it holds none, a thread of the kernel may have received them since the last pass.

@@ -36,7 +36,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Sizes are the issue's own in release builds and smaller where the code is slow.
+/// Sizes are large in release builds, and smaller where the code is slow.
 const FLUSHES: usize = 129;
 const FLUSH_BYTES: usize = if cfg!(debug_assertions) { 128 << 10 } else { 2 << 20 };
 const MESSAGE_BYTES_MAX: usize = if cfg!(debug_assertions) { 8 << 20 } else { 128 << 20 };

@@ -1,7 +1,8 @@
 //! A time limit for the heads of HTTP/1 requests.
 //!
 //! hyper has such a limit as well. With it, hyper reads once more after each answer, and asks for
-//! another wait. [`HeadLimit`] looks only when hyper waits anyway, and moves one wait.
+//! another wait. [`HeadLimit`] looks only when hyper waits anyway, and moves one wait. It serves
+//! 1.04 times the requests in the row `GET /` with io_uring (docs/reports/http.md).
 
 use std::future::Future;
 use std::pin::Pin;

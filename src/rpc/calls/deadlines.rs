@@ -1,8 +1,8 @@
 //! The deadlines of the calls that have not ended, earliest first.
 //!
-//! A call that ends leaves its deadline in the heap, where it is *stale*. So the end of a call costs
-//! nothing here. Stale deadlines are dropped when they come up, and by sweeps: a sweep visits the
-//! whole heap, and the next one is due only after as many new deadlines.
+//! A call that ends leaves its deadline in the heap, where it is *stale*. So the end of a call
+//! costs nothing here. Stale deadlines are dropped when they come up, and by sweeps: a sweep visits
+//! the whole heap, and the next one is due only after as many new deadlines.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
