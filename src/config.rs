@@ -233,6 +233,9 @@ pub(crate) const UNSEEN_INPUT_MAX_NS: u64 = 1_000_000_000;
 /// How long a forced shutdown waits until the handlers of cut connections have returned.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 
+/// How long it then waits until the futures that have not ended are dropped by their threads.
+pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(100);
+
 /// Timer entries of connections and futures that have ended stay until they are due. They are
 /// removed when the number of entries exceeds twice the number after the last removal by this many.
 pub(crate) const STALE_TIMERS_MAX: usize = 4096;

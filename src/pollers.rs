@@ -1,6 +1,7 @@
 //! The public type of poller groups.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::{Backend, Balance, Capabilities, PollMode, UringOptions};
@@ -37,6 +38,30 @@ impl Pollers {
         }
         let started = Pollers::builder().count(1).name("ringpoll-c").build()?;
         Ok(SHARED.get_or_init(|| started).clone())
+    }
+
+    /// Runs `future` as a task on one of the pollers, which take turns. So a program whose work is
+    /// calls and connections needs no other executor.
+    ///
+    /// The task shares the thread with the poller's connections: while it computes or blocks, they
+    /// wait. See [`unblock`](crate::unblock). A panic ends the task alone. If the group ends, or
+    /// has ended, `future` is dropped. No context of tokio is entered.
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use std::time::Duration;
+    ///
+    /// let pollers = ringpoll::Pollers::builder().count(1).build()?;
+    /// let (sender, receiver) = mpsc::channel();
+    /// pollers.spawn(async move {
+    ///     let _ = sender.send(std::thread::current().name().map(str::to_owned));
+    /// });
+    /// let name = receiver.recv_timeout(Duration::from_secs(10)).expect("the task runs");
+    /// assert_eq!(name.as_deref(), Some("ringpoll-p0"));
+    /// # Ok::<(), ringpoll::Error>(())
+    /// ```
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.0.next().spawn(future);
     }
 
     /// The sums of the counts of all pollers.

@@ -245,8 +245,8 @@ impl Handle {
     /// connection. The idle timeout ignores `future`: only handlers and their waits count.
     ///
     /// # Errors
-    /// Unsupported, if the connection has no server. Spawn `future` on an executor of your own
-    /// then.
+    /// Unsupported, if the connection has no server. Use an executor of your own then, or
+    /// [`Pollers::spawn`](crate::Pollers::spawn).
     pub fn spawn<F>(&self, future: F) -> Result<()>
     where
         F: Future<Output = Result<()>> + Send + 'static,

@@ -52,7 +52,7 @@ use wait::Began;
 use writer::impl_writer;
 
 pub(crate) use self::core::{Core, Remote};
-pub(crate) use run::{Handler, spawn_on};
+pub(crate) use run::Handler;
 pub(crate) use service::{Hooks, Service};
 
 /// The poller of the calling thread, if that thread is a poller.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::Connection;
-use super::core::{Core, Remote};
+use super::core::Core;
 use super::handle::Handle;
 use super::input::Started;
 use super::span;
@@ -17,16 +17,6 @@ use crate::sync::lock;
 use crate::task::{self, Guarded, Queued, Run, Runnable, RuntimeContext, Start, Workers};
 use crate::user_code;
 
-/// Runs `future` as a task on a poller. Drops it where the poller has ended.
-pub(crate) fn spawn_on<F>(remote: &Arc<Remote>, future: F)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let near = Arc::clone(remote);
-    let schedule = move |task| near.send(Command::Run(Job::Poll(task, None)));
-    task::spawn(future, schedule).schedule();
-}
-
 impl Handle {
     /// Runs `future` as a task on the poller of the connection. Drops it where the poller has
     /// ended.
@@ -34,7 +24,7 @@ impl Handle {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        spawn_on(&self.0.remote, future);
+        self.0.remote.spawn(future);
     }
 }
 

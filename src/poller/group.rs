@@ -211,7 +211,7 @@ impl<E: Endpoint> Group<E> {
         let count = self.remotes.len();
         let index = match self.balance {
             _ if count == 1 => 0,
-            Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % count,
+            Balance::RoundRobin => return self.next(),
             Balance::Random => {
                 let turn = self.turn.fetch_add(1, Ordering::Relaxed) as u64;
                 random::scramble(random::seed(), turn) as usize % count
@@ -222,6 +222,11 @@ impl<E: Endpoint> Group<E> {
             }
         };
         &self.remotes[index]
+    }
+
+    /// The pollers in turn.
+    pub(crate) fn next(&self) -> &Arc<Remote<E>> {
+        &self.remotes[self.turn.fetch_add(1, Ordering::Relaxed) % self.remotes.len()]
     }
 
     pub(crate) fn remotes(&self) -> &[Arc<Remote<E>>] {

@@ -111,8 +111,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         Ok(())
     }
 
-    /// Abandons everything that the poller still holds: collected wakers and jobs, commands, and
-    /// all slots. After an orderly stop, only commands that came late can be left.
+    /// Abandons everything that the poller still holds: collected wakers and jobs, commands, all
+    /// slots, and the tasks that wait. After an orderly stop, the slots are free.
     fn end(self) {
         let Dispatcher { remote, mut slots, leaving, mut round, .. } = self.dispatcher;
         user_code::wake_all(round.wakers.drain(..));
@@ -130,6 +130,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             }
         }
         leaving.into_values().for_each(|held| user_code::discard(held.kept));
+        // The mailbox is closed, so each task that this schedules is abandoned at once.
+        remote.tasks.end();
     }
 
     /// Sends the bytes of the outbox, then waits for completions: first by spinning if that pays,

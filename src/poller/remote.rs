@@ -12,7 +12,7 @@ use crate::counters::Counters;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Wake};
-use crate::task;
+use crate::task::TaskSet;
 
 /// Bytes that a poller is to send, and their endpoint.
 pub(super) type Parcel<E> = (Arc<E>, Chain);
@@ -32,6 +32,8 @@ pub(crate) struct Remote<E: Endpoint> {
     /// How many of these belong to a future that was dropped.
     pub(super) dead_timers: Arc<AtomicUsize>,
     watchers: Mutex<Watchers>,
+    /// The tasks that run on the poller and belong to no server.
+    pub(super) tasks: TaskSet,
 }
 
 /// Objects that are told if a poller fails.
@@ -66,6 +68,7 @@ impl<E: Endpoint> Remote<E> {
             timers: AtomicUsize::new(0),
             watchers: Mutex::new(Watchers::default()),
             dead_timers: Arc::new(AtomicUsize::new(0)),
+            tasks: TaskSet::new(),
         }
     }
 
@@ -90,12 +93,12 @@ impl<E: Endpoint> Remote<E> {
         }
     }
 
-    /// Runs `future` on the poller, from now on. Drops the future if the poller has ended, or ends
-    /// before it.
+    /// Runs `future` on the poller, from now on. Drops `future` if the poller has ended, or ends
+    /// before `future` does.
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
         let poller = Arc::clone(self);
         let schedule = move |task| poller.send(Command::Run(Job::Poll(task, None)));
-        task::spawn(future, schedule).schedule();
+        self.tasks.spawn(future, schedule).schedule();
     }
 
     /// Leaves bytes for the poller to send. Gives them back if the poller has ended: the caller may

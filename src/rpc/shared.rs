@@ -12,7 +12,7 @@ use super::calls::{Calls, Rules, Work};
 use super::codec::Codec;
 use super::dialing;
 use crate::clock::now_ns;
-use crate::connection::{Core, Remote, spawn_on};
+use crate::connection::{Core, Remote};
 use crate::dial::Dialer;
 use crate::poller::Alarm;
 use crate::sync::{Mutex, lock};
@@ -57,10 +57,10 @@ impl<C: Codec> Shared<C> {
     fn follow(self: &Arc<Self>, work: &mut Work<C>) {
         user_code::wake_all(work.wakers.drain(..));
         for link in work.dials.drain(..) {
-            spawn_on(&self.home, dialing::dial(Arc::clone(self), link));
+            self.home.spawn(dialing::dial(Arc::clone(self), link));
         }
         if work.starts_timer {
-            spawn_on(&self.home, Timer { shared: Arc::clone(self), alarm: None, is_done: false });
+            self.home.spawn(Timer { shared: Arc::clone(self), alarm: None, is_done: false });
         }
         for (handle, with_reset) in work.closes.drain(..) {
             match with_reset {

@@ -229,9 +229,9 @@ impl ServerHandle {
     /// Like [`shutdown`](Self::shutdown), but cuts the connections that are still busy at
     /// `deadline`. Returns how many were cut.
     ///
-    /// Handlers see a cut connection as closed. A handler that does not return within a second
-    /// after that is abandoned, together with the thread that it blocks. Spawned futures that do
-    /// not end are abandoned as well.
+    /// Handlers see a cut connection as closed. A handler or a spawned future that does not end
+    /// within a second after that is dropped, where it waits. One that blocks its thread is
+    /// abandoned together with the thread, and one on a tokio runtime goes on there.
     ///
     /// # Errors
     /// Unsupported on a poller or a worker, thus in most handlers: the thread would wait for
@@ -245,7 +245,10 @@ impl ServerHandle {
             return Ok(0);
         }
         let cut = self.cut();
-        self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
+        if !self.wait_empty(Instant::now().checked_add(config::CUT_GRACE)) {
+            self.0.service.executor.cancel();
+            self.wait_empty(Instant::now().checked_add(config::CANCEL_GRACE));
+        }
         self.end();
         Ok(cut)
     }
@@ -264,7 +267,10 @@ impl ServerHandle {
             return Ok(0);
         }
         let cut = self.cut();
-        self.become_empty(Instant::now().checked_add(config::CUT_GRACE)).await?;
+        if !self.become_empty(Instant::now().checked_add(config::CUT_GRACE)).await? {
+            self.0.service.executor.cancel();
+            self.become_empty(Instant::now().checked_add(config::CANCEL_GRACE)).await?;
+        }
         self.end_elsewhere().await?;
         Ok(cut)
     }

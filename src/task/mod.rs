@@ -1,18 +1,18 @@
 //! Running futures: tasks, their queues, and threads that run them. Knows no sockets.
 //!
 //! A *task* is a future with a waker of its own. The waker puts the task back where it runs: into
-//! the poller's mailbox, or into the workers' queue.
+//! the poller's mailbox, or into the workers' queue. A task belongs to a [`TaskSet`], which cancels
+//! it at the end of its server or poller.
 
 pub(crate) mod line;
 mod parking;
 mod placement;
 pub(crate) mod queue;
 mod run;
+mod set;
 mod signal;
 mod unblock;
 pub(crate) mod waiters;
-
-use std::future::Future;
 
 pub(crate) use async_task::Runnable;
 
@@ -22,21 +22,10 @@ pub use placement::PlacementStats;
 pub(crate) use placement::{Executor, Host, RuntimeContext, Spent, Used, Watched, next_part};
 pub(crate) use queue::{Queued, Start, Workers, is_worker};
 pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run, waits_for_flush};
+pub(crate) use set::TaskSet;
 pub(crate) use signal::{Signal, WaitSignal};
 pub(crate) use unblock::look_up;
 pub use unblock::unblock;
-
-/// Makes a task of `future`. `schedule` is called with the task on each wake-up. The caller must
-/// run the returned task for the first time.
-pub(crate) fn spawn<F, S>(future: F, schedule: S) -> Runnable
-where
-    F: Future<Output = ()> + Send + 'static,
-    S: Fn(Runnable) + Send + Sync + 'static,
-{
-    let (runnable, task) = async_task::spawn(Guarded::new(future), schedule);
-    task.detach();
-    runnable
-}
 
 /// Polls the task once. A panic of the future ends the task, and does not reach the caller.
 pub(crate) fn run(runnable: Runnable) {

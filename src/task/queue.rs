@@ -19,7 +19,7 @@ use crossbeam_deque::{Injector, Steal, Stealer, Worker};
 
 use super::parking::{Parking, Woken};
 use super::placement::{Policy, Timed};
-use super::{Run, Runnable};
+use super::{Run, Runnable, TaskSet};
 use crate::clock::now_ns;
 use crate::config;
 use crate::error::{Error, Result};
@@ -36,6 +36,8 @@ struct Shared {
     injector: Injector<Work>,
     stealers: Vec<Stealer<Work>>,
     parking: Parking,
+    /// The tasks that the workers make.
+    tasks: TaskSet,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -89,12 +91,19 @@ impl Drop for Queued {
 
 impl Workers {
     /// Starts `count` threads. Each thread calls `begin` first, and spins as `spin` says before it
-    /// sleeps. The threads are pinned to `cpus`, unless that is empty.
+    /// sleeps. The threads are pinned to `cpus`, unless that is empty. The tasks that they make
+    /// belong to `tasks`.
     ///
     /// # Errors
     /// Invalid: `count` is more than [`config::THREADS_MAX`], or the process may not use one of
     /// `cpus`. Also the kernel's error if a thread cannot be started.
-    pub(crate) fn start(count: usize, cpus: &[usize], spin: Spin, begin: fn()) -> Result<Workers> {
+    pub(crate) fn start(
+        count: usize,
+        cpus: &[usize],
+        spin: Spin,
+        tasks: TaskSet,
+        begin: fn(),
+    ) -> Result<Workers> {
         if count > config::THREADS_MAX {
             return Err(Error::invalid(format!(
                 "workers: {count} are more than {}",
@@ -106,6 +115,7 @@ impl Workers {
             injector: Injector::new(),
             stealers: queues.iter().map(Worker::stealer).collect(),
             parking: Parking::new(count),
+            tasks,
             threads: Mutex::new(Vec::with_capacity(count)),
         });
         let workers = Workers(Arc::clone(&shared));
@@ -134,7 +144,7 @@ impl Workers {
     /// Makes a task of `future`. Its wake-ups queue it.
     fn task(&self, future: impl Future<Output = ()> + Send + 'static) -> Runnable {
         let again = self.clone();
-        super::spawn(future, move |task| again.schedule(task))
+        self.0.tasks.spawn(future, move |task| again.schedule(task))
     }
 
     /// Queues a run that begins. `policy` records how long its polls take.
@@ -357,7 +367,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_although_workers_sleep_in_between() {
-        let workers = Workers::start(3, &[], Spin::NEVER, || {}).unwrap();
+        let workers = Workers::start(3, &[], Spin::NEVER, TaskSet::new(), || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         for round in 0..2000_usize {
             let sender = sender.clone();
@@ -379,10 +389,11 @@ mod tests {
             injector: Injector::new(),
             stealers: vec![queue.stealer(), Worker::new_fifo().stealer()],
             parking: Parking::new(2),
+            tasks: TaskSet::new(),
             threads: Mutex::new(Vec::new()),
         };
         for (queued, taken) in [(1, 1), (20, config::BATCH_MIN), (2000, config::BATCH_MAX)] {
-            let work = || Work::Poll(crate::task::spawn(async {}, |_| {}));
+            let work = || Work::Poll(shared.tasks.spawn(async {}, |_| {}));
             (0..queued).for_each(|_| shared.injector.push(work()));
             assert!(shared.find(&queue, 0).is_some());
             // The shared queue may hand out fewer tasks than it is asked for.
@@ -396,7 +407,7 @@ mod tests {
     #[test]
     fn workers_that_never_sleep_run_everything_and_end() {
         let always = Spin::new(crate::config::PollMode::Always, false);
-        let workers = Workers::start(2, &[], always, || {}).unwrap();
+        let workers = Workers::start(2, &[], always, TaskSet::new(), || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         for round in 0..100_usize {
             let sender = sender.clone();
@@ -424,7 +435,7 @@ mod tests {
             }
         }
         let run = Arc::new(Counts { started: AtomicUsize::new(0), given_up: AtomicUsize::new(0) });
-        let workers = Workers::start(1, &[], Spin::NEVER, || {}).unwrap();
+        let workers = Workers::start(1, &[], Spin::NEVER, TaskSet::new(), || {}).unwrap();
         for _ in 0..10 {
             workers.begin(Queued::new(Arc::clone(&run) as _), None);
         }
@@ -443,7 +454,7 @@ mod tests {
 
     #[test]
     fn a_panicking_task_leaves_its_worker_alive() {
-        let workers = Workers::start(1, &[], Spin::NEVER, || {}).unwrap();
+        let workers = Workers::start(1, &[], Spin::NEVER, TaskSet::new(), || {}).unwrap();
         let (sender, receiver) = mpsc::channel();
         workers.spawn(async { panic!("on purpose") });
         workers.spawn(async move { sender.send(()).unwrap() });
@@ -453,7 +464,7 @@ mod tests {
 
     #[test]
     fn a_task_that_wakes_itself_for_ever_shuts_nobody_out() {
-        let workers = Workers::start(1, &[], Spin::NEVER, || {}).unwrap();
+        let workers = Workers::start(1, &[], Spin::NEVER, TaskSet::new(), || {}).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let turns = Arc::new(AtomicUsize::new(0));
         let (until, count) = (Arc::clone(&stop), Arc::clone(&turns));

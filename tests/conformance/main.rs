@@ -35,6 +35,7 @@ mod listeners;
 mod mux;
 mod pipelining;
 mod placement;
+mod poller_tasks;
 mod polls;
 mod promises;
 mod races;
@@ -75,7 +76,7 @@ macro_rules! mount {
                 events failures server shutdown races listeners dial eyeballs backpressure hostile
                 blocking runtime placement clients unblock turns fairness polls mux spawning
                 unix_sockets socket_options user_code wakers promises server_promises draining
-                rpc_calls rpc_chaos rpc_pool rpc_serving);
+                rpc_calls rpc_chaos rpc_pool rpc_serving poller_tasks);
             at!(inline: $backend, Placement::Inline, Side::Server =>
                 failures runtime clients unblock turns fairness mux spawning user_code wakers
                 draining rpc_serving);

@@ -1,5 +1,6 @@
 //! Futures beside the handlers of a connection: where they run, and that they count.
 
+use std::future::pending;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ macro_rules! cases {
             a_handle_spawns_from_any_thread_even_when_its_connection_is_gone
             a_shutdown_waits_for_what_was_spawned
             a_forced_shutdown_gives_up_what_was_spawned
+            a_forced_shutdown_drops_what_nobody_will_wake
             a_connection_that_only_waits_for_messages_is_idle
             a_dialled_connection_has_nowhere_to_spawn
         }
@@ -214,6 +216,49 @@ pub(crate) fn a_forced_shutdown_gives_up_what_was_spawned(t: &Fixture) -> Check 
     let goes_on = t.mount().placement == Placement::Tokio;
     assert!(!goes_on || ended.load(Ordering::SeqCst) == 1);
     Ok(())
+}
+
+/// A future whose waker nobody has, such as `pending`, is not lost: it holds its connection until
+/// the server ends.
+pub(crate) fn a_forced_shutdown_drops_what_nobody_will_wake(t: &Fixture) -> Check {
+    if t.mount().placement == Placement::Tokio {
+        return skip("what nobody will wake", "a runtime outlives the server, and so do its tasks");
+    }
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dropped);
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        let (spawned, run) = (Counts(Arc::clone(&counted)), Counts(Arc::clone(&counted)));
+        async move {
+            conn.next(1).await?;
+            conn.spawn(async move {
+                let _spawned = spawned;
+                pending().await
+            })?;
+            conn.write("!")?;
+            conn.flush().await?;
+            let _run = run;
+            pending().await
+        }
+    }));
+    let peer = dial(&server)?;
+    assert_eq!(exchange(&peer, b"?")?, b"!");
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!((server.stats().open, server.stats().spawned), (1, 1));
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    server.shutdown_forced(Duration::ZERO)?;
+    assert_eq!(dropped.load(Ordering::SeqCst), 2);
+    assert_eq!((server.stats().open, server.stats().spawned), (0, 0));
+    assert_ended(&peer);
+    Ok(())
+}
+
+/// Counts how often it is dropped.
+struct Counts(Arc<AtomicUsize>);
+
+impl Drop for Counts {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// A driver that waits is no handler that computes, awaited or spawned.

@@ -13,7 +13,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cli::CallsArgs;
+use crate::cli::{CallsArgs, RuntimeKind};
 use crate::error::{Failure, Result};
 use crate::rpc::grpc::{CONNECTION_WINDOW_BYTES, EchoCodec, PATH, STREAM_WINDOW_BYTES};
 
@@ -23,6 +23,11 @@ pub(super) trait Echo: Clone + Send + Sync + 'static {
 
     /// Calls the server once.
     fn echo(&self, request: Vec<u8>) -> impl Future<Output = Result<Self::Answer>> + Send;
+
+    /// Runs a caller.
+    fn spawn(&self, caller: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(caller);
+    }
 
     /// System calls since the start, by the client's own count; `None` of a client without one.
     fn system_calls(&self) -> Option<u64> {
@@ -48,6 +53,7 @@ pub(super) struct Counts {
 pub(super) struct OnRingpoll {
     client: Client<LengthPrefixed>,
     pollers: Pollers,
+    callers_on: RuntimeKind,
 }
 
 impl OnRingpoll {
@@ -66,7 +72,7 @@ impl OnRingpoll {
             builder = builder.outstanding_max(count as usize);
         }
         let client = builder.connect(&addr.to_string()).map_err(failed())?;
-        Ok(OnRingpoll { client, pollers })
+        Ok(OnRingpoll { client, pollers, callers_on: args.runtime })
     }
 }
 
@@ -76,6 +82,13 @@ impl Echo for OnRingpoll {
     async fn echo(&self, request: Vec<u8>) -> Result<Slice> {
         let answer = self.client.call(Slice::from(request)).await;
         answer.map_err(|error| Failure::new(error.to_string()))
+    }
+
+    fn spawn(&self, caller: impl Future<Output = ()> + Send + 'static) {
+        match self.callers_on {
+            RuntimeKind::Poller => self.pollers.spawn(caller),
+            RuntimeKind::OneWorker | RuntimeKind::CurrentThread => drop(tokio::spawn(caller)),
+        }
     }
 
     fn system_calls(&self) -> Option<u64> {

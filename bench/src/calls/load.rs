@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::Line;
 use super::clients::Echo;
@@ -51,6 +51,13 @@ fn front(caller: u64, sequence: u64) -> [u8; FRONT_BYTES] {
 struct Callers {
     phase: AtomicU8,
     found: Mutex<Found>,
+}
+
+/// Waits until all clones of a sender are dropped: each caller holds one.
+async fn all_dropped(sender: Sender<()>, mut receiver: Receiver<()>) {
+    drop(sender);
+    // Nothing is sent.
+    let _ = receiver.recv().await;
 }
 
 struct Found {
@@ -125,10 +132,14 @@ pub(super) async fn run<E: Echo>(args: &CallsArgs, client: E) -> Result<Line> {
     let found = Found { calls: 0, calls_ever: 0, latency, failure: None };
     let callers = Arc::new(Callers { phase: AtomicU8::new(WARMING_UP), found: Mutex::new(found) });
     let bodies = Bodies::new(args.size.0);
-    let mut tasks = JoinSet::new();
+    let (running, ended) = mpsc::channel(1);
     for caller in 0..args.callers {
-        let (callers, client, bodies) = (Arc::clone(&callers), client.clone(), bodies.clone());
-        tasks.spawn(call_on(callers, client, bodies, caller.into()));
+        let calls = call_on(Arc::clone(&callers), client.clone(), bodies.clone(), caller.into());
+        let running = running.clone();
+        client.spawn(async move {
+            calls.await;
+            drop(running);
+        });
     }
     let cpus = args.steal_cpus.as_ref().map_or_else(cpu::online, |list| list.0.clone());
     let warmup = args.warmup.unwrap_or((args.duration / 5).min(WARMUP_MAX));
@@ -139,8 +150,7 @@ pub(super) async fn run<E: Echo>(args: &CallsArgs, client: E) -> Result<Line> {
     callers.set(ENDING);
     let closed = Clocks::read(args, &client, &cpus)?;
     let rss_bytes = resident_bytes(std::process::id())?;
-    let all_ended = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(END_PATIENCE, all_ended).await.is_err() {
+    if tokio::time::timeout(END_PATIENCE, all_dropped(running, ended)).await.is_err() {
         return Err(Failure::new(format!("calls without an answer after {END_PATIENCE:?}")));
     }
     let mut found = callers.found();

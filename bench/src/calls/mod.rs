@@ -1,9 +1,10 @@
 //! `calls`: many callers share the few connections of an RPC client, and the client is measured.
 //!
-//! The callers are tasks of a tokio runtime with one worker, with every client. Each composes a
-//! request in memory of its own, awaits the answer, checks every byte of it, and makes the next
-//! call. The CPU time is that of the whole process, callers included. `clients` and `on_tokio` are
-//! the clients, `load` the callers, `outstanding` the calls that are made all at once.
+//! The callers are tasks of a tokio runtime with one worker, with every client; or tasks of the
+//! poller. Each composes a request in memory of its own, awaits the answer, checks every byte of
+//! it, and makes the next call. The CPU time is that of the whole process, callers included.
+//! `clients` and `on_tokio` are the clients, `load` the callers, `outstanding` the calls that are
+//! made all at once.
 
 mod clients;
 mod load;
@@ -57,11 +58,14 @@ pub(crate) fn run(args: &CallsArgs) -> Result<()> {
     if args.outstanding.is_some() && args.client == ClientKind::Tonic {
         return Err(Failure::new("--outstanding: the server of client tonic cannot hold calls"));
     }
+    if args.runtime == RuntimeKind::Poller && args.client != ClientKind::Ringpoll {
+        return Err(Failure::new("--runtime poller: only client ringpoll has a poller"));
+    }
     args.die_with.map_or(Ok(()), signals::die_with)?;
     let addr = resolve(&args.addr)?[0];
     let mut runtime = match args.runtime {
         RuntimeKind::OneWorker => Builder::new_multi_thread(),
-        RuntimeKind::CurrentThread => Builder::new_current_thread(),
+        RuntimeKind::CurrentThread | RuntimeKind::Poller => Builder::new_current_thread(),
     };
     let runtime =
         runtime.worker_threads(1).enable_all().build().map_err(Failure::at("start tokio"))?;

@@ -46,7 +46,7 @@ pub(super) async fn run<E: Echo>(args: &CallsArgs, client: E, count: u32) -> Res
     let bodies = Bodies::new(args.size.0);
     let rss_bytes_before = resident_bytes(std::process::id())?;
     let mut waves = Vec::new();
-    for sequence in 0..WAVES {
+    for sequence in 0..args.waves.into() {
         waves.push(wave(&client, &bodies, count, sequence).await?);
     }
     let counts = client.counts();
@@ -102,7 +102,6 @@ async fn wave<E: Echo>(client: &E, bodies: &Bodies, count: u32, sequence: u64) -
     })
 }
 
-const WAVES: u64 = 3;
 /// Between two looks at the memory.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -29,7 +29,8 @@ pub(crate) struct CallsArgs {
     /// Body of a request and of its answer, 16 bytes at least
     #[arg(long, value_name = "BYTES", default_value_t = Bytes(1024))]
     pub(crate) size: Bytes,
-    /// Where the callers run: a runtime of tokio with one worker, or on the thread that waits
+    /// Where the callers run: on a runtime of tokio with one worker, on its current-thread runtime,
+    /// or, with client ringpoll, on the poller of the connections
     #[arg(long, default_value = "one-worker")]
     pub(crate) runtime: RuntimeKind,
     /// How long to measure, such as 10s or 500ms
@@ -46,6 +47,10 @@ pub(crate) struct CallsArgs {
     /// server must have the same number for `--hold`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) outstanding: Option<u32>,
+    /// How often to make the calls of `--outstanding`, one wave after the other
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) waves: u32,
     /// The server's process on this host, for what it uses
     #[arg(long, value_name = "PID")]
     pub(crate) server_pid: Option<u32>,
@@ -67,6 +72,8 @@ pub(crate) enum RuntimeKind {
     OneWorker,
     /// The current-thread one. It writes to an eventfd for each task that another thread wakes
     CurrentThread,
+    /// The poller, as for a caller that is a handler itself
+    Poller,
 }
 
 /// A client of the scenario calls.

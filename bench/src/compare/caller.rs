@@ -23,6 +23,8 @@ use crate::peers::Peer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
     Ringpoll(Backend),
+    /// The same, and the callers are tasks of its poller.
+    OnPoller(Backend),
     Tokio,
     Tonic,
 }
@@ -31,14 +33,16 @@ impl Caller {
     /// The backend of a client of ringpoll.
     pub(crate) fn backend(self) -> Option<Backend> {
         match self {
-            Caller::Ringpoll(backend) => Some(backend),
+            Caller::Ringpoll(backend) | Caller::OnPoller(backend) => Some(backend),
             Caller::Tokio | Caller::Tonic => None,
         }
     }
 
     pub(crate) fn version(self) -> String {
         match self {
-            Caller::Ringpoll(_) => format!("ringpoll {}", env!("CARGO_PKG_VERSION")),
+            Caller::Ringpoll(_) | Caller::OnPoller(_) => {
+                format!("ringpoll {}", env!("CARGO_PKG_VERSION"))
+            }
             Caller::Tokio => Peer::Tokio.version(),
             Caller::Tonic => Peer::Tonic.version(),
         }
@@ -47,6 +51,7 @@ impl Caller {
     pub(crate) fn settings(self) -> &'static str {
         match self {
             Caller::Ringpoll(_) => "rpc::Client with one poller",
+            Caller::OnPoller(_) => "rpc::Client with one poller, which runs the callers too",
             Caller::Tokio => "a task that reads and a mutexed writer for each connection",
             Caller::Tonic => "a Channel for each connection, in turn; its server is tonic's",
         }
@@ -54,13 +59,18 @@ impl Caller {
 
     /// The command line that starts it, without its server and its traffic.
     pub(crate) fn args(self) -> Vec<String> {
-        let (kind, backend) = match self {
-            Caller::Ringpoll(backend) => ("ringpoll", Some(backend)),
-            Caller::Tokio => ("tokio", None),
-            Caller::Tonic => ("tonic", None),
+        let kind = match self {
+            Caller::Ringpoll(_) | Caller::OnPoller(_) => "ringpoll",
+            Caller::Tokio => "tokio",
+            Caller::Tonic => "tonic",
         };
-        let backend = backend.map(|backend| format!("--backend={backend}"));
-        ["calls".to_owned(), format!("--client={kind}")].into_iter().chain(backend).collect()
+        let backend = self.backend().map(|backend| format!("--backend={backend}"));
+        let mut args = vec!["calls".to_owned(), format!("--client={kind}")];
+        args.extend(backend);
+        if let Caller::OnPoller(_) = self {
+            args.push("--runtime=poller".to_owned());
+        }
+        args
     }
 
     /// What it calls.
@@ -82,6 +92,9 @@ impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Caller::Ringpoll(backend) => write!(f, "client ringpoll {backend}"),
+            Caller::OnPoller(backend) => {
+                write!(f, "client ringpoll {backend}, callers on the poller")
+            }
             Caller::Tokio => f.write_str(ON_TOKIO),
             Caller::Tonic => f.write_str(&name("tonic")),
         }
@@ -97,7 +110,8 @@ pub(crate) fn name(peer: &str) -> String {
 pub(crate) fn candidates(args: &CompareArgs, usual: &Usual) -> Vec<Candidate> {
     let backends = args.backends.as_deref().unwrap_or(usual.backends);
     let peers = args.peers.as_ref().map_or(usual.peers, |peers| &peers.0);
-    let ours = backends.iter().map(|backend| Caller::Ringpoll(*backend));
+    let on_tokio = backends.iter().map(|backend| Caller::Ringpoll(*backend));
+    let ours = on_tokio.chain(backends.iter().map(|backend| Caller::OnPoller(*backend)));
     let others = peers.iter().filter_map(|peer| match peer {
         Peer::Tokio => Some(Caller::Tokio),
         Peer::Tonic => Some(Caller::Tonic),
@@ -225,12 +239,19 @@ mod tests {
 
     #[test]
     fn clients_are_measured_on_both_backends_beside_tokio_and_tonic() {
-        let names = ["client ringpoll epoll", "client ringpoll uring", ON_TOKIO, "client tonic"];
+        let names = [
+            "client ringpoll epoll",
+            "client ringpoll uring",
+            "client ringpoll epoll, callers on the poller",
+            "client ringpoll uring, callers on the poller",
+            ON_TOKIO,
+            "client tonic",
+        ];
         assert_eq!(measured_names(&[]), names);
-        assert_eq!(measured_names(&["--backends", "epoll", "--peers", ""]), names[..1]);
+        assert_eq!(measured_names(&["--backends", "epoll", "--peers", ""]), [names[0], names[2]]);
         assert_eq!(
             measured_names(&["--backends", "epoll", "--peers", "tokio,bare-epoll"]),
-            [names[0], names[2]]
+            [names[0], names[2], names[4]]
         );
     }
 

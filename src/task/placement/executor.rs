@@ -15,7 +15,7 @@ use crate::config::{self, Placement};
 use crate::error::{Error, Result};
 use crate::spin::Spin;
 use crate::task::queue::{Queued, Workers};
-use crate::task::{self, Run, Runnable};
+use crate::task::{self, Run, Runnable, TaskSet};
 use crate::threads;
 
 /// A [`Placement`] in effect.
@@ -24,6 +24,8 @@ pub(crate) struct Executor {
     /// The placement, with the number of workers that were started for it.
     placement: Placement,
     target: Target,
+    /// The runs and spawned futures that became tasks, other than those on a tokio runtime.
+    tasks: TaskSet,
     context: RuntimeContext,
 }
 
@@ -100,7 +102,9 @@ impl Executor {
         let policy = |places| {
             Arc::new(Policy::new(places, pollers.len(), cpus_of_process, wake_cost_ns(), host))
         };
-        let start = |count: usize| Workers::start(count, worker_cpus, spin, host.begin);
+        let tasks = TaskSet::new();
+        let start =
+            |count: usize| Workers::start(count, worker_cpus, spin, tasks.clone(), host.begin);
         let (placement, target) = match placement {
             Placement::Inline => (placement, Target::Inline),
             Placement::Auto => {
@@ -129,7 +133,7 @@ impl Executor {
                 (placement, Target::Tokio)
             }
         };
-        Ok(Executor { placement, target, context })
+        Ok(Executor { placement, target, tasks, context })
     }
 
     /// Whether the run that the calling poller has before it begins on the poller.
@@ -153,8 +157,15 @@ impl Executor {
         self.placement
     }
 
-    /// Ends the threads; see [`Workers::stop`].
+    /// Drops the futures that wait. A future that is polled at present is dropped when its poll
+    /// returns.
+    pub(crate) fn cancel(&self) {
+        self.tasks.end();
+    }
+
+    /// Ends the threads; see [`Workers::stop`]. Drops the futures that wait.
     pub(crate) fn stop(&self, join: bool) {
+        self.cancel();
         if let Target::Either(_, _, watch) = &self.target {
             watch.stop(join);
         }
@@ -211,7 +222,9 @@ impl Executor {
         F: Future<Output = ()> + Send + 'static,
     {
         match &self.target {
-            Target::Inline => task::spawn(future, move |task| near(task, None)).schedule(),
+            Target::Inline => {
+                self.tasks.spawn(future, move |task| near(task, None)).schedule();
+            }
             Target::Either(..) => self.task_near(Box::pin(future), near).schedule(),
             Target::Spinning(workers) => workers.spawn(future),
             Target::Pool(workers, policy) => workers.spawn(Timed::new(future, policy)),
@@ -225,14 +238,14 @@ impl Executor {
         near: impl Fn(Runnable, Option<Workers>) + Send + Sync + 'static,
     ) -> Runnable {
         let Target::Either(workers, policy, _) = &self.target else {
-            return task::spawn(future, move |task| near(task, None));
+            return self.tasks.spawn(future, move |task| near(task, None));
         };
         let (workers, decides) = (workers.clone(), Arc::clone(policy));
         let schedule = move |task| match decides.is_inline() {
             true => near(task, Some(workers.clone())),
             false => workers.schedule(task),
         };
-        task::spawn(Timed::new(future, policy), schedule)
+        self.tasks.spawn(Timed::new(future, policy), schedule)
     }
 
     /// The figures of the policy; `None` where no policy decides.
