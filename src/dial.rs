@@ -113,6 +113,12 @@ impl Dialer {
         self
     }
 
+    /// See [`SocketOptions::or_lost_after`].
+    pub(crate) fn or_lost_after(mut self, timeout: Duration) -> Dialer {
+        self.dialing.socket = self.dialing.socket.or_lost_after(timeout);
+        self
+    }
+
     /// Changes [`SocketOptions::congestion_control`] of the socket options.
     pub fn congestion_control(mut self, name: &str) -> Dialer {
         self.dialing.socket = self.dialing.socket.congestion_control(name);

@@ -102,6 +102,17 @@ impl SocketOptions {
         self
     }
 
+    /// Lets a connection fail when the host of the peer is silent for `timeout`, idle or not, where
+    /// these options do not say when. Zero changes nothing.
+    pub(crate) fn or_lost_after(mut self, timeout: Duration) -> Self {
+        if !timeout.is_zero() {
+            let keepalive = Keepalive { idle: timeout / 2, interval: timeout / 4, probes: 2 };
+            self.keepalive.get_or_insert(keepalive);
+            self.user_timeout.get_or_insert(timeout);
+        }
+        self
+    }
+
     /// `SO_LINGER` with a time of zero: the close of a connection sends a reset. So no connection
     /// waits in the state `TIME_WAIT`, and **bytes that the peer has not acknowledged are lost**,
     /// even if a flush has returned. Off by default.

@@ -70,6 +70,7 @@ pub struct ClientBuilder<C> {
     codec: C,
     dialer: Dialer,
     call_timeout: Option<Duration>,
+    lost_peer_timeout: Duration,
     rules: Rules,
 }
 
@@ -106,6 +107,7 @@ impl<C: Codec> Client<C> {
             codec,
             dialer: Dialer::new(),
             call_timeout: Some(calls::TIMEOUT),
+            lost_peer_timeout: calls::LOST_PEER_TIMEOUT,
             rules: Rules {
                 connections: 1,
                 outstanding_max: calls::OUTSTANDING_MAX,
@@ -253,6 +255,23 @@ impl<C: Codec> ClientBuilder<C> {
         self
     }
 
+    /// How long the host of the server may be silent until a connection fails, as `ETIMEDOUT`; 20 s
+    /// by default. A host that has lost its power or its network ends no connection. With this
+    /// timeout, the calls on its connection fail, and the client dials again.
+    ///
+    /// TCP counts the time from bytes that the host does not acknowledge. It probes an idle
+    /// connection after half of the time, and every quarter after that. A server that is alive, and
+    /// slow to answer, is not silent. One that does not read for so long, while bytes wait for it,
+    /// counts as silent.
+    ///
+    /// Zero leaves it to the kernel: about 15 minutes while bytes are sent, and no limit for an idle
+    /// connection. A [`keepalive`](crate::SocketOptions::keepalive) or
+    /// [`user_timeout`](crate::SocketOptions::user_timeout) of the dialer's socket options is kept.
+    pub fn lost_peer_timeout(mut self, timeout: Duration) -> Self {
+        self.lost_peer_timeout = timeout;
+        self
+    }
+
     /// Lets calls that were not sent wait until a connection is made, or their deadline comes. The
     /// default is `false`: a dial that fails ends the calls that wait for it.
     pub fn waits_for_server(mut self, wait: bool) -> Self {
@@ -285,8 +304,9 @@ impl<C: Codec> ClientBuilder<C> {
         if rules.outstanding_max == 0 {
             return Err(Error::invalid("outstanding_max must not be 0"));
         }
-        let home = self.dialer.remote()?;
-        let shared = Shared::new(self.codec, self.dialer, address.to_owned(), home, rules);
+        let dialer = self.dialer.or_lost_after(self.lost_peer_timeout);
+        let home = dialer.remote()?;
+        let shared = Shared::new(self.codec, dialer, address.to_owned(), home, rules);
         let clones = Clones { shared: Arc::new(shared), call_timeout: self.call_timeout };
         Ok(Client(Arc::new(clones)))
     }

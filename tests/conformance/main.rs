@@ -47,6 +47,7 @@ mod ring_options;
 mod ring_queues;
 mod rpc_calls;
 mod rpc_chaos;
+mod rpc_lost_peers;
 mod rpc_pool;
 mod rpc_serving;
 mod runtime;
@@ -76,7 +77,7 @@ macro_rules! mount {
                 events failures server shutdown races listeners dial eyeballs backpressure hostile
                 blocking runtime placement clients unblock turns fairness polls mux spawning
                 unix_sockets socket_options user_code wakers promises server_promises draining
-                rpc_calls rpc_chaos rpc_pool rpc_serving poller_tasks);
+                rpc_calls rpc_chaos rpc_lost_peers rpc_pool rpc_serving poller_tasks);
             at!(inline: $backend, Placement::Inline, Side::Server =>
                 failures runtime clients unblock turns fairness mux spawning user_code wakers
                 draining rpc_serving);

@@ -20,6 +20,7 @@ pub(super) struct Settings {
     pub(super) idle_lifetime: Option<Duration>,
     pub(super) lifetime: Option<Duration>,
     pub(super) checkout_timeout: Option<Duration>,
+    lost_peer_timeout: Duration,
 }
 
 impl PoolBuilder {
@@ -32,6 +33,7 @@ impl PoolBuilder {
             idle_lifetime: Some(config::POOL_IDLE_LIFETIME),
             lifetime: None,
             checkout_timeout: Some(config::POOL_CHECKOUT_TIMEOUT),
+            lost_peer_timeout: config::calls::LOST_PEER_TIMEOUT,
         })
     }
 
@@ -98,6 +100,23 @@ impl PoolBuilder {
         self
     }
 
+    /// How long the host of the server may be silent until a connection fails, as `ETIMEDOUT`; 20 s
+    /// by default. A host that has lost its power or its network ends no connection. With this
+    /// timeout, callers see the failure, and idle connections to the host are closed.
+    ///
+    /// TCP counts the time from bytes that the host does not acknowledge. It probes an idle
+    /// connection after half of the time, and every quarter after that. A server that is alive, and
+    /// slow to answer, is not silent. One that does not read for so long, while bytes wait for it,
+    /// counts as silent.
+    ///
+    /// Zero leaves it to the kernel: about 15 minutes while bytes are sent, and no limit for an idle
+    /// connection. A [`keepalive`](crate::SocketOptions::keepalive) or
+    /// [`user_timeout`](crate::SocketOptions::user_timeout) of the dialer's socket options is kept.
+    pub fn lost_peer_timeout(mut self, timeout: Duration) -> PoolBuilder {
+        self.0.lost_peer_timeout = timeout;
+        self
+    }
+
     /// Makes the pool. Nothing is dialled before the first use of an address.
     pub fn build(self) -> Pool {
         Pool::with_settings(self.settings())
@@ -106,6 +125,7 @@ impl PoolBuilder {
     /// The settings, which do not contradict each other.
     pub(super) fn settings(self) -> Settings {
         let idle_min = self.0.idle_min.min(self.0.idle_max);
-        Settings { idle_min, ..self.0 }
+        let dialer = self.0.dialer.or_lost_after(self.0.lost_peer_timeout);
+        Settings { idle_min, dialer, ..self.0 }
     }
 }
