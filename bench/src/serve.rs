@@ -202,7 +202,7 @@ fn builder(args: ServeArgs, upstream: Option<Upstream>) -> ServerBuilder {
             })
         }
         Scenario::Calls => calls::serve(server, frame_max, args.hold),
-        Scenario::Mux => server.on_connect(move |connection| mux::serve(connection, frame_max)),
+        Scenario::Mux => mux::serve(server, frame_max),
         Scenario::Proxy => server.on_request(move |connection| return_all(connection, frame_max)),
     }
 }
