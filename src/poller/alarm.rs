@@ -42,9 +42,16 @@ impl<E: Endpoint> Alarm<E> {
         }
     }
 
+    /// Whether the bell rings before the time of the alarm.
+    fn is_moved(&self) -> bool {
+        self.bell.as_ref().is_some_and(|bell| bell.rings_at_ns < self.at_ns)
+    }
+
     /// Ready when the time has come, or earlier if the poller ends before.
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if now_ns() >= self.at_ns {
+        // A bell of a moved alarm that has not rung tells that it is not time, without a look at
+        // the clock.
+        if !self.is_moved() && now_ns() >= self.at_ns {
             return Poll::Ready(());
         }
         let Some(bell) = &self.bell else { return self.hang(cx) };
@@ -52,11 +59,13 @@ impl<E: Endpoint> Alarm<E> {
         match &*state {
             State::Set(registered) if registered.will_wake(cx.waker()) => return Poll::Pending,
             State::Set(_) => {}
-            State::Rung | State::Dead if bell.rings_at_ns < self.at_ns => {
+            State::Rung | State::Dead => {
                 drop(state);
+                if !self.is_moved() || now_ns() >= self.at_ns {
+                    return Poll::Ready(());
+                }
                 return self.hang(cx);
             }
-            State::Rung | State::Dead => return Poll::Ready(()),
         }
         drop(state);
         // Wakers are user code, so they are cloned and dropped without the lock.
