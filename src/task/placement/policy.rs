@@ -94,6 +94,7 @@ use std::time::Duration;
 use super::measurement::{self, Blocking, Host, Measurement, OUTLIERS_MAX, Tally};
 use crate::clock::now_ns;
 use crate::sync::{Mutex, lock, try_lock};
+use crate::task::queue::is_worker;
 
 /// What [`Placement::Auto`](crate::Placement) has decided for the handlers of a server, and the
 /// figures that it decided by.
@@ -234,11 +235,12 @@ impl Policy {
         done
     }
 
-    /// Runs `code`, a poll of a handler in a task, and records its length. Input that the handler
-    /// takes in meanwhile divides the poll into several runs.
+    /// Runs `code`, a poll of a handler in a task, and records its length. On a worker, input that
+    /// the handler takes in meanwhile divides the poll into several runs. A poller receives no
+    /// input meanwhile.
     fn time_in_parts<T>(&self, code: impl FnOnce() -> T) -> T {
         self.follow();
-        let (done, poll) = measurement::time(&self.host, true, code);
+        let (done, poll) = measurement::time(&self.host, is_worker(), code);
         self.record(&poll);
         done
     }
