@@ -7,7 +7,8 @@ use std::time::Duration;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the host of a server may be silent, by default, until the connections of a client or a
-/// pool fail. It is shorter than the timeout of calls, so calls find a lost host before they expire.
+/// pool fail. It is shorter than the timeout of calls, so calls find a lost host before their
+/// deadlines.
 pub(crate) const LOST_PEER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How many calls of a client may be outstanding by default. They take about 8 MB, without their

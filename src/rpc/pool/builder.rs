@@ -109,8 +109,8 @@ impl PoolBuilder {
     /// slow to answer, is not silent. One that does not read for so long, while bytes wait for it,
     /// counts as silent.
     ///
-    /// Zero leaves it to the kernel: about 15 minutes while bytes are sent, and no limit for an idle
-    /// connection. A [`keepalive`](crate::SocketOptions::keepalive) or
+    /// Zero leaves it to the kernel: about 15 minutes while bytes are sent, and no limit for an
+    /// idle connection. A [`keepalive`](crate::SocketOptions::keepalive) or
     /// [`user_timeout`](crate::SocketOptions::user_timeout) of the dialer's socket options is kept.
     pub fn lost_peer_timeout(mut self, timeout: Duration) -> PoolBuilder {
         self.0.lost_peer_timeout = timeout;
