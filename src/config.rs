@@ -233,7 +233,8 @@ pub(crate) const UNSEEN_INPUT_MAX_NS: u64 = 1_000_000_000;
 /// How long a forced shutdown waits until the handlers of cut connections have returned.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// How long it then waits until the futures that have not ended are dropped by their threads.
+/// After that, the remaining futures are cancelled. This is how long the shutdown waits for their
+/// threads to drop them.
 pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(100);
 
 /// Timer entries of connections and futures that have ended stay until they are due. They are

@@ -102,15 +102,16 @@ impl SocketOptions {
         self
     }
 
-    /// Lets a connection fail when the host of the peer is silent for `timeout`, idle or not, where
-    /// these options do not say when. Zero changes nothing.
-    pub(crate) fn or_lost_after(mut self, timeout: Duration) -> Self {
-        if !timeout.is_zero() {
-            let keepalive = Keepalive { idle: timeout / 2, interval: timeout / 4, probes: 2 };
-            self.keepalive.get_or_insert(keepalive);
-            self.user_timeout.get_or_insert(timeout);
+    /// Makes a connection fail when the peer's host has been silent for `timeout`, whether the
+    /// connection is idle or sending. Zero changes nothing, and neither do options that have a
+    /// keepalive or a user timeout.
+    pub(crate) fn or_lost_after(self, timeout: Duration) -> Self {
+        if timeout.is_zero() || self.keepalive.is_some() || self.user_timeout.is_some() {
+            return self;
         }
-        self
+        let in_range = |time: Duration| time.clamp(KEEPALIVE_MIN, KEEPALIVE_MAX);
+        let (idle, interval) = (in_range(timeout / 2), in_range(timeout / 4));
+        self.keepalive(idle, interval, 2).user_timeout(timeout)
     }
 
     /// `SO_LINGER` with a time of zero: the close of a connection sends a reset. So no connection
@@ -164,3 +165,7 @@ impl SocketOptions {
         self
     }
 }
+
+/// The times that the kernel takes for keepalive.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
+const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);

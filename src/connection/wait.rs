@@ -137,12 +137,14 @@ fn poll_fill(
     } else if let Some(end) = input.end {
         Some(Err(ended(operation, end, bytes, reader.len())))
     } else {
-        until_ns = core.timeouts.read.end_of_wait(|| began.at_or(now_ns));
+        let now_ns = now_ns();
+        let began_ns = began.at_or(|| now_ns);
+        until_ns = core.timeouts.read.end_of_wait(|| began_ns);
         if core.limits.request_timeout.is_some() {
             until_ns = until_ns.min(core.timeouts.end_of_request());
         }
-        // A wait without an end does not look at the clock.
-        if until_ns == NEVER { None } else { began.check(until_ns, operation).map(Err) }
+        let late = now_ns >= until_ns;
+        late.then(|| Err(Error::read_timeout(operation, began.elapsed(now_ns))))
     };
     let unneeded = match done {
         Some(_) => Some(waker),
@@ -172,13 +174,6 @@ impl Began {
 
     pub(super) fn at_or(&mut self, now_ns: impl FnOnce() -> u64) -> u64 {
         self.0.get_or_insert_with(|| NonZeroU64::MIN.saturating_add(now_ns())).get()
-    }
-
-    /// The timeout of a wait that ends at `until_ns`, if it is over.
-    fn check(&mut self, until_ns: u64, operation: &'static str) -> Option<Error> {
-        let now_ns = now_ns();
-        self.at_or(|| now_ns);
-        (now_ns >= until_ns).then(|| Error::read_timeout(operation, self.elapsed(now_ns)))
     }
 
     pub(super) fn elapsed(self, now_ns: u64) -> Duration {

@@ -49,8 +49,8 @@ impl<E: Endpoint> Alarm<E> {
 
     /// Ready when the time has come, or earlier if the poller ends before.
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        // A bell of a moved alarm that has not rung tells that it is not time, without a look at
-        // the clock.
+        // If the alarm was moved to a later time, and its old bell has not rung, the time has not
+        // come. So the clock need not be read.
         if !self.is_moved() && now_ns() >= self.at_ns {
             return Poll::Ready(());
         }

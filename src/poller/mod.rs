@@ -117,8 +117,19 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         let Dispatcher { remote, mut slots, leaving, mut round, .. } = self.dispatcher;
         user_code::wake_all(round.wakers.drain(..));
         remote.relief.take_jobs().into_iter().chain(round.jobs.drain(..)).for_each(Job::abandon);
+        // A task that is dropped may wake another one. The mailbox is open, so that one is dropped
+        // after the first, and not inside its drop: a chain of them would take all of the stack.
+        remote.tasks.end();
+        let mut commands = self.commands;
+        loop {
+            commands.drain(..).for_each(Command::abandon);
+            remote.mailbox().take_commands(&mut commands);
+            if commands.is_empty() {
+                break;
+            }
+        }
         let (rest, outbox) = remote.mailbox().close();
-        self.commands.into_iter().chain(rest).for_each(Command::abandon);
+        rest.into_iter().for_each(Command::abandon);
         user_code::discard(outbox);
         for slot in slots.drain() {
             match slot {
@@ -130,8 +141,6 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             }
         }
         leaving.into_values().for_each(|held| user_code::discard(held.kept));
-        // The mailbox is closed, so each task that this schedules is abandoned at once.
-        remote.tasks.end();
     }
 
     /// Sends the bytes of the outbox, then waits for completions: first by spinning if that pays,

@@ -229,9 +229,10 @@ impl ServerHandle {
     /// Like [`shutdown`](Self::shutdown), but cuts the connections that are still busy at
     /// `deadline`. Returns how many were cut.
     ///
-    /// Handlers see a cut connection as closed. A handler or a spawned future that does not end
-    /// within a second after that is dropped, where it waits. One that blocks its thread is
-    /// abandoned together with the thread, and one on a tokio runtime goes on there.
+    /// Handlers see a cut connection as closed. A handler or a spawned future then has one second
+    /// to end. After that it is dropped the next time it waits. A handler that blocks its thread
+    /// cannot be dropped: the shutdown leaves both behind. A handler on a tokio runtime continues
+    /// to run.
     ///
     /// # Errors
     /// Unsupported on a poller or a worker, thus in most handlers: the thread would wait for
@@ -245,11 +246,8 @@ impl ServerHandle {
             return Ok(0);
         }
         let cut = self.cut();
-        if !self.wait_empty(Instant::now().checked_add(config::CUT_GRACE)) {
-            self.0.service.executor.cancel();
-            self.wait_empty(Instant::now().checked_add(config::CANCEL_GRACE));
-        }
-        self.end();
+        self.wait_empty(Instant::now().checked_add(config::CUT_GRACE));
+        self.cancel_and_end();
         Ok(cut)
     }
 
@@ -267,11 +265,10 @@ impl ServerHandle {
             return Ok(0);
         }
         let cut = self.cut();
-        if !self.become_empty(Instant::now().checked_add(config::CUT_GRACE)).await? {
-            self.0.service.executor.cancel();
-            self.become_empty(Instant::now().checked_add(config::CANCEL_GRACE)).await?;
-        }
-        self.end_elsewhere().await?;
+        self.become_empty(Instant::now().checked_add(config::CUT_GRACE)).await?;
+        // One closure does all of it: this future may be in a handler, which is cancelled as well.
+        let server = self.clone();
+        task::unblock(move || server.cancel_and_end()).await?;
         Ok(cut)
     }
 
@@ -367,6 +364,15 @@ impl ServerHandle {
     async fn end_elsewhere(&self) -> Result<()> {
         let server = self.clone();
         task::unblock(move || server.end()).await
+    }
+
+    /// Drops the futures that have not ended, and ends the threads.
+    fn cancel_and_end(&self) {
+        if !self.is_empty() {
+            self.0.service.executor.cancel();
+            self.wait_empty(Instant::now().checked_add(config::CANCEL_GRACE));
+        }
+        self.end();
     }
 
     /// Ends the threads. Joins them, except while a handler still runs and may block one.

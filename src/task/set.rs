@@ -1,11 +1,12 @@
 //! The tasks of one owner: a server, or a poller.
 //!
-//! A task is kept alive by its wakers, and by its owner. So a task that waits for something that
-//! never happens, and whose waker nobody has, lives as long as its owner. When the owner ends, all
-//! its tasks that have not ended are cancelled: their futures are dropped.
+//! A task is kept alive by its wakers, and by its set. So a task that waits for something that
+//! never happens, and whose waker nobody has, stays as it is. A forced shutdown of its server, or
+//! the end of its poller, ends the set: then all tasks that have not ended are cancelled, and their
+//! futures are dropped.
 //!
-//! A waker alone would not do. `async_task` frees the memory of a task whose last reference goes
-//! while the task waits, and drops its future only if this reference was a waker.
+//! Wakers are not enough. If the last reference to a waiting task is not a waker, `async_task` frees
+//! the task's memory and does not drop its future.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,7 +29,7 @@ struct Shared {
     shards: [Shard; SHARDS],
 }
 
-/// `None`: the owner has ended.
+/// `None`: the set has ended.
 type Shard = Mutex<Option<Slab<Task<()>>>>;
 
 impl TaskSet {
@@ -38,7 +39,7 @@ impl TaskSet {
     }
 
     /// Makes a task of `future`. `schedule` is called with the task on each wake-up. The caller
-    /// must run the returned task for the first time. If the owner has ended, `future` is dropped
+    /// must run the returned task for the first time. If the set has ended, `future` is dropped
     /// instead of polled.
     pub(crate) fn spawn<F, S>(&self, future: F, schedule: S) -> Runnable
     where
@@ -107,7 +108,9 @@ impl Drop for Ticket {
         let Some(Key { shard, index }) = self.key else { return };
         let task = lock(&self.set.0.shards[shard]).as_mut().map(|tasks| tasks.remove(index));
         // Outside the lock.
-        task.map(Task::detach);
+        if let Some(task) = task {
+            task.detach();
+        }
     }
 }
 

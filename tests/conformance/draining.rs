@@ -23,6 +23,7 @@ macro_rules! cases {
             wakers_of_the_shutdown_may_panic_and_call_anything
             a_connection_without_a_server_waits_for_no_shutdown
             a_handler_that_awaits_the_shutdown_of_its_server_gets_it_at_the_deadline
+            a_handler_that_forces_the_shutdown_of_its_server_ends_it
         }
     };
 }
@@ -234,4 +235,23 @@ pub(crate) fn a_handler_that_awaits_the_shutdown_of_its_server_gets_it_at_the_de
     assert_eq!(read_all(&peer)?, b"late");
     own.lock().expect("nobody panics here").take();
     Ok(server.shutdown(DEADLINE)?)
+}
+
+/// The shutdown drops the handler that awaits it, and goes on.
+pub(crate) fn a_handler_that_forces_the_shutdown_of_its_server_ends_it(t: &Fixture) -> Check {
+    let own = Arc::new(Mutex::new(None::<ServerHandle>));
+    let asked = Arc::clone(&own);
+    let server = t.spawn(t.server().pollers(1).on_request(move |mut conn| {
+        let server = asked.lock().expect("nobody panics here").take();
+        async move {
+            conn.next(1).await?;
+            server.expect("one request").shutdown_forced_async(SHORT).await.map(drop)
+        }
+    }));
+    *own.lock().expect("nobody panics here") = Some(server.clone());
+    let mut peer = dial(&server)?;
+    peer.write_all(b"?")?;
+    eventually("it has ended", || server.has_ended());
+    assert_ended(&peer);
+    Ok(server.wait()?)
 }

@@ -10,6 +10,7 @@ use std::thread;
 
 use ringpoll::rpc::{Client, LengthPrefixed, serve_calls};
 use ringpoll::{Balance, Pollers, Result, Slice};
+use tokio::sync::Semaphore;
 
 use crate::harness::*;
 
@@ -20,6 +21,7 @@ macro_rules! cases {
             a_task_that_panics_ends_alone
             pollers_that_end_drop_their_tasks
             pollers_that_have_ended_drop_a_task_at_once
+            tasks_that_wait_for_each_other_end_one_after_the_other
             a_task_dials_and_exchanges_on_its_own_poller
             tasks_are_the_callers_of_a_client
         }
@@ -57,7 +59,7 @@ pub(crate) fn tasks_take_turns_on_the_pollers_and_stay_there(t: &Fixture) -> Che
             poll_fn(|cx| match std::mem::replace(&mut has_waited, true) {
                 true => Poll::Ready(()),
                 false => {
-                    wakers.lock().unwrap().push(cx.waker().clone());
+                    wakers.lock().expect("not poisoned").push(cx.waker().clone());
                     Poll::Pending
                 }
             })
@@ -65,9 +67,9 @@ pub(crate) fn tasks_take_turns_on_the_pollers_and_stay_there(t: &Fixture) -> Che
             let _ = sender.send((before, name()));
         });
     }
-    eventually("all wait", || wakers.lock().unwrap().len() == 4);
+    eventually("all wait", || wakers.lock().expect("not poisoned").len() == 4);
     // From a thread that is no poller.
-    let waiting = std::mem::take(&mut *wakers.lock().unwrap());
+    let waiting = std::mem::take(&mut *wakers.lock().expect("not poisoned"));
     waiting.into_iter().for_each(Waker::wake);
     let mut counts = HashMap::new();
     for _ in 0..4 {
@@ -131,6 +133,37 @@ pub(crate) fn pollers_that_have_ended_drop_a_task_at_once(t: &Fixture) -> Check 
     });
     assert_eq!(dropped.try_recv()?, name());
     Ok(())
+}
+
+/// Dropping a task here wakes the next one. Dropped inside each other they would take all of the
+/// stack.
+pub(crate) fn tasks_that_wait_for_each_other_end_one_after_the_other(t: &Fixture) -> Check {
+    const COUNT: usize = 20_000;
+    let group = group(t, 1)?;
+    let permits = Arc::new(Semaphore::new(1));
+    let (ended, waiting) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..COUNT {
+        let (permits, ended) = (Arc::clone(&permits), CountsDrop(Arc::clone(&ended)));
+        let waiting = Arc::clone(&waiting);
+        group.spawn(async move {
+            let _ended = ended;
+            waiting.fetch_add(1, Ordering::SeqCst);
+            let _permit = permits.acquire().await;
+            pending().await
+        });
+    }
+    eventually("all wait", || waiting.load(Ordering::SeqCst) == COUNT);
+    end_empty(&group)?;
+    assert_eq!(ended.load(Ordering::SeqCst), COUNT);
+    Ok(())
+}
+
+struct CountsDrop(Arc<AtomicUsize>);
+
+impl Drop for CountsDrop {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 pub(crate) fn a_task_dials_and_exchanges_on_its_own_poller(t: &Fixture) -> Check {

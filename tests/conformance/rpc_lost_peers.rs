@@ -120,17 +120,21 @@ pub(crate) fn what_the_dialer_says_of_silent_hosts_is_kept(t: &Fixture) -> Check
     for (options, expected) in [
         (SocketOptions::new(), (true, 10 * SECOND, 5 * SECOND, 20_000)),
         (own, (true, 7 * SECOND, 5 * SECOND, 9_000)),
+        (
+            SocketOptions::new().keepalive(7 * SECOND, 5 * SECOND, 3),
+            (true, 7 * SECOND, 5 * SECOND, 0),
+        ),
     ] {
         let seen = Arc::new(Mutex::new(None));
         let sees = Arc::clone(&seen);
         let dialer = t.dialer().socket_options(options).before_connect(move |fd| {
             let fd = fd.try_clone_to_owned()?;
-            *sees.lock().unwrap() = Some(fd);
+            *sees.lock().expect("not poisoned") = Some(fd);
             Ok(())
         });
         let client = client_builder(t).dialer(dialer).connect(&server.addr.to_string())?;
         block_on(async { Ok(client.ready().await?) })?;
-        let fd = seen.lock().unwrap().take().expect("a socket");
+        let fd = seen.lock().expect("not poisoned").take().expect("a socket");
         let found = (
             sockopt::socket_keepalive(&fd)?,
             sockopt::tcp_keepidle(&fd)?,

@@ -100,18 +100,19 @@ impl PoolBuilder {
         self
     }
 
-    /// How long the host of the server may be silent until a connection fails, as `ETIMEDOUT`; 20 s
-    /// by default. A host that has lost its power or its network ends no connection. With this
+    /// How long the host of the server may be silent until a connection fails, mostly as
+    /// `ETIMEDOUT`; 20 s by default. A host that has lost its power or its network ends no connection. With this
     /// timeout, callers see the failure, and idle connections to the host are closed.
     ///
-    /// TCP counts the time from bytes that the host does not acknowledge. It probes an idle
-    /// connection after half of the time, and every quarter after that. A server that is alive, and
-    /// slow to answer, is not silent. One that does not read for so long, while bytes wait for it,
-    /// counts as silent.
+    /// The time starts when bytes are sent that the host does not acknowledge. TCP probes an idle
+    /// connection after half of the time, and every quarter after that, in whole seconds. A server
+    /// that is alive, and slow to answer, is not silent. A server that reads nothing for this time,
+    /// while bytes wait for it, is treated as silent. A dial ends after this time as well.
     ///
     /// Zero leaves it to the kernel: about 15 minutes while bytes are sent, and no limit for an
-    /// idle connection. A [`keepalive`](crate::SocketOptions::keepalive) or
-    /// [`user_timeout`](crate::SocketOptions::user_timeout) of the dialer's socket options is kept.
+    /// idle connection. The setting has no effect if the socket options of the dialer have a
+    /// [`keepalive`](crate::SocketOptions::keepalive) or a
+    /// [`user_timeout`](crate::SocketOptions::user_timeout).
     pub fn lost_peer_timeout(mut self, timeout: Duration) -> PoolBuilder {
         self.0.lost_peer_timeout = timeout;
         self

@@ -163,9 +163,8 @@ impl Executor {
         self.tasks.end();
     }
 
-    /// Ends the threads; see [`Workers::stop`]. Drops the futures that wait.
+    /// Ends the threads; see [`Workers::stop`].
     pub(crate) fn stop(&self, join: bool) {
-        self.cancel();
         if let Target::Either(_, _, watch) = &self.target {
             watch.stop(join);
         }
