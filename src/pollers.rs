@@ -45,8 +45,9 @@ impl Pollers {
     ///
     /// The task shares the thread with the poller's connections: while it computes or blocks, they
     /// wait. See [`unblock`](crate::unblock). A panic ends the task alone. If the group ends, or
-    /// has ended, `future` is dropped. A task that owns a clone of its group keeps the group alive until
-    /// the task ends, or [`shutdown`](Self::shutdown) is called. No context of tokio is entered.
+    /// has ended, `future` is dropped. A task that owns a clone of its group keeps the group alive
+    /// until the task ends, or [`shutdown`](Self::shutdown) is called. No context of tokio is
+    /// entered.
     ///
     /// ```
     /// use std::sync::mpsc;

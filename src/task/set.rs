@@ -5,8 +5,8 @@
 //! the end of its poller, ends the set: then all tasks that have not ended are cancelled, and their
 //! futures are dropped.
 //!
-//! Wakers are not enough. If the last reference to a waiting task is not a waker, `async_task` frees
-//! the task's memory and does not drop its future.
+//! Wakers are not enough. If the last reference to a waiting task is not a waker, `async_task`
+//! frees the task's memory and does not drop its future.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -101,8 +101,9 @@ impl PoolBuilder {
     }
 
     /// How long the host of the server may be silent until a connection fails, mostly as
-    /// `ETIMEDOUT`; 20 s by default. A host that has lost its power or its network ends no connection. With this
-    /// timeout, callers see the failure, and idle connections to the host are closed.
+    /// `ETIMEDOUT`; 20 s by default. A host that has lost its power or its network ends no
+    /// connection. With this timeout, callers see the failure, and idle connections to the
+    /// host are closed.
     ///
     /// The time starts when bytes are sent that the host does not acknowledge. TCP probes an idle
     /// connection after half of the time, and every quarter after that, in whole seconds. A server
