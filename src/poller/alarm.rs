@@ -42,16 +42,9 @@ impl<E: Endpoint> Alarm<E> {
         }
     }
 
-    /// Whether the bell rings before the time of the alarm.
-    fn is_moved(&self) -> bool {
-        self.bell.as_ref().is_some_and(|bell| bell.rings_at_ns < self.at_ns)
-    }
-
     /// Ready when the time has come, or earlier if the poller ends before.
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        // If the alarm was moved to a later time, and its old bell has not rung, the time has not
-        // come. So the clock need not be read.
-        if !self.is_moved() && now_ns() >= self.at_ns {
+        if now_ns() >= self.at_ns {
             return Poll::Ready(());
         }
         let Some(bell) = &self.bell else { return self.hang(cx) };
@@ -59,13 +52,11 @@ impl<E: Endpoint> Alarm<E> {
         match &*state {
             State::Set(registered) if registered.will_wake(cx.waker()) => return Poll::Pending,
             State::Set(_) => {}
-            State::Rung | State::Dead => {
+            State::Rung | State::Dead if bell.rings_at_ns < self.at_ns => {
                 drop(state);
-                if !self.is_moved() || now_ns() >= self.at_ns {
-                    return Poll::Ready(());
-                }
                 return self.hang(cx);
             }
+            State::Rung | State::Dead => return Poll::Ready(()),
         }
         drop(state);
         // Wakers are user code, so they are cloned and dropped without the lock.

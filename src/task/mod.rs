@@ -2,7 +2,7 @@
 //!
 //! A *task* is a future with a waker of its own. The waker puts the task back where it runs: into
 //! the poller's mailbox, or into the workers' queue. A task belongs to a [`TaskSet`], which cancels
-//! it at the end of its server or poller.
+//! it at a forced shutdown of its server, or at the end of its poller.
 
 pub(crate) mod line;
 mod parking;
