@@ -135,6 +135,18 @@ fn short_ones_do_not_wait_behind_long_ones_even_where_cpus_are_short() {
 }
 
 #[test]
+fn runs_that_preemption_makes_longer_stay_where_cpus_are_short() {
+    let policy = on_one_cpu();
+    pass_used(&policy, 1, 1_000_000, &[(150, Duration::from_micros(100))]);
+    let preempted = [(150, Duration::from_micros(100)), (3, Duration::from_micros(300))];
+    pass_used(&policy, 50, 1_000_000, &preempted);
+    assert_eq!(policy.stats().flips, 0, "{:?}", policy.stats());
+    let long = [(150, Duration::from_micros(100)), (3, Duration::from_micros(1000))];
+    pass_used(&policy, 5, 1_000_000, &long);
+    assert!(!policy.is_inline(), "{:?}", policy.stats());
+}
+
+#[test]
 fn what_handlers_wait_for_a_cpu_says_that_there_is_none() {
     let policy = policy(1);
     let ended_ns = lock(&policy.window).began_ns + WINDOW_NS;
