@@ -230,6 +230,10 @@ pub(crate) const UNSEEN_INPUT_NS: u64 = 1_000_000;
 /// received cannot keep a connection open.
 pub(crate) const UNSEEN_INPUT_MAX_NS: u64 = 1_000_000_000;
 
+/// How soon the end of a stream is looked at again, while a send of the dead connection is under
+/// way. The kernel fails such a send at once.
+pub(crate) const SEND_RESULT_NS: u64 = 1_000_000;
+
 /// How long a forced shutdown waits until the handlers of cut connections have returned.
 pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
 

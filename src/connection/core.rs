@@ -38,6 +38,8 @@ pub(crate) struct Core {
     pub(super) paused: AtomicBool,
     /// The kernel held no received bytes when a timer was due. The timer fires after the next pass.
     pub(super) kernel_had_nothing: AtomicBool,
+    /// A receive has found the end of the stream, and a send under way may say that it is a reset.
+    pub(super) end_awaits_send: AtomicBool,
     pub(super) token: AtomicU64,
     pub(super) idle_timeout: IdleTimeout,
     pub(super) remote: Arc<Remote>,
@@ -88,6 +90,7 @@ impl Core {
             has_arrivals: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             kernel_had_nothing: AtomicBool::new(false),
+            end_awaits_send: AtomicBool::new(false),
             input: Mutex::new(Input::new(serves)),
             output: Mutex::new(Output::new(socket, limits)),
             extras: Mutex::new(Extras::default()),

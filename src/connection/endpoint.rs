@@ -128,6 +128,10 @@ impl Endpoint for Core {
         if !self.timeouts.armed().came_up(at_ns) || self.life.is_closed() && !self.lingers() {
             return wanted;
         }
+        if self.end_awaits_send.load(Ordering::Relaxed) {
+            // The timer that this sets fires for everything else.
+            return self.on_end_of_stream();
+        }
         if let Some(again_ns) = self.looks_again_at(now_ns) {
             wanted.timer_ns = self.timeouts.armed().ask(again_ns).then_some(again_ns);
             return wanted;
@@ -262,7 +266,7 @@ impl Core {
     }
 
     fn on_ended(self: &Arc<Self>, result: io::Result<()>) -> Wanted {
-        let Err(error) = result else { return self.on_end(End::Eof) };
+        let Err(error) = result else { return self.on_end_of_stream() };
         // A reset ends both directions.
         let mut spent = Spent::default();
         let (flusher, lingers) = {
@@ -276,6 +280,21 @@ impl Core {
         }
         if lingers {
             wanted.act(Action::End);
+        }
+        wanted
+    }
+
+    /// A receive has found the end of the peer's stream. The kernel reports a reset once: if a send
+    /// has got it, a receive finds an end. So while a send of a dead connection is under way, this
+    /// waits for its result.
+    fn on_end_of_stream(self: &Arc<Self>) -> Wanted {
+        let end = lock(&self.output).end_of_stream();
+        let mut wanted = end.map_or_else(Wanted::default, |end| self.on_end(end));
+        let awaits_send = end.is_none();
+        let was_awaiting = self.end_awaits_send.swap(awaits_send, Ordering::Relaxed);
+        if awaits_send || was_awaiting {
+            let again_ns = now_ns().saturating_add(config::SEND_RESULT_NS);
+            wanted.timer_ns = self.timeouts.armed().ask(again_ns).then_some(again_ns);
         }
         wanted
     }

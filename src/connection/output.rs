@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::core::Core;
+use super::input::End;
 use super::timeout::Stall;
 use crate::buffer::{Chain, Spent, Staging};
 use crate::clock::now_ns;
@@ -333,6 +334,23 @@ impl Output {
     pub(super) fn failure(&self) -> Option<io::Error> {
         let (kind, errno) = self.failed?;
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
+    }
+
+    /// Why nothing more will be received, if a receive has found the end of the stream: that end, or
+    /// a reset that a send has got. `None`: a send under way may have got a reset. A reset that
+    /// follows the end of the peer's stream is another error (`EPIPE`), and the end stays an end.
+    pub(super) fn end_of_stream(&self) -> Option<End> {
+        match self.failed {
+            Some((io::ErrorKind::ConnectionReset, errno)) => {
+                Some(End::Failed(io::ErrorKind::ConnectionReset, errno))
+            }
+            None if self.sending == Sending::ByPoller && !self.ended => {
+                let socket = self.socket.as_ref();
+                let is_over = socket.is_some_and(|socket| socket.is_over().unwrap_or(false));
+                (!is_over).then_some(End::Eof)
+            }
+            _ => Some(End::Eof),
+        }
     }
 
     /// Registers a flush that waits until `sent` bytes are sent. Returns the flush registered

@@ -26,6 +26,7 @@ macro_rules! cases {
             a_failed_flush_in_detach_closes_the_connection
             close_callbacks_of_a_detached_connection_have_a_valid_fd
             submitted_before_a_close_is_sent
+            a_reset_that_a_send_gets_is_no_end_of_the_stream
             a_peer_that_never_reads_keeps_no_closed_connection
             urgent_data_hangs_nobody
         }
@@ -302,6 +303,37 @@ pub(crate) fn submitted_before_a_close_is_sent(t: &Fixture) -> Check {
 }
 
 /// This side sees the connection closed at once. A shutdown without a wait ends it.
+/// The kernel reports a reset once. Sends and receives are under way when it comes, and either may
+/// get it.
+pub(crate) fn a_reset_that_a_send_gets_is_no_end_of_the_stream(t: &Fixture) -> Check {
+    for round in 0..200 {
+        let (peer, ended) = t.drive(|conn: Connection| async move {
+            let (mut reader, mut writer) = conn.split();
+            let writes = async {
+                while writer.write_copy(&TOO_MUCH[..64 << 10]).is_ok() {
+                    if writer.flush().await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let reads = async {
+                loop {
+                    match reader.readable().await {
+                        Ok(0) => return false,
+                        Ok(bytes) => reader.skip(bytes).await.expect("they are there"),
+                        Err(_) => return true,
+                    }
+                }
+            };
+            Ok(tokio::join!(writes, reads).1)
+        })?;
+        read_exactly(&peer, 1 << (8 + round % 10))?;
+        reset(peer)?;
+        assert!(ended.wait(), "round {round}: the reset looks like an end");
+    }
+    Ok(())
+}
+
 pub(crate) fn a_peer_that_never_reads_keeps_no_closed_connection(t: &Fixture) -> Check {
     let close = |mut conn: Connection| async move {
         conn.write(&TOO_MUCH[..])?;

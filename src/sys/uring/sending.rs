@@ -24,6 +24,8 @@ pub(super) struct Sending {
     asked_bytes: usize,
     /// The operation in flight is a zero-copy send.
     is_zero_copy: bool,
+    /// The operation before sent fewer bytes than asked.
+    was_cut_short: bool,
     iovs: Vec<libc::iovec>,
     header: libc::msghdr,
 }
@@ -47,6 +49,7 @@ impl Sending {
             sent_bytes: 0,
             asked_bytes: 0,
             is_zero_copy: false,
+            was_cut_short: false,
             iovs: Vec::new(),
             header,
         }
@@ -140,16 +143,22 @@ impl Sending {
                     counters.zero_copy_stops.add_owned(1);
                     Progress::Unfinished
                 }
+                // The operation before met an error after some bytes. The kernel reported only the
+                // bytes, and forgot the error.
+                libc::EPIPE if self.was_cut_short => {
+                    Progress::Done(Err(io::Error::from_raw_os_error(libc::ECONNRESET)))
+                }
                 errno => Progress::Done(Err(io::Error::from_raw_os_error(errno))),
             };
         };
         counters.sent_bytes.add_owned(bytes as u64);
         self.sent_bytes += bytes;
         self.rest.advance(bytes.min(self.asked_bytes));
+        self.was_cut_short = bytes < self.asked_bytes;
         match self.rest.is_empty() {
             true => Progress::Done(Ok(self.sent_bytes)),
             // One message did not hold all slices, or the kernel sent fewer bytes than asked. In
-            // the second case the next operation reports the reason.
+            // the second case the next operation fails as well.
             false => Progress::Unfinished,
         }
     }
