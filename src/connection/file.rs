@@ -76,22 +76,25 @@ fn read_if_small(file: &File, range: Range<u64>) -> Result<Option<Vec<u8>>> {
 }
 
 impl Core {
-    /// The socket, if bytes can still be sent.
+    /// The socket, if bytes can still be sent. `sent_from_file` follows.
     fn socket_for_file(&self) -> Result<Arc<Socket>> {
-        let output = lock(&self.output);
+        let mut output = lock(&self.output);
         if let Some(error) = output.failure() {
             return Err(Error::io("send", error));
         }
-        match &output.socket {
-            Some(socket) if !self.life.is_closed() && !output.ended => Ok(Arc::clone(socket)),
-            _ => Err(Error::closed("send_file")),
-        }
+        let socket = match &output.socket {
+            Some(socket) if !self.life.is_closed() && !output.ended => Arc::clone(socket),
+            _ => return Err(Error::closed("send_file")),
+        };
+        output.sends_file = true;
+        Ok(socket)
     }
 
     /// Counts the bytes that a turn has sent past the output, and keeps an error of the socket.
     fn sent_from_file(&self, turn: &Turn) -> Result<()> {
         let mut spent = Spent::default();
         let mut output = lock(&self.output);
+        output.sends_file = false;
         output.sent_directly(self, turn.sent_bytes);
         let Err(failed) = &turn.end else { return Ok(()) };
         if self.life.is_closed() {

@@ -30,6 +30,8 @@ pub(super) struct Output {
     /// Bytes that the kernel has taken so far.
     sent: u64,
     sending: Sending,
+    /// A thread of `unblock` sends from a file, without the lock.
+    pub(super) sends_file: bool,
     /// Submitted while the poller has other bytes of the connection.
     queue: Option<Box<Chain>>,
     /// The user has ended this side of the stream.
@@ -115,6 +117,7 @@ impl Output {
             submitted: 0,
             sent: 0,
             sending: Sending::Idle,
+            sends_file: false,
             queue: None,
             ended: false,
             ending: Ending::No,
@@ -337,17 +340,21 @@ impl Output {
     }
 
     /// Why nothing more will be received, if a receive has found the end of the stream: that end, or
-    /// a reset that a send has got. `None`: a send under way may have got a reset. A reset that
-    /// follows the end of the peer's stream is another error (`EPIPE`), and the end stays an end.
+    /// the failure of the connection that a send has got. `None`: a send under way may have got it.
+    /// A reset that follows the end of the peer's stream is another error (`EPIPE`), and the end
+    /// stays an end.
     pub(super) fn end_of_stream(&self) -> Option<End> {
+        let is_over = || {
+            let socket = self.socket.as_ref();
+            socket.is_some_and(|socket| socket.is_over().unwrap_or(false))
+        };
         match self.failed {
-            Some((io::ErrorKind::ConnectionReset, errno)) => {
-                Some(End::Failed(io::ErrorKind::ConnectionReset, errno))
+            Some((io::ErrorKind::BrokenPipe, _)) => Some(End::Eof),
+            Some((kind, errno)) if kind == io::ErrorKind::ConnectionReset || is_over() => {
+                Some(End::Failed(kind, errno))
             }
-            None if self.sending == Sending::ByPoller && !self.ended => {
-                let socket = self.socket.as_ref();
-                let is_over = socket.is_some_and(|socket| socket.is_over().unwrap_or(false));
-                (!is_over).then_some(End::Eof)
+            None if (self.sending == Sending::ByPoller || self.sends_file) && !self.ended => {
+                (!is_over()).then_some(End::Eof)
             }
             _ => Some(End::Eof),
         }

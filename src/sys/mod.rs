@@ -11,7 +11,8 @@
 //!    `Sent`. So no operation names a closed descriptor.
 //! 3. A token has at most one send in flight. The backend owns the memory of the send until `Sent`,
 //!    and longer where the kernel still uses it after a zero-copy send.
-//! 4. `Received` comes in stream order. After `Ended` come only `Sent` and `Removed`.
+//! 4. `Received` comes in stream order. After `Ended` come only `Sent` and `Removed`, and a second
+//!    `Ended` with an error if the backend has lost completions.
 
 pub(crate) mod epoll;
 mod lending;

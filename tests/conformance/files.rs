@@ -18,6 +18,7 @@ macro_rules! cases {
             a_peer_that_reads_late_gets_the_whole_file
             a_range_that_the_file_does_not_have_is_refused
             a_reset_fails_the_call
+            a_reset_that_the_call_gets_is_no_end_of_the_stream
             a_close_while_the_peer_does_not_read_fails_the_call
             a_file_that_becomes_shorter_resets_the_connection
             dropping_the_future_resets_the_connection
@@ -154,6 +155,26 @@ pub(crate) fn a_reset_fails_the_call(t: &Fixture) -> Check {
     })?;
     reset(peer)?;
     done.wait();
+    Ok(())
+}
+
+/// The kernel reports a reset once. The thread that sends the file may get it.
+pub(crate) fn a_reset_that_the_call_gets_is_no_end_of_the_stream(t: &Fixture) -> Check {
+    const BYTES: usize = 16 << 20;
+    let file = file_of(BYTES)?;
+    for round in 0..100 {
+        let file = Arc::clone(&file);
+        let (peer, ended) = t.drive(move |conn| async move {
+            let (mut reader, mut writer) = conn.split();
+            let read = reader.readable();
+            let sent = writer.send_file(file, 0..BYTES as u64);
+            Ok(tokio::join!(read, sent).0)
+        })?;
+        read_exactly(&peer, 1 << (8 + round % 12))?;
+        reset(peer)?;
+        let read = ended.wait();
+        assert!(read.is_err(), "round {round}: the reset looks like an end");
+    }
     Ok(())
 }
 

@@ -3,12 +3,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use ringpoll::{Connection, Dialer, Error, Handle, Pollers};
+use ringpoll::{Connection, Dialer, Error, Handle, Pollers, ReadHalf};
 use rustix::net::{SendFlags, sockopt};
 use tokio::sync::Semaphore;
 
@@ -27,6 +28,8 @@ macro_rules! cases {
             close_callbacks_of_a_detached_connection_have_a_valid_fd
             submitted_before_a_close_is_sent
             a_reset_that_a_send_gets_is_no_end_of_the_stream
+            a_lost_peer_that_a_send_notices_is_no_end_of_the_stream
+            a_unix_stream_that_takes_no_more_still_ends_in_order
             a_peer_that_never_reads_keeps_no_closed_connection
             urgent_data_hangs_nobody
         }
@@ -303,12 +306,23 @@ pub(crate) fn submitted_before_a_close_is_sent(t: &Fixture) -> Check {
 }
 
 /// This side sees the connection closed at once. A shutdown without a wait ends it.
+/// Reads to the end. `false`: the stream has ended in order.
+async fn fails(mut reader: ReadHalf) -> bool {
+    loop {
+        match reader.readable().await {
+            Ok(0) => return false,
+            Ok(bytes) => reader.skip(bytes).await.expect("they are there"),
+            Err(_) => return true,
+        }
+    }
+}
+
 /// The kernel reports a reset once. Sends and receives are under way when it comes, and either may
 /// get it.
 pub(crate) fn a_reset_that_a_send_gets_is_no_end_of_the_stream(t: &Fixture) -> Check {
     for round in 0..200 {
         let (peer, ended) = t.drive(|conn: Connection| async move {
-            let (mut reader, mut writer) = conn.split();
+            let (reader, mut writer) = conn.split();
             let writes = async {
                 while writer.write_copy(&TOO_MUCH[..64 << 10]).is_ok() {
                     if writer.flush().await.is_err() {
@@ -316,21 +330,45 @@ pub(crate) fn a_reset_that_a_send_gets_is_no_end_of_the_stream(t: &Fixture) -> C
                     }
                 }
             };
-            let reads = async {
-                loop {
-                    match reader.readable().await {
-                        Ok(0) => return false,
-                        Ok(bytes) => reader.skip(bytes).await.expect("they are there"),
-                        Err(_) => return true,
-                    }
-                }
-            };
-            Ok(tokio::join!(writes, reads).1)
+            Ok(tokio::join!(writes, fails(reader)).1)
         })?;
         read_exactly(&peer, 1 << (8 + round % 10))?;
         reset(peer)?;
         assert!(ended.wait(), "round {round}: the reset looks like an end");
     }
+    Ok(())
+}
+
+/// The peer takes nothing for longer than the user timeout of TCP, and the kernel gives it up.
+pub(crate) fn a_lost_peer_that_a_send_notices_is_no_end_of_the_stream(t: &Fixture) -> Check {
+    let (_peer, ended) = t.drive(|conn: Connection| async move {
+        conn.handle().with_fd(|fd| sockopt::set_tcp_user_timeout(fd, 300)).map(|set| set.ok())?;
+        let (reader, mut writer) = conn.split();
+        writer.write(&TOO_MUCH[..])?;
+        let (flushed, fails) = tokio::join!(writer.flush(), fails(reader));
+        assert!(flushed.is_err());
+        Ok(fails)
+    })?;
+    assert!(ended.wait(), "the failure looks like an end");
+    Ok(())
+}
+
+/// The peer of a Unix socket ends its receiving side in the middle of a send, then its stream.
+pub(crate) fn a_unix_stream_that_takes_no_more_still_ends_in_order(t: &Fixture) -> Check {
+    let (ours, mut peer) = UnixStream::pair()?;
+    let conn = t.dialer().adopt(ours.into())?;
+    let ended = on_task(async move {
+        let (reader, mut writer) = conn.split();
+        writer.write(&TOO_MUCH[..])?;
+        let (flushed, fails) = tokio::join!(writer.flush(), fails(reader));
+        assert!(flushed.is_err());
+        Ok(fails)
+    });
+    read_exactly(&peer, 1000)?;
+    peer.shutdown(Shutdown::Read)?;
+    peer.write_all(b"the rest")?;
+    peer.shutdown(Shutdown::Write)?;
+    assert!(!ended.wait(), "the end looks like a reset");
     Ok(())
 }
 

@@ -366,7 +366,8 @@ impl Uring {
             }
             if role == Role::Connecting {
                 sink.complete(token, Completion::Connected(Err(lost())));
-            } else if !entry.ended {
+            } else {
+                // Also where the peer has ended: a zero-copy send that was under way has failed.
                 sink.complete(token, Completion::Ended(Err(lost())));
             }
         }

@@ -144,8 +144,9 @@ impl Sending {
                     Progress::Unfinished
                 }
                 // The operation before met an error after some bytes. The kernel reported only the
-                // bytes, and forgot the error.
-                libc::EPIPE if self.was_cut_short => {
+                // bytes, and forgot the error. On TCP that error is most likely a reset: a reset
+                // after the end of the peer's stream would be this error as well.
+                libc::EPIPE if self.was_cut_short && socket.is_tcp() => {
                     Progress::Done(Err(io::Error::from_raw_os_error(libc::ECONNRESET)))
                 }
                 errno => Progress::Done(Err(io::Error::from_raw_os_error(errno))),
