@@ -339,10 +339,10 @@ impl Output {
         Some(errno.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
     }
 
-    /// Why nothing more will be received, if a receive has found the end of the stream: that end, or
-    /// the failure of the connection that a send has got. `None`: a send under way may have got it.
-    /// A reset that follows the end of the peer's stream is another error (`EPIPE`), and the end
-    /// stays an end.
+    /// Why nothing more will be received, if a receive has found the end of the stream: that end,
+    /// or the failure of the connection that a send has got. `None`: a send under way may have got
+    /// it. A reset that follows the end of the peer's stream is another error (`EPIPE`), and the
+    /// end stays an end.
     pub(super) fn end_of_stream(&self) -> Option<End> {
         let is_over = || {
             let socket = self.socket.as_ref();

@@ -10,8 +10,8 @@ macro_rules! impl_reader {
         /// Every read that waits has these errors: closed; end of stream; read timeout; an error of
         /// the kernel; limit, if more than `read_bytes_max` bytes are asked for.
         ///
-        /// An end of stream means that the peer has ended its stream in order. A connection that has
-        /// failed is an error of the kernel, also where a write has met the failure first.
+        /// An end of stream means that the peer has ended its stream in order. A connection that
+        /// has failed is an error of the kernel, also where a write has met the failure first.
         impl $type $(<$life>)? {
             /// Takes the next `bytes`. Bytes that lie in one block are not copied: the slice refers
             /// to that block. Bytes that lie in several blocks are copied once.

@@ -351,7 +351,7 @@ pub(crate) fn a_shutdown_may_be_awaited(t: &Fixture) -> Check {
     let (server, gate, peers) = gated(t, 10)?;
     let idle = dial(&server)?;
     eventually("all are accepted", || server.stats().open == 11);
-    let limit = Duration::from_millis(50);
+    let limit = Duration::from_millis(200);
     block_on(async {
         let start = Instant::now();
         let error = server.shutdown_async(limit).await.expect_err("10 handlers are busy");

@@ -27,7 +27,8 @@
 //!    ```
 //!
 //! 2. *Long runs*, of at least 200 µs and at least 16 wake-ups, fill more than 1 % of the pollers'
-//!    time. The mean hides rare long runs, but the slowest hundredth of the requests waits for them.
+//!    time. The mean hides rare long runs, but the slowest hundredth of the requests waits for
+//!    them.
 //!
 //! An example, with one poller and a wake-up of 5 µs:
 //!
