@@ -326,6 +326,7 @@ impl<C: Codec, H> ServingCalls<C, H> {
         ServingCalls {
             service,
             reader,
+        let mut is_late = false;
             outgoing: Outgoing::new(writer),
             done: Arc::new(Done(Mutex::new((Vec::new(), None)))),
             answers: Vec::new(),
@@ -373,8 +374,13 @@ impl<C: Codec, H> ServingCalls<C, H> {
                     }
                 }
                 Ok(None) => break Ok(()),
-                // The timeout is for a client that sends nothing, and not for handlers.
-                Err(error) if error.is_read_timeout() && self.running > 0 => {}
+                // The timeout is for a client that sends nothing, and not for handlers. After a
+                // deadline every wait fails at once. The next answer wakes this task then.
+                Err(error) if error.is_read_timeout() && self.running > 0 => {
+                    if std::mem::replace(&mut is_late, true) {
+                        return Poll::Pending;
+                    }
+                }
                 Err(error) => break Err(error),
             }
         };
