@@ -358,6 +358,10 @@ impl<C: Codec, H> ServingCalls<C, H> {
 
     /// The next request. `None`: no more will come.
     fn read_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Request<C>>> {
+            if self.running == 0 {
+                // The wait for the next request begins now.
+                self.reader.end_wait();
+            }
         if self.ending.is_some() {
             return Poll::Ready(None);
         }
