@@ -88,7 +88,7 @@ fn visit(shared: &Arc<Shared>, address: &Arc<str>, home: &Arc<Remote>) -> bool {
 /// Dials for the warm minimum.
 async fn dial(shared: Arc<Shared>, home: Arc<Remote>, place: Place) {
     let until_ns = shared.settings.checkout_timeout.map_or(NEVER, ns_after);
-    let dial = shared.settings.dialer.connect(&place.address);
+    let dial = shared.settings.dialer.connect_guarded(&place.address);
     match limited(&shared, &home, until_ns, dial).await {
         Limited::Done(Ok(connection)) => {
             shared.state().warmed(&place.address);
