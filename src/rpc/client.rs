@@ -274,8 +274,9 @@ impl<C: Codec> ClientBuilder<C> {
         self
     }
 
-    /// Lets calls that were not sent wait until a connection is made, or their deadline comes. The
-    /// default is `false`: a dial that fails ends the calls that wait for it.
+    /// Lets calls that were not sent wait until a connection is made, or their deadline comes. A
+    /// dial that fails because its settings are invalid ends them. The default is `false`: every
+    /// dial that fails ends the calls that wait for it.
     pub fn waits_for_server(mut self, wait: bool) -> Self {
         self.rules.waits_for_server = wait;
         self

@@ -163,15 +163,17 @@ impl<C: Codec> Calls<C> {
         error: Error,
         work: &mut Work<C>,
     ) -> bool {
-        let error = Arc::new(error);
-        self.last_failure = Some(Arc::clone(&error));
+        let may_succeed = !error.is_invalid();
+        let error = work.share(error);
+        work.unused_errors.extend(self.last_failure.replace(Arc::clone(&error)));
         self.counts.failed_dials += 1;
         let (first, max) = (self.rules.backoff_first, self.rules.backoff_max);
         let place = &mut self.links[link as usize];
         place.failed(first, max);
         let waiting = place.queue.count();
         work.wakers.extend(self.ready.take());
-        if self.rules.waits_for_server && waiting > 0 && !self.is_up() && self.life != Life::Ended {
+        let is_wanted = waiting > 0 && !self.is_up() && self.life != Life::Ended;
+        if self.rules.waits_for_server && may_succeed && is_wanted {
             return true;
         }
         self.set_down(link, work);
@@ -248,12 +250,13 @@ impl<C: Codec> Calls<C> {
         work: &mut Work<C>,
     ) {
         if let Some(&index) = self.links[link as usize].numbers.get(&number) {
-            let error = CallError::unsent(CallErrorKind::Codec, Some(Arc::new(error)));
+            let error = CallError::unsent(CallErrorKind::Codec, Some(error));
             self.finish(index, Err(error), work);
             self.admit(work);
         }
     }
 
+        let error = work.share(error);
     /// Passes answers to their calls. Answers without a call are counted and dropped.
     pub(in crate::rpc) fn deliver(
         &mut self,
@@ -280,7 +283,7 @@ impl<C: Codec> Calls<C> {
     /// The connection of a link has ended. Calls that were sent fail, and the others move to
     /// another connection.
     pub(in crate::rpc) fn disconnected(&mut self, link: u32, error: Error, work: &mut Work<C>) {
-        let error = Arc::new(error);
+        let error = work.share(error);
         let (first, max) = (self.rules.backoff_first, self.rules.backoff_max);
         let place = &mut self.links[link as usize];
         match place.has_answered {
