@@ -39,7 +39,8 @@ use crate::task::waiters::Number;
 /// again. If the dial fails, these calls fail, unless
 /// [`waits_for_server`](ClientBuilder::waits_for_server) is set. After a failed dial, and after a
 /// connection that has answered no call, the next dial of this connection waits: see
-/// [`backoff`](ClientBuilder::backoff). Calls that come meanwhile wait for this dial.
+/// [`backoff`](ClientBuilder::backoff). Calls that come meanwhile use another connection. Where
+/// there is none, they wait for this dial.
 ///
 /// A client without calls dials nothing.
 ///

@@ -68,6 +68,15 @@ impl Link {
         matches!(self.state, LinkState::Up(_))
     }
 
+    /// Whether a call would wait for a dial that has begun, or for a pause before one.
+    fn is_slow(&self) -> bool {
+        match self.state {
+            LinkState::Up(_) => false,
+            LinkState::Dialing => true,
+            LinkState::Down => self.failures > 0 && self.retry_ns > now_ns(),
+        }
+    }
+
     /// A number that no sent call has. Numbers repeat after 2^32 calls of a connection.
     pub(super) fn number(&mut self) -> u32 {
         loop {
@@ -104,13 +113,11 @@ impl<C: Codec> Calls<C> {
         self.rouse(link, work);
     }
 
-    /// The link for a call: the one with the fewest calls. Links whose dial has failed come last.
-    /// Among equal ones, links with a connection come first.
+    /// The link for a call: the one with the fewest calls. Links that dial, and links whose next
+    /// dial must wait, come last. Among equal ones, links with a connection come first.
     fn pick(&self) -> u32 {
-        let cost = |link: &Link| {
-            let has_failed = !link.is_up() && link.failures > 0;
-            (has_failed, link.queue.count() + link.numbers.len(), !link.is_up())
-        };
+        let cost =
+            |link: &Link| (link.is_slow(), link.queue.count() + link.numbers.len(), !link.is_up());
         let costs = self.links.iter().enumerate().map(|(index, link)| (cost(link), index));
         costs.min().map_or(0, |(_, index)| index as u32)
     }
@@ -249,6 +256,7 @@ impl<C: Codec> Calls<C> {
         error: Error,
         work: &mut Work<C>,
     ) {
+        let error = work.share(error);
         if let Some(&index) = self.links[link as usize].numbers.get(&number) {
             let error = CallError::unsent(CallErrorKind::Codec, Some(error));
             self.finish(index, Err(error), work);
@@ -256,7 +264,6 @@ impl<C: Codec> Calls<C> {
         }
     }
 
-        let error = work.share(error);
     /// Passes answers to their calls. Answers without a call are counted and dropped.
     pub(in crate::rpc) fn deliver(
         &mut self,
