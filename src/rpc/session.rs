@@ -135,7 +135,12 @@ impl<C: Codec> Session<C> {
     fn end(&mut self, error: Error) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.reader.close();
-            self.shared.with(|calls, work| calls.disconnected(self.link, error, work));
+            let (link, answers) = (self.link, &mut self.answers);
+            self.shared.with(|calls, work| {
+                // Answers that were decoded before a panic are answers.
+                calls.deliver(link, answers, work);
+                calls.disconnected(link, error, work);
+            });
         }
     }
 }
