@@ -355,6 +355,14 @@ impl Dialer {
         }
     }
 
+    /// The poller for background work that goes on after the current handler and its server.
+    pub(crate) fn lasting_home(&self) -> Result<Arc<Remote>> {
+        match &self.pollers {
+            Some(pollers) => Ok(Arc::clone(&pollers.remotes()[0])),
+            None => Ok(Arc::clone(&Pollers::shared()?.remotes()[0])),
+        }
+    }
+
     fn checked_attempt_delay(&self) -> Result<Duration> {
         let delay = self.attempt_delay.unwrap_or(config::DIAL_ATTEMPT_DELAY);
         let (least, most) = config::DIAL_ATTEMPT_DELAYS.into_inner();

@@ -35,6 +35,7 @@ macro_rules! cases {
             old_connections_are_closed
             the_warm_minimum_returns_after_kills_and_ends_with_forget
             warm_dials_that_fail_are_counted_and_end_with_the_pool
+            the_warm_minimum_outlives_a_server_that_used_the_pool
             closing_fails_callers_and_closes_what_comes_back
             a_shutdown_waits_for_what_is_checked_out
             dropping_the_last_clone_closes_the_pool
@@ -483,7 +484,6 @@ pub(crate) fn warm_dials_that_fail_are_counted_and_end_with_the_pool(t: &Fixture
     eventually("an invalid address is given up", || pool.stats().addresses == 1);
     pool.close();
     nothing_stays(t, &pool);
-    Ok(())
     let dialer = t.dialer().before_connect(|_| panic!("a hook {ON_PURPOSE}"));
     let pool = builder(t, |pool| pool.dialer(dialer.clone()).idle_min(1)).build();
     pool.warm(&vacant.to_string());
@@ -514,6 +514,7 @@ pub(crate) fn the_warm_minimum_outlives_a_server_that_used_the_pool(t: &Fixture)
     let second = upstream.accept()?;
     pool.close();
     assert_eof(&second.0);
+    Ok(())
 }
 
 pub(crate) fn closing_fails_callers_and_closes_what_comes_back(t: &Fixture) -> Check {

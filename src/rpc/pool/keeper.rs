@@ -22,7 +22,7 @@ use crate::sync::Arc;
 /// Starts the keeper. The state says already that it runs.
 pub(super) fn start(shared: &Arc<Shared>) {
     let running = Running { shared: Arc::clone(shared), has_ended: false };
-    match shared.settings.dialer.home() {
+    match shared.settings.dialer.lasting_home() {
         Ok(home) => {
             let keeper = keep(running, Arc::clone(&home));
             home.spawn(keeper);
