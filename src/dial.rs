@@ -409,10 +409,10 @@ impl Dialer {
             true => address.to_owned(),
             false => format!("{address}{tried}: {peer}"),
         };
-        match self.attempt_timeout.or(self.timeout) {
-            Some(limit) if error.kind() == io::ErrorKind::TimedOut => {
-                Error::dial_timeout(&place, limit)
-            }
+        // An error of the kernel has a number: `ETIMEDOUT` is no limit of this dialer.
+        let is_own = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
+        match self.attempt_timeout {
+            Some(limit) if is_own => Error::dial_timeout(&place, limit),
             _ => Error::io(format_args!("connect {place}"), error),
         }
     }
