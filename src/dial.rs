@@ -10,11 +10,14 @@
 mod race;
 mod resolve;
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::slice;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::address::{Address, Target};
@@ -24,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::poller::timers::{NEVER, ns_after};
 use crate::pollers::Pollers;
 use crate::sys::socket::{DialOptions, Socket, SocketHook};
+use crate::user_code;
 
 use race::{Attempts, Cut, Failure, Tried, within};
 use resolve::{Allowed, Resolver, look_up};
@@ -153,7 +157,8 @@ impl Dialer {
     /// polls the dial, once for each attempt to connect.
     ///
     /// An error of the hook ends the dial, without further attempts. A panic of the hook unwinds
-    /// out of the dial. The hook must not block.
+    /// out of the dial. A dial of a [`Client`](crate::rpc::Client), and one that a
+    /// [`Pool`](crate::rpc::Pool) makes in the background, fails then. The hook must not block.
     ///
     /// # Examples
     /// ```
@@ -301,6 +306,20 @@ impl Dialer {
         }
     }
 
+    /// [`connect`](Self::connect) for a task of the library. A panic of the user's code becomes an
+    /// error.
+    pub(crate) async fn connect_guarded(&self, address: &str) -> Result<Connection> {
+        let mut dial = pin!(self.connect(address));
+        poll_fn(|cx| match user_code::attempt("dial", || dial.as_mut().poll(cx)) {
+            Ok(polled) => polled,
+            Err(panic) => {
+                let message = format!("connect {address}: panicked: {panic}");
+                Poll::Ready(Err(Error::panicked(message)))
+            }
+        })
+        .await
+    }
+
     /// Makes a connection from a connected stream socket. The socket becomes non-blocking.
     ///
     /// # Errors
@@ -326,13 +345,21 @@ impl Dialer {
         }
     }
 
-    /// The poller for timers and background work of these dials. Unlike [`remote`](Self::remote),
-    /// this takes no turn in the balance of connections over pollers.
+    /// The poller for the timers of these dials. Unlike [`remote`](Self::remote), this takes no turn
+    /// in the balance of connections over pollers.
     pub(crate) fn home(&self) -> Result<Arc<Remote>> {
         match (&self.pollers, current_poller()) {
             (Some(pollers), _) => Ok(Arc::clone(&pollers.remotes()[0])),
             (None, Some(current)) => Ok(current),
             (None, None) => Ok(Arc::clone(&Pollers::shared()?.remotes()[0])),
+        }
+    }
+
+    /// The poller for background work that goes on after the current handler and its server.
+    pub(crate) fn lasting_home(&self) -> Result<Arc<Remote>> {
+        match &self.pollers {
+            Some(pollers) => Ok(Arc::clone(&pollers.remotes()[0])),
+            None => Ok(Arc::clone(&Pollers::shared()?.remotes()[0])),
         }
     }
 
@@ -382,10 +409,10 @@ impl Dialer {
             true => address.to_owned(),
             false => format!("{address}{tried}: {peer}"),
         };
-        match self.attempt_timeout.or(self.timeout) {
-            Some(limit) if error.kind() == io::ErrorKind::TimedOut => {
-                Error::dial_timeout(&place, limit)
-            }
+        // An error of the kernel has a number: `ETIMEDOUT` is no limit of this dialer.
+        let is_own = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
+        match self.attempt_timeout {
+            Some(limit) if is_own => Error::dial_timeout(&place, limit),
             _ => Error::io(format_args!("connect {place}"), error),
         }
     }

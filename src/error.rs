@@ -127,9 +127,9 @@ impl Error {
         self.0.kind == Kind::Invalid
     }
 
-    /// Code of the user panicked: a handler, a closure of [`unblock`](crate::unblock), a
-    /// [resolver](crate::Resolve). The error's message ends with that of the panic; a panic that
-    /// carries no text is "a value that is no text".
+    /// Code of the user panicked: a handler, a closure of [`unblock`](crate::unblock), a codec, a
+    /// [resolver](crate::Resolve), a hook of a dialer. The error's message ends with that of the
+    /// panic; a panic that carries no text is "a value that is no text".
     pub fn is_panicked(&self) -> bool {
         self.0.kind == Kind::Panicked
     }

@@ -160,6 +160,13 @@ impl_writer!(Connection);
 impl_writer!(WriteHalf);
 impl_writer!(WritePart<'_>);
 
+impl ReadHalf {
+    /// Ends the wait of the poll methods. The next poll begins another wait.
+    pub(crate) fn end_wait(&mut self) {
+        self.read_began.forget();
+    }
+}
+
 impl Connection {
     /// A connection without a server: its user closes it.
     pub(crate) fn owned(core: &Arc<Core>) -> Connection {

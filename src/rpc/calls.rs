@@ -96,6 +96,8 @@ pub(super) struct Work<C: Codec> {
     /// Messages and wakers that nobody needs. Dropping them may run code of the user.
     unused: Vec<State<C>>,
     unused_wakers: Vec<Waker>,
+    /// References to errors. The source of an error may be a value of the user.
+    unused_errors: Vec<Arc<Error>>,
 }
 
 impl<C: Codec> Work<C> {
@@ -107,6 +109,7 @@ impl<C: Codec> Work<C> {
             closes: Vec::new(),
             unused: Vec::new(),
             unused_wakers: Vec::new(),
+            unused_errors: Vec::new(),
         }
     }
 
@@ -114,10 +117,18 @@ impl<C: Codec> Work<C> {
         self.unused_wakers.extend(waker);
     }
 
+    /// Shares an error. The error outlives the lock, also if no call keeps it.
+    fn share(&mut self, error: Error) -> Arc<Error> {
+        let error = Arc::new(error);
+        self.unused_errors.push(Arc::clone(&error));
+        error
+    }
+
     /// Drops what nobody needs.
     pub(super) fn drop_unused(&mut self) {
         self.unused.drain(..).for_each(user_code::discard);
         self.unused_wakers.drain(..).for_each(user_code::discard);
+        self.unused_errors.drain(..).for_each(user_code::discard);
     }
 }
 

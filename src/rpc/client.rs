@@ -39,7 +39,8 @@ use crate::task::waiters::Number;
 /// again. If the dial fails, these calls fail, unless
 /// [`waits_for_server`](ClientBuilder::waits_for_server) is set. After a failed dial, and after a
 /// connection that has answered no call, the next dial of this connection waits: see
-/// [`backoff`](ClientBuilder::backoff). Calls that come meanwhile wait for this dial.
+/// [`backoff`](ClientBuilder::backoff). Calls that come meanwhile use another connection. Where
+/// there is none, they wait for this dial.
 ///
 /// A client without calls dials nothing.
 ///
@@ -274,8 +275,9 @@ impl<C: Codec> ClientBuilder<C> {
         self
     }
 
-    /// Lets calls that were not sent wait until a connection is made, or their deadline comes. The
-    /// default is `false`: a dial that fails ends the calls that wait for it.
+    /// Lets calls that were not sent wait until a connection is made, or their deadline comes. A
+    /// dial that fails because its settings are invalid ends them. The default is `false`: every
+    /// dial that fails ends the calls that wait for it.
     pub fn waits_for_server(mut self, wait: bool) -> Self {
         self.rules.waits_for_server = wait;
         self

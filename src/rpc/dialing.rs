@@ -42,7 +42,7 @@ impl<C: Codec> Dialing<C> {
                 return;
             }
             shared.with(|calls, _| calls.count_dial());
-            let dial = shared.dialer.connect(&shared.address);
+            let dial = shared.dialer.connect_guarded(&shared.address);
             let again = match until_ended(&shared, link, dial).await {
                 None => true, // `next_dial` finds that the client has ended
                 Some(Err(error)) => shared.with(|calls, work| calls.dial_failed(link, error, work)),

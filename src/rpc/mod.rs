@@ -35,6 +35,7 @@ mod calls;
 mod client;
 mod codec;
 mod dialing;
+mod done;
 mod incoming;
 mod outgoing;
 mod pool;

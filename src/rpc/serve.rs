@@ -2,7 +2,7 @@
 //!
 //! The task of a connection reads requests, and polls the future of each request once. Most are
 //! ready then. A future that has to wait becomes a task of its own, beside the handlers of the
-//! server, and leaves its answer in [`Done`]. The task of the connection sends all answers that are
+//! server, and leaves its answer in `done.rs`. The task of the connection sends all answers that are
 //! there with one flush.
 
 use std::fmt;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use super::codec::Codec;
+use super::done::{Answer, Done, Finish, Receipt};
 use super::incoming::poll_frame;
 use super::outgoing::Outgoing;
 use crate::buffer::Slice;
@@ -19,7 +20,6 @@ use crate::clock::now_ns;
 use crate::config::calls;
 use crate::connection::{Connection, Handle, ReadHalf, ShutdownBegun};
 use crate::error::{Error, Result};
-use crate::sync::{Mutex, lock};
 use crate::task::line::{Line, Place, WaitPlace};
 use crate::user_code;
 
@@ -92,7 +92,9 @@ impl CallLimits {
     }
 
     /// The largest number of requests of all connections that run at a time. Connections whose
-    /// request has to wait are served in the order in which they came. 0 counts as 1.
+    /// request has to wait are served in the order in which they came. A connection whose client
+    /// does not read its answers leaves the line, and waits again after the client has read. 0
+    /// counts as 1.
     pub fn in_total(mut self, count: usize) -> CallLimits {
         self.total = Some(Arc::new(Line::new(count.max(1))));
         self
@@ -141,62 +143,10 @@ struct Request<C: Codec> {
     message: C::In,
 }
 
-/// What the answer of a request needs.
-struct Receipt {
-    number: u32,
-    front: Slice,
-    /// The place in total. It is given back when the answer is encoded.
-    _place: Option<Place<Arc<Line>>>,
-}
-
-/// The end of a request.
-struct Answer<C: Codec> {
-    receipt: Receipt,
-    outcome: Result<C::Out>,
-}
-
-/// The answers of requests that ran as tasks.
-struct Done<C: Codec>(Mutex<(Vec<Answer<C>>, Option<Waker>)>);
-
-impl<C: Codec> Done<C> {
-    fn add(&self, answer: Answer<C>) {
-        let waker = {
-            let mut done = lock(&self.0);
-            done.0.push(answer);
-            done.1.take()
-        };
-        user_code::wake_all(waker);
-    }
-
-    /// Moves the answers to `answers`, which is empty. Registers `waker` for the next one.
-    fn take(&self, answers: &mut Vec<Answer<C>>, waker: Waker) {
-        let replaced = {
-            let mut done = lock(&self.0);
-            std::mem::swap(&mut done.0, answers);
-            done.1.replace(waker)
-        };
-        user_code::discard(replaced);
-    }
-}
-
-/// Leaves the answer of a request that runs as a task, also if the task is dropped.
-struct Finish<C: Codec> {
-    done: Arc<Done<C>>,
-    receipt: Option<Receipt>,
-}
-
-impl<C: Codec> Finish<C> {
-    fn finish(&mut self, outcome: Result<C::Out>) {
-        if let Some(receipt) = self.receipt.take() {
-            self.done.add(Answer { receipt, outcome });
-        }
-    }
-}
-
-impl<C: Codec> Drop for Finish<C> {
-    fn drop(&mut self) {
-        self.finish(Err(Error::closed("handler given up")));
-    }
+/// What the first poll of a request has found.
+enum Begun<F, T> {
+    Ended(T),
+    Waits(Pin<Box<F>>),
 }
 
 // Nothing in it is pinned.
@@ -216,10 +166,10 @@ where
         this.began_ns = 0;
         for _ in 0..TURNS_PER_POLL {
             // A client that does not read gets no further answers, and no requests are read.
-            ready!(this.outgoing.poll_send(cx))?;
+            ready!(this.poll_send(cx))?;
             this.collect_answers(cx);
             let waits = this.take_requests(cx).is_pending();
-            ready!(this.outgoing.poll_send(cx))?;
+            ready!(this.poll_send(cx))?;
             if this.running == 0 && this.next.is_none() && this.ending.is_some() {
                 ready!(this.outgoing.poll_end(cx))?;
                 return Poll::Ready(this.ending.take().unwrap_or(Ok(())));
@@ -277,7 +227,7 @@ where
         cx: &mut Context<'_>,
     ) {
         let Request { number, front, message } = request;
-        let receipt = Receipt { number, front, _place: place };
+        let receipt = Receipt { number, front };
         let handle = (*self.reader).clone();
         let now_ns = now_ns();
         if self.began_ns == 0 {
@@ -288,17 +238,21 @@ where
         let begun = user_code::attempt("handler", || {
             let mut future = Box::pin(handler(message, handle));
             // Another future took long, so this one runs beside the next ones.
-            let polled = if is_late { Poll::Pending } else { future.as_mut().poll(cx) };
-            (future, polled)
+            if !is_late && let Poll::Ready(outcome) = future.as_mut().poll(cx) {
+                user_code::discard(future);
+                return Begun::Ended(outcome);
+            }
+            Begun::Waits(future)
         });
         let outcome = match begun {
-            Ok((_, Poll::Ready(outcome))) => outcome,
-            Ok((future, Poll::Pending)) => {
+            Ok(Begun::Ended(outcome)) => outcome,
+            Ok(Begun::Waits(future)) => {
                 let done = Arc::clone(&self.done);
-                return self.spawn(future, Finish { done, receipt: Some(receipt) });
+                return self.spawn(future, Finish::new(done, receipt, place));
             }
             Err(panic) => Err(panicked(&panic)),
         };
+        drop(place);
         self.answer(Answer { receipt, outcome });
     }
 
@@ -310,7 +264,9 @@ where
                     Ok(polled) => polled,
                     Err(panic) => Poll::Ready(Err(panicked(&panic))),
                 });
-            finish.finish(outcome.await);
+            let outcome = outcome.await;
+            user_code::discard(future);
+            finish.finish(outcome);
             Ok(())
         });
         if let Err(error) = spawned {
@@ -327,7 +283,7 @@ impl<C: Codec, H> ServingCalls<C, H> {
             service,
             reader,
             outgoing: Outgoing::new(writer),
-            done: Arc::new(Done(Mutex::new((Vec::new(), None)))),
+            done: Arc::new(Done::new()),
             answers: Vec::new(),
             running: 0,
             next: None,
@@ -337,6 +293,15 @@ impl<C: Codec, H> ServingCalls<C, H> {
             shutdown_waker: None,
             began_ns: 0,
         }
+    }
+
+    /// Sends the answers. A connection whose client does not read leaves the line for a place.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let sent = self.outgoing.poll_send(cx);
+        if sent.is_pending() {
+            self.place = None;
+        }
+        sent
     }
 
     /// The wakers of all connections share a lock, so the waker is renewed only where it changed.
@@ -361,6 +326,7 @@ impl<C: Codec, H> ServingCalls<C, H> {
             return Poll::Ready(None);
         }
         let codec = &self.service.codec;
+        let mut is_late = false;
         let ending = loop {
             match ready!(poll_frame(codec, &mut self.reader, cx)) {
                 Ok(Some(frame)) => {
@@ -373,8 +339,13 @@ impl<C: Codec, H> ServingCalls<C, H> {
                     }
                 }
                 Ok(None) => break Ok(()),
-                // The timeout is for a client that sends nothing, and not for handlers.
-                Err(error) if error.is_read_timeout() && self.running > 0 => {}
+                // The timeout is for a client that sends nothing, and not for handlers. After a
+                // deadline every wait fails at once. The next answer wakes this task then.
+                Err(error) if error.is_read_timeout() && self.running > 0 => {
+                    if std::mem::replace(&mut is_late, true) {
+                        return Poll::Pending;
+                    }
+                }
                 Err(error) => break Err(error),
             }
         };
@@ -387,6 +358,10 @@ impl<C: Codec, H> ServingCalls<C, H> {
         self.done.take(&mut answers, cx.waker().clone());
         for answer in answers.drain(..) {
             self.running -= 1;
+            if self.running == 0 {
+                // The wait for the next request begins now.
+                self.reader.end_wait();
+            }
             self.answer(answer);
         }
         self.answers = answers;
@@ -406,6 +381,12 @@ impl<C: Codec, H> ServingCalls<C, H> {
         if !reported {
             self.ending.get_or_insert(Err(error));
         }
+    }
+}
+
+impl<C: Codec, H> Drop for ServingCalls<C, H> {
+    fn drop(&mut self) {
+        self.done.close();
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Session<C: Codec> {
     /// Empty between polls, like `messages`.
     answers: Vec<(u32, C::In)>,
     messages: Vec<(u32, C::Out)>,
+    /// Why nothing more can be sent. The answers that have come are read before the session ends.
+    send_error: Option<Error>,
     has_ended: bool,
 }
 
@@ -38,6 +40,7 @@ impl<C: Codec> Session<C> {
             outgoing: Outgoing::new(writer),
             answers: Vec::new(),
             messages: Vec::new(),
+            send_error: None,
             has_ended: false,
         }
     }
@@ -45,8 +48,20 @@ impl<C: Codec> Session<C> {
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         for _ in 0..TURNS_PER_POLL {
             // Answers first: an end of the stream is seen before a request is sent into it.
-            let received = self.receive(cx)?;
-            let sent = self.send(cx)?;
+            let received = match self.receive(cx) {
+                Ok(received) => received,
+                Err(error) => return Poll::Ready(Err(self.send_error.take().unwrap_or(error))),
+            };
+            let sent = match self.send_error {
+                Some(_) => Poll::Pending,
+                None => match self.send(cx) {
+                    Err(error) if error.is_closed() => {
+                        self.send_error = Some(error);
+                        Poll::Ready(())
+                    }
+                    sent => sent?,
+                },
+            };
             if received.is_pending() && sent.is_pending() {
                 return Poll::Pending;
             }
@@ -120,7 +135,12 @@ impl<C: Codec> Session<C> {
     fn end(&mut self, error: Error) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.reader.close();
-            self.shared.with(|calls, work| calls.disconnected(self.link, error, work));
+            let (link, answers) = (self.link, &mut self.answers);
+            self.shared.with(|calls, work| {
+                // Answers that were decoded before a panic are answers.
+                calls.deliver(link, answers, work);
+                calls.disconnected(link, error, work);
+            });
         }
     }
 }

@@ -55,13 +55,14 @@ impl<C: Codec> Shared<C> {
     }
 
     fn follow(self: &Arc<Self>, work: &mut Work<C>) {
-        user_code::wake_all(work.wakers.drain(..));
+        // A waker may block, so the tasks of the client come first.
         for link in work.dials.drain(..) {
             self.home.spawn(dialing::dial(Arc::clone(self), link));
         }
         if work.starts_timer {
             self.home.spawn(Timer { shared: Arc::clone(self), alarm: None, is_done: false });
         }
+        user_code::wake_all(work.wakers.drain(..));
         for (handle, with_reset) in work.closes.drain(..) {
             match with_reset {
                 true => handle.abort(),

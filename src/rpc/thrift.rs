@@ -101,8 +101,11 @@ impl Codec for FramedThrift {
         let name = &front[header.name_at..header.name_at + header.name_bytes];
         // A message of any length fits into the frame with the name.
         let text = error.to_string();
-        let text = &text.as_bytes()[..text.len().min(FAILURE_TEXT_BYTES_MAX)];
-        Some(Slice::from(exception(header.protocol, name, text)))
+        let mut bytes = text.len().min(FAILURE_TEXT_BYTES_MAX);
+        while !text.is_char_boundary(bytes) {
+            bytes -= 1;
+        }
+        Some(Slice::from(exception(header.protocol, name, &text.as_bytes()[..bytes])))
     }
 }
 
@@ -407,6 +410,18 @@ mod tests {
             Protocol::Compact => b"\x18\x0aon purpose\x15\x0c\0".to_vec(),
             _ => b"\x0b\0\x01\0\0\0\x0aon purpose\x08\0\x02\0\0\0\x06\0".to_vec(),
         }
+    }
+
+    #[test]
+    fn the_text_of_a_failure_is_cut_between_two_characters() {
+        let frame = Slice::from(b"\0\0\0\x10\x80\x01\0\x01\0\0\0\x03run\0\0\0\x01\0".to_vec());
+        let front = FramedThrift::new().failure_front(&frame);
+        let error = Error::invalid(format!("x{}", "é".repeat(FAILURE_TEXT_BYTES_MAX)));
+        let answer = FramedThrift::new().failure(&front, &error).expect("it has one");
+        // The header, a field of a text, a field of a number, and the end of the struct.
+        let text = &answer[4 + 4 + 3 + 4 + 3 + 4..answer.len() - 8];
+        assert_eq!(text.len(), FAILURE_TEXT_BYTES_MAX - 1);
+        assert!(std::str::from_utf8(text).is_ok());
     }
 
     #[test]

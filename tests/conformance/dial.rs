@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use ringpoll::{Handle, PeerAddr, unblock};
+use ringpoll::{Handle, PeerAddr, SocketOptions, unblock};
 use rustix::net::sockopt;
 
 use crate::harness::*;
@@ -23,6 +23,7 @@ macro_rules! cases {
             connections_on_reused_fd_numbers_get_only_their_own_bytes
             dials_with_a_tiny_timeout_succeed_or_time_out
             a_dial_without_an_answer_times_out_and_not_early
+            a_time_limit_of_the_kernel_is_no_limit_of_the_dialer
             dropping_a_dial_gives_up_without_a_leak
             any_stream_fd_can_be_adopted
             what_is_no_stream_socket_is_not_adopted
@@ -178,6 +179,17 @@ pub(crate) fn a_dial_without_an_answer_times_out_and_not_early(t: &Fixture) -> C
         assert!(!error.is_read_timeout() && !error.is_write_timeout(), "{error:?}");
         Ok(())
     })
+}
+
+pub(crate) fn a_time_limit_of_the_kernel_is_no_limit_of_the_dialer(t: &Fixture) -> Check {
+    let deaf = DeafListener::new()?;
+    let options = SocketOptions::new().user_timeout(Duration::from_secs(1));
+    let dialer = t.dialer().socket_options(options).timeout(2 * DEADLINE);
+    let dial = on_task(async move { Ok(dialer.connect(&deaf.addr.to_string()).await.map(drop)) });
+    let error = dial.wait().expect_err("nobody answers");
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error:?}");
+    assert!(!error.is_dial_timeout(), "{error:?}");
+    Ok(())
 }
 
 /// Fix row 15: the fixture counts what is left.

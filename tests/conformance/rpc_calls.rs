@@ -1,13 +1,16 @@
 //! The client of calls: each call ends with its own answer, or at once with an error that says
 //! whether its request may have been executed.
 
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringpoll::buffer::LinkBuffer;
 use ringpoll::rpc::{CallError, CallErrorKind, Client, Codec, LengthPrefixed};
-use ringpoll::{Error, Pollers, Result, Slice, blocking};
+use ringpoll::{Dialer, Error, Pollers, Resolve, Result, Slice, blocking};
 
 use crate::harness::*;
 
@@ -34,6 +37,12 @@ macro_rules! cases {
             calls_without_a_connection_move_to_another
             a_client_ends_with_its_pollers
             settings_that_make_no_sense_are_refused
+            a_hook_that_panics_ends_one_dial
+            a_dial_that_cannot_succeed_ends_calls_that_wait_for_a_server
+            a_connection_whose_first_dial_failed_is_dialed_again
+            calls_use_the_connection_that_is_up_while_another_dial_hangs
+            answers_before_a_codec_panics_are_delivered
+            answers_that_came_before_a_reset_are_delivered
         }
     };
 }
@@ -541,4 +550,170 @@ pub(crate) fn settings_that_make_no_sense_are_refused(t: &Fixture) -> Check {
     }
     assert!(client_builder(t).connect("no port").expect_err("refused").is_invalid());
     Ok(())
+}
+
+/// Runs `failure` in the dial with this index.
+fn fails_once(t: &Fixture, at: usize, failure: fn() -> io::Result<()>) -> Dialer {
+    let dials = AtomicUsize::new(0);
+    t.dialer().before_connect(move |_| match dials.fetch_add(1, Ordering::SeqCst) {
+        index if index == at => failure(),
+        _ => Ok(()),
+    })
+}
+
+pub(crate) fn a_hook_that_panics_ends_one_dial(t: &Fixture) -> Check {
+    let server = Played::new()?;
+    let dialer = fails_once(t, 0, || panic!("a hook {ON_PURPOSE}"));
+    let client = client_builder(t).dialer(dialer).connect(&server.addr.to_string())?;
+    let error = error_of(calling(&client, body("?")).wait());
+    assert_eq!(error.kind(), CallErrorKind::CannotConnect);
+    assert!(error.cause().is_some_and(Error::is_panicked), "{error:?}");
+    assert!(client.is_open() && client.stats().failed_dials == 1);
+    let next = calling(&client, body("next"));
+    server.accept()?.echo()?;
+    assert_eq!(next.wait()?, "next");
+    close(t, client)
+}
+
+pub(crate) fn a_dial_that_cannot_succeed_ends_calls_that_wait_for_a_server(t: &Fixture) -> Check {
+    let dialer = t.dialer().attempt_delay(Duration::ZERO);
+    let builder = client_builder(t).dialer(dialer).waits_for_server(true);
+    let client = builder.call_timeout(Duration::ZERO).connect("127.0.0.1:1")?;
+    let error = error_of(calling(&client, body("?")).wait());
+    assert_eq!(error.kind(), CallErrorKind::CannotConnect);
+    assert!(error.cause().is_some_and(Error::is_invalid), "{error:?}");
+    close(t, client)
+}
+
+pub(crate) fn a_connection_whose_first_dial_failed_is_dialed_again(t: &Fixture) -> Check {
+    let server = Played::new()?;
+    let dialer = fails_once(t, 1, || Err(io::Error::other("on purpose")));
+    let pause = Duration::from_millis(1);
+    let client = client_builder(t).dialer(dialer).connections(2).backoff(pause, pause);
+    let client = client.connect(&server.addr.to_string())?;
+    let mut calls = vec![calling(&client, body("first"))];
+    let mut first = server.accept()?;
+    first.request()?;
+    let mut second = None;
+    eventually("the second connection is made", || {
+        calls.push(calling(&client, body("further")));
+        second = server.try_accept().expect("a listener");
+        second.is_some()
+    });
+    assert_eq!(client.stats().failed_dials, 1);
+    client.abort();
+    for call in calls {
+        assert_eq!(error_of(call.wait()).kind(), CallErrorKind::Closed);
+    }
+    close(t, client)
+}
+
+/// The first lookup has this address. The others never end.
+struct Once(SocketAddr, AtomicUsize);
+
+impl Resolve for Once {
+    fn resolve(
+        &self,
+        _: &str,
+        _: u16,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>> {
+        match self.1.fetch_add(1, Ordering::SeqCst) {
+            0 => Box::pin(std::future::ready(Ok(vec![self.0]))),
+            _ => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+pub(crate) fn calls_use_the_connection_that_is_up_while_another_dial_hangs(t: &Fixture) -> Check {
+    let server = Played::new()?;
+    let dialer = t.dialer().resolver(Once(server.addr, AtomicUsize::new(0)));
+    let client = client_builder(t).dialer(dialer).connections(2).connect("server:1")?;
+    let first = calling(&client, body("first"));
+    let mut line = server.accept()?;
+    let (number, _) = line.request()?;
+    let hangs = calling(&client, body("hangs"));
+    eventually("it dials", || client.stats().dials == 2);
+    let calls = [(); 4].map(|()| calling(&client, body("passes")));
+    for _ in &calls {
+        assert_ne!(line.echo()?, number);
+    }
+    for call in calls {
+        assert_eq!(call.wait()?, "passes");
+    }
+    line.answer(number, b"first")?;
+    assert_eq!(first.wait()?, "first");
+    client.abort();
+    assert_eq!(error_of(hangs.wait()).kind(), CallErrorKind::Closed);
+    close(t, client)
+}
+
+pub(crate) fn answers_before_a_codec_panics_are_delivered(t: &Fixture) -> Check {
+    let server = Played::new()?;
+    let client = Client::builder(Bomb(LengthPrefixed::new())).dialer(t.dialer());
+    let client = client.connect(&server.addr.to_string())?;
+    let calls = ["good", "decode"].map(|text| calling(&client, body(text)));
+    let mut line = server.accept()?;
+    let mut requests = [line.request()?, line.request()?];
+    requests.sort_by_key(|(_, body)| body == b"decode");
+    let answers = requests.map(|(number, body)| {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        [&length[..], &number.to_be_bytes(), &body].concat()
+    });
+    line.0.write_all(&answers.concat())?;
+    let [good, decode] = calls.map(|call| call.wait());
+    assert_eq!(good?, "good");
+    let error = error_of(decode);
+    assert_eq!(error.kind(), CallErrorKind::ConnectionLost);
+    assert!(error.cause().is_some_and(Error::is_panicked), "{error:?}");
+    close(t, client)
+}
+
+/// Waits for the latch before it encodes `block`.
+struct Slow(LengthPrefixed, Arc<Latch>);
+
+impl Codec for Slow {
+    type In = Slice;
+    type Out = Slice;
+
+    fn frame_bytes_max(&self) -> usize {
+        self.0.frame_bytes_max()
+    }
+
+    fn frame_bytes(&self, front: &[u8]) -> Result<Option<usize>> {
+        self.0.frame_bytes(front)
+    }
+
+    fn decode(&self, frame: Slice) -> Result<(u32, Slice)> {
+        self.0.decode(frame)
+    }
+
+    fn encode(&self, number: u32, message: Slice, writer: &mut LinkBuffer) -> Result<()> {
+        if message == "block" {
+            self.1.pass();
+        }
+        self.0.encode(number, message, writer)
+    }
+}
+
+/// The server answers, and closes the connection while bytes of the client are unread. So it sends
+/// a reset, which the request meets that is being encoded.
+pub(crate) fn answers_that_came_before_a_reset_are_delivered(t: &Fixture) -> Check {
+    let (server, latch) = (Played::new()?, Latch::new());
+    let codec = Slow(LengthPrefixed::new(), Arc::clone(&latch));
+    let client = Client::builder(codec).dialer(t.dialer()).connect(&server.addr.to_string())?;
+    let answered = calling(&client, body("answered"));
+    let mut line = server.accept()?;
+    let (number, request) = line.request()?;
+    let unread = calling(&client, body("unread"));
+    line.0.peek(&mut [0])?;
+    let blocked = calling(&client, body("block"));
+    eventually("it is being encoded", || latch.count() == 1);
+    line.answer(number, &request)?;
+    drop(line);
+    latch.open();
+    assert_eq!(answered.wait()?, "answered");
+    for lost in [unread, blocked] {
+        assert_eq!(error_of(lost.wait()).kind(), CallErrorKind::ConnectionLost);
+    }
+    close(t, client)
 }

@@ -35,6 +35,7 @@ macro_rules! cases {
             old_connections_are_closed
             the_warm_minimum_returns_after_kills_and_ends_with_forget
             warm_dials_that_fail_are_counted_and_end_with_the_pool
+            the_warm_minimum_outlives_a_server_that_used_the_pool
             closing_fails_callers_and_closes_what_comes_back
             a_shutdown_waits_for_what_is_checked_out
             dropping_the_last_clone_closes_the_pool
@@ -483,6 +484,36 @@ pub(crate) fn warm_dials_that_fail_are_counted_and_end_with_the_pool(t: &Fixture
     eventually("an invalid address is given up", || pool.stats().addresses == 1);
     pool.close();
     nothing_stays(t, &pool);
+    let dialer = t.dialer().before_connect(|_| panic!("a hook {ON_PURPOSE}"));
+    let pool = builder(t, |pool| pool.dialer(dialer.clone()).idle_min(1)).build();
+    pool.warm(&vacant.to_string());
+    eventually("a panic counts", || pool.stats().dial_failures >= 2);
+    pool.close();
+    nothing_stays(t, &pool);
+    Ok(())
+}
+
+pub(crate) fn the_warm_minimum_outlives_a_server_that_used_the_pool(t: &Fixture) -> Check {
+    let upstream = Played::new()?;
+    let pool = Pool::builder().idle_min(1).build();
+    let (used, address) = (pool.clone(), upstream.addr.to_string());
+    let server = t.spawn(t.server().on_connect(move |mut conn: Connection| {
+        let (pool, address) = (used.clone(), address.clone());
+        async move {
+            conn.next(1).await?;
+            pool.checkout(&address).await?.give_back();
+            conn.write_copy(b"!")?;
+            conn.flush().await
+        }
+    }));
+    let client = dial(&server)?;
+    assert_eq!(exchange(&client, b"?")?.len(), 1);
+    let first = upstream.accept()?;
+    server.shutdown(DEADLINE)?;
+    drop(first);
+    let second = upstream.accept()?;
+    pool.close();
+    assert_eof(&second.0);
     Ok(())
 }
 

@@ -3,8 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use ringpoll::rpc::{
     CallErrorKind, CallLimits, Client, FramedThrift, LengthPrefixed, serve_calls,
@@ -29,6 +32,12 @@ macro_rules! cases {
             a_shutdown_answers_the_running_requests
             the_end_of_the_stream_leaves_no_request_without_an_answer
             a_bad_frame_closes_the_connection_after_the_answers
+            a_read_deadline_that_has_passed_does_not_stop_a_running_request
+            the_read_timeout_begins_anew_when_no_request_runs
+            a_client_that_does_not_read_holds_no_place_in_total
+            a_client_that_does_not_read_leaves_the_line_for_a_place
+            a_client_that_has_gone_holds_no_place_in_total
+            a_future_whose_destructor_panics_is_answered
         }
     };
 }
@@ -375,4 +384,216 @@ pub(crate) fn a_bad_frame_closes_the_connection_after_the_answers(t: &Fixture) -
     drop(cut);
     eventually("all are gone", || server.stats().open == 0);
     Ok(())
+}
+
+pub(crate) fn a_read_deadline_that_has_passed_does_not_stop_a_running_request(
+    t: &Fixture,
+) -> Check {
+    let (begun, permits) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));
+    let (begins, gate) = (Arc::clone(&begun), Arc::clone(&permits));
+    let (server, _) = serving(t, move |request: Slice, handle: Handle| {
+        let (begins, gate) = (Arc::clone(&begins), Arc::clone(&gate));
+        async move {
+            if request == "late" {
+                handle.set_read_deadline(Some(Instant::now()));
+                begins.fetch_add(1, Ordering::SeqCst);
+                gate.acquire().await.map_err(Error::other)?.forget();
+            }
+            Ok(request)
+        }
+    });
+    let mut late = Line(dial(&server)?);
+    late.answer(1, b"late")?;
+    eventually("it runs", || begun.load(Ordering::SeqCst) == 1);
+    let other = client_of(t, addr_of(&server))?;
+    block_on(async {
+        assert_eq!(other.call(body("fine")).await?, "fine");
+        Ok(())
+    })?;
+    permits.add_permits(1);
+    assert_eq!(late.request()?, (1, b"late".to_vec()));
+    // The deadline holds for the wait for another request.
+    assert_ended(&late.0);
+    close(&other)
+}
+
+pub(crate) fn the_read_timeout_begins_anew_when_no_request_runs(t: &Fixture) -> Check {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let permits = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&permits);
+    let handler = move |request: Slice, _: Handle| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.acquire().await.map_err(Error::other)?.forget();
+            Ok(request)
+        }
+    };
+    let builder = t.server().read_timeout(TIMEOUT);
+    let server = t.spawn(builder.on_connect(serve_calls(LengthPrefixed::new(), handler)));
+    let mut line = Line(dial(&server)?);
+    line.answer(1, b"?")?;
+    // Most of the first wait passes while the request runs.
+    assert!(line.request_within(TIMEOUT / 2)?.is_none());
+    let ends = Instant::now();
+    permits.add_permits(1);
+    assert_eq!(line.request()?.0, 1);
+    assert_ended(&line.0);
+    assert!(ends.elapsed() >= TIMEOUT, "closed early, after {:?}", ends.elapsed());
+    Ok(())
+}
+
+/// Requests that wait until they are let through. A request is a digit.
+struct Gates {
+    begun: [AtomicBool; 10],
+    open: [Semaphore; 10],
+}
+
+impl Gates {
+    fn new() -> Arc<Gates> {
+        let open = std::array::from_fn(|_| Semaphore::new(0));
+        Arc::new(Gates { begun: Default::default(), open })
+    }
+
+    async fn run(&self, request: &Slice) -> Result<()> {
+        let digit = usize::from(request[0] - b'0');
+        self.begun[digit].store(true, Ordering::SeqCst);
+        self.open[digit].acquire().await.map_err(Error::other)?.forget();
+        Ok(())
+    }
+
+    #[track_caller]
+    fn wait_for(&self, digit: usize) {
+        eventually("the request begins", || self.begun[digit].load(Ordering::SeqCst));
+    }
+
+    fn open(&self, digit: usize) {
+        self.open[digit].add_permits(1);
+    }
+
+    fn open_all(&self) -> Check {
+        self.open.iter().for_each(|gate| gate.add_permits(10));
+        Ok(())
+    }
+
+    /// A server with `places` in total. It answers `2` with more bytes than the kernel takes,
+    /// and the others with nothing.
+    fn server(self: &Arc<Self>, t: &Fixture, places: usize) -> ServerHandle {
+        let gates = Arc::clone(self);
+        let handler = move |request: Slice, _: Handle| {
+            let gates = Arc::clone(&gates);
+            async move {
+                gates.run(&request).await?;
+                let bytes = if request == "2" { HUGE_BYTES } else { 0 };
+                Ok(Slice::from(vec![7; bytes]))
+            }
+        };
+        let codec = LengthPrefixed::new().with_message_bytes_max(HUGE_BYTES);
+        let limits = CallLimits::new().in_total(places);
+        t.spawn(t.server().on_connect(serve_calls_within(limits, codec, handler)))
+    }
+
+    #[track_caller]
+    fn begin(&self, line: &mut Line, digit: u32) -> Check {
+        call(line, digit)?;
+        self.wait_for(digit as usize);
+        Ok(())
+    }
+}
+
+fn call(line: &mut Line, digit: u32) -> Check {
+    Ok(line.answer(digit, digit.to_string().as_bytes())?)
+}
+
+/// More than the kernels of both sides hold for a connection.
+const HUGE_BYTES: usize = 32 << 20;
+
+pub(crate) fn a_client_that_does_not_read_holds_no_place_in_total(t: &Fixture) -> Check {
+    let gates = Gates::new();
+    let server = gates.server(t, 2);
+    let (mut deaf, mut other) = (Line(dial(&server)?), Line(dial(&server)?));
+    gates.begin(&mut deaf, 2)?;
+    gates.begin(&mut deaf, 1)?;
+    // The answer to the first request fills the connection, and that to the second one waits.
+    gates.open(2);
+    deaf.0.peek(&mut [0])?;
+    gates.open(1);
+    gates.begin(&mut other, 4)?;
+    gates.begin(&mut other, 5)?;
+    gates.open_all()
+}
+
+pub(crate) fn a_client_that_does_not_read_leaves_the_line_for_a_place(t: &Fixture) -> Check {
+    let gates = Gates::new();
+    let server = gates.server(t, 2);
+    let (mut deaf, mut one) = (Line(dial(&server)?), Line(dial(&server)?));
+    let (mut two, mut three) = (Line(dial(&server)?), Line(dial(&server)?));
+    gates.begin(&mut deaf, 2)?;
+    gates.begin(&mut one, 4)?;
+    // These wait in line. The second one ends as soon as it begins.
+    gates.open(6);
+    for (line, digit) in [(&mut two, 5), (&mut deaf, 6)] {
+        let received = server.stats().pollers.received_bytes;
+        call(line, digit)?;
+        eventually("it is read", || server.stats().pollers.received_bytes == received + 9);
+    }
+    gates.open(2);
+    gates.wait_for(5);
+    deaf.0.peek(&mut [0])?;
+    gates.open(4);
+    gates.begin(&mut three, 7)?;
+    gates.open_all()
+}
+
+pub(crate) fn a_client_that_has_gone_holds_no_place_in_total(t: &Fixture) -> Check {
+    let gates = Gates::new();
+    let server = gates.server(t, 3);
+    let (mut gone, mut other) = (Line(dial(&server)?), Line(dial(&server)?));
+    for digit in [0, 1, 8] {
+        gates.begin(&mut gone, digit)?;
+    }
+    reset(gone.0)?;
+    // The first answer finds that the client is gone. One request still runs at the end.
+    gates.open(0);
+    gates.begin(&mut other, 4)?;
+    gates.open(1);
+    gates.begin(&mut other, 5)?;
+    gates.open_all()
+}
+
+/// Is ready with its request after so many polls. The destructor panics.
+struct Brittle(Slice, usize);
+
+impl Future for Brittle {
+    type Output = Result<Slice>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Slice>> {
+        if self.1 == 0 {
+            return Poll::Ready(Ok(self.0.clone()));
+        }
+        self.1 -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Drop for Brittle {
+    fn drop(&mut self) {
+        panic!("a destructor {ON_PURPOSE}");
+    }
+}
+
+pub(crate) fn a_future_whose_destructor_panics_is_answered(t: &Fixture) -> Check {
+    let (server, _) = serving(t, |request: Slice, _| {
+        let polls = usize::from(request == "later");
+        Brittle(request, polls)
+    });
+    let client = client_of(t, addr_of(&server))?;
+    block_on(async {
+        for request in ["now", "later", "now"] {
+            assert_eq!(client.call(body(request)).await?, request);
+        }
+        Ok(())
+    })?;
+    assert_eq!(client.stats().dials, 1);
+    close(&client)
 }

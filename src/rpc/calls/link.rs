@@ -68,6 +68,15 @@ impl Link {
         matches!(self.state, LinkState::Up(_))
     }
 
+    /// Whether a call would wait for a dial that has begun, or for a pause before one.
+    fn is_slow(&self) -> bool {
+        match self.state {
+            LinkState::Up(_) => false,
+            LinkState::Dialing => true,
+            LinkState::Down => self.failures > 0 && self.retry_ns > now_ns(),
+        }
+    }
+
     /// A number that no sent call has. Numbers repeat after 2^32 calls of a connection.
     pub(super) fn number(&mut self) -> u32 {
         loop {
@@ -104,13 +113,11 @@ impl<C: Codec> Calls<C> {
         self.rouse(link, work);
     }
 
-    /// The link for a call: the one with the fewest calls. Links whose dial has failed come last.
-    /// Among equal ones, links with a connection come first.
+    /// The link for a call: the one with the fewest calls. Links that dial, and links whose next
+    /// dial must wait, come last. Among equal ones, links with a connection come first.
     fn pick(&self) -> u32 {
-        let cost = |link: &Link| {
-            let has_failed = !link.is_up() && link.failures > 0;
-            (has_failed, link.queue.count() + link.numbers.len(), !link.is_up())
-        };
+        let cost =
+            |link: &Link| (link.is_slow(), link.queue.count() + link.numbers.len(), !link.is_up());
         let costs = self.links.iter().enumerate().map(|(index, link)| (cost(link), index));
         costs.min().map_or(0, |(_, index)| index as u32)
     }
@@ -163,15 +170,17 @@ impl<C: Codec> Calls<C> {
         error: Error,
         work: &mut Work<C>,
     ) -> bool {
-        let error = Arc::new(error);
-        self.last_failure = Some(Arc::clone(&error));
+        let may_succeed = !error.is_invalid();
+        let error = work.share(error);
+        work.unused_errors.extend(self.last_failure.replace(Arc::clone(&error)));
         self.counts.failed_dials += 1;
         let (first, max) = (self.rules.backoff_first, self.rules.backoff_max);
         let place = &mut self.links[link as usize];
         place.failed(first, max);
         let waiting = place.queue.count();
         work.wakers.extend(self.ready.take());
-        if self.rules.waits_for_server && waiting > 0 && !self.is_up() && self.life != Life::Ended {
+        let is_wanted = waiting > 0 && !self.is_up() && self.life != Life::Ended;
+        if self.rules.waits_for_server && may_succeed && is_wanted {
             return true;
         }
         self.set_down(link, work);
@@ -247,8 +256,9 @@ impl<C: Codec> Calls<C> {
         error: Error,
         work: &mut Work<C>,
     ) {
+        let error = work.share(error);
         if let Some(&index) = self.links[link as usize].numbers.get(&number) {
-            let error = CallError::unsent(CallErrorKind::Codec, Some(Arc::new(error)));
+            let error = CallError::unsent(CallErrorKind::Codec, Some(error));
             self.finish(index, Err(error), work);
             self.admit(work);
         }
@@ -280,7 +290,7 @@ impl<C: Codec> Calls<C> {
     /// The connection of a link has ended. Calls that were sent fail, and the others move to
     /// another connection.
     pub(in crate::rpc) fn disconnected(&mut self, link: u32, error: Error, work: &mut Work<C>) {
-        let error = Arc::new(error);
+        let error = work.share(error);
         let (first, max) = (self.rules.backoff_first, self.rules.backoff_max);
         let place = &mut self.links[link as usize];
         match place.has_answered {

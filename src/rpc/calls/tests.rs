@@ -1,5 +1,7 @@
 use std::collections::HashMap;
+use std::fmt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
@@ -270,4 +272,51 @@ fn a_number_is_not_given_twice_while_its_call_waits() {
     link.numbers.extend([(u32::MAX, 0), (1, 1)]);
     link.next_number = u32::MAX;
     assert_eq!((link.number(), link.number(), link.number()), (0, 2, 3));
+}
+
+/// Counts how many of it are dropped.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("on purpose")
+    }
+}
+
+impl std::error::Error for Counted {}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn no_error_is_dropped_under_the_lock() {
+    let (one, _other) = UnixStream::pair().expect("sockets");
+    let connection = crate::dial::adopt(one.into()).expect("a stream");
+    let World { mut calls, mut work, handle, .. } = World::new(connection.handle());
+    let dropped = Arc::<AtomicUsize>::default();
+    let error = || Error::other(Counted(Arc::clone(&dropped)));
+    let count = || dropped.load(Ordering::SeqCst);
+    for failed in 0..2 {
+        let call = calls.begin(1, NEVER, None, true, &mut work).expect("it is open");
+        let link = work.dials.pop().expect("it dials");
+        assert!(!calls.dial_failed(link, error(), &mut work));
+        calls.cancel(call, &mut work);
+        assert_eq!(count(), 0);
+        work.drop_unused();
+        // The table keeps the last failure.
+        assert_eq!(count(), failed);
+        dropped.store(0, Ordering::SeqCst);
+    }
+    calls.begin(1, NEVER, None, true, &mut work).expect("it is open");
+    let link = work.dials.pop().expect("it dials");
+    assert!(calls.connected(link, handle, &mut work));
+    calls.encode_failed(link, 7, error(), &mut work);
+    calls.disconnected(link, error(), &mut work);
+    assert_eq!(count(), 0);
+    work.drop_unused();
+    assert_eq!(count(), 2);
 }

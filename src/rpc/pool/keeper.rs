@@ -22,7 +22,7 @@ use crate::sync::Arc;
 /// Starts the keeper. The state says already that it runs.
 pub(super) fn start(shared: &Arc<Shared>) {
     let running = Running { shared: Arc::clone(shared), has_ended: false };
-    match shared.settings.dialer.home() {
+    match shared.settings.dialer.lasting_home() {
         Ok(home) => {
             let keeper = keep(running, Arc::clone(&home));
             home.spawn(keeper);
@@ -88,7 +88,7 @@ fn visit(shared: &Arc<Shared>, address: &Arc<str>, home: &Arc<Remote>) -> bool {
 /// Dials for the warm minimum.
 async fn dial(shared: Arc<Shared>, home: Arc<Remote>, place: Place) {
     let until_ns = shared.settings.checkout_timeout.map_or(NEVER, ns_after);
-    let dial = shared.settings.dialer.connect(&place.address);
+    let dial = shared.settings.dialer.connect_guarded(&place.address);
     match limited(&shared, &home, until_ns, dial).await {
         Limited::Done(Ok(connection)) => {
             shared.state().warmed(&place.address);

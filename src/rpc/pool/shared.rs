@@ -194,11 +194,8 @@ impl Drop for Place {
 impl Member {
     pub(super) fn new(connection: Connection, settings: &Settings) -> Member {
         let handle = connection.handle();
-        let ends_ns = settings.lifetime.map_or(NEVER, |lifetime| {
-            let ends_ns = ns_after(lifetime);
-            let spread_ns = (ends_ns - now_ns()) / config::POOL_LIFETIME_SPREAD;
-            ends_ns - scramble(seed(), handle.id() ^ ends_ns) % spread_ns.max(1)
-        });
+        let ends_ns =
+            settings.lifetime.map_or(NEVER, |lifetime| spread(ns_after(lifetime), handle.id()));
         Member { connection, handle, ends_ns, idle_until_ns: NEVER }
     }
 
@@ -234,5 +231,22 @@ impl Member {
         } else {
             Fitness::Fit
         }
+    }
+}
+
+/// A random time before `ends_ns`, so that connections of the same age do not all end at a time.
+fn spread(ends_ns: u64, id: u64) -> u64 {
+    let spread_ns = ends_ns.saturating_sub(now_ns()) / config::POOL_LIFETIME_SPREAD;
+    ends_ns - scramble(seed(), id ^ ends_ns) % spread_ns.max(1)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_may_be_over_at_once() {
+        let before_ns = now_ns().saturating_sub(1);
+        assert_eq!(spread(before_ns, 7), before_ns);
     }
 }
