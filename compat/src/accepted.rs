@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -22,6 +24,24 @@ use crate::rustls::ServerStream;
 pub struct Accepted {
     handle: Handle,
     io: Io,
+    writing: Arc<Writing>,
+}
+
+/// Whether the owner of an [`Accepted`] waits to write.
+#[derive(Debug, Default)]
+pub(crate) struct Writing(AtomicBool);
+
+impl Writing {
+    /// Whether the last write or flush through the traits of hyper was pending. The task that
+    /// writes asks as well, so the flag needs no order.
+    pub(crate) fn waits(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn note<T>(&self, polled: Poll<T>) -> Poll<T> {
+        self.0.store(polled.is_pending(), Ordering::Relaxed);
+        polled
+    }
 }
 
 #[derive(Debug)]
@@ -33,13 +53,21 @@ enum Io {
 
 impl Accepted {
     pub(crate) fn plain(stream: TokioStream) -> Accepted {
-        Accepted { handle: stream.get_ref().handle(), io: Io::Plain(stream) }
+        Accepted::new(stream.get_ref().handle(), Io::Plain(stream))
     }
 
     #[cfg(feature = "rustls")]
     pub(crate) fn over_tls(stream: ServerStream) -> Accepted {
         let handle = stream.get_ref().0.get_ref().handle();
-        Accepted { handle, io: Io::Tls(Box::new(TokioIo::new(stream))) }
+        Accepted::new(handle, Io::Tls(Box::new(TokioIo::new(stream))))
+    }
+
+    fn new(handle: Handle, io: Io) -> Accepted {
+        Accepted { handle, io, writing: Arc::default() }
+    }
+
+    pub(crate) fn writing(&self) -> Arc<Writing> {
+        Arc::clone(&self.writing)
     }
 
     /// The peer's address.
@@ -66,7 +94,7 @@ impl Accepted {
 /// with tokio's (`inner_mut`).
 macro_rules! delegate {
     ($self:ident, $tls:ident, $io:ident => $call:expr) => {
-        match &mut $self.get_mut().io {
+        match &mut $self.io {
             Io::Plain($io) => {
                 let $io = Pin::new($io);
                 $call
@@ -82,7 +110,7 @@ macro_rules! delegate {
 
 impl Read for Accepted {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
@@ -92,37 +120,40 @@ impl Read for Accepted {
 
 impl Write for Accepted {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, as_mut, io => Write::poll_write(io, cx, bytes))
+        let polled = delegate!(self, as_mut, io => Write::poll_write(io, cx, bytes));
+        self.writing.note(polled)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, as_mut, io => Write::poll_write_vectored(io, cx, pieces))
+        let polled = delegate!(self, as_mut, io => Write::poll_write_vectored(io, cx, pieces));
+        self.writing.note(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, as_mut, io => Write::poll_flush(io, cx))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = delegate!(self, as_mut, io => Write::poll_flush(io, cx));
+        self.writing.note(polled)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, as_mut, io => Write::poll_shutdown(io, cx))
     }
 }
 
 impl AsyncRead for Accepted {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -132,7 +163,7 @@ impl AsyncRead for Accepted {
 
 impl AsyncWrite for Accepted {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
@@ -140,7 +171,7 @@ impl AsyncWrite for Accepted {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
@@ -151,11 +182,11 @@ impl AsyncWrite for Accepted {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, inner_mut, io => AsyncWrite::poll_flush(io, cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, inner_mut, io => AsyncWrite::poll_shutdown(io, cx))
     }
 }

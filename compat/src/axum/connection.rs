@@ -183,7 +183,7 @@ impl Http {
                     change(&mut builder);
                 }
                 let requests = Arc::<Requests>::default();
-                let limit = |timeout| HeadLimit::new(timeout, Arc::clone(&requests), &handle);
+                let limit = |timeout| HeadLimit::new(timeout, Arc::clone(&requests), &stream);
                 let limit = self.header_timeout.map(limit);
                 let service = Counted { service, requests };
                 let connection = builder.serve_connection(stream, service).with_upgrades();

@@ -15,28 +15,37 @@ use axum::body::{Body, Bytes};
 use hyper::Response;
 use hyper::body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
-use ringpoll::{Handle, Sleep};
+use ringpoll::Sleep;
+
+use crate::accepted::{Accepted, Writing};
 
 /// Ends a connection whose peer takes too long to send the head of a request.
 pub(super) struct HeadLimit {
     timeout: Duration,
     requests: Arc<Requests>,
+    writing: Arc<Writing>,
     /// How many requests had begun when the peer was last waited for.
     seen: Option<u64>,
     sleep: Sleep,
 }
 
 impl HeadLimit {
-    /// A limit of `timeout` for each head on the connection of `handle`. `requests` are those of
-    /// this connection.
-    pub(super) fn new(timeout: Duration, requests: Arc<Requests>, handle: &Handle) -> HeadLimit {
-        HeadLimit { timeout, requests, seen: None, sleep: handle.sleep_until(Instant::now()) }
+    /// A limit of `timeout` for each head on the connection `stream`. `requests` are those of this
+    /// connection.
+    pub(super) fn new(timeout: Duration, requests: Arc<Requests>, stream: &Accepted) -> HeadLimit {
+        let sleep = stream.handle().sleep_until(Instant::now());
+        HeadLimit { timeout, requests, writing: stream.writing(), seen: None, sleep }
     }
 
     /// Polled after the connection, which waits. Ready: the head has not come in time.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let begun = self.requests.begun.load(Ordering::Relaxed);
         if begun != self.requests.ended.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        // hyper keeps bytes of the last answer, which has ended, until the peer takes more.
+        if self.writing.waits() {
+            self.seen = None;
             return Poll::Pending;
         }
         if self.seen.replace(begun) != Some(begun) {

@@ -9,7 +9,7 @@ use axum::routing::get;
 use ringpoll::Backend;
 use ringpoll_compat::axum::serve;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::apps::ANY;
 use crate::clients::Client;
@@ -22,12 +22,16 @@ macro_rules! cases {
             a_head_that_never_ends_is_cut
             a_kept_connection_without_requests_ends
             a_slow_answer_is_not_cut_as_a_late_head
+            a_long_answer_is_not_cut_while_it_is_sent
             a_panicking_handler_ends_its_own_connection_or_stream
             a_slow_reader_costs_a_bounded_amount_of_memory
         }
     };
 }
 pub(crate) use cases;
+
+/// Socket buffers that are small beside the bodies here.
+const BUFFER_BYTES: usize = 32 << 10;
 
 fn app() -> Router {
     let panics = || async {
@@ -109,6 +113,29 @@ pub(crate) async fn a_slow_answer_is_not_cut_as_a_late_head(backend: Backend) ->
     served.end().await
 }
 
+/// hyper has the whole body at once, and the peer takes several times the limit to read it.
+pub(crate) async fn a_long_answer_is_not_cut_while_it_is_sent(backend: Backend) -> Check {
+    const LIMIT: Duration = Duration::from_millis(100);
+    const BODY_BYTES: usize = 8 << 20;
+    let app = Router::new().route("/", get(|| async { pattern(BODY_BYTES) }));
+    let app = serve(ANY, app).header_timeout(LIMIT);
+    let app = app.server(|server| server.socket_buffers(0, BUFFER_BYTES));
+    let served = Served::new(backend, app)?;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(BUFFER_BYTES as u32)?;
+    let mut stream = socket.connect(served.addr).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+    let mut answer = vec![0; 2 * BODY_BYTES / 3];
+    for part in answer.chunks_mut(BODY_BYTES / 3) {
+        tokio::time::sleep(3 * LIMIT).await;
+        stream.read_exact(part).await?;
+    }
+    // The limit ends the connection, because the peer sends no further request.
+    stream.read_to_end(&mut answer).await?;
+    assert!(answer.ends_with(&pattern(BODY_BYTES)), "{} bytes", answer.len());
+    served.end().await
+}
+
 pub(crate) async fn a_panicking_handler_ends_its_own_connection_or_stream(
     backend: Backend,
 ) -> Check {
@@ -140,7 +167,7 @@ pub(crate) async fn a_slow_reader_costs_a_bounded_amount_of_memory(backend: Back
     let app = serve(ANY, Router::new().route("/", get(endless)))
         .output_bytes_max(BOUND_BYTES)
         .server(|server| {
-            server.socket_buffers(0, 32 << 10).on_prepare(move |conn| {
+            server.socket_buffers(0, BUFFER_BYTES).on_prepare(move |conn| {
                 drop(tell.send(conn.clone()));
                 Ok(())
             })
