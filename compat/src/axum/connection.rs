@@ -170,9 +170,6 @@ impl Http {
         S::Future: Send,
     {
         let handle = stream.handle().clone();
-        let service =
-            service.map_request(|request: hyper::Request<Incoming>| request.map(Body::new));
-        let service = TowerToHyperService::new(service);
         let timer = HyperTimer::new(handle.clone());
         let served = match version {
             Version::Http1 => {
@@ -185,7 +182,7 @@ impl Http {
                 let requests = Arc::<Requests>::default();
                 let limit = |timeout| HeadLimit::new(timeout, Arc::clone(&requests), &stream);
                 let limit = self.header_timeout.map(limit);
-                let service = Counted { service, requests };
+                let service = Counted { service: TowerToHyperService::new(service), requests };
                 let connection = builder.serve_connection(stream, service).with_upgrades();
                 let shut_down = http1::UpgradeableConnection::graceful_shutdown;
                 drive(connection, &handle, shut_down, limit).await
@@ -197,6 +194,9 @@ impl Http {
                 if let Some(change) = &self.http2 {
                     change(&mut builder);
                 }
+                let service = TowerToHyperService::new(
+                    service.map_request(|request: hyper::Request<Incoming>| request.map(Body::new)),
+                );
                 let connection = builder.serve_connection(stream, service);
                 drive(connection, &handle, http2::Connection::graceful_shutdown, None).await
             }

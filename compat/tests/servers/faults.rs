@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::routing::get;
+use axum::extract::Request;
+use axum::routing::{get, post};
 use ringpoll::Backend;
 use ringpoll_compat::axum::serve;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +24,7 @@ macro_rules! cases {
             a_kept_connection_without_requests_ends
             a_slow_answer_is_not_cut_as_a_late_head
             a_long_answer_is_not_cut_while_it_is_sent
+            an_upload_is_not_cut_although_its_answer_is_complete
             a_panicking_handler_ends_its_own_connection_or_stream
             a_slow_reader_costs_a_bounded_amount_of_memory
         }
@@ -116,7 +118,7 @@ pub(crate) async fn a_slow_answer_is_not_cut_as_a_late_head(backend: Backend) ->
 /// hyper has the whole body at once, and the peer takes several times the limit to read it.
 pub(crate) async fn a_long_answer_is_not_cut_while_it_is_sent(backend: Backend) -> Check {
     const LIMIT: Duration = Duration::from_millis(100);
-    const BODY_BYTES: usize = 8 << 20;
+    const BODY_BYTES: usize = 2 << 20;
     let app = Router::new().route("/", get(|| async { pattern(BODY_BYTES) }));
     let app = serve(ANY, app).header_timeout(LIMIT);
     let app = app.server(|server| server.socket_buffers(0, BUFFER_BYTES));
@@ -133,6 +135,30 @@ pub(crate) async fn a_long_answer_is_not_cut_while_it_is_sent(backend: Backend) 
     // The limit ends the connection, because the peer sends no further request.
     stream.read_to_end(&mut answer).await?;
     assert!(answer.ends_with(&pattern(BODY_BYTES)), "{} bytes", answer.len());
+    served.end().await
+}
+
+pub(crate) async fn an_upload_is_not_cut_although_its_answer_is_complete(
+    backend: Backend,
+) -> Check {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let answer = move |request: Request| async move {
+        tokio::spawn(async move {
+            let got = axum::body::to_bytes(request.into_body(), 100).await;
+            tell.send(got.map_err(|error| error.to_string())).await
+        });
+        "<taken>"
+    };
+    let app = Router::new().route("/", post(answer));
+    let served = Served::new(backend, serve(ANY, app).header_timeout(LIMIT))?;
+    let mut stream = TcpStream::connect(served.addr).await?;
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n123").await?;
+    while stream.read_u8().await? != b'>' {}
+    tokio::time::sleep(3 * LIMIT).await;
+    stream.write_all(b"456").await?;
+    assert_eq!(told.recv().await.expect("the task ends")?, "123456");
+    assert_eq!(stream.read(&mut [0]).await?, 0, "the limit ends the connection");
     served.end().await
 }
 
