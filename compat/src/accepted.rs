@@ -1,9 +1,13 @@
 //! An accepted connection, with TLS or without, as one type for servers of other crates.
 
+#[cfg(feature = "rustls")]
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "rustls")]
+use std::task::ready;
 use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -24,6 +28,8 @@ use crate::rustls::ServerStream;
 pub struct Accepted {
     handle: Handle,
     io: Io,
+    /// Bytes that were read ahead. Reads return them first.
+    front: Vec<u8>,
     writing: Arc<Writing>,
 }
 
@@ -63,11 +69,45 @@ impl Accepted {
     }
 
     fn new(handle: Handle, io: Io) -> Accepted {
-        Accepted { handle, io, writing: Arc::default() }
+        Accepted { handle, io, front: Vec::new(), writing: Arc::default() }
     }
 
     pub(crate) fn writing(&self) -> Arc<Writing> {
         Arc::clone(&self.writing)
+    }
+
+    /// Reads ahead while the bytes from the peer begin as `expected` does, until they are all of it
+    /// or the stream ends. Nothing may be read ahead yet.
+    #[cfg(feature = "rustls")]
+    pub(crate) async fn read_ahead(&mut self, expected: &[u8]) -> io::Result<()> {
+        let mut front = vec![0; expected.len()];
+        let mut buffer = ReadBuf::new(&mut front);
+        let read = poll_fn(|cx| {
+            while buffer.remaining() > 0 && expected.starts_with(buffer.filled()) {
+                let before = buffer.filled().len();
+                ready!(AsyncRead::poll_read(Pin::new(&mut *self), cx, &mut buffer))?;
+                if buffer.filled().len() == before {
+                    break;
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        let read = read.await;
+        let filled = buffer.filled().len();
+        front.truncate(filled);
+        self.front = front;
+        read
+    }
+
+    /// Passes at most `room` bytes that were read ahead to `put`. `false`: there are none.
+    fn take_front(&mut self, room: usize, put: impl FnOnce(&[u8])) -> bool {
+        if self.front.is_empty() {
+            return false;
+        }
+        let count = room.min(self.front.len());
+        put(&self.front[..count]);
+        self.front.drain(..count);
+        true
     }
 
     /// The peer's address.
@@ -112,8 +152,11 @@ impl Read for Accepted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.take_front(buffer.remaining(), |bytes| buffer.put_slice(bytes)) {
+            return Poll::Ready(Ok(()));
+        }
         delegate!(self, as_mut, io => Read::poll_read(io, cx, buffer))
     }
 }
@@ -157,6 +200,9 @@ impl AsyncRead for Accepted {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.take_front(buffer.remaining(), |bytes| buffer.put_slice(bytes)) {
+            return Poll::Ready(Ok(()));
+        }
         delegate!(self, inner_mut, io => AsyncRead::poll_read(io, cx, buffer))
     }
 }

@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::apps::ANY;
-use crate::clients::Client;
-use crate::harness::{Check, Served, pattern, wait_until};
+use crate::clients::{Client, tls};
+use crate::harness::{Check, Identity, Served, pattern, wait_until};
 
 macro_rules! cases {
     ($tests:ident, $backend:ident) => {
@@ -25,6 +25,7 @@ macro_rules! cases {
             a_slow_answer_is_not_cut_as_a_late_head
             a_long_answer_is_not_cut_while_it_is_sent
             an_upload_is_not_cut_although_its_answer_is_complete
+            a_peer_that_sends_no_preface_of_http2_is_cut
             a_panicking_handler_ends_its_own_connection_or_stream
             a_slow_reader_costs_a_bounded_amount_of_memory
         }
@@ -160,6 +161,33 @@ pub(crate) async fn an_upload_is_not_cut_although_its_answer_is_complete(
     assert_eq!(told.recv().await.expect("the task ends")?, "123456");
     assert_eq!(stream.read(&mut [0]).await?, 0, "the limit ends the connection");
     served.end().await
+}
+
+pub(crate) async fn a_peer_that_sends_no_preface_of_http2_is_cut(backend: Backend) -> Check {
+    const LIMIT: Duration = Duration::from_millis(60);
+    for beginning in ["", "PRI * HT"] {
+        let begun = Instant::now();
+        let plain = serve(ANY, app()).http2_only().header_timeout(LIMIT);
+        let served = Served::new(backend, plain)?;
+        let mut stream = TcpStream::connect(served.addr).await?;
+        stream.write_all(beginning.as_bytes()).await?;
+        stream.read_to_end(&mut Vec::new()).await?;
+        assert!(begun.elapsed() >= LIMIT, "{beginning:?} after {:?}", begun.elapsed());
+        served.end().await?;
+
+        let identity = Identity::new()?;
+        let secure = serve(ANY, app()).rustls(identity.server()?).header_timeout(LIMIT);
+        let served = Served::new(backend, secure)?;
+        let begun = Instant::now();
+        let mut stream = tls(served.addr, &identity.client(&["h2"])?).await?;
+        stream.write_all(beginning.as_bytes()).await?;
+        // Fails if the server has closed without a notice of TLS.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        assert!(begun.elapsed() >= LIMIT, "{beginning:?} after {:?}", begun.elapsed());
+        wait_until(|| served.server.stats().open == 0).await;
+        served.end().await?;
+    }
+    Ok(())
 }
 
 pub(crate) async fn a_panicking_handler_ends_its_own_connection_or_stream(
