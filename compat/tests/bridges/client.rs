@@ -31,6 +31,7 @@ macro_rules! cases {
             the_read_timeout_is_not_for_an_idle_client
             the_end_of_the_driver_fails_the_calls
             a_failed_driver_that_is_kept_holds_no_calls
+            a_call_fails_that_was_ready_before_the_driver_ended
         }
     };
 }
@@ -290,5 +291,20 @@ pub(crate) async fn a_failed_driver_that_is_kept_holds_no_calls(t: &mut Fixture)
         assert!(answer.await.expect_err("no answer").is_closed());
     }
     drop(driver);
+    Ok(())
+}
+
+pub(crate) async fn a_call_fails_that_was_ready_before_the_driver_ended(t: &mut Fixture) -> Check {
+    let server = serve(t, async |_| Ok(()))?;
+    for is_kept in [true, false] {
+        let (mut client, mut driver) =
+            FramedClient::new(t.connect(&server).await?, LengthPrefixed::new());
+        let ready = client.ready().await?;
+        let reason = (&mut driver).await.expect_err("the server has closed");
+        let kept = is_kept.then_some(driver);
+        let error = ready.call(Bytes::from("x")).await.expect_err("no driver");
+        assert_eq!(error.to_string(), reason.to_string());
+        drop(kept);
+    }
     Ok(())
 }
