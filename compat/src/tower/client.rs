@@ -268,6 +268,7 @@ impl<C: Codec> ClientDriver<C> {
         let codec = &self.codec;
         let (mut reader, _) = self.conn.parts();
         let mut frames = reader.frames(codec.frame_bytes_max(), |front| codec.frame_bytes(front));
+        let mut waits_anew = false;
         while *budget > 0 {
             let frame = match frames.poll_next(cx) {
                 Poll::Pending => {
@@ -281,10 +282,14 @@ impl<C: Codec> ClientDriver<C> {
                         self.waiting.len()
                     )));
                 }
-                // The timeout is for answers.
+                // The timeout is for answers. A new wait sees the peer's close. A wait after a
+                // deadline ends at once, so there is only one new wait.
                 Poll::Ready(Err(error)) if error.is_read_timeout() && self.waiting.is_empty() => {
                     self.waited_idle = false;
-                    return Ok(());
+                    if std::mem::replace(&mut waits_anew, true) {
+                        return Ok(());
+                    }
+                    continue;
                 }
                 Poll::Ready(Err(error)) if error.is_read_timeout() && self.waited_idle => {
                     self.waited_idle = false;
