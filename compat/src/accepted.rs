@@ -23,7 +23,8 @@ use crate::rustls::ServerStream;
 /// A connection of a server, with TLS or without.
 ///
 /// Dropping it submits what was written, as dropping a [`TokioStream`] does, so these bytes are
-/// sent before the connection closes.
+/// sent before the connection closes. With TLS, this holds for what was flushed: the TLS session
+/// may keep records that were only written, and these are dropped.
 #[derive(Debug)]
 pub struct Accepted {
     handle: Handle,
