@@ -78,7 +78,7 @@ where
             match before_shutdown(&handle, began).await {
                 None => return Ok(()),
                 Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
-                // hyper reads the same.
+                // hyper reads the same bytes, and meets the same error.
                 Some(_) => {}
             }
         }
