@@ -166,6 +166,10 @@ impl Serve {
     /// How long a peer may take for the head of an HTTP/1 request, and how long it may leave a kept
     /// connection without one; also for the first bytes of an HTTP/2 connection. Zero means no
     /// limit. The default is 30 s.
+    ///
+    /// The time does not begin before the last answer is written and the body of its request is
+    /// read. An answer that waits for a peer that does not read is bounded by
+    /// [`ServerBuilder::write_stall_timeout`].
     pub fn header_timeout(mut self, timeout: Duration) -> Serve {
         self.http.header_timeout = (!timeout.is_zero()).then_some(timeout);
         self

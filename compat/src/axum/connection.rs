@@ -72,8 +72,18 @@ where
         };
         let stream = accepted?;
         let version = http.version_of_alpn(stream.get_ref().1.alpn_protocol());
+        let mut stream = Accepted::over_tls(stream);
+        if let Version::Http2 = version {
+            let began = http.await_preface(&mut stream);
+            match before_shutdown(&handle, began).await {
+                None => return Ok(()),
+                Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
+                // hyper reads the same bytes, and meets the same error.
+                Some(_) => {}
+            }
+        }
         let service = make(&mut make_service, &handle).await;
-        return http.serve(Accepted::over_tls(stream), version, service).await;
+        return http.serve(stream, version, service).await;
     }
     let Some(version) = before_shutdown(&handle, http.version_of(&mut conn)).await else {
         return Ok(());
@@ -132,12 +142,25 @@ impl Http {
         }
     }
 
-    /// Looks at the first bytes, which stay unread.
+    /// Waits for the preface of HTTP/2, or for other bytes, within the limit for heads.
+    #[cfg(feature = "rustls")]
+    async fn await_preface(&self, stream: &mut Accepted) -> io::Result<()> {
+        let handle = stream.handle().clone();
+        if let Some(timeout) = self.header_timeout {
+            handle.set_read_deadline(Instant::now().checked_add(timeout));
+        }
+        let read = stream.read_ahead(HTTP2_PREFACE).await;
+        if self.header_timeout.is_some() {
+            handle.set_read_deadline(None);
+        }
+        read
+    }
+
+    /// Looks at the first bytes, which stay unread. With HTTP/2 only, this limits the time of the
+    /// preface, for which hyper has no limit.
     async fn version_of(&self, conn: &mut Connection) -> Result<Version> {
-        match self.versions {
-            Versions::Http1 => return Ok(Version::Http1),
-            Versions::Http2 => return Ok(Version::Http2),
-            Versions::Both => {}
+        if self.versions == Versions::Http1 {
+            return Ok(Version::Http1);
         }
         if let Some(timeout) = self.header_timeout {
             conn.set_read_deadline(Instant::now().checked_add(timeout));
@@ -156,7 +179,8 @@ impl Http {
             }
         }
         conn.set_read_deadline(None);
-        Ok(if seen == HTTP2_PREFACE.len() { Version::Http2 } else { Version::Http1 })
+        let is_http2 = self.versions == Versions::Http2 || seen == HTTP2_PREFACE.len();
+        Ok(if is_http2 { Version::Http2 } else { Version::Http1 })
     }
 
     fn stream(&self, conn: Connection, default_output_bytes_max: usize) -> TokioStream {
@@ -170,9 +194,6 @@ impl Http {
         S::Future: Send,
     {
         let handle = stream.handle().clone();
-        let service =
-            service.map_request(|request: hyper::Request<Incoming>| request.map(Body::new));
-        let service = TowerToHyperService::new(service);
         let timer = HyperTimer::new(handle.clone());
         let served = match version {
             Version::Http1 => {
@@ -183,9 +204,9 @@ impl Http {
                     change(&mut builder);
                 }
                 let requests = Arc::<Requests>::default();
-                let limit = |timeout| HeadLimit::new(timeout, Arc::clone(&requests), &handle);
+                let limit = |timeout| HeadLimit::new(timeout, Arc::clone(&requests), &stream);
                 let limit = self.header_timeout.map(limit);
-                let service = Counted { service, requests };
+                let service = Counted { service: TowerToHyperService::new(service), requests };
                 let connection = builder.serve_connection(stream, service).with_upgrades();
                 let shut_down = http1::UpgradeableConnection::graceful_shutdown;
                 drive(connection, &handle, shut_down, limit).await
@@ -197,6 +218,9 @@ impl Http {
                 if let Some(change) = &self.http2 {
                     change(&mut builder);
                 }
+                let service = TowerToHyperService::new(
+                    service.map_request(|request: hyper::Request<Incoming>| request.map(Body::new)),
+                );
                 let connection = builder.serve_connection(stream, service);
                 drive(connection, &handle, http2::Connection::graceful_shutdown, None).await
             }

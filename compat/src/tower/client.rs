@@ -11,6 +11,7 @@ use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::pin::Pin;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -149,8 +150,15 @@ impl<C: Codec> Service<C::Out> for FramedClient<C> {
     fn call(&mut self, request: C::Out) -> ClientResponse<C::In> {
         let place = std::mem::replace(&mut self.place, Place::None);
         let Place::Held(permit) = place else { panic!("call without a successful poll_ready") };
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         permit.send(Call { request, reply });
+        // The driver notes a failure before it empties the queue for the last time. So either the
+        // failure is seen here, or the driver takes this call from the queue (see `fail`).
+        fence(Ordering::SeqCst);
+        if self.failure.get().is_some() {
+            // Its sender is dropped.
+            answer = oneshot::channel().1;
+        }
         ClientResponse { answer, failure: Arc::clone(&self.failure) }
     }
 }
@@ -260,6 +268,7 @@ impl<C: Codec> ClientDriver<C> {
         let codec = &self.codec;
         let (mut reader, _) = self.conn.parts();
         let mut frames = reader.frames(codec.frame_bytes_max(), |front| codec.frame_bytes(front));
+        let mut waits_anew = false;
         while *budget > 0 {
             let frame = match frames.poll_next(cx) {
                 Poll::Pending => {
@@ -273,10 +282,14 @@ impl<C: Codec> ClientDriver<C> {
                         self.waiting.len()
                     )));
                 }
-                // The timeout is for answers.
+                // The timeout is for answers. A new wait sees the peer's close. A wait after a
+                // deadline ends at once, so there is only one new wait.
                 Poll::Ready(Err(error)) if error.is_read_timeout() && self.waiting.is_empty() => {
                     self.waited_idle = false;
-                    return Ok(());
+                    if std::mem::replace(&mut waits_anew, true) {
+                        return Ok(());
+                    }
+                    continue;
                 }
                 Poll::Ready(Err(error)) if error.is_read_timeout() && self.waited_idle => {
                     self.waited_idle = false;
@@ -302,6 +315,7 @@ impl<C: Codec> ClientDriver<C> {
     /// Ends the connection and all calls with `error`, or with the error that ended them before.
     fn fail(&mut self, error: Error) -> ClientError {
         let failure = self.failure.get_or_init(|| ClientError::from(error)).clone();
+        fence(Ordering::SeqCst);
         self.conn.close();
         self.requests.close();
         self.waiting.clear();

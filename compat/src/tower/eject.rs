@@ -5,6 +5,7 @@
 //! turn to the next.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -40,9 +41,10 @@ impl<S> Layer<S> for EjectLayer {
     type Service = Eject<S>;
 
     fn layer(&self, inner: S) -> Eject<S> {
-        let state = State { health: Health::Good { failures: 0 }, waiting: Vec::new() };
+        let health = Health::Good { failures: 0 };
+        let state = State { health, waiting: Vec::new(), last_id: 0 };
         let shared = Arc::new(Shared { rules: *self, state: Mutex::new(state) });
-        Eject { inner, shared, probe: None, sleep: None }
+        Eject { inner, shared, probe: None, sleep: None, waiting: None }
     }
 }
 
@@ -88,6 +90,8 @@ pub struct Eject<S> {
     probe: Option<Probe>,
     /// Ends with the ejection.
     sleep: Option<Pin<Box<Sleep>>>,
+    /// The wait for the result of a probe of another clone.
+    waiting: Option<Waiting>,
 }
 
 #[derive(Debug)]
@@ -99,8 +103,11 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     health: Health,
-    /// Clones that wait for the result of a probe.
-    waiting: Vec<Waker>,
+    /// Clones that wait for the result of a probe: at most one entry of each, by the id of its
+    /// [`Waiting`].
+    waiting: Vec<(u64, Waker)>,
+    /// The id that was given last.
+    last_id: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +133,13 @@ struct Probe {
     shared: Option<Arc<Shared>>,
 }
 
+/// The wait of one clone. Dropping it removes its entry.
+#[derive(Debug)]
+struct Waiting {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -136,7 +150,13 @@ impl Shared {
         state.health = health;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        waiting.into_iter().for_each(Waker::wake);
+        for (_, waker) in waiting {
+            // A waker is user code. One that panics takes no wake-up from the others.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+                // The panic hook has reported it, and its destructor may panic as well.
+                std::mem::forget(panic);
+            }
+        }
     }
 
     /// Notes the result of a call. `probe` is that of the call.
@@ -158,7 +178,7 @@ impl Shared {
                 self.set(state, Health::Good { failures: 0 });
             }
             Health::Probed { length } if is_probe => {
-                self.eject(state, (2 * length).min(self.rules.longest));
+                self.eject(state, length.saturating_mul(2).min(self.rules.longest));
             }
             // The result of a call that began before the ejection.
             Health::Ejected { .. } | Health::Probed { .. } => {}
@@ -166,7 +186,8 @@ impl Shared {
     }
 
     fn eject(&self, state: MutexGuard<'_, State>, length: Duration) {
-        self.set(state, Health::Ejected { until: Instant::now() + length, length });
+        let until = Instant::now() + length.min(NEARLY_FOREVER);
+        self.set(state, Health::Ejected { until, length });
     }
 }
 
@@ -183,7 +204,6 @@ impl<S> Eject<S> {
 
     /// Waits until the service may get a call.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut waker = None;
         while self.probe.is_none() {
             let mut state = self.shared.lock();
             let until = match state.health {
@@ -196,16 +216,11 @@ impl<S> Eject<S> {
                 }
                 Health::Ejected { until, .. } => until,
                 Health::Probed { .. } => {
-                    if state.waiting.iter().any(|known| known.will_wake(cx.waker())) {
-                        return Poll::Pending;
-                    }
-                    if let Some(waker) = waker.take() {
-                        state.waiting.push(waker);
-                        return Poll::Pending;
-                    }
                     drop(state);
                     // Cloning a waker is user code, so the lock is not held.
-                    waker = Some(cx.waker().clone());
+                    if self.wait(cx.waker().clone()) {
+                        return Poll::Pending;
+                    }
                     continue;
                 }
             };
@@ -217,7 +232,30 @@ impl<S> Eject<S> {
             ready!(sleep.as_mut().poll(cx));
         }
         self.sleep = None;
+        self.waiting = None;
         Poll::Ready(())
+    }
+
+    /// Has `waker` woken when the health changes. `false`: there is no probe any more.
+    fn wait(&mut self, waker: Waker) -> bool {
+        let mut state = self.shared.lock();
+        if !matches!(state.health, Health::Probed { .. }) {
+            return false;
+        }
+        let known = self.waiting.as_ref().map(|waiting| waiting.id);
+        if let Some(entry) = state.waiting.iter_mut().find(|entry| Some(entry.0) == known) {
+            let old = std::mem::replace(&mut entry.1, waker);
+            drop(state);
+            // Its destructor is user code, so the lock is not held.
+            drop(old);
+            return true;
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        state.waiting.push((id, waker));
+        drop(state);
+        self.waiting = Some(Waiting { shared: Arc::clone(&self.shared), id });
+        true
     }
 }
 
@@ -251,7 +289,19 @@ impl<S: Clone> Clone for Eject<S> {
             shared: Arc::clone(&self.shared),
             probe: None,
             sleep: None,
+            waiting: None,
         }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        let index = state.waiting.iter().position(|entry| entry.0 == self.id);
+        let entry = index.map(|index| state.waiting.swap_remove(index));
+        drop(state);
+        // The destructor of a waker is user code, so the lock is not held.
+        drop(entry);
     }
 }
 
@@ -293,10 +343,14 @@ where
 /// A server that is down for hours is probed about once a minute.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// 30 years. A longer ejection could overflow the clock.
+const NEARLY_FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::cell::Cell;
+    use std::task::Wake;
     use tower::{ServiceExt, service_fn};
 
     const FIRST: Duration = Duration::from_secs(1);
@@ -388,5 +442,73 @@ mod tests {
         assert!(is_ready(&mut other).await);
         drop(other.call(()));
         assert!(is_ready(&mut service).await);
+    }
+
+    /// A service whose probe has begun.
+    async fn probed() -> Eject<impl Service<(), Response = (), Error = (), Future: Send> + Clone> {
+        let mut service = service();
+        for _ in 0..3 {
+            call(&mut service, true).await;
+        }
+        tokio::time::sleep(FIRST).await;
+        assert!(is_ready(&mut service).await);
+        service
+    }
+
+    struct Silent;
+
+    impl Wake for Silent {
+        fn wake(self: Arc<Silent>) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clone_that_waits_has_one_entry_until_it_is_dropped_or_ready() {
+        let service = probed().await;
+        let entries = || service.shared.lock().waiting.len();
+        let mut others = [service.clone(), service.clone()];
+        for _ in 0..10 {
+            let waker = Waker::from(Arc::new(Silent));
+            for other in &mut others {
+                assert!(other.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+            }
+        }
+        assert_eq!(entries(), 2);
+        let [mut other, dropped] = others;
+        drop(dropped);
+        assert_eq!(entries(), 1);
+        let shared = Arc::clone(&service.shared);
+        drop(service);
+        assert!(is_ready(&mut other).await, "the turn is passed on");
+        assert!(shared.lock().waiting.is_empty() && other.waiting.is_none());
+    }
+
+    struct Panicking;
+
+    impl Wake for Panicking {
+        fn wake(self: Arc<Panicking>) {
+            panic!("this waker panics")
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waker_that_panics_takes_no_wake_up_from_the_others() {
+        let service = probed().await;
+        let (mut first, mut second) = (service.clone(), service.clone());
+        let waker = Waker::from(Arc::new(Panicking));
+        assert!(first.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+        let waits = tokio::spawn(async move { second.ready().await.map(|_| ()) });
+        while service.shared.lock().waiting.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        drop(service);
+        assert_eq!(waits.await.expect("no panic"), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ejection_may_have_no_end() {
+        let inner = service_fn(|()| async { Err::<(), ()>(()) });
+        let mut service = EjectLayer::new(1, Duration::MAX).layer(inner);
+        assert_eq!(service.ready().await.expect("it is not ejected").call(()).await, Err(()));
+        assert!(service.is_ejected() && !is_ready(&mut service).await);
     }
 }

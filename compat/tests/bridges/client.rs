@@ -31,6 +31,8 @@ macro_rules! cases {
             the_read_timeout_is_not_for_an_idle_client
             the_end_of_the_driver_fails_the_calls
             a_failed_driver_that_is_kept_holds_no_calls
+            a_call_fails_that_was_ready_before_the_driver_ended
+            an_idle_client_sees_the_end_of_the_server_after_a_read_timeout
         }
     };
 }
@@ -290,5 +292,44 @@ pub(crate) async fn a_failed_driver_that_is_kept_holds_no_calls(t: &mut Fixture)
         assert!(answer.await.expect_err("no answer").is_closed());
     }
     drop(driver);
+    Ok(())
+}
+
+pub(crate) async fn a_call_fails_that_was_ready_before_the_driver_ended(t: &mut Fixture) -> Check {
+    let server = serve(t, async |_| Ok(()))?;
+    for is_kept in [true, false] {
+        let (mut client, mut driver) =
+            FramedClient::new(t.connect(&server).await?, LengthPrefixed::new());
+        let ready = client.ready().await?;
+        let reason = (&mut driver).await.expect_err("the server has closed");
+        let kept = is_kept.then_some(driver);
+        let error = ready.call(Bytes::from("x")).await.expect_err("no driver");
+        assert_eq!(error.to_string(), reason.to_string());
+        drop(kept);
+    }
+    Ok(())
+}
+
+pub(crate) async fn an_idle_client_sees_the_end_of_the_server_after_a_read_timeout(
+    t: &mut Fixture,
+) -> Check {
+    const TIMEOUT: Duration = Duration::from_millis(30);
+    let may_close = Arc::new(Notify::new());
+    let told = Arc::clone(&may_close);
+    let server = serve(t, move |conn| {
+        let told = Arc::clone(&told);
+        async move {
+            let _open = conn;
+            told.notified().await;
+            Ok(())
+        }
+    })?;
+    let conn = t.connect(&server).await?;
+    conn.set_read_timeout(Some(TIMEOUT));
+    let (_client, driver) = client_of(conn);
+    tokio::time::sleep(4 * TIMEOUT).await;
+    assert!(!driver.is_finished(), "the timeout is for answers");
+    may_close.notify_one();
+    assert!(driver.await?.expect_err("the server has closed").is_closed());
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! How served applications end.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::apps::ANY;
-use crate::clients::Client;
-use crate::harness::{Check, DEADLINE, Served, wait_until};
+use crate::clients::{Client, tls};
+use crate::harness::{Check, DEADLINE, Identity, Served, wait_until};
 
 macro_rules! cases {
     ($tests:ident, $backend:ident) => {
         $tests! { $backend, ends:
             a_graceful_end_answers_what_has_begun_and_closes_what_is_idle
+            a_graceful_end_does_not_wait_for_silent_peers
             a_handle_ends_a_server_as_gracefully
             requests_that_do_not_end_are_cut_in_the_end
             a_server_that_is_dropped_ends
@@ -93,6 +95,34 @@ pub(crate) async fn a_graceful_end_answers_what_has_begun_and_closes_what_is_idl
     }
     ended.await??;
     assert_eq!(server.stats().cut, 0);
+    Ok(())
+}
+
+pub(crate) async fn a_graceful_end_does_not_wait_for_silent_peers(backend: Backend) -> Check {
+    let identity = Identity::new()?;
+    let app = || serve(ANY, Router::new()).shutdown_timeout(DEADLINE);
+    let apps = [
+        (app(), None),
+        (app().http1_only(), None),
+        (app().http2_only(), None),
+        (app().rustls(identity.server()?), Some("h2")),
+        (app().rustls(identity.server()?), Some("http/1.1")),
+    ];
+    for (app, protocol) in apps {
+        let served = Served::new(backend, app)?;
+        let server = served.server.clone();
+        let silent: Box<dyn Any + Send> = match protocol {
+            None => Box::new(TcpStream::connect(served.addr).await?),
+            Some(name) => Box::new(tls(served.addr, &identity.client(&[name])?).await?),
+        };
+        wait_until(|| server.stats().open == 1).await;
+        // The server's side of the handshake ends meanwhile.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let ended = tokio::time::timeout(DEADLINE / 4, served.stop()).await;
+        ended.map_err(|_| format!("it waits for a silent peer of {protocol:?}"))???;
+        assert_eq!(server.stats().cut, 0);
+        drop(silent);
+    }
     Ok(())
 }
 
