@@ -345,8 +345,8 @@ impl Dialer {
         }
     }
 
-    /// The poller for the timers of these dials. Unlike [`remote`](Self::remote), this takes no turn
-    /// in the balance of connections over pollers.
+    /// The poller for the timers of these dials. Unlike [`remote`](Self::remote), this takes no
+    /// turn in the balance of connections over pollers.
     pub(crate) fn home(&self) -> Result<Arc<Remote>> {
         match (&self.pollers, current_poller()) {
             (Some(pollers), _) => Ok(Arc::clone(&pollers.remotes()[0])),

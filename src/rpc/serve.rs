@@ -2,8 +2,8 @@
 //!
 //! The task of a connection reads requests, and polls the future of each request once. Most are
 //! ready then. A future that has to wait becomes a task of its own, beside the handlers of the
-//! server, and leaves its answer in `done.rs`. The task of the connection sends all answers that are
-//! there with one flush.
+//! server, and leaves its answer in `done.rs`. The task of the connection sends all answers that
+//! are there with one flush.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
