@@ -114,9 +114,6 @@ async fn forward(
         // 0 bytes are readable only at the end of the stream.
         let readable = from.readable().await.map_err(read_failed)?;
         if readable == 0 {
-            if let Some(error) = from.hidden_reset() {
-                return Err(read_failed(error));
-            }
             return to.shutdown_write().await.map_err(write_failed);
         }
         let bytes = readable.min(STEP_BYTES_MAX);

@@ -349,9 +349,8 @@ impl Dialer {
     /// turn in the balance of connections over pollers.
     pub(crate) fn home(&self) -> Result<Arc<Remote>> {
         match (&self.pollers, current_poller()) {
-            (Some(pollers), _) => Ok(Arc::clone(&pollers.remotes()[0])),
             (None, Some(current)) => Ok(current),
-            (None, None) => Ok(Arc::clone(&Pollers::shared()?.remotes()[0])),
+            _ => self.lasting_home(),
         }
     }
 

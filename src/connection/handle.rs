@@ -304,21 +304,6 @@ impl Handle {
         }
     }
 
-    /// The reset that looked like the end of the peer's stream, after a read has found that end.
-    ///
-    /// The kernel reports a reset once. If a send gets it, the next receive returns 0 bytes.
-    pub(crate) fn hidden_reset(&self) -> Option<Error> {
-        let output = lock(&self.0.output);
-        let failure = output.failure().or_else(|| {
-            // A send that is under way may have got it, and its result is not here yet.
-            let is_sending = output.unsent() > 0 && !output.ended;
-            let socket = output.socket.as_ref().filter(|_| is_sending)?;
-            let is_over = socket.is_over().unwrap_or(true);
-            is_over.then(|| io::ErrorKind::ConnectionReset.into())
-        });
-        failure.map(|error| Error::io("recv", error))
-    }
-
     /// Wakes a waiting reader, which then computes the end of its wait anew.
     fn rouse_reader(&self) {
         let waker = lock(&self.0.input).take_waker();

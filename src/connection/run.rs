@@ -44,13 +44,9 @@ where
     fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Option<Run> {
         let what = end.what();
         let mut end = Some(end);
-        // The box is there before the future, so that the future is moved only once.
         let made = user_code::attempt(what, || {
-            let room = Box::new_uninit();
             let future = context.run(|| self(connection));
-            end.take().map(|end| {
-                Box::into_pin(Box::write(room, Running::new(future, context, end))) as Run
-            })
+            end.take().map(|end| Box::pin(Running::new(future, context, end)) as Run)
         });
         made.unwrap_or_else(|message| {
             // The unwinding has dropped the connection.

@@ -68,7 +68,7 @@
 //!
 //! The factor 1.25 instead of 1 makes handlers of almost the same length count as equal. These stay
 //! on the poller, without wake-ups, unless they are long enough for the second limit. A run is long
-//! from 500 µs on while CPUs are short: a thread waits for a CPU about as long then.
+//! from 500 µs on while CPUs are short, because preemption makes some runs look longer then.
 //!
 //! # How threads share a CPU
 //!
@@ -145,6 +145,7 @@ pub(in crate::task) struct Policy {
     is_inline: AtomicBool,
     /// Threads that wake up let the running thread finish its time slice.
     lets_finish: AtomicBool,
+    /// [`PlacementStats::is_crowded`], for threads that do not take the lock.
     is_crowded: AtomicBool,
     pollers: u64,
     /// CPUs that the process may use.
