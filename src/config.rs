@@ -192,6 +192,13 @@ pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
 /// connections, medians of 5 interleaved rounds on a busy machine).
 pub(crate) const LARGE_BUFFER_BYTES: usize = 128 << 10;
 
+/// The size of a receive buffer between these, for messages that are a little longer than a small
+/// buffer up to half of a large one's share.
+pub(crate) const MEDIUM_BUFFER_BYTES: usize = 32 << 10;
+
+/// Receives in a row that would fit a smaller buffer, after which a connection moves to it.
+pub(crate) const FIT_SMALLER_TO_SHRINK: i8 = 64;
+
 /// A receive that fills at least 1 / `LENT_PART_MIN` of its block stays in it; a shorter one is
 /// copied into a block of its size. So a stored byte occupies at most four bytes of memory.
 pub(crate) const LENT_PART_MIN: usize = 4;

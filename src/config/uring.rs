@@ -83,10 +83,10 @@ impl UringOptions {
         self
     }
 
-    /// Receive buffers of each poller, rounded up to powers of two: `small` buffers of 4 KiB, and
-    /// `large` buffers of 128 KiB for connections whose receives fill the small ones. A poller
-    /// starts with fewer, and gets all of them when a receive finds none. Connections that find no
-    /// buffer wait in order.
+    /// Receive buffers of each poller, rounded up to powers of two: `small` buffers of 4 KiB;
+    /// `large` buffers of 128 KiB, and four times as many of 32 KiB, for connections whose receives
+    /// fill smaller ones. A poller starts with fewer, and gets all of them when a receive finds
+    /// none. Connections that find no buffer wait in order.
     #[must_use]
     pub fn receive_buffers(mut self, small: u16, large: u16) -> Self {
         self.small_buffers = small;
@@ -321,7 +321,7 @@ pub(crate) const DEMAND_ROUNDS: u32 = 64;
 /// The fewest large buffers that are kept ready.
 pub(crate) const READY_BLOCKS_MIN: usize = 2;
 
-/// [`LENT_PART_MIN`](super::LENT_PART_MIN) for large buffers of a ring: copying keeps the buffer in
+/// [`LENT_PART_MIN`](super::LENT_PART_MIN) for all but the small buffers of a ring: copying keeps the buffer in
 /// the cache for the next receive. With 16 connections and 16 requests of 1 KB in flight on each,
 /// lending from an eighth on served 0.73 of the requests that lending from a half on served.
 pub(crate) const LARGE_LENT_PART_MIN: usize = 2;
@@ -354,12 +354,9 @@ pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;
 /// is leaked.
 pub(crate) const TEARDOWN: Duration = Duration::from_secs(2);
 
-/// Receives in a row that fill a small buffer, after which a connection moves to large buffers.
-pub(crate) const FILLED_TO_GROW: u8 = 2;
-
-/// Receives in a row that would fit a small buffer, after which a connection moves to small
-/// buffers.
-pub(crate) const SMALL_TO_SHRINK: u8 = 64;
+/// Receives in a row that suit a larger buffer, after which a connection moves to it. Moving takes
+/// a cancellation and another receive operation.
+pub(crate) const FILLED_TO_GROW: i8 = 2;
 
 impl FromStr for RingTier {
     type Err = Error;

@@ -20,6 +20,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
+use super::buffer_size::{Size, SizeChoice};
 use super::lending::lend_or_copy;
 use super::socket::TurnEnd;
 use super::{Backend, Completion, Flow, Sink, Socket, Token, Wake};
@@ -57,8 +58,7 @@ struct Entry {
     hung_up: bool,
     /// `Ended` was reported.
     ended: bool,
-    /// The next receive uses the large block, because the last receive filled the small block.
-    wants_large: bool,
+    buffer_size: SizeChoice,
     sending: Option<Box<Sending>>,
 }
 
@@ -74,11 +74,9 @@ struct Sending {
     sent_bytes: usize,
 }
 
-/// The blocks that the next receives fill: a small block of the size of a few requests, and a large
-/// block for peers that send many bytes at a time.
+/// The blocks that the next receives fill, by [`Size`].
 struct Receiver {
-    small: Block,
-    large: Block,
+    blocks: [Block; Size::ALL.len()],
     pool: Pool,
 }
 
@@ -89,8 +87,9 @@ impl Backend for Epoll {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let data = EventData::new_u64(Token::NONE.bits());
         epoll::add(&epoll, &**wake, data, EventFlags::IN | EventFlags::ET)?;
-        pool.set_aside(1, config::SMALL_BUFFER_BYTES);
-        pool.set_aside(1, config::LARGE_BUFFER_BYTES);
+        for size in Size::ALL {
+            pool.set_aside(1, size.bytes());
+        }
         Ok(Epoll {
             epoll,
             events: Vec::with_capacity(config::EVENTS_MAX),
@@ -99,8 +98,7 @@ impl Backend for Epoll {
             unfinished: Vec::new(),
             completed: Vec::new(),
             receiver: Receiver {
-                small: pool.allocate(config::SMALL_BUFFER_BYTES),
-                large: pool.allocate(config::LARGE_BUFFER_BYTES),
+                blocks: Size::ALL.map(|size| pool.allocate(size.bytes())),
                 pool: pool.clone(),
             },
             counters: Arc::clone(counters),
@@ -196,8 +194,9 @@ impl Backend for Epoll {
 
 impl Drop for Epoll {
     fn drop(&mut self) {
-        self.receiver.pool.bring_back(1, config::SMALL_BUFFER_BYTES);
-        self.receiver.pool.bring_back(1, config::LARGE_BUFFER_BYTES);
+        for size in Size::ALL {
+            self.receiver.pool.bring_back(1, size.bytes());
+        }
     }
 }
 
@@ -231,7 +230,7 @@ impl Epoll {
             paused: false,
             hung_up: false,
             ended: false,
-            wants_large: false,
+            buffer_size: SizeChoice::new(Size::Small),
             sending: None,
         };
         entry.watched = wanted(&entry);
@@ -274,9 +273,9 @@ impl Epoll {
 }
 
 impl Receiver {
-    /// Receives once. Receives again after filling the small block, and while the peer is known to
-    /// have ended, so that the same pass reports the end. Returns `true` when the socket may hold
-    /// more bytes.
+    /// Receives once. Receives again after filling a block that is not of the largest size, and
+    /// while the peer is known to have ended, so that the same pass reports the end. Returns `true`
+    /// when the socket may hold more bytes.
     #[inline(always)]
     fn receive(
         &mut self,
@@ -293,9 +292,8 @@ impl Receiver {
         }
         loop {
             counters.receive_calls.add_owned(1);
-            let was_large = entry.wants_large;
-            let block = if was_large { &mut self.large } else { &mut self.small };
-            let room = block.capacity_left();
+            let size = entry.buffer_size.size();
+            let block = &mut self.blocks[size as usize];
             let bytes = match entry.socket.receive(block.spare()) {
                 Ok(0) => return end(entry, Ok(()), sink),
                 Ok(bytes) => bytes,
@@ -305,14 +303,13 @@ impl Receiver {
             counters.received_bytes.add_owned(bytes as u64);
             let received = lend_or_copy(block, bytes, config::LENT_PART_MIN, &self.pool);
             let flow = sink.complete(entry.token, Completion::Received(received));
-            let is_full = bytes == room;
-            entry.wants_large =
-                if was_large { bytes > config::SMALL_BUFFER_BYTES } else { is_full };
+            let is_full = bytes == size.bytes();
+            entry.buffer_size.note(bytes, 1);
             if flow == Flow::Pause {
                 entry.paused = true;
                 return false;
             }
-            if !flags.intersects(GONE) && (was_large || !is_full) {
+            if !flags.intersects(GONE) && (size == Size::Large || !is_full) {
                 return is_full || flags.contains(EventFlags::PRI);
             }
         }

@@ -14,6 +14,7 @@
 //! 4. `Received` comes in stream order. After `Ended` come only `Sent` and `Removed`, and a second
 //!    `Ended` with an error if the backend has lost completions.
 
+mod buffer_size;
 pub(crate) mod epoll;
 mod lending;
 mod progress;

@@ -1,8 +1,8 @@
-//! Receive buffers in two sizes, and the connections that wait for a buffer.
+//! Receive buffers of each size, and the connections that wait for a buffer.
 //!
 //! Owned by the poller's thread. Small buffers suit requests: large ones would not stay in the CPU
 //! cache. Large buffers suit streams: small ones would cut a stream into many completions. A
-//! connection starts with small buffers and moves to large ones when its receives fill them.
+//! connection starts with small buffers, and moves as `sys/buffer_size.rs` says.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,19 +11,10 @@ use std::time::Instant;
 use super::buffer_ring::{BufferRing, Shape};
 use super::ring::Ring;
 use crate::buffer::Pool;
+use crate::config::uring::BUFFERS_MAX;
 use crate::config::{self, UringOptions};
 use crate::sys::Token;
-
-/// The size of receive buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Size {
-    Small,
-    Large,
-}
-
-impl Size {
-    pub(super) const ALL: [Size; 2] = [Size::Small, Size::Large];
-}
+use crate::sys::buffer_size::Size;
 
 /// The buffers of one size.
 pub(super) struct SizeClass {
@@ -36,42 +27,47 @@ pub(super) struct Buffers {
     /// The size of a connection's first receive.
     first_size: Size,
     /// By [`Size`]. The class of the first size exists from the start.
-    classes: [Option<SizeClass>; 2],
-    large_shape: Shape,
+    classes: [Option<SizeClass>; Size::ALL.len()],
+    shapes: [Shape; Size::ALL.len()],
     pool: Pool,
 }
 
 impl Buffers {
     pub(super) fn new(ring: &Ring, options: &UringOptions, pool: &Pool) -> io::Result<Buffers> {
         let is_incremental = options.incremental_buffers;
-        // A kernel thread receives also while the poller is held up, and then needs all buffers.
-        let all = (options.small_buffers, options.large_buffers);
-        let few = (config::uring::FIRST_SMALL_BUFFERS, config::uring::FIRST_LARGE_BUFFERS);
-        let (first_small, first_large) = if ring.collector().is_some() { all } else { few };
-        let small_shape = Shape {
-            group: group(Size::Small),
-            count: options.small_buffers,
-            first_count: first_small,
-            bytes: config::SMALL_BUFFER_BYTES,
-            lent_part_min: config::LENT_PART_MIN,
-            is_incremental,
-            is_elastic: false,
-        };
-        let large_shape = Shape {
-            group: group(Size::Large),
-            count: options.large_buffers,
-            first_count: first_large,
-            bytes: config::LARGE_BUFFER_BYTES,
-            lent_part_min: config::uring::LARGE_LENT_PART_MIN,
-            is_incremental,
-            is_elastic: true,
-        };
+        let shapes = Size::ALL.map(|size| {
+            let of_large = Size::Large.bytes() / size.bytes();
+            let (count, few, lent_part_min) = match size {
+                Size::Small => {
+                    let few = config::uring::FIRST_SMALL_BUFFERS;
+                    (options.small_buffers, few, config::LENT_PART_MIN)
+                }
+                // As much memory as the large buffers have.
+                Size::Medium | Size::Large => {
+                    let times = of_large as u16;
+                    let count = options.large_buffers.saturating_mul(times).min(BUFFERS_MAX);
+                    let few = config::uring::FIRST_LARGE_BUFFERS * times;
+                    (count, few, config::uring::LARGE_LENT_PART_MIN)
+                }
+            };
+            // A kernel thread receives also while the poller is held up, and then needs all buffers.
+            let first_count = if ring.collector().is_some() { count } else { few };
+            Shape {
+                group: group(size),
+                count,
+                first_count,
+                bytes: size.bytes(),
+                lent_part_min,
+                is_incremental,
+                is_elastic: size != Size::Small,
+            }
+        });
         // Where several receives share a buffer, large buffers suit every connection.
-        let (first_size, shape) =
-            if is_incremental { (Size::Large, large_shape) } else { (Size::Small, small_shape) };
-        let mut buffers =
-            Buffers { first_size, classes: [None, None], large_shape, pool: pool.clone() };
-        buffers.classes[first_size as usize] = Some(SizeClass::new(ring, shape, pool)?);
+        let first_size = if is_incremental { Size::Large } else { Size::Small };
+        let classes = Size::ALL.map(|_| None);
+        let mut buffers = Buffers { first_size, classes, shapes, pool: pool.clone() };
+        let first = SizeClass::new(ring, shapes[first_size as usize], pool)?;
+        buffers.classes[first_size as usize] = Some(first);
         Ok(buffers)
     }
 
@@ -89,16 +85,16 @@ impl Buffers {
         if self.classes[size as usize].is_some() {
             return size;
         }
-        if size == Size::Small {
+        if size < self.first_size {
             return self.first_size;
         }
-        match SizeClass::new(ring, self.large_shape, &self.pool) {
+        match SizeClass::new(ring, self.shapes[size as usize], &self.pool) {
             Ok(class) => {
                 self.classes[size as usize] = Some(class);
                 size
             }
             Err(error) => {
-                tracing::warn!(%error, "large receive buffers: doing without");
+                tracing::warn!(%error, ?size, "receive buffers: doing without");
                 self.first_size
             }
         }

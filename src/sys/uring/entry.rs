@@ -26,13 +26,13 @@ use io_uring::cqueue;
 use io_uring::types::Fd;
 
 use super::buffer_ring::BufferRing;
-use super::buffers::Size;
 use super::ring::{Cqe, fd_of};
 use super::sending::Sending;
 use super::tag::Op;
 use crate::buffer::Pool;
 use crate::config::{LENT_PART_MIN, SMALL_BUFFER_BYTES, uring as config};
 use crate::counters::Counters;
+use crate::sys::buffer_size::{Size, SizeChoice};
 use crate::sys::lending::lend_or_copy;
 use crate::sys::{Completion, Flow, Received, Sink, Socket, Token};
 
@@ -44,13 +44,11 @@ pub(super) struct Entry {
     /// The buffers of the receive in flight.
     pub(super) armed_size: Size,
     /// The buffers of the next receive.
-    pub(super) wanted_size: Size,
+    pub(super) buffer_size: SizeChoice,
     /// About how many bytes one receive operation may receive before it ends.
     pub(super) budget_bytes: u32,
     /// When the connection found no buffer. `None` after the next received bytes.
     pub(super) starved_since: Option<Instant>,
-    /// Receives in a row that suit the other buffer size.
-    streak: u8,
     pub(super) paused: bool,
     /// The peer has ended its side, so the remaining bytes are received without the ring. A
     /// multishot receive that finds bytes and the end together may report only the bytes;
@@ -98,10 +96,9 @@ impl Entry {
             role,
             reception: Reception::Off,
             armed_size: size,
-            wanted_size: size,
+            buffer_size: SizeChoice::new(size),
             budget_bytes: budget_bytes.clamp(1, i32::MAX as usize) as u32,
             starved_since: None,
-            streak: 0,
             paused: false,
             peer_ended: false,
             watches_end: true,
@@ -145,7 +142,7 @@ impl Entry {
     pub(super) fn is_to_cancel(&self) -> bool {
         self.reception == Reception::Armed
             && (self.paused
-                || self.armed_size != self.wanted_size
+                || self.armed_size != self.buffer_size.size()
                 || self.peer_ended
                 || self.removing)
     }
@@ -193,28 +190,14 @@ impl Entry {
                 }
             });
         }
-        self.choose_size(bytes);
+        // A receive that was armed before the size changed tells nothing about the new size.
+        if self.armed_size == self.buffer_size.size() {
+            self.buffer_size.note(bytes, config::FILLED_TO_GROW);
+        }
         if bytes == 0 && !self.ended {
             self.end(Ok(()), sink);
         }
         self.tell_end_behind_pause(sink);
-    }
-
-    /// Chooses the buffer size of the next receive after a receive of `bytes`.
-    fn choose_size(&mut self, bytes: usize) {
-        let (suits_other, other, streak_max) = match self.wanted_size {
-            Size::Small => (bytes >= SMALL_BUFFER_BYTES, Size::Large, config::FILLED_TO_GROW),
-            Size::Large => (bytes <= SMALL_BUFFER_BYTES, Size::Small, config::SMALL_TO_SHRINK),
-        };
-        if !suits_other || self.armed_size != self.wanted_size {
-            self.streak = 0;
-            return;
-        }
-        self.streak += 1;
-        if self.streak >= streak_max {
-            self.streak = 0;
-            self.wanted_size = other;
-        }
     }
 
     /// Receives without the ring what the peer sent before its end, and the end.

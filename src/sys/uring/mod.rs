@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::buffer_size::Size;
 use super::{Backend, Completion, Sink, Socket, Token, Wake};
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Pool};
@@ -42,7 +43,6 @@ use crate::config::UringOptions;
 use crate::config::uring::COMPLETIONS_PER_ROUND;
 use crate::counters::Counters;
 
-use buffers::Size;
 use entries::Entries;
 use entry::{Entry, Reception, Role};
 use operations::Operations;

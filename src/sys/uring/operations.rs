@@ -83,8 +83,11 @@ impl Operations {
         if entry.role == Role::Listener {
             self.ring.accept(entry.fd(), user_data);
         } else {
-            entry.wanted_size = self.buffers.provide(entry.wanted_size, &self.ring);
-            entry.armed_size = entry.wanted_size;
+            let size = entry.buffer_size.size();
+            entry.armed_size = self.buffers.provide(size, &self.ring);
+            if entry.armed_size != size {
+                entry.buffer_size.set(entry.armed_size);
+            }
             // Without a budget, one socket may fill every buffer before the sink can pause it.
             let budget_bytes = if self.options.has_budget { entry.budget_bytes } else { 0 };
             let receive = Receive {
@@ -194,9 +197,9 @@ impl Operations {
             entry.accepted(cqe.result, &self.counters, sink);
         } else {
             let class = self.buffers.class(entry.armed_size);
-            let size = entry.wanted_size;
+            let size = entry.buffer_size.size();
             entry.received(cqe, &mut class.ring, &self.counters, sink);
-            if entry.wanted_size != size {
+            if entry.buffer_size.size() != size {
                 self.counters.buffer_moves.add_owned(1);
             }
             if cqe.result == -libc::ENOBUFS && entry.is_to_arm() {
