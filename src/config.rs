@@ -182,19 +182,17 @@ impl Limits {
     }
 }
 
-/// The size of the block for one receive. A typical RPC request fits. More of these blocks than of
-/// larger ones fit into the cache.
+/// The size of a small receive buffer. A typical RPC request fits. More of these buffers than of
+/// larger ones fit into the CPU cache.
 pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
 
-/// The size of a large receive buffer, for a connection whose receives fill the small one: as much
-/// as a fast sender sends between two visits of the poller. With 64 requests of 1 KB in flight,
-/// which are just more than 64 KiB, a buffer of 64 KiB served 0.85 of the requests (epoll, 4
-/// connections, medians of 5 interleaved rounds on a busy machine).
-pub(crate) const LARGE_BUFFER_BYTES: usize = 128 << 10;
-
-/// The size of a receive buffer between these, for messages that are a little longer than a small
-/// buffer up to half of a large one's share.
+/// The size of a medium receive buffer, for messages that are longer than a small buffer.
+/// docs/EXPERIMENTS.md has figures of all three sizes.
 pub(crate) const MEDIUM_BUFFER_BYTES: usize = 32 << 10;
+
+/// The size of a large receive buffer: as much as a fast sender sends between two visits of the
+/// poller. Two messages of 64 KiB fit, each with a header of a few bytes.
+pub(crate) const LARGE_BUFFER_BYTES: usize = 256 << 10;
 
 /// Receives in a row that would fit a smaller buffer, after which a connection moves to it.
 pub(crate) const FIT_SMALLER_TO_SHRINK: i8 = 64;

@@ -301,7 +301,7 @@ impl Receiver {
                 Err(error) => return end(entry, Err(error), sink),
             };
             counters.received_bytes.add_owned(bytes as u64);
-            let received = lend_or_copy(block, bytes, config::LENT_PART_MIN, &self.pool);
+            let received = lend_or_copy(block, bytes, &self.pool);
             let flow = sink.complete(entry.token, Completion::Received(received));
             let is_full = bytes == size.bytes();
             entry.buffer_size.note(bytes, 1);
@@ -467,12 +467,13 @@ mod tests {
         };
         assert_eq!(receive(small / 4 - 1), (vec![], vec![small / 4 - 1], 0));
         assert_eq!(receive(small / 4), (vec![small / 4], vec![], small));
-        let large = 40 << 10;
-        let both = (vec![small, large], vec![], small + config::LARGE_BUFFER_BYTES);
-        assert_eq!(receive(small + large), both);
-        // This receive uses the large block and fills little of it, so the next receive uses the
-        // small block.
-        assert_eq!(receive(small / 4), (vec![], vec![small / 4], 0));
+        let (medium, large) = (config::MEDIUM_BUFFER_BYTES, config::LARGE_BUFFER_BYTES);
+        let all = (vec![small, medium, large / 4], vec![], small + medium + large);
+        assert_eq!(receive(small + medium + large / 4), all);
+        // These receives use the large block and fill little of it, until the size shrinks.
+        for _ in 0..config::FIT_SMALLER_TO_SHRINK {
+            assert_eq!(receive(small / 4), (vec![], vec![small / 4], 0));
+        }
         assert_eq!(receive(small / 4), (vec![small / 4], vec![], small));
     }
 }

@@ -5,23 +5,18 @@
 
 use super::Received;
 use crate::buffer::{Block, Pool};
+use crate::config::LENT_PART_MIN;
 
-/// Whether to lend a block of `block_bytes` that received `bytes`: when `bytes` are at least the
-/// `part_min`th part of the block.
-pub(super) fn is_lent(bytes: usize, block_bytes: usize, part_min: usize) -> bool {
-    bytes >= block_bytes / part_min
+/// Whether to lend a block of `block_bytes` that received `bytes`.
+pub(super) fn is_lent(bytes: usize, block_bytes: usize) -> bool {
+    bytes >= block_bytes / LENT_PART_MIN
 }
 
 /// The `bytes` that `block` received, lent or copied. After lending, `block` is a new block of the
 /// same size.
-pub(super) fn lend_or_copy<'a>(
-    block: &'a mut Block,
-    bytes: usize,
-    part_min: usize,
-    pool: &Pool,
-) -> Received<'a> {
+pub(super) fn lend_or_copy<'a>(block: &'a mut Block, bytes: usize, pool: &Pool) -> Received<'a> {
     let block_bytes = block.capacity_left();
-    if !is_lent(bytes, block_bytes, part_min) {
+    if !is_lent(bytes, block_bytes) {
         return Received::Copied(&block.spare()[..bytes]);
     }
     let filled = std::mem::replace(block, pool.allocate(block_bytes));

@@ -57,8 +57,6 @@ pub(super) struct Shape {
     pub(super) first_count: u16,
     /// The size of each block.
     pub(super) bytes: usize,
-    /// See [`is_lent`].
-    pub(super) lent_part_min: usize,
     /// Several receives may fill one block.
     pub(super) is_incremental: bool,
     /// The number of ready blocks follows the demand.
@@ -125,7 +123,7 @@ impl BufferRing {
                 // Bytes of a block that several receives fill are always lent: the kernel continues
                 // behind these bytes, and does not get the block's start again.
                 let shares_block = is_kept || !is_whole;
-                if shares_block || is_lent(part, self.shape.bytes, self.shape.lent_part_min) {
+                if shares_block || is_lent(part, self.shape.bytes) {
                     each(Received::Lent(block.take(part)));
                 } else {
                     each(Received::Copied(&block.spare()[..part]));

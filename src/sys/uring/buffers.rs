@@ -36,18 +36,13 @@ impl Buffers {
     pub(super) fn new(ring: &Ring, options: &UringOptions, pool: &Pool) -> io::Result<Buffers> {
         let is_incremental = options.incremental_buffers;
         let shapes = Size::ALL.map(|size| {
-            let of_large = Size::Large.bytes() / size.bytes();
-            let (count, few, lent_part_min) = match size {
-                Size::Small => {
-                    let few = config::uring::FIRST_SMALL_BUFFERS;
-                    (options.small_buffers, few, config::LENT_PART_MIN)
-                }
+            let (count, few) = match size {
+                Size::Small => (options.small_buffers, config::uring::FIRST_SMALL_BUFFERS),
                 // As much memory as the large buffers have.
                 Size::Medium | Size::Large => {
-                    let times = of_large as u16;
+                    let times = (Size::Large.bytes() / size.bytes()) as u16;
                     let count = options.large_buffers.saturating_mul(times).min(BUFFERS_MAX);
-                    let few = config::uring::FIRST_LARGE_BUFFERS * times;
-                    (count, few, config::uring::LARGE_LENT_PART_MIN)
+                    (count, config::uring::FIRST_LARGE_BUFFERS * times)
                 }
             };
             // A kernel thread receives also while the poller is held up, and then needs all buffers.
@@ -57,7 +52,6 @@ impl Buffers {
                 count,
                 first_count,
                 bytes: size.bytes(),
-                lent_part_min,
                 is_incremental,
                 is_elastic: size != Size::Small,
             }

@@ -30,7 +30,7 @@ use super::ring::{Cqe, fd_of};
 use super::sending::Sending;
 use super::tag::Op;
 use crate::buffer::Pool;
-use crate::config::{LENT_PART_MIN, SMALL_BUFFER_BYTES, uring as config};
+use crate::config::{SMALL_BUFFER_BYTES, uring as config};
 use crate::counters::Counters;
 use crate::sys::buffer_size::{Size, SizeChoice};
 use crate::sys::lending::lend_or_copy;
@@ -209,7 +209,7 @@ impl Entry {
                 Ok(0) => self.end(Ok(()), sink),
                 Ok(bytes) => {
                     counters.received_bytes.add_owned(bytes as u64);
-                    let received = lend_or_copy(&mut block, bytes, LENT_PART_MIN, pool);
+                    let received = lend_or_copy(&mut block, bytes, pool);
                     let flow = sink.complete(self.token, Completion::Received(received));
                     self.paused = flow == Flow::Pause;
                 }

@@ -175,7 +175,6 @@ fn buffers(ring: &Ring, is_incremental: bool) -> io::Result<OneBuffer> {
         count: 1,
         first_count: 1,
         bytes: SMALL_BUFFER_BYTES,
-        lent_part_min: 1,
         is_incremental,
         is_elastic: false,
     };
