@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::block::FreeBlock;
-use crate::config::LARGE_BLOCK_BYTES_MIN;
+use crate::config::{DECAYS_OBSERVED, LARGE_BLOCK_BYTES_MIN};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, lock};
 
@@ -38,25 +38,30 @@ struct Lists {
 struct Class {
     /// The block that was returned last is the last one.
     free: Vec<FreeBlock>,
-    /// The smallest length of `free` since the last decay: so many blocks were not needed.
+    /// The smallest length of `free` in the last `decays` decays: so many blocks were not needed.
     least: usize,
-    /// The largest length since then.
+    /// The largest length in that time.
     most: usize,
-    /// Whether a block was taken since then.
+    decays: u32,
+    /// Whether a block was taken since the last decay.
     is_used: bool,
 }
 
 impl Class {
-    /// How many free blocks a decay frees. If no block was taken since the last decay: all of them.
-    /// Otherwise those beyond twice the number that was needed at the same time. Freeing more would
-    /// free blocks that the next, slightly higher peak needs: echoes of 1 MiB on 4 connections
-    /// still cost 0.04 page faults a request when a decay freed a quarter of the unneeded blocks.
-    fn excess(&self) -> usize {
-        if !self.is_used {
-            return self.free.len();
+    /// Removes the blocks that a decay frees. If no block was taken since the last decay: all of
+    /// them. Otherwise, in every [`DECAYS_OBSERVED`]th decay, those beyond twice the number that was
+    /// needed at the same time. Freeing more, or sooner, would free blocks that the next, slightly
+    /// higher peak needs.
+    fn decay(&mut self, removed: &mut Vec<FreeBlock>) {
+        let is_used = std::mem::take(&mut self.is_used);
+        self.decays += 1;
+        if is_used && self.decays < DECAYS_OBSERVED {
+            return;
         }
         let needed = self.most - self.least;
-        self.least.saturating_sub(needed)
+        let excess = if is_used { self.least.saturating_sub(needed) } else { self.free.len() };
+        removed.extend(self.free.drain(..excess));
+        (self.least, self.most, self.decays) = (self.free.len(), self.free.len(), 0);
     }
 }
 
@@ -110,16 +115,11 @@ impl LargeBlocks {
         self.blocks.load(Ordering::Relaxed) > self.aside.load(Ordering::Relaxed)
     }
 
-    /// Removes the [excess](Class::excess) of each class, and begins to observe anew.
+    /// Removes blocks that were not needed.
     pub(super) fn decay(&self) -> Vec<FreeBlock> {
         let mut removed = Vec::new();
         let mut lists = lock(&self.lists);
-        for class in &mut lists.classes {
-            let excess = class.excess();
-            removed.extend(class.free.drain(..excess));
-            (class.least, class.most) = (class.free.len(), class.free.len());
-            class.is_used = false;
-        }
+        lists.classes.iter_mut().for_each(|class| class.decay(&mut removed));
         lists.free_blocks -= removed.len();
         lists.free_bytes -= removed.iter().map(FreeBlock::capacity).sum::<usize>();
         removed
@@ -196,16 +196,26 @@ mod tests {
             assert_eq!(taken.len(), count);
             put(0, count);
         };
+        // The decays of one observation: the first ones free nothing while blocks are taken.
+        let decay = || {
+            for _ in 1..DECAYS_OBSERVED {
+                take_and_put(1);
+                assert_eq!(large.decay().len(), 0);
+            }
+            take_and_put(1);
+            large.decay().len()
+        };
         put(0, 20);
+        assert_eq!(decay(), 0, "the lists were empty at first");
+        take_and_put(7);
+        take_and_put(3);
+        assert_eq!(decay(), 20 - 2 * 7);
+        assert_eq!(large.free(), (14, 14 * BYTES));
+        take_and_put(8);
+        assert_eq!(decay(), 0);
         put(1, 5);
         take_and_put(1);
         assert_eq!(large.decay().len(), 5, "nothing was taken from the second class");
-        take_and_put(7);
-        take_and_put(3);
-        assert_eq!(large.decay().len(), 20 - 2 * 7);
-        assert_eq!(large.free(), (14, 14 * BYTES));
-        take_and_put(8);
-        assert_eq!(large.decay().len(), 0);
         // A decay while the blocks are in use.
         let taken: Vec<_> = (0..7).filter_map(|_| large.pop(0)).collect();
         assert_eq!(large.decay().len(), 0);

@@ -2,36 +2,65 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
+use memmap2::MmapMut;
+
 use crate::config::LARGE_BLOCK_BYTES_MIN;
 
 /// Zeroed bytes.
 pub(super) struct Memory {
-    bytes: Vec<u8>,
-    /// How many bytes lie before the block.
-    unused: usize,
+    bytes: Bytes,
+    /// Where the block lies in these bytes.
+    block: Range<usize>,
+}
+
+enum Bytes {
+    Heap(Vec<u8>),
+    /// Pages of the system. An allocator may keep the memory of large blocks after their end; these
+    /// pages go back at once.
+    Mapped(MmapMut),
 }
 
 impl Memory {
     /// Memory for a block of `len` bytes.
     pub(super) fn new(len: usize) -> Memory {
-        let spread = if len < LARGE_BLOCK_BYTES_MIN { 0 } else { PAGE_BYTES };
-        let mut bytes = vec![0; len + LINE_BYTES + spread];
-        let unused = unused_before_block(bytes.as_ptr().addr(), spread);
-        bytes.truncate(unused + len);
-        Memory { bytes, unused }
+        let is_large = len >= LARGE_BLOCK_BYTES_MIN;
+        let spread = if is_large { PAGE_BYTES } else { 0 };
+        let bytes_min = len + LINE_BYTES + spread;
+        let mapped = if is_large { MmapMut::map_anon(bytes_min).ok() } else { None };
+        // A process may have 65,530 mappings, unless its administrator allows more. The heap is not
+        // bounded so.
+        let bytes = mapped.map_or_else(|| Bytes::Heap(vec![0; bytes_min]), Bytes::Mapped);
+        let unused = unused_before_block(bytes.address(), spread);
+        Memory { bytes, block: unused..unused + len }
     }
 
     /// All bytes of `bytes`.
     pub(super) fn from_vec(bytes: Vec<u8>) -> Memory {
-        Memory { bytes, unused: 0 }
+        let block = 0..bytes.len();
+        Memory { bytes: Bytes::Heap(bytes), block }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.bytes.len() - self.unused
+        self.block.len()
     }
 
     pub(super) fn bytes(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.unused..]
+        let bytes: &mut [u8] = match &mut self.bytes {
+            Bytes::Heap(bytes) => bytes,
+            Bytes::Mapped(bytes) => bytes,
+        };
+        &mut bytes[self.block.clone()]
+    }
+}
+
+impl Bytes {
+    fn address(&self) -> usize {
+        match self {
+            Bytes::Heap(bytes) => bytes.as_ptr().addr(),
+            Bytes::Mapped(bytes) => bytes.as_ptr().addr(),
+        }
     }
 }
 

@@ -286,7 +286,7 @@ impl<E: Endpoint> Dispatcher<E> {
 
     /// Decides how many unread bytes each connection may hold. Frees blocks that will not be used
     /// soon. While there are large blocks, the poller comes here at least in every decay interval.
-    pub(super) fn tidy_memory(&mut self) {
+    pub(super) fn tidy_memory<B: Backend>(&mut self, backend: &mut B) {
         let pool = &self.remote.pool;
         let slots = &self.slots;
         self.share_bytes = self.budget.share_bytes(pool.memory_bytes(), slots.count(), || {
@@ -296,14 +296,15 @@ impl<E: Endpoint> Dispatcher<E> {
             };
             slots.iter().map(|(_, slot)| unread(slot)).sum()
         });
-        if self.slots.count() == 0 {
+        if self.slots.count() == self.remote.listeners.load(Ordering::Relaxed) {
             pool.trim();
         }
-        self.decay_at_ns = pool.has_large_blocks().then(|| {
+        self.decay_at_ns = (pool.has_large_blocks() || backend.has_grown()).then(|| {
             let (now_ns, due_ns) = (now_ns(), self.decay_at_ns.unwrap_or(0));
             if now_ns < due_ns {
                 return due_ns;
             }
+            backend.shrink();
             pool.decay();
             now_ns.saturating_add(config::DECAY_INTERVAL_NS)
         });

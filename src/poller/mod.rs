@@ -147,7 +147,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     /// then asleep. Puts commands that came meanwhile into `commands`.
     fn wait(&mut self) -> io::Result<()> {
         self.dispatcher.round.completions = 0;
-        self.dispatcher.tidy_memory();
+        self.dispatcher.tidy_memory(&mut self.backend);
         self.send_outbox();
         if self.spin.is_enabled() && self.spin()? {
             self.dispatcher.remote.mailbox().take_commands(&mut self.commands);

@@ -190,6 +190,12 @@ impl Backend for Epoll {
         self.handled = end;
         Ok(end == self.events.len())
     }
+
+    fn has_grown(&self) -> bool {
+        false
+    }
+
+    fn shrink(&mut self) {}
 }
 
 impl Drop for Epoll {

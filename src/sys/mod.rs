@@ -164,4 +164,11 @@ pub(crate) trait Backend: Sized {
     /// ends with a completion or a wake-up. Returns `true` when the pass is complete: `sink` has
     /// every completion that existed when the pass began. The next call begins a new pass.
     fn wait(&mut self, timeout: Option<Duration>, sink: &mut impl Sink) -> io::Result<bool>;
+
+    /// Whether the backend has more receive buffers than it needs without traffic, and
+    /// [`shrink`](Self::shrink) can give them back.
+    fn has_grown(&self) -> bool;
+
+    /// Gives receive buffers back to the pool that were not needed since the last call.
+    fn shrink(&mut self);
 }

@@ -1,7 +1,7 @@
 //! Back-pressure: a slow side slows the other one down, needs bounded memory, and starves no other
 //! connection.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,7 @@ macro_rules! cases {
             a_flooding_connection_leaves_the_others_their_share
             a_thousand_stalled_requests_cost_little_memory_each
             idle_connections_own_no_buffers
+            the_memory_of_large_messages_goes_back_to_the_system
             slices_that_the_application_keeps_count_against_nobody
             a_reader_beyond_its_share_fails_although_its_peer_is_alive
         }
@@ -38,7 +39,7 @@ const BUDGET: usize = 8 << 20;
 const LOW: usize = 64 << 10;
 const HIGH: usize = 256 << 10;
 /// Of the largest blocks that are received into.
-const BLOCK_BYTES: usize = 128 << 10;
+const BLOCK_BYTES: usize = 256 << 10;
 
 fn watermarks() -> Tuning {
     Tuning { input_watermarks: (LOW, HIGH), ..Tuning::default() }
@@ -360,6 +361,41 @@ pub(crate) fn idle_connections_own_no_buffers(t: &Fixture) -> Check {
     }
     eventually("all blocks are back", || server.stats().pollers.blocks == 0);
     assert_eq!(server.stats().open, 200);
+    Ok(())
+}
+
+/// Peers that do not read make the server hold their answers; then they read, and go.
+pub(crate) fn the_memory_of_large_messages_goes_back_to_the_system(t: &Fixture) -> Check {
+    const PEERS: usize = 12;
+    // The kernel takes half of it at most (`tcp_wmem`).
+    const ANSWER: usize = 8 << 20;
+    static PIECE: [u8; 64 << 10] = [7; 64 << 10];
+    const LEFT_MAX: usize = 16 << 20;
+    let server = t.spawn(t.server().on_request(|mut conn| async move {
+        conn.next(1).await?;
+        for _ in 0..ANSWER / PIECE.len() {
+            conn.write_copy(&PIECE)?;
+        }
+        conn.flush().await
+    }));
+    let before = rss_bytes();
+    let peers: Vec<_> = (0..PEERS).map(|_| dial(&server)).collect::<Check<_>>()?;
+    for mut peer in &peers {
+        peer.write_all(b"x")?;
+    }
+    let held = || server.stats().pollers.block_bytes as usize;
+    eventually("the answers are held", || held() > PEERS * ANSWER / 3);
+    let mut bytes = vec![0; 64 << 10];
+    for mut peer in &peers {
+        let mut left = ANSWER;
+        while left > 0 {
+            let most = left.min(bytes.len());
+            left -= peer.read(&mut bytes[..most])?;
+        }
+    }
+    drop(peers);
+    eventually("no block is in use", || held() == 0);
+    eventually("the memory is back", || rss_bytes() < before + LEFT_MAX);
     Ok(())
 }
 

@@ -42,8 +42,11 @@ pub(super) struct BufferRing {
 #[derive(Default)]
 struct Demand {
     now: usize,
+    /// The most in the last `rounds` refills.
     peak: usize,
     rounds: u32,
+    /// The most since the last [`BufferRing::shrink`].
+    peak_since_shrink: usize,
 }
 
 /// The form of a buffer ring.
@@ -178,14 +181,49 @@ impl BufferRing {
     /// Notes that a receive found no block. From now on the kernel gets as many blocks as fit.
     pub(super) fn ran_dry(&mut self) {
         self.ready_max = self.blocks.len();
-        self.demand = Demand::default();
+        self.demand = Demand { peak_since_shrink: self.blocks.len(), ..Demand::default() };
+    }
+
+    /// Whether the kernel has more blocks than an idle poller keeps ready.
+    pub(super) fn has_grown(&self) -> bool {
+        self.ready > self.idle_count()
+    }
+
+    /// Takes back the blocks beyond twice the demand since the last call, but for those that an
+    /// idle poller keeps ready. The kernel must not take blocks meanwhile, and every completion that names a block
+    /// must have been taken.
+    pub(super) fn shrink(&mut self, pool: &Pool) {
+        let needed = (2 * std::mem::take(&mut self.demand.peak_since_shrink)).next_power_of_two();
+        self.ready_max = self.ready_max.min(needed.max(self.idle_count()));
+        let mut unneeded = Vec::new();
+        while self.ready > self.ready_max {
+            let place = usize::from(self.tail.wrapping_sub(1) & self.mask());
+            // The kernel continues to fill a block that several receives share.
+            let is_whole = |block: &mut Block| block.capacity_left() == self.shape.bytes;
+            let Some(block) = self.blocks[place].take_if(is_whole) else { break };
+            unneeded.push(block);
+            self.tail = self.tail.wrapping_sub(1);
+            self.ready -= 1;
+        }
+        // The kernel must not see these blocks when the pool has them.
+        self.publish();
+        drop(unneeded);
+        self.account(self.ready, pool);
+    }
+
+    fn idle_count(&self) -> usize {
+        let first_count = usize::from(self.shape.first_count);
+        let count = if self.shape.is_elastic { config::READY_BLOCKS_MIN } else { first_count };
+        count.min(self.blocks.len())
     }
 
     /// Limits the ready blocks of an elastic ring to twice the peak demand. The kernel fills blocks
     /// in ring order, so the memory of few blocks stays in the CPU cache.
     fn settle_demand(&mut self) {
         let demand = &mut self.demand;
-        demand.peak = demand.peak.max(std::mem::take(&mut demand.now));
+        let now = std::mem::take(&mut demand.now);
+        demand.peak = demand.peak.max(now);
+        demand.peak_since_shrink = demand.peak_since_shrink.max(now);
         demand.rounds += 1;
         if demand.rounds < config::DEMAND_ROUNDS || !self.shape.is_elastic {
             return;
@@ -193,7 +231,7 @@ impl BufferRing {
         let wanted = (2 * demand.peak).next_power_of_two();
         self.ready_max =
             wanted.clamp(config::READY_BLOCKS_MIN.min(self.blocks.len()), self.blocks.len());
-        self.demand = Demand::default();
+        (demand.peak, demand.rounds) = (0, 0);
     }
 
     /// Tells the pool how many blocks the kernel has.

@@ -12,7 +12,7 @@ use super::buffer_ring::{BufferRing, Shape};
 use super::ring::Ring;
 use crate::buffer::Pool;
 use crate::config::uring::BUFFERS_MAX;
-use crate::config::{self, UringOptions};
+use crate::config::{self, RingTier, UringOptions};
 use crate::sys::Token;
 use crate::sys::buffer_size::Size;
 
@@ -29,6 +29,8 @@ pub(super) struct Buffers {
     /// By [`Size`]. The class of the first size exists from the start.
     classes: [Option<SizeClass>; Size::ALL.len()],
     shapes: [Shape; Size::ALL.len()],
+    /// The kernel takes buffers only while the poller's thread is in an `enter` of the ring.
+    can_shrink: bool,
     pool: Pool,
 }
 
@@ -59,7 +61,8 @@ impl Buffers {
         // Where several receives share a buffer, large buffers suit every connection.
         let first_size = if is_incremental { Size::Large } else { Size::Small };
         let classes = Size::ALL.map(|_| None);
-        let mut buffers = Buffers { first_size, classes, shapes, pool: pool.clone() };
+        let can_shrink = ring.collector().is_none() && ring.tier() == RingTier::Defer;
+        let mut buffers = Buffers { first_size, classes, shapes, can_shrink, pool: pool.clone() };
         let first = SizeClass::new(ring, shapes[first_size as usize], pool)?;
         buffers.classes[first_size as usize] = Some(first);
         Ok(buffers)
@@ -107,6 +110,22 @@ impl Buffers {
     pub(super) fn refill(&mut self) {
         for class in self.classes.iter_mut().flatten() {
             class.ring.refill(&self.pool);
+        }
+    }
+
+    /// Whether the kernel has more buffers than it needs without traffic, and
+    /// [`shrink`](Self::shrink) can take them back.
+    pub(super) fn have_grown(&self) -> bool {
+        self.can_shrink && self.classes.iter().flatten().any(|class| class.ring.has_grown())
+    }
+
+    /// Takes buffers back that were not needed since the last call. Every completion must have been
+    /// taken.
+    pub(super) fn shrink(&mut self) {
+        if self.can_shrink {
+            for class in self.classes.iter_mut().flatten() {
+                class.ring.shrink(&self.pool);
+            }
         }
     }
 

@@ -179,6 +179,18 @@ impl Backend for Uring {
         self.survive(collected, sink)?;
         Ok(self.pass_left == 0)
     }
+
+    fn has_grown(&self) -> bool {
+        self.operations.buffers.have_grown()
+    }
+
+    fn shrink(&mut self) {
+        let ring = &mut self.operations.ring;
+        // A completion that is not taken yet may name any buffer.
+        if ring.completion_count() == 0 && !ring.has_overflowed() {
+            self.operations.buffers.shrink();
+        }
+    }
 }
 
 impl Uring {

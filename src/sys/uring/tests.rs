@@ -256,6 +256,59 @@ fn a_lent_buffer_is_replaced_at_once_and_keeps_its_bytes() {
 }
 
 #[test]
+fn buffers_that_a_burst_needed_go_back_and_the_others_serve_on() {
+    const COUNT: u32 = 200;
+    let Some(mut bench) = Bench::new(&UringOptions::new()) else { return };
+    let small_first = usize::from(crate::config::uring::FIRST_SMALL_BUFFERS);
+    let mut peers: Vec<_> = (0..COUNT).map(|index| bench.attach(index, 0)).collect();
+    let mut received = 0;
+    for _ in 0..2 {
+        for (_, peer) in &mut peers {
+            peer.write_all(&[7; 3000]).expect("written");
+        }
+        received += 3000;
+        bench.until("the burst", |notes| {
+            (0..COUNT).all(|index| notes.of(Token::new(index, 0)).len() == received)
+        });
+    }
+    let ready = |bench: &Bench| bench.uring.operations.buffers.ready(Size::Small);
+    assert!(ready(&bench) > small_first, "the burst found enough buffers at first");
+    if bench.uring.operations.ring.tier() != RingTier::Defer {
+        assert!(!bench.uring.has_grown(), "the kernel may take buffers at any time");
+        return;
+    }
+    // A completion that is not taken names a buffer.
+    peers[0].1.write_all(&[8; 3000]).expect("written");
+    bench.uring.enter(Until::Timeout(Duration::from_secs(10))).expect("an enter");
+    assert!(bench.uring.operations.ring.completion_count() > 0, "the bytes have come");
+    let before = ready(&bench);
+    bench.uring.shrink();
+    bench.uring.shrink();
+    assert_eq!(ready(&bench), before);
+    bench.until("its bytes", |notes| notes.of(peers[0].0).len() == received + 3000);
+
+    // The first call finds the demand of the burst.
+    bench.uring.shrink();
+    bench.uring.shrink();
+    assert_eq!(ready(&bench), small_first);
+    assert!(!bench.uring.has_grown());
+    assert_eq!(bench.pool.stats().blocks, 0);
+    for round in 0..3 {
+        for (_, peer) in &mut peers[1..] {
+            peer.write_all(&[round; 3000]).expect("written");
+        }
+        received += 3000;
+        bench.until("what follows", |notes| {
+            (1..COUNT).all(|index| notes.of(Token::new(index, 0)).len() == received)
+        });
+        for index in 1..COUNT {
+            let bytes = bench.notes.of(Token::new(index, 0));
+            assert!(bytes[received - 3000..].iter().all(|byte| *byte == round));
+        }
+    }
+}
+
+#[test]
 fn a_paused_connection_receives_nothing_until_it_resumes() {
     let Some(mut bench) = Bench::new(&UringOptions::new()) else { return };
     bench.notes.pauses_at = Some(1);
