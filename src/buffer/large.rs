@@ -49,9 +49,9 @@ struct Class {
 
 impl Class {
     /// Removes the blocks that a decay frees. If no block was taken since the last decay: all of
-    /// them. Otherwise, in every [`DECAYS_OBSERVED`]th decay, those beyond twice the number that was
-    /// needed at the same time. Freeing more, or sooner, would free blocks that the next, slightly
-    /// higher peak needs.
+    /// them. Otherwise, in every [`DECAYS_OBSERVED`]th decay, those beyond twice the number that
+    /// was needed at the same time. Freeing more, or sooner, would free blocks that the next,
+    /// slightly higher peak needs.
     fn decay(&mut self, removed: &mut Vec<FreeBlock>) {
         let is_used = std::mem::take(&mut self.is_used);
         self.decays += 1;

@@ -84,9 +84,9 @@ impl UringOptions {
     }
 
     /// Receive buffers of each poller, rounded up to powers of two: `small` buffers of 4 KiB;
-    /// `large` buffers of 256 KiB, and eight times as many of 32 KiB, for connections whose receives
-    /// fill smaller ones. A poller starts with fewer, and gets all of them when a receive finds
-    /// none. Connections that find no buffer wait in order.
+    /// `large` buffers of 256 KiB, and eight times as many of 32 KiB, for connections whose
+    /// receives fill smaller ones. A poller starts with fewer, and gets all of them when a receive
+    /// finds none. Connections that find no buffer wait in order.
     #[must_use]
     pub fn receive_buffers(mut self, small: u16, large: u16) -> Self {
         self.small_buffers = small;

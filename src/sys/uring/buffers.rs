@@ -47,7 +47,7 @@ impl Buffers {
                     (count, config::uring::FIRST_LARGE_BUFFERS * times)
                 }
             };
-            // A kernel thread receives also while the poller is held up, and then needs all buffers.
+            // A kernel thread receives also while the poller is held up. It then needs all buffers.
             let first_count = if ring.collector().is_some() { count } else { few };
             Shape {
                 group: group(size),
