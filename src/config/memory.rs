@@ -30,8 +30,8 @@ const _: () = assert!(BLOCK_GROWTH_BYTES_MAX <= BLOCK_BYTES_MIN << (BLOCK_CLASSE
 pub(crate) const LARGE_BLOCK_BYTES_MIN: usize = 32 << 10;
 
 /// Free memory that the pool of a poller keeps in large blocks, of all sizes together. It was in
-/// use before, so a pool takes no more memory than it once needed. Echoes of 1 MiB on 100 connections
-/// take 116 MiB; with a bound of 32 MiB, half as many requests were served.
+/// use before, so a pool takes no more memory than it once needed. Echoes of 1 MiB on 100
+/// connections take 116 MiB; with a bound of 32 MiB, half as many requests were served.
 pub(crate) const FREE_LARGE_BYTES_MAX: usize = 256 << 20;
 const _: () = assert!(BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1) <= FREE_LARGE_BYTES_MAX);
 

@@ -189,9 +189,9 @@ impl BufferRing {
         self.ready > self.idle_count()
     }
 
-    /// Takes back the blocks beyond twice the demand since the last call, but for those that an idle
-    /// poller keeps ready. The kernel must not take blocks meanwhile, and every completion that
-    /// names a block must have been taken.
+    /// Takes back the blocks beyond twice the demand since the last call, but for those that an
+    /// idle poller keeps ready. The kernel must not take blocks meanwhile, and every completion
+    /// that names a block must have been taken.
     pub(super) fn shrink(&mut self, pool: &Pool) {
         let needed = (2 * std::mem::take(&mut self.demand.peak_since_shrink)).next_power_of_two();
         self.ready_max = self.ready_max.min(needed.max(self.idle_count()));
