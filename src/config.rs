@@ -184,15 +184,16 @@ impl Limits {
 
 /// The size of a small receive buffer. A typical RPC request fits. More of these buffers than of
 /// larger ones fit into the CPU cache.
-pub(crate) const SMALL_BUFFER_BYTES: usize = 4 << 10;
+pub(crate) const SMALL_BUFFER_BYTES: usize = with_header_room(4 << 10);
 
 /// The size of a medium receive buffer, for messages that are longer than a small buffer.
 /// docs/EXPERIMENTS.md has figures of all three sizes.
-pub(crate) const MEDIUM_BUFFER_BYTES: usize = 32 << 10;
+pub(crate) const MEDIUM_BUFFER_BYTES: usize = with_header_room(32 << 10);
 
 /// The size of a large receive buffer: as much as a fast sender sends between two visits of the
-/// poller. Two messages of 64 KiB fit, each with a header of a few bytes.
-pub(crate) const LARGE_BUFFER_BYTES: usize = 256 << 10;
+/// poller. Two messages of 64 KiB fit, each with a header. Larger buffers would push the received
+/// bytes out of the CPU cache before they are read.
+pub(crate) const LARGE_BUFFER_BYTES: usize = with_header_room(128 << 10);
 
 /// Receives in a row that would fit a smaller buffer, after which a connection moves to it.
 pub(crate) const FIT_SMALLER_TO_SHRINK: i8 = 64;

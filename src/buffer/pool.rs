@@ -21,7 +21,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::block::{Block, FreeBlock, Home};
 use super::large::LargeBlocks;
-use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX};
+use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, BLOCK_GROWTH_BYTES_MAX, with_header_room};
 use crate::config::{FREE_BLOCKS_MAX, FREE_BYTES_MAX, LOCAL_BLOCKS_MAX, LOCAL_BYTES_MAX};
 use crate::config::{FREE_LARGE_BYTES_MAX, LARGE_BLOCK_BYTES_MIN, SHARED_LARGE_BYTES_MAX};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -223,12 +223,14 @@ impl FreeLists {
     #[inline]
     fn class(&self, bytes: usize) -> usize {
         let units = bytes.saturating_sub(1) >> self.bytes_min_log2;
-        (usize::BITS - units.leading_zeros()) as usize
+        let class = (usize::BITS - units.leading_zeros()) as usize;
+        let fits_before = class > 0 && bytes <= self.class_bytes(class - 1);
+        class - usize::from(fits_before)
     }
 
     #[inline]
     fn class_bytes(&self, class: usize) -> usize {
-        1 << (self.bytes_min_log2 as usize + class)
+        with_header_room(1 << (self.bytes_min_log2 as usize + class))
     }
 
     /// Returns a block that was lent. `self` is the reference to its home that the block held.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::config::{BLOCK_BYTES_MIN, BLOCK_CLASSES, CHAIN_PIECES_KEPT};
-use crate::config::{FREE_LARGE_BYTES_MAX, LARGE_BLOCK_BYTES_MIN};
+use crate::config::{FREE_LARGE_BYTES_MAX, LARGE_BLOCK_BYTES_MIN, with_header_room};
 
 #[test]
 fn the_sizes_that_are_moved_around_stay_small() {
@@ -23,7 +23,7 @@ fn the_sizes_that_are_moved_around_stay_small() {
 fn blocks_begin_at_a_cache_line_and_large_ones_at_different_places_in_their_pages() {
     let pool = Pool::new();
     for class in 0..BLOCK_CLASSES {
-        let bytes = BLOCK_BYTES_MIN << class;
+        let bytes = with_header_room(BLOCK_BYTES_MIN << class);
         let mut blocks: Vec<Block> = (0..16).map(|_| pool.allocate(bytes)).collect();
         let place = |block: &mut Block| {
             assert_eq!(block.capacity_left(), bytes);
@@ -71,7 +71,7 @@ fn many_small_writes_take_few_blocks() {
     for _ in 0..100_000 {
         chain.write_copy(b"x", &pool);
     }
-    // 512 B, 512 B, 1 KB, … 32 KB, and 64 KB from there on.
+    // 528 B, 528 B, 1 KB, … 33 KB, and 66 KB from there on.
     assert_eq!(chain.slices().count(), 9);
     assert_eq!(pool.stats().blocks, 9);
 }
@@ -182,12 +182,12 @@ fn appended_bytes_of_the_user_are_not_dropped_however_few_they_are() {
 fn an_appended_chain_brings_its_spare_along() {
     let pool = Pool::new();
     let (mut chain, mut other) = (Chain::new(), Chain::new());
-    chain.write_copy(&[1; 512], &pool);
+    chain.write_copy(&[1; 528], &pool);
     other.write_copy(&[2; 300], &pool);
     chain.append(&mut other);
-    assert_eq!(chain.capacity_left(), 212);
-    chain.write_copy(&[3; 212], &pool);
-    assert_eq!(chain.slices().map(|slice| slice.len()).collect::<Vec<_>>(), [512, 512]);
+    assert_eq!(chain.capacity_left(), 228);
+    chain.write_copy(&[3; 228], &pool);
+    assert_eq!(chain.slices().map(|slice| slice.len()).collect::<Vec<_>>(), [528, 528]);
 }
 
 #[test]
@@ -229,10 +229,19 @@ fn iovs_cover_the_front_and_an_advance_may_end_anywhere() {
 #[test]
 fn size_classes_round_up_and_beyond_the_largest_is_exact() {
     let pool = Pool::new();
-    for (bytes, capacity) in [(0, 512), (512, 512), (513, 1024), (65_536, 65_536)] {
-        assert_eq!(pool.allocate(bytes).capacity_left(), capacity);
+    let of_64_kib = (64 << 10) + (2 << 10);
+    let classes = [
+        (0, 528),
+        (528, 528),
+        (529, 1056),
+        (65_536, of_64_kib),
+        (of_64_kib, of_64_kib),
+        (of_64_kib + 1, 2 * of_64_kib),
+    ];
+    for (bytes, capacity) in classes {
+        assert_eq!(pool.allocate(bytes).capacity_left(), capacity, "{bytes}");
     }
-    let largest = BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1);
+    let largest = with_header_room(BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1));
     assert_eq!(pool.allocate(largest / 2 + 1).capacity_left(), largest);
     assert_eq!(pool.allocate(largest + 1).capacity_left(), largest + 1);
     assert_eq!(in_use(&pool), (0, 0));
@@ -243,9 +252,9 @@ fn a_block_is_in_use_until_its_last_slice_is_dropped_on_any_thread() {
     let pool = Pool::new();
     let mut block = pool.allocate(1000);
     let slice = block.take(10);
-    assert_eq!(in_use(&pool), (1, 1024));
+    assert_eq!(in_use(&pool), (1, 1056));
     drop(block);
-    assert_eq!(in_use(&pool), (1, 1024));
+    assert_eq!(in_use(&pool), (1, 1056));
     let start = slice.as_ptr();
     thread::spawn(move || drop(slice)).join().expect("no panic");
     assert_eq!(in_use(&pool), (0, 0));

@@ -15,11 +15,19 @@ pub(crate) const BUDGET_LOOK_NS: u64 = 100_000_000;
 /// The smallest share of a connection.
 pub(crate) const SHARE_BYTES_MIN: usize = 16 << 10;
 
-/// The smallest block of a pool. Smaller blocks would save less memory than their headers need.
+/// The size of a block for messages of `bytes`, a power of two. Messages are often as long as a
+/// power of two, and have a header of a few bytes.
+pub(crate) const fn with_header_room(bytes: usize) -> usize {
+    bytes + bytes / 32
+}
+
+/// The smallest block of a pool, without its header room. Smaller blocks would save less memory
+/// than their headers need.
 pub(crate) const BLOCK_BYTES_MIN: usize = 512;
 
 /// The number of size classes of a pool. Each class has twice the size of the one before: 512 B to
-/// 8 MiB. A larger block is freed after its use, and its memory comes new from the system.
+/// 8 MiB, and header room. A larger block is freed after its use, and its memory comes new from the
+/// system.
 pub(crate) const BLOCK_CLASSES: usize = 15;
 
 /// The largest block that is allocated in advance while a chain grows by small writes.

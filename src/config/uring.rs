@@ -84,7 +84,7 @@ impl UringOptions {
     }
 
     /// Receive buffers of each poller, rounded up to powers of two: `small` buffers of 4 KiB;
-    /// `large` buffers of 256 KiB, and eight times as many of 32 KiB, for connections whose
+    /// `large` buffers of 128 KiB, and four times as many of 32 KiB, for connections whose
     /// receives fill smaller ones. A poller starts with fewer, and gets all of them when a receive
     /// finds none. Connections that find no buffer wait in order.
     #[must_use]
@@ -304,16 +304,16 @@ pub(crate) const BUFFERS_MAX: u16 = 32 << 10;
 /// 1 MiB of small buffers: half of a common second-level cache.
 pub(crate) const SMALL_BUFFERS: u16 = 256;
 
-/// 2 MiB of large buffers, allocated when the first connection needs one. With 16 connections,
-/// 1 MiB and half a MiB served 0.94 and 0.86 of the requests, because connections starved; 4 and
-/// 8 MiB, which do not fit the cache, served 0.93 and 0.85.
-pub(crate) const LARGE_BUFFERS: u16 = 8;
+/// 2 MiB of large buffers, allocated when the first connection needs one. With 16 connections, 8
+/// and 4 buffers served 0.94 and 0.86 of the requests, because connections starved; 32 and 64
+/// buffers, which do not fit the cache, served 0.93 and 0.85.
+pub(crate) const LARGE_BUFFERS: u16 = 16;
 
 /// Small buffers of a poller until a receive finds none: enough for a few dozen busy connections.
 pub(crate) const FIRST_SMALL_BUFFERS: u16 = 64;
 
 /// Large buffers of a poller until a receive finds none: enough for one or two streams.
-pub(crate) const FIRST_LARGE_BUFFERS: u16 = 2;
+pub(crate) const FIRST_LARGE_BUFFERS: u16 = 4;
 
 /// Rounds over which the demand for large buffers is observed.
 pub(crate) const DEMAND_ROUNDS: u32 = 64;

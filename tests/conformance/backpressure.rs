@@ -39,7 +39,7 @@ const BUDGET: usize = 8 << 20;
 const LOW: usize = 64 << 10;
 const HIGH: usize = 256 << 10;
 /// Of the largest blocks that are received into.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 132 << 10;
 
 fn watermarks() -> Tuning {
     Tuning { input_watermarks: (LOW, HIGH), ..Tuning::default() }
