@@ -44,9 +44,9 @@ impl LinkBuffer {
         LinkBuffer::default()
     }
 
-    /// An empty buffer with blocks of about `block_bytes`: rounded up to a power of two, and 1/32 of
-    /// that more, or as large as a single write needs. With tiny blocks, tests can cover bytes that
-    /// span blocks. Other code uses [`new`](Self::new).
+    /// An empty buffer with blocks of about `block_bytes`: rounded up to a power of two, and 1/32
+    /// of that more, or as large as a single write needs. With tiny blocks, tests can cover bytes
+    /// that span blocks. Other code uses [`new`](Self::new).
     pub fn with_block_bytes(block_bytes: usize) -> LinkBuffer {
         LinkBuffer::with_pool(Pool::with_block_bytes(block_bytes))
     }
