@@ -187,7 +187,7 @@ impl Limits {
 pub(crate) const SMALL_BUFFER_BYTES: usize = with_header_room(4 << 10);
 
 /// The size of a medium receive buffer, for messages that are longer than a small buffer.
-/// docs/EXPERIMENTS.md has figures of all three sizes.
+/// docs/EXPERIMENTS.md has figures.
 pub(crate) const MEDIUM_BUFFER_BYTES: usize = with_header_room(32 << 10);
 
 /// The size of a large receive buffer: as much as a fast sender sends between two visits of the

@@ -37,7 +37,8 @@ impl Size {
 /// Chooses the buffer size of a connection.
 pub(super) struct SizeChoice {
     size: Size,
-    /// Bytes of the last receives if these filled their buffers; otherwise 0.
+    /// Bytes of the last receives, at most a large buffer's, if these filled their buffers;
+    /// otherwise 0.
     filled_bytes: usize,
     /// How many receives in a row suited another size: positive for a larger one, negative for a
     /// smaller one.
@@ -61,11 +62,13 @@ impl SizeChoice {
     }
 
     /// Notes a receive of `bytes` into a buffer of the chosen size. After `to_grow` receives in a
-    /// row that suit a larger buffer, the size is that of the last one. The size shrinks likewise.
+    /// row that suit a larger buffer, the last of them decides the new size. After
+    /// [`FIT_SMALLER_TO_SHRINK`] receives in a row that suit a smaller one, the last decides too.
     #[inline]
     pub(super) fn note(&mut self, bytes: usize, to_grow: i8) {
         let total_bytes = self.filled_bytes + bytes;
-        self.filled_bytes = if bytes >= self.size.bytes() { total_bytes } else { 0 };
+        let is_full = bytes >= self.size.bytes();
+        self.filled_bytes = if is_full { total_bytes.min(LARGE_BUFFER_BYTES) } else { 0 };
         let fitting = Size::beyond(total_bytes);
         if fitting == self.size {
             self.streak = 0;
