@@ -198,8 +198,9 @@ pub(crate) const LARGE_BUFFER_BYTES: usize = with_header_room(128 << 10);
 /// Receives in a row that would fit a smaller buffer, after which a connection moves to it.
 pub(crate) const FIT_SMALLER_TO_SHRINK: i8 = 64;
 
-/// A receive that fills at least 1 / `LENT_PART_MIN` of its block stays in it; a shorter one is
-/// copied into a block of its size. So a stored byte occupies at most four bytes of memory.
+/// A receive that fills at least 1 / `LENT_PART_MIN` of its block, header room apart, stays in it.
+/// A shorter one is copied into a block of its size. So a stored byte occupies about four bytes of
+/// memory at most.
 pub(crate) const LENT_PART_MIN: usize = 4;
 
 /// The largest number of events that one call takes from the kernel. It bounds how long a

@@ -18,6 +18,8 @@ use crate::sync::{Mutex, lock};
 
 pub(super) struct LargeBlocks {
     lists: Mutex<Lists>,
+    /// The memory of the blocks in `lists`. Changed under the lock.
+    free_bytes: AtomicUsize,
     /// The most memory that the lists keep.
     free_bytes_max: usize,
     /// All large blocks of the pool, free or in use.
@@ -30,7 +32,6 @@ struct Lists {
     /// The largest classes of the pool, from `first_class` on.
     classes: Box<[Class]>,
     free_blocks: usize,
-    free_bytes: usize,
 }
 
 /// The free blocks of one size.
@@ -38,10 +39,11 @@ struct Lists {
 struct Class {
     /// The block that was returned last is the last one.
     free: Vec<FreeBlock>,
-    /// The smallest length of `free` in the last `decays` decays: so many blocks were not needed.
+    /// The smallest length of `free` since the observation began: so many blocks were not needed.
     least: usize,
-    /// The largest length in that time.
+    /// The largest length since then.
     most: usize,
+    /// The decays since then.
     decays: u32,
     /// Whether a block was taken since the last decay.
     is_used: bool,
@@ -69,7 +71,8 @@ impl LargeBlocks {
     pub(super) fn new(classes: usize, free_bytes_max: usize) -> LargeBlocks {
         let classes = (0..classes).map(|_| Class::default()).collect();
         LargeBlocks {
-            lists: Mutex::new(Lists { classes, free_blocks: 0, free_bytes: 0 }),
+            lists: Mutex::new(Lists { classes, free_blocks: 0 }),
+            free_bytes: AtomicUsize::new(0),
             free_bytes_max,
             blocks: AtomicUsize::new(0),
             aside: AtomicUsize::new(0),
@@ -84,14 +87,14 @@ impl LargeBlocks {
         let block = class.free.pop()?;
         class.least = class.least.min(class.free.len());
         lists.free_blocks -= 1;
-        lists.free_bytes -= block.capacity();
+        self.free_bytes.fetch_sub(block.capacity(), Ordering::Relaxed);
         Some(block)
     }
 
     /// Keeps a free block. Returns the block if the lists are full, or have no such class.
     pub(super) fn push(&self, index: usize, block: FreeBlock) -> Option<FreeBlock> {
         let mut lists = lock(&self.lists);
-        let free_bytes = lists.free_bytes + block.capacity();
+        let free_bytes = self.free_bytes() + block.capacity();
         if free_bytes > self.free_bytes_max {
             return Some(block);
         }
@@ -99,14 +102,20 @@ impl LargeBlocks {
         class.free.push(block);
         class.most = class.most.max(class.free.len());
         lists.free_blocks += 1;
-        lists.free_bytes = free_bytes;
+        self.free_bytes.store(free_bytes, Ordering::Relaxed);
         None
     }
 
     /// How many blocks are free, and their memory in bytes.
     pub(super) fn free(&self) -> (usize, usize) {
         let lists = lock(&self.lists);
-        (lists.free_blocks, lists.free_bytes)
+        (lists.free_blocks, self.free_bytes())
+    }
+
+    /// The memory of the free blocks, in bytes.
+    #[inline]
+    pub(super) fn free_bytes(&self) -> usize {
+        self.free_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether there are large blocks, except those that a backend has set aside.
@@ -121,7 +130,8 @@ impl LargeBlocks {
         let mut lists = lock(&self.lists);
         lists.classes.iter_mut().for_each(|class| class.decay(&mut removed));
         lists.free_blocks -= removed.len();
-        lists.free_bytes -= removed.iter().map(FreeBlock::capacity).sum::<usize>();
+        let removed_bytes = removed.iter().map(FreeBlock::capacity).sum();
+        self.free_bytes.fetch_sub(removed_bytes, Ordering::Relaxed);
         removed
     }
 

@@ -48,8 +48,8 @@ impl Pool {
         Pool::with_large_bytes(FREE_LARGE_BYTES_MAX)
     }
 
-    /// A pool of one size class: `block_bytes`, rounded up to a power of two. Tests use it to let a
-    /// few bytes span several blocks.
+    /// A pool of one size class: `block_bytes`, rounded up to a power of two, and 1/32 more. Tests
+    /// use it to let a few bytes span several blocks.
     pub(crate) fn with_block_bytes(block_bytes: usize) -> Pool {
         let bytes = block_bytes.max(1).next_power_of_two();
         Pool::with_classes(bytes, 1, block_bytes, SHARED_LARGE_BYTES_MAX)
@@ -123,10 +123,11 @@ impl Pool {
         }
     }
 
-    /// Memory of all blocks in bytes, in use or free. Cheaper than `stats`.
+    /// Memory of all blocks in bytes, without free large blocks. Cheaper than `stats`.
     #[inline]
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.0.block_bytes.load(Ordering::Relaxed)
+        let block_bytes = self.0.block_bytes.load(Ordering::Relaxed);
+        block_bytes.saturating_sub(self.0.large.free_bytes())
     }
 
     /// Frees the free blocks that are not large, except those in the lists of another thread that

@@ -37,14 +37,18 @@ const _: () = assert!(BLOCK_GROWTH_BYTES_MAX <= BLOCK_BYTES_MIN << (BLOCK_CLASSE
 /// Blocks from this size on are large.
 pub(crate) const LARGE_BLOCK_BYTES_MIN: usize = 32 << 10;
 
+/// Large blocks of a process that are mappings of their own. Further ones are on the heap.
+pub(crate) const MAPPINGS_MAX: usize = 16 << 10;
+
 /// Free memory that the pool of a poller keeps in large blocks, of all sizes together. It was in
 /// use before, so a pool takes no more memory than it once needed. Echoes of 1 MiB on 100
-/// connections take 116 MiB; with a bound of 32 MiB, half as many requests were served.
+/// connections take 116 MB; with a bound of 32 MiB, half as many requests were served.
 pub(crate) const FREE_LARGE_BYTES_MAX: usize = 256 << 20;
-const _: () = assert!(BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1) <= FREE_LARGE_BYTES_MAX);
+const _: () =
+    assert!(with_header_room(BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1)) <= FREE_LARGE_BYTES_MAX);
 
 /// The same for the pool that the process shares.
-pub(crate) const SHARED_LARGE_BYTES_MAX: usize = 4 << 20;
+pub(crate) const SHARED_LARGE_BYTES_MAX: usize = with_header_room(4 << 20);
 
 /// How often a poller frees large blocks that were not needed. A poller without traffic has freed
 /// all of them after twice this time, and sleeps without a timeout then.

@@ -312,13 +312,14 @@ pub(crate) const LARGE_BUFFERS: u16 = 16;
 /// Small buffers of a poller until a receive finds none: enough for a few dozen busy connections.
 pub(crate) const FIRST_SMALL_BUFFERS: u16 = 64;
 
-/// Large buffers of a poller until a receive finds none: enough for one or two streams.
+/// Large buffers of a poller until a receive finds none: enough for one or two streams. The medium
+/// buffers have as much memory, at first and at most.
 pub(crate) const FIRST_LARGE_BUFFERS: u16 = 4;
 
-/// Rounds over which the demand for large buffers is observed.
+/// Rounds over which the demand for medium and large buffers is observed.
 pub(crate) const DEMAND_ROUNDS: u32 = 64;
 
-/// The fewest large buffers that are kept ready.
+/// The fewest medium and large buffers that are kept ready.
 pub(crate) const READY_BLOCKS_MIN: usize = 2;
 
 /// A flush of more bytes sends with a system call on the flushing thread, not with the poller's

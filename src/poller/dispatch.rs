@@ -31,7 +31,7 @@ pub(super) struct Dispatcher<E: Endpoint> {
     pub(super) budget: Budget,
     /// Set while the poller is short of memory: how many unread bytes each endpoint may hold.
     share_bytes: Option<usize>,
-    /// When `tidy_memory` frees large blocks next. `None`: there are none.
+    /// When `tidy_memory` frees memory next. `None`: there is nothing to free.
     decay_at_ns: Option<u64>,
     /// The time after the last wait that ended while a timer was set.
     pub(super) now_ns: u64,
@@ -285,7 +285,8 @@ impl<E: Endpoint> Dispatcher<E> {
     }
 
     /// Decides how many unread bytes each connection may hold. Frees blocks that will not be used
-    /// soon. While there are large blocks, the poller comes here at least in every decay interval.
+    /// soon. While there are large blocks, or the backend has grown, the poller comes here at least
+    /// in every decay interval.
     pub(super) fn tidy_memory<B: Backend>(&mut self, backend: &mut B) {
         let pool = &self.remote.pool;
         let slots = &self.slots;

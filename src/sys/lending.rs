@@ -5,11 +5,11 @@
 
 use super::Received;
 use crate::buffer::{Block, Pool};
-use crate::config::LENT_PART_MIN;
+use crate::config::{LENT_PART_MIN, with_header_room};
 
 /// Whether to lend a block of `block_bytes` that received `bytes`.
 pub(super) fn is_lent(bytes: usize, block_bytes: usize) -> bool {
-    bytes >= block_bytes / LENT_PART_MIN
+    with_header_room(bytes) >= block_bytes / LENT_PART_MIN
 }
 
 /// The `bytes` that `block` received, lent or copied. After lending, `block` is a new block of the

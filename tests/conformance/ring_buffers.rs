@@ -1,4 +1,4 @@
-//! Receive buffers of a ring: running out of them, lending them, and their two sizes.
+//! Receive buffers of a ring: running out of them, lending them, and their sizes.
 //!
 //! A connection that finds no buffer waits and loses nothing. A buffer that the user holds is not
 //! reused until it is dropped. A stream gets larger buffers.
@@ -35,7 +35,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Two buffers of each size, so that the third connection with data waits.
+/// Two small buffers, so that the third connection with data waits.
 fn two_buffers() -> UringOptions {
     UringOptions::new().receive_buffers(2, 2)
 }

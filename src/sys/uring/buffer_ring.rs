@@ -1,7 +1,8 @@
 //! A ring of receive buffers, from which the kernel takes the buffer for each receive.
 //!
 //! The buffers are blocks of the poller's pool. The kernel fills them in ring order and names each
-//! by its number. A ring starts with few blocks, and gets all of them when a receive finds none. A
+//! by its number. A ring starts with few blocks, gets all of them when a receive finds none,
+//! and gives them back when there is no traffic. A
 //! new block replaces a lent block at once, so a slice that the user keeps takes memory and no
 //! place in the ring. The poller's thread owns the ring and is its only producer.
 //!
@@ -84,7 +85,8 @@ impl BufferRing {
             tail: 0,
             ready: 0,
             ready_max: usize::from(count.min(shape.first_count)),
-            demand: Demand::default(),
+            // Until the next shrink, the new ring keeps the blocks it begins with.
+            demand: Demand { peak_since_shrink: usize::from(count), ..Demand::default() },
             set_aside: 0,
         };
         buffers.refill(pool);
@@ -178,7 +180,8 @@ impl BufferRing {
         self.account(self.ready, pool);
     }
 
-    /// Notes that a receive found no block. From now on the kernel gets as many blocks as fit.
+    /// Notes that a receive found no block. Until the next shrink, the kernel gets as many blocks
+    /// as fit.
     pub(super) fn ran_dry(&mut self) {
         self.ready_max = self.blocks.len();
         self.demand = Demand { peak_since_shrink: self.blocks.len(), ..Demand::default() };
@@ -189,11 +192,12 @@ impl BufferRing {
         self.ready > self.idle_count()
     }
 
-    /// Takes back the blocks beyond twice the demand since the last call, but for those that an
+    /// Takes back the blocks beyond twice the demand since the last call, except those that an
     /// idle poller keeps ready. The kernel must not take blocks meanwhile, and every completion
     /// that names a block must have been taken.
     pub(super) fn shrink(&mut self, pool: &Pool) {
-        let needed = (2 * std::mem::take(&mut self.demand.peak_since_shrink)).next_power_of_two();
+        let peak = std::mem::take(&mut self.demand).peak_since_shrink;
+        let needed = (2 * peak).next_power_of_two();
         self.ready_max = self.ready_max.min(needed.max(self.idle_count()));
         let mut unneeded = Vec::new();
         while self.ready > self.ready_max {

@@ -1,8 +1,9 @@
 //! Receive buffers of each size, and the connections that wait for a buffer.
 //!
 //! Owned by the poller's thread. Small buffers suit requests: large ones would not stay in the CPU
-//! cache. Large buffers suit streams: small ones would cut a stream into many completions. A
-//! connection starts with small buffers, and moves as `sys/buffer_size.rs` says.
+//! cache. Medium buffers suit longer messages. Large buffers suit streams: small ones would cut a
+//! stream into many completions. A connection starts with small buffers, and moves as
+//! `sys/buffer_size.rs` says.
 
 use std::collections::VecDeque;
 use std::io;
@@ -48,14 +49,15 @@ impl Buffers {
                 }
             };
             // A kernel thread receives also while the poller is held up. It then needs all buffers.
-            let first_count = if ring.collector().is_some() { count } else { few };
+            let has_thread = ring.collector().is_some();
+            let first_count = if has_thread { count } else { few };
             Shape {
                 group: group(size),
                 count,
                 first_count,
                 bytes: size.bytes(),
                 is_incremental,
-                is_elastic: size != Size::Small,
+                is_elastic: size == Size::Large || size == Size::Medium && !has_thread,
             }
         });
         // Where several receives share a buffer, large buffers suit every connection.

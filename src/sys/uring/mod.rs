@@ -186,8 +186,9 @@ impl Backend for Uring {
 
     fn shrink(&mut self) {
         let ring = &mut self.operations.ring;
-        // A completion that is not taken yet may name any buffer.
-        if ring.completion_count() == 0 && !ring.has_overflowed() {
+        // A completion that is not taken yet, or was lost, may name any buffer.
+        let has_all = ring.completion_count() == 0 && !ring.has_overflowed();
+        if has_all && !ring.has_lost_completions() {
             self.operations.buffers.shrink();
         }
     }
@@ -325,7 +326,8 @@ impl Uring {
                 {
                     entry.reception = Reception::Off;
                     self.operations.follow(entry);
-                    buffers_left -= 1;
+                    let takes_one = entry.reception == Reception::Armed && entry.armed_size == size;
+                    buffers_left -= usize::from(takes_one);
                 }
             }
         }

@@ -222,6 +222,15 @@ impl Ring {
         }
     }
 
+    /// Whether the kernel has ever dropped a completion. It has filled a buffer then that no
+    /// completion names.
+    pub(super) fn has_lost_completions(&mut self) -> bool {
+        match &mut self.driver {
+            Driver::Owner(io) => io.completion().overflow() > 0,
+            Driver::Thread(..) => true,
+        }
+    }
+
     /// How many completions the queue holds.
     pub(super) fn completion_count(&mut self) -> usize {
         match &mut self.driver {
