@@ -34,17 +34,23 @@ impl Endpoint for Core {
     }
 
     fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Started>> {
-        self.token.store(token.bits(), Ordering::Relaxed);
+        // Under the lock that flushes hold: a flush that finds the token leaves its bytes to the
+        // poller, and must not come before bytes that an earlier flush has put into the queue.
+        let output = {
+            let mut output = lock(&self.output);
+            self.token.store(token.bits(), Ordering::Relaxed);
+            output.take_queue()
+        };
         // With half the mark, buffered input stays below one and a half times the mark.
         let at_once_bytes = self.limits.input_high_bytes / 2;
         if self.life.is_closed() {
             // The connection was closed. Submitted bytes must still be sent. If another thread is
             // closing now, that thread makes the connection linger, or sends `Command::Remove`.
-            let mut output = lock(&self.output);
-            if output.ending == Ending::Ended {
+            if lock(&self.output).ending == Ending::Ended {
+                user_code::discard(output);
                 return None;
             }
-            return Some(Attached { at_once_bytes, output: output.take_queue(), start: None });
+            return Some(Attached { at_once_bytes, output, start: None });
         }
         let start = match &self.service {
             Some(service) => {
@@ -66,7 +72,6 @@ impl Endpoint for Core {
             self.timeouts.touch(now_ns());
             self.arm(self.idle_at());
         }
-        let output = lock(&self.output).take_queue();
         Some(Attached { at_once_bytes, output, start })
     }
 

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::sync::Barrier;
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ringpoll::Error;
 
@@ -20,6 +20,7 @@ macro_rules! cases {
             writing_to_a_peer_that_is_gone_ends_in_a_closed_error
             a_half_kept_elsewhere_learns_that_its_handler_failed
             deadlines_moved_by_many_threads_neither_fire_early_nor_get_lost
+            submits_that_race_with_the_attachment_keep_their_order
         }
     };
 }
@@ -218,6 +219,32 @@ pub(crate) fn deadlines_moved_by_many_threads_neither_fire_early_nor_get_lost(
         assert!(error.is_read_timeout(), "{error:?}");
         assert!(at >= last, "early by {:?}", last - at);
         peer.shutdown(Shutdown::Both)?;
+    }
+    Ok(())
+}
+
+/// An adopted connection can be written to before its poller has given it a slot.
+pub(crate) fn submits_that_race_with_the_attachment_keep_their_order(t: &Fixture) -> Check {
+    const ROUNDS: usize = 2000;
+    // The kernel takes the front of a piece, so all others have to wait.
+    const PIECE: usize = 100_000;
+    let bytes = pattern(0, 3 * PIECE);
+    let mut random = t.random();
+    for _ in 0..ROUNDS {
+        let (ours, theirs) = tcp_pair()?;
+        let mut conn = t.dialer().adopt(ours.into())?;
+        shrink_send_buffer(&conn)?;
+        // The poller wakes up meanwhile.
+        let (begun, pause) = (Instant::now(), Duration::from_micros(random.within(0..80) as u64));
+        while begun.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        for piece in bytes.chunks(PIECE) {
+            conn.write_copy(piece)?;
+            conn.submit()?;
+        }
+        conn.close();
+        assert!(read_all(&theirs)? == bytes, "the stream is not what was submitted");
     }
     Ok(())
 }
