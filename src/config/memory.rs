@@ -42,7 +42,7 @@ pub(crate) const MAPPINGS_MAX: usize = 16 << 10;
 
 /// Free memory that the pool of a poller keeps in large blocks, of all sizes together. It was in
 /// use before, so a pool takes no more memory than it once needed. Echoes of 1 MiB on 100
-/// connections take 116 MB; with a bound of 32 MiB, half as many requests were served.
+/// connections take 116 MB; with a bound of 32 MiB, epoll served half as many requests.
 pub(crate) const FREE_LARGE_BYTES_MAX: usize = 256 << 20;
 const _: () =
     assert!(with_header_room(BLOCK_BYTES_MIN << (BLOCK_CLASSES - 1)) <= FREE_LARGE_BYTES_MAX);

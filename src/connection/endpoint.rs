@@ -34,8 +34,9 @@ impl Endpoint for Core {
     }
 
     fn on_attached(self: &Arc<Self>, token: Token) -> Option<Attached<Started>> {
-        // Under the lock that flushes hold: a flush that finds the token leaves its bytes to the
-        // poller, and must not come before bytes that an earlier flush has put into the queue.
+        // In one step, under the lock that flushes hold. A flush that finds the token leaves its
+        // bytes to the poller, and the next flush queues behind them. The poller must not take
+        // that queue here, because it would have two sends then.
         let output = {
             let mut output = lock(&self.output);
             self.token.store(token.bits(), Ordering::Relaxed);
