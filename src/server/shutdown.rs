@@ -310,13 +310,14 @@ impl ServerHandle {
 
     /// Begins the shutdown.
     fn drain(&self) {
-        self.0.state.shutdown.raise();
         self.0.state.progress.lock().ending = true;
         for acceptor in std::mem::take(&mut *lock(&self.0.acceptors)) {
             for remote in self.0.pollers.remotes() {
                 remote.send(Command::Unlisten(Arc::clone(&acceptor)));
             }
         }
+        // The listeners come first: handlers that wait for this signal close their connections.
+        self.0.state.shutdown.raise();
         self.0.visit(|connection| connection.end_when_idle());
     }
 

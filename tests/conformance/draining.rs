@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::Write;
+use std::net::TcpStream;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -21,6 +22,7 @@ macro_rules! cases {
             a_spawned_future_is_told_of_the_shutdown_after_its_connection_has_gone
             futures_that_stop_waiting_for_the_shutdown_leave_no_waker
             wakers_of_the_shutdown_may_panic_and_call_anything
+            listeners_stop_before_handlers_hear_of_the_shutdown
             a_connection_without_a_server_waits_for_no_shutdown
             a_handler_that_awaits_the_shutdown_of_its_server_gets_it_at_the_deadline
             a_handler_that_forces_the_shutdown_of_its_server_ends_it
@@ -200,6 +202,22 @@ pub(crate) fn wakers_of_the_shutdown_may_panic_and_call_anything(t: &Fixture) ->
     assert_eq!(counts.0.load(Ordering::SeqCst), 1, "a panic took a wake-up from another future");
     assert!(again.lock().expect("nobody panics here").is_some());
     assert_ended(&peer);
+    Ok(())
+}
+
+/// The shutdown calls the waker, so it cannot go on before the waker returns.
+pub(crate) fn listeners_stop_before_handlers_hear_of_the_shutdown(t: &Fixture) -> Check {
+    let (server, _handles) = exposing(t);
+    let addr = addr_of(&server);
+    let (stopped, seen) = channel();
+    let waits = Calls(Box::new(move || {
+        eventually("accepting stops", || TcpStream::connect(addr).is_err());
+        let _ = stopped.send(());
+    }));
+    let mut begun = server.shutdown_begun();
+    assert!(!poll(&mut begun, &Waker::from(Arc::new(waits))));
+    server.shutdown(DEADLINE)?;
+    seen.try_recv().expect("a handler heard of the shutdown while the server accepted");
     Ok(())
 }
 

@@ -87,7 +87,8 @@ pub(crate) async fn a_graceful_end_answers_what_has_begun_and_closes_what_is_idl
         client.driver.await??;
     }
     wait_until(|| server.stats().open == 2).await;
-    TcpStream::connect(addr).await.expect_err("the listener is closed");
+    // A worker may close a connection before the poller has closed the listener.
+    while TcpStream::connect(addr).await.is_ok() {}
     assert!(!ended.is_finished(), "it waits for requests");
     gate.may_answer.add_permits(2);
     for asks in waiting {
