@@ -74,8 +74,10 @@ impl Counters {
 counters! {
     /// Calls that wait for events, or check for them. With io_uring they also submit operations.
     wait_calls,
-    /// Receive calls, including those that found no bytes.
+    /// Receive calls of the poller, including those that found no bytes.
     receive_calls,
+    /// Receive calls that readers made, into the memory of their users.
+    direct_receives,
     /// Bytes received.
     received_bytes,
     /// Runs of handlers that were begun, or queued for a worker or a runtime.
@@ -143,6 +145,7 @@ impl PollerStats {
         self.wait_calls
             + self.submit_calls
             + self.receive_calls
+            + self.direct_receives
             + self.send_calls
             + self.accept_calls
             + self.control_calls

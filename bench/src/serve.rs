@@ -366,6 +366,7 @@ fn poller_counters(stats: &PollerStats) -> Vec<(String, Value)> {
         ("wait_calls", stats.wait_calls),
         ("submit_calls", stats.submit_calls),
         ("receive_calls", stats.receive_calls),
+        ("direct_receives", stats.direct_receives),
         ("send_calls", stats.send_calls),
         ("accept_calls", stats.accept_calls),
         ("control_calls", stats.control_calls),

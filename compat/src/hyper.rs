@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Executor, Read, ReadBufCursor, Sleep, Timer, Write};
+use hyper_util::rt::TokioIo;
 use ringpoll::Handle;
 use tokio::io::AsyncWrite;
 
@@ -160,12 +161,10 @@ impl Read for TokioStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        mut buffer: ReadBufCursor<'_>,
+        buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        if buffer.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        self.get_mut().poll_take(cx, buffer.remaining(), |bytes| buffer.put_slice(bytes))
+        // The adapter lends the room in `buffer` as tokio's type, into which a read can receive.
+        Pin::new(&mut TokioIo::new(self.get_mut())).poll_read(cx, buffer)
     }
 }
 

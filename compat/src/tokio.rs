@@ -155,15 +155,12 @@ impl TokioStream {
         (TokioReadHalf { inner: reader }, TokioWriteHalf { inner: writer, output_bytes_max })
     }
 
-    /// Waits for input. If it has to wait, it submits the gathered bytes, because the peer may wait
-    /// for them.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let polled = self.inner.poll_readable(cx);
-        if polled.is_pending() && self.inner.pending_len() > 0 {
+    /// Submits the gathered bytes where a read waits, because the peer may wait for them.
+    fn note_input(&mut self, waits: bool) {
+        if waits && self.inner.pending_len() > 0 {
             // An error of it is returned by the next write or flush.
             let _ = self.inner.submit();
         }
-        polled.map_err(io::Error::from)
     }
 }
 
@@ -178,9 +175,8 @@ impl TokioReadHalf {
         self.inner
     }
 
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.inner.poll_readable(cx).map_err(io::Error::from)
-    }
+    /// A reader without its writer submits nothing.
+    fn note_input(&self, _waits: bool) {}
 }
 
 impl TokioWriteHalf {

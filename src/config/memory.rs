@@ -93,3 +93,13 @@ pub(crate) const SPARE_PARTS_MAX: usize = 256;
 
 /// The queue of an empty chain keeps its memory up to this many pieces.
 pub(crate) const CHAIN_PIECES_KEPT: usize = 16;
+
+/// A reader receives into the memory of its user if there is room for so many bytes, and if so many
+/// have come at once before. Below it, a system call for each receive costs more than the copy that
+/// it saves.
+pub(crate) const DIRECT_ROOM_MIN: usize = 16 << 10;
+pub(crate) const DIRECT_BYTES_MIN: u32 = 16 << 10;
+
+/// Bytes that one reader may receive into the memory of its user before other connections of its
+/// poller are served.
+pub(crate) const DIRECT_TURN_BYTES: u32 = 1 << 20;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::Service;
+use super::direct::Direct;
 use super::handle::Handle;
 use super::input::Input;
 use super::output::{Flusher, Output};
@@ -55,7 +56,7 @@ pub(crate) struct Core {
 
 /// With its slot and its socket, a connection at rest is to cost little more than half a KiB.
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Core>() <= 448);
+const _: () = assert!(size_of::<Core>() <= 464);
 
 type Callback = Box<dyn FnOnce(&Handle) + Send>;
 
@@ -180,7 +181,7 @@ impl Core {
     /// `wanted_bytes`.
     pub(super) fn resume_if_room(
         self: &Arc<Self>,
-        input: MutexGuard<'_, Input>,
+        mut input: MutexGuard<'_, Input>,
         wanted_bytes: usize,
     ) {
         if !self.paused.load(Ordering::Relaxed) {
@@ -189,6 +190,7 @@ impl Core {
         let buffered = input.buffered_bytes();
         if buffered <= self.limits.input_low_bytes || wanted_bytes > buffered {
             self.paused.store(false, Ordering::Relaxed);
+            input.direct = Direct::Off;
             drop(input);
             self.remote.send(Command::Resume(Arc::clone(self)));
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
+use super::direct::Direct;
 use super::handle::Handle;
 use super::input::{End, Filed, Started};
 use super::output::{Ending, Output};
@@ -115,6 +116,11 @@ impl Endpoint for Core {
                 let mut input = lock(&self.input);
                 input.connected = Some(result);
                 Wanted { reader: input.take_waker(), ..Wanted::default() }
+            }
+            Completion::Readable(number) => {
+                let mut input = lock(&self.input);
+                let reader = if input.open(number) { input.take_waker() } else { None };
+                Wanted { reader, ..Wanted::default() }
             }
             Completion::HungUp => {
                 let mut wanted = self.on_peer_gone();
@@ -372,13 +378,14 @@ impl Core {
     /// buffer. If it holds none, a thread of the kernel may have received them since the last pass.
     /// So such a timer fires only after one more pass.
     fn looks_again_at(&self, now_ns: u64) -> Option<u64> {
-        let (read_ns, has_ended) = {
+        let (read_ns, has_ended, is_asked) = {
             let input = lock(&self.input);
-            (input.until_ns(), input.end.is_some())
+            (input.until_ns(), input.end.is_some(), input.direct == Direct::Asked)
         };
         let due_ns = read_ns.min(self.idle_at());
         let is_due = due_ns <= now_ns && now_ns - due_ns < config::UNSEEN_INPUT_MAX_NS;
-        let receives = !self.paused.load(Ordering::Relaxed) && !self.life.is_closed();
+        let is_paused = self.paused.load(Ordering::Relaxed) && !is_asked;
+        let receives = !is_paused && !self.life.is_closed();
         let had_nothing = self.kernel_had_nothing.swap(false, Ordering::Relaxed);
         if !is_due || !receives || has_ended {
             return None;

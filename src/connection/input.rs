@@ -10,10 +10,11 @@ use std::io;
 use std::task::Waker;
 
 use crate::buffer::{Chain, Pool, Staging};
-use crate::config::Limits;
+use crate::config::{DIRECT_BYTES_MIN, Limits};
 use crate::poller::Received;
 use crate::poller::timers::NEVER;
 
+use super::direct::Direct;
 use super::parts;
 use super::state::{Kind, Runs};
 
@@ -43,6 +44,12 @@ pub(super) struct Input {
     /// Why nothing more will be received; `None` while more may come.
     pub(super) end: Option<End>,
     pub(super) wait: Option<Wait>,
+    /// Who receives.
+    pub(super) direct: Direct,
+    /// The number of the last wait until the socket is readable.
+    pub(super) asked: u32,
+    /// The reader found many bytes in the inbox the last time.
+    pub(super) took_many: bool,
     /// How connecting ended.
     pub(super) connected: Option<io::Result<()>>,
 }
@@ -106,6 +113,9 @@ impl Input {
             reader: None,
             writer: None,
             disconnect_owed: false,
+            direct: Direct::Off,
+            asked: 0,
+            took_many: false,
             connected: None,
         }
     }
@@ -223,6 +233,7 @@ impl Input {
     /// Moves all bytes of the inbox to the reader.
     pub(super) fn refill(&mut self, reader: &mut Chain) {
         if let Some(mut inbox) = self.inbox.take() {
+            self.took_many = inbox.len() >= DIRECT_BYTES_MIN as usize;
             reader.append(&mut inbox);
             self.inbox = parts::keep_reader(inbox);
         }
@@ -325,6 +336,14 @@ impl Input {
 
     pub(super) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Notes bytes that the reader has received by itself.
+    pub(super) fn received_directly(&mut self, bytes: usize) {
+        self.received += bytes as u64;
+        if let Direct::Open { turn_bytes } = &mut self.direct {
+            *turn_bytes = turn_bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        }
     }
 
     /// Takes out all buffered bytes. The caller drops them without the lock, because the writer may

@@ -6,6 +6,7 @@
 //! Dropping the connection gives the reader and the writer back.
 
 mod core;
+mod direct;
 mod end;
 mod endpoint;
 mod file;
@@ -34,6 +35,8 @@ use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+
+use bytes::BufMut;
 
 use crate::address::PeerAddr;
 use crate::buffer::{Chain, Found, Frames, LinkBuffer, Pool, ReservedBuf, Slice, Source, Staging};

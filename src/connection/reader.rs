@@ -140,6 +140,67 @@ macro_rules! impl_reader {
                 Ok(self.read_into(buffer))
             }
 
+            /// Waits for at least one byte, then fills the next chunk of `buffer` (see
+            /// [`BufMut::chunk_mut`]) as far as bytes have come. Returns the number of bytes, 0 at
+            /// the end of the stream or if `buffer` has no room.
+            ///
+            /// A chunk of 16 KiB or more takes a stream of many bytes straight from the kernel,
+            /// where [`read`](Self::read) copies them once more. Give the room that one read may
+            /// fill: 64 KiB or more. With kernel threads that receive
+            /// ([`Backend::Sqpoll`](crate::Backend::Sqpoll)) bytes are always copied.
+            ///
+            /// # Examples
+            /// ```
+            /// use ringpoll::{Connection, Result};
+            ///
+            /// /// Counts the bytes of a stream.
+            /// async fn count(mut conn: Connection) -> Result<u64> {
+            ///     let (mut count, mut buffer) = (0, Vec::with_capacity(128 << 10));
+            ///     while conn.read_buf(&mut buffer).await? > 0 {
+            ///         count += buffer.len() as u64;
+            ///         buffer.clear();
+            ///     }
+            ///     Ok(count)
+            /// }
+            /// ```
+            ///
+            /// # Errors
+            /// As for every read that waits, except the end of the stream.
+            pub async fn read_buf(&mut self, buffer: &mut impl BufMut) -> Result<usize> {
+                self.read_began.forget();
+                poll_fn(|cx| self.poll_read_buf(cx, buffer)).await
+            }
+
+            /// [`read_buf`](Self::read_buf) as a poll method. What
+            /// [`poll_readable`](Self::poll_readable) says of waits holds here as well.
+            ///
+            /// # Errors
+            /// As for every read that waits, except the end of the stream.
+            pub fn poll_read_buf(
+                &mut self,
+                cx: &mut Context<'_>,
+                buffer: &mut impl BufMut,
+            ) -> Poll<Result<usize>> {
+                if buffer.chunk_mut().len() == 0 {
+                    return Poll::Ready(Ok(0));
+                }
+                if !self.reader.is_empty() {
+                    return Poll::Ready(Ok(direct::take(&self.handle.0, &mut self.reader, buffer)));
+                }
+                let kept: &Began = &self.read_began;
+                let mut began = *kept;
+                let submitted = self.poll_output(1, &mut began, cx);
+                let kept: &mut Began = &mut self.read_began;
+                *kept = began;
+                ready!(submitted)?;
+                let core = &self.handle.0;
+                let began = &mut self.read_began;
+                match ready!(direct::poll_read(core, &mut self.reader, buffer, began, cx)) {
+                    Err(error) if error.is_eof() => Poll::Ready(Ok(0)),
+                    polled => Poll::Ready(polled),
+                }
+            }
+
             /// Fills all of `buffer`.
             ///
             /// # Errors

@@ -48,6 +48,23 @@ pub(super) fn poll_readable(
     polled
 }
 
+/// [`poll_readable`] for a reader that has room for `room_bytes`, into which it can receive by
+/// itself: see [`direct`](super::direct).
+pub(super) fn poll_room(
+    core: &Arc<Core>,
+    reader: &mut Chain,
+    room_bytes: usize,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    let wanted = Wanted { operation: "read_buf", bytes: 1, room_bytes };
+    let polled = poll_wanted(core, reader, wanted, began, cx);
+    if polled.is_ready() {
+        began.forget();
+    }
+    polled
+}
+
 /// Polls until `reader` has the `bytes` of a frame, or until nothing more will come.
 pub(super) fn poll_frame(
     core: &Arc<Core>,
@@ -112,12 +129,30 @@ fn check_length(core: &Core, operation: &'static str, bytes: usize) -> Result<()
     Ok(())
 }
 
+/// What a reader waits for.
+struct Wanted {
+    operation: &'static str,
+    bytes: usize,
+    /// Room for bytes that the reader receives by itself.
+    room_bytes: usize,
+}
+
 /// Polls once until `reader` has `bytes`.
 fn poll_fill(
     core: &Arc<Core>,
     reader: &mut Chain,
     operation: &'static str,
     bytes: usize,
+    began: &mut Began,
+    cx: &Context<'_>,
+) -> Poll<Result<()>> {
+    poll_wanted(core, reader, Wanted { operation, bytes, room_bytes: 0 }, began, cx)
+}
+
+fn poll_wanted(
+    core: &Arc<Core>,
+    reader: &mut Chain,
+    Wanted { operation, bytes, room_bytes }: Wanted,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
@@ -150,7 +185,10 @@ fn poll_fill(
         Some(_) => Some(waker),
         None => input.wait_for(bytes, until_ns, waker),
     };
-    core.resume_if_room(input, bytes);
+    match room_bytes {
+        0 => core.resume_if_room(input, bytes),
+        _ => core.ask_if_direct(input, room_bytes, done.is_none()),
+    }
     user_code::discard(unneeded);
     match done {
         Some(done) => Poll::Ready(done),

@@ -22,6 +22,9 @@ pub(crate) enum Command<E: Endpoint> {
     Unlisten(Arc<dyn Accept>),
     /// Receive again after a pause.
     Resume(Arc<E>),
+    /// Stop receiving, and report when there is something to receive. The number tells this wait
+    /// from others.
+    AwaitReadable(Arc<E>, u32),
     /// Set the endpoint's timer to this time (see [`now_ns`](crate::clock::now_ns)).
     Timer(Arc<E>, u64),
     /// Ring at this time.
@@ -52,6 +55,7 @@ impl<E: Endpoint> Command<E> {
             // The end of the poller has removed these endpoints and listeners.
             Command::Continue(_)
             | Command::Resume(_)
+            | Command::AwaitReadable(..)
             | Command::Timer(..)
             | Command::Unlisten(_)
             | Command::Stop => {}

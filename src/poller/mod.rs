@@ -253,6 +253,9 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 }
             }
             Command::Resume(endpoint) => self.backend.resume(endpoint.token()),
+            Command::AwaitReadable(endpoint, number) => {
+                self.backend.await_readable(endpoint.token(), number);
+            }
             Command::Timer(endpoint, at_ns) => {
                 dispatcher.arm(at_ns, Whom::Slot(endpoint.token()));
             }

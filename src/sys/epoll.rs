@@ -54,6 +54,8 @@ struct Entry {
     /// reports ERR and HUP for every registered socket.
     watched: EventFlags,
     paused: bool,
+    /// The number of the wait of `await_readable`. Set only while `paused`.
+    awaits: Option<u32>,
     /// The peer ended its side while reception was paused.
     hung_up: bool,
     /// `Ended` was reported.
@@ -134,6 +136,17 @@ impl Backend for Epoll {
     fn resume(&mut self, token: Token) {
         if let Some(entry) = find(&mut self.entries, token) {
             entry.paused = false;
+            entry.awaits = None;
+            watch(&self.epoll, &self.counters, entry);
+        }
+    }
+
+    fn await_readable(&mut self, token: Token, number: u32) {
+        if let Some(entry) = find(&mut self.entries, token) {
+            entry.paused = true;
+            entry.awaits = Some(number);
+            // The kernel reports a socket that is readable already: after `epoll_ctl`, or because
+            // the event of the edge is not handled yet.
             watch(&self.epoll, &self.counters, entry);
         }
     }
@@ -234,6 +247,7 @@ impl Epoll {
             role,
             watched: EventFlags::empty(),
             paused: false,
+            awaits: None,
             hung_up: false,
             ended: false,
             buffer_size: SizeChoice::new(Size::Small),
@@ -268,9 +282,12 @@ impl Epoll {
                     if self.receiver.receive(entry, flags, &self.counters, sink) {
                         self.unfinished.push((token, EventFlags::IN));
                     }
-                } else if !entry.ended && flags.intersects(GONE) && !entry.hung_up {
-                    entry.hung_up = true;
-                    sink.complete(token, Completion::HungUp);
+                } else if !entry.ended {
+                    report_readable(entry, flags, sink);
+                    if flags.intersects(GONE) && !entry.hung_up {
+                        entry.hung_up = true;
+                        sink.complete(token, Completion::HungUp);
+                    }
                 }
             }
         }
@@ -319,6 +336,18 @@ impl Receiver {
                 return is_full || flags.contains(EventFlags::PRI);
             }
         }
+    }
+}
+
+/// Ends the wait of `await_readable`, if the events say that a receive finds something.
+fn report_readable(entry: &mut Entry, flags: EventFlags, sink: &mut impl Sink) {
+    if flags.intersects(READ | GONE)
+        && let Some(number) = entry.awaits.take()
+    {
+        if flags.contains(EventFlags::PRI) {
+            entry.socket.discard_urgent();
+        }
+        sink.complete(entry.token, Completion::Readable(number));
     }
 }
 
@@ -409,7 +438,7 @@ fn wanted(entry: &Entry) -> EventFlags {
         Role::Listener => EventFlags::IN,
         Role::Connecting => EventFlags::OUT,
         Role::Stream if entry.ended => EventFlags::empty(),
-        Role::Stream if !entry.paused => READ,
+        Role::Stream if !entry.paused || entry.awaits.is_some() => READ,
         Role::Stream if !entry.hung_up => EventFlags::RDHUP,
         Role::Stream => EventFlags::empty(),
     };

@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::BufMut;
 use rustix::fs::sendfile;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
@@ -142,6 +143,19 @@ impl Socket {
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (received, _) = retry_on_intr(|| recv(&self.fd, &mut *buffer, RecvFlags::empty()))?;
         Ok(received)
+    }
+
+    /// Receives into the next chunk of `buffer`, which must have room. `Ok(0)`: the end of the
+    /// stream.
+    pub(crate) fn receive_into(&self, buffer: &mut impl BufMut) -> io::Result<usize> {
+        let bytes = retry_on_intr(|| {
+            // SAFETY: the kernel writes only initialized bytes to this memory.
+            let chunk = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
+            recv(&self.fd, chunk, RecvFlags::empty()).map(|(_, bytes)| bytes)
+        })?;
+        // SAFETY: the kernel has written so many bytes to the chunk.
+        unsafe { buffer.advance_mut(bytes) };
+        Ok(bytes)
     }
 
     /// Sends from the front of `bytes` until all are sent, the socket is full, or one turn's

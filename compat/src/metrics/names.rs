@@ -102,8 +102,10 @@ metrics! {
         |s| s.pollers.system_calls();
     Counter "poller_wait_calls_total", Count, "Calls that wait for events":
         |s| s.pollers.wait_calls;
-    Counter "poller_receive_calls_total", Count, "Receive calls":
+    Counter "poller_receive_calls_total", Count, "Receive calls of pollers":
         |s| s.pollers.receive_calls;
+    Counter "poller_direct_receives_total", Count, "Receive calls of readers":
+        |s| s.pollers.direct_receives;
     Counter "poller_send_calls_total", Count, "Send calls":
         |s| s.pollers.send_calls;
     Counter "poller_wake_calls_total", Count, "Wake-ups of a sleeping poller":

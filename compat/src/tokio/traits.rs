@@ -3,7 +3,8 @@
 //! Each poll that makes progress counts against the budget of its tokio task, so the task yields
 //! even if a peer always has bytes or room. Outside a tokio task there is no budget.
 
-/// Implements reading for `$type`, which has a field `inner` that reads, and a method `poll_input`.
+/// Implements reading for `$type`, which has a field `inner` that reads, and a method
+/// `note_input`, which is told whether a read waits.
 macro_rules! impl_async_read {
     ($type:ident) => {
         impl AsyncRead for $type {
@@ -12,36 +13,12 @@ macro_rules! impl_async_read {
                 cx: &mut Context<'_>,
                 buffer: &mut ReadBuf<'_>,
             ) -> Poll<io::Result<()>> {
-                if buffer.remaining() == 0 {
-                    return Poll::Ready(Ok(()));
-                }
-                self.get_mut().poll_take(cx, buffer.remaining(), |bytes| buffer.put_slice(bytes))
-            }
-        }
-
-        impl $type {
-            /// Waits for input, then passes at most `bytes_max` received bytes to `put`, in order.
-            pub(crate) fn poll_take(
-                &mut self,
-                cx: &mut Context<'_>,
-                bytes_max: usize,
-                mut put: impl FnMut(&[u8]),
-            ) -> Poll<io::Result<()>> {
+                let this = self.get_mut();
                 let budget = ready!(coop::poll_proceed(cx));
-                ready!(self.poll_input(cx))?;
+                let polled = this.inner.poll_read_buf(cx, buffer);
+                this.note_input(polled.is_pending());
+                ready!(polled)?;
                 budget.made_progress();
-                let mut room = bytes_max;
-                // The bytes may lie in several blocks.
-                while room > 0 {
-                    let front = self.inner.buffered();
-                    if front.is_empty() {
-                        break;
-                    }
-                    let count = front.len().min(room);
-                    put(&front[..count]);
-                    self.inner.advance(count);
-                    room -= count;
-                }
                 Poll::Ready(Ok(()))
             }
         }
@@ -53,7 +30,9 @@ macro_rules! impl_async_read {
             ) -> Poll<io::Result<&[u8]>> {
                 let this = self.get_mut();
                 let budget = ready!(coop::poll_proceed(cx));
-                ready!(this.poll_input(cx))?;
+                let polled = this.inner.poll_readable(cx);
+                this.note_input(polled.is_pending());
+                ready!(polled)?;
                 budget.made_progress();
                 Poll::Ready(Ok(this.inner.buffered()))
             }

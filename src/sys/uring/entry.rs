@@ -50,6 +50,10 @@ pub(super) struct Entry {
     /// When the connection found no buffer. `None` after the next received bytes.
     pub(super) starved_since: Option<Instant>,
     pub(super) paused: bool,
+    /// The number of the wait of `await_readable`. Set only while `paused`.
+    pub(super) awaits: Option<u32>,
+    /// A poll for something to receive is in flight.
+    pub(super) awaiting: bool,
     /// The peer has ended its side, so the remaining bytes are received without the ring. A
     /// multishot receive that finds bytes and the end together may report only the bytes;
     /// docs/IO_URING.md tells on which kernels.
@@ -100,6 +104,8 @@ impl Entry {
             budget_bytes: budget_bytes.clamp(1, i32::MAX as usize) as u32,
             starved_since: None,
             paused: false,
+            awaits: None,
+            awaiting: false,
             peer_ended: false,
             watches_end: true,
             ended: false,
@@ -121,7 +127,8 @@ impl Entry {
     /// The entry was removed, and no operation is in flight.
     pub(super) fn is_gone(&self) -> bool {
         let receiving = matches!(self.reception, Reception::Armed | Reception::Ending);
-        self.removing && !receiving && !self.watching && self.sending.is_none()
+        let polling = self.watching || self.awaiting;
+        self.removing && !receiving && !polling && self.sending.is_none()
     }
 
     /// The entry wants bytes or connections, and no operation brings them.
@@ -155,6 +162,28 @@ impl Entry {
             && !self.ended
             && !self.watching
             && !self.removing
+    }
+
+    /// The entry needs a poll for something to receive.
+    pub(super) fn is_to_await(&self) -> bool {
+        self.awaits.is_some()
+            && self.reception == Reception::Off
+            && !self.awaiting
+            && !self.ended
+            && !self.removing
+    }
+
+    /// Takes the completion of the poll for something to receive. A poll of an earlier wait also
+    /// tells this one, but not while a receive is in flight.
+    pub(super) fn readable(&mut self, result: i32, sink: &mut impl Sink) {
+        self.awaiting = false;
+        if result > 0
+            && self.reception == Reception::Off
+            && !self.removing
+            && let Some(number) = self.awaits.take()
+        {
+            sink.complete(self.token, Completion::Readable(number));
+        }
     }
 
     /// Takes one completion of a multishot receive: bytes, the end, or the reason for no bytes.

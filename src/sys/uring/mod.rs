@@ -122,6 +122,18 @@ impl Backend for Uring {
     fn resume(&mut self, token: Token) {
         if let Some(entry) = self.entries.find(token) {
             entry.paused = false;
+            entry.awaits = None;
+            self.operations.follow(entry);
+        }
+    }
+
+    fn await_readable(&mut self, token: Token, number: u32) {
+        if let Some(entry) = self.entries.find(token) {
+            entry.paused = true;
+            entry.awaits = Some(number);
+            if entry.reception == Reception::Starved {
+                entry.reception = Reception::Off;
+            }
             self.operations.follow(entry);
         }
     }
@@ -293,6 +305,7 @@ impl Uring {
             Op::Receive | Op::Accept => self.operations.on_received(entry, cqe, sink),
             Op::Send => self.operations.on_send(entry, cqe, sink),
             Op::Watch => self.operations.on_watched(entry, cqe, sink),
+            Op::Readable => self.operations.on_readable(entry, cqe, sink),
             Op::Wake | Op::Cancel | Op::SendRecord => {}
         }
         if entry.is_gone() {

@@ -76,6 +76,12 @@ impl Operations {
         if entry.is_to_watch() {
             self.watch(entry, libc::POLLRDHUP);
         }
+        if entry.is_to_await() {
+            entry.awaiting = true;
+            self.in_flight += 1;
+            let user_data = Op::Readable.with_token(entry.token);
+            self.ring.poll(entry.fd(), libc::POLLIN | libc::POLLRDHUP, false, user_data);
+        }
     }
 
     fn arm(&mut self, entry: &mut Entry) {
@@ -176,6 +182,9 @@ impl Operations {
         if entry.watching {
             self.cancel(Op::Watch, entry.token);
         }
+        if entry.awaiting {
+            self.cancel(Op::Readable, entry.token);
+        }
         if entry.sending.is_some() {
             self.cancel(Op::Send, entry.token);
         }
@@ -219,6 +228,12 @@ impl Operations {
     /// Takes a completion of the poll of the socket.
     pub(super) fn on_watched(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
         entry.watched(cqe.result, sink);
+        self.follow(entry);
+    }
+
+    /// Takes a completion of the poll for something to receive.
+    pub(super) fn on_readable(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
+        entry.readable(cqe.result, sink);
         self.follow(entry);
     }
 

@@ -21,6 +21,8 @@ pub(super) enum Op {
     /// A send of a record: a send of `sqpoll`, which any thread may have started, or a zero-copy
     /// send.
     SendRecord = 7,
+    /// A poll of the socket for something to receive.
+    Readable = 8,
 }
 
 impl Op {
@@ -35,6 +37,7 @@ impl Op {
             5 => Op::Wake,
             6 => Op::Accept,
             7 => Op::SendRecord,
+            8 => Op::Readable,
             other => unreachable!("completion of operation {other}"),
         }
     }

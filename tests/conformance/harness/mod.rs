@@ -307,6 +307,7 @@ impl Fixture {
             sum.sends_in_flight += stats.sends_in_flight;
             sum.received_bytes += stats.received_bytes;
             sum.sent_bytes += stats.sent_bytes;
+            sum.direct_receives += stats.direct_receives;
         }
         sum
     }
