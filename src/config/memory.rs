@@ -97,8 +97,15 @@ pub(crate) const CHAIN_PIECES_KEPT: usize = 16;
 /// A reader receives into the memory of its user if there is room for so many bytes, and if so many
 /// have come at once before. Below it, a system call for each receive costs more than the copy that
 /// it saves.
-pub(crate) const DIRECT_ROOM_MIN: usize = 16 << 10;
+pub(crate) const DIRECT_ROOM_MIN: usize = 8 << 10;
 pub(crate) const DIRECT_BYTES_MIN: u32 = 16 << 10;
+
+/// Bytes that one such receive takes at most. More of them would not stay in the CPU cache until
+/// they are used.
+pub(crate) const DIRECT_BYTES_MAX: usize = 128 << 10;
+
+/// After so many waits in sequence that brought fewer bytes, the poller receives again.
+pub(crate) const DIRECT_SLOW_MAX: u8 = 8;
 
 /// Bytes that one reader may receive into the memory of its user before other connections of its
 /// poller are served.

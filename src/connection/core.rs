@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::Service;
-use super::direct::Direct;
 use super::handle::Handle;
 use super::input::Input;
 use super::output::{Flusher, Output};
@@ -190,7 +189,7 @@ impl Core {
         let buffered = input.buffered_bytes();
         if buffered <= self.limits.input_low_bytes || wanted_bytes > buffered {
             self.paused.store(false, Ordering::Relaxed);
-            input.direct = Direct::Off;
+            input.end_direct();
             drop(input);
             self.remote.send(Command::Resume(Arc::clone(self)));
         }

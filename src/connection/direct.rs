@@ -6,22 +6,22 @@
 //! ```text
 //!        the reader waits          the socket is readable
 //!  Off ───────────────────► Asked ────────────────────────► Open
-//!   ▲                         ▲ ◄──────────────────────────── │
-//!   │                             nothing left, or a turn over │
-//!   └── another read, few bytes, the end, the run is over ─────┘
+//!   ▲                                                         │
+//!   └── another read, few bytes, the end, the run is over ────┘
 //! ```
 //!
 //! * `Off`: the poller receives.
-//! * `Asked`: the poller has been asked to stop, and to report when there is something to receive.
-//!   Bytes that it receives until then go to the inbox, and the reader takes them first.
-//! * `Open`: only the reader receives.
+//! * `Asked`: the poller has been asked to stop, and to report what arrives. Bytes that it receives
+//!   until then go to the inbox, and the reader takes them first.
+//! * `Open`: only the reader receives. It waits when the socket is empty, until the poller reports
+//!   an arrival.
 //!
 //! While the state is not `Off`, reception is paused for the poller. Everything that resumes it
 //! also leads back to `Off`.
 
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::BufMut;
 
@@ -30,30 +30,52 @@ use super::input::Input;
 use super::wait::{self, Began};
 use crate::buffer::{Chain, Spent};
 use crate::clock::now_ns;
-use crate::config::{DIRECT_BYTES_MIN, DIRECT_ROOM_MIN, DIRECT_TURN_BYTES};
+use crate::config::{
+    DIRECT_BYTES_MAX, DIRECT_BYTES_MIN, DIRECT_ROOM_MIN, DIRECT_SLOW_MAX, DIRECT_TURN_BYTES,
+};
 use crate::error::Result;
-use crate::poller::Command;
+use crate::poller::{Command, Socket};
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, lock};
+use crate::user_code;
 
 /// Who receives: see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direct {
     Off,
     Asked,
-    Open {
-        /// Bytes that the reader has received since the state is `Open`.
-        turn_bytes: u32,
-    },
+    Open(Turn),
 }
 
-/// What the reader finds when it looks at the socket.
-enum Found {
+/// What the reader does between two waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Turn {
+    received_bytes: u32,
+    /// How many turns in sequence have received few bytes.
+    slow_turns: u8,
+    /// A receive has emptied the socket, and the poller has reported no arrival since.
+    is_empty: bool,
+    /// An urgent byte has come at some time. A receive stops before it, and more may be behind it.
+    is_urgent: bool,
+}
+
+/// What the reader does next.
+enum Step {
+    Receive(Arc<Socket>),
+    /// Take what has come, or wait for more.
+    Wait,
+    /// Let the other connections of the poller be served.
+    Yield,
+    /// Leave the receiving to the poller.
+    Leave,
+}
+
+/// What a receive of the reader has found.
+enum Received {
     Bytes(usize),
-    /// The poller tells the reader when there is more.
     Nothing,
-    /// The poller must receive again.
-    NotDirect,
+    /// Nothing more will come. The poller finds that once more, and reports it.
+    End,
 }
 
 /// Polls until `buffer` has some of the received bytes. The reader has none, and `buffer` has room.
@@ -65,16 +87,33 @@ pub(super) fn poll_read(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
-    let room_bytes = match core.receive_directly(buffer) {
-        Found::Bytes(bytes) => {
-            began.forget();
-            return Poll::Ready(Ok(bytes));
+    loop {
+        let room_bytes = buffer.chunk_mut().len();
+        let mut step = core.next_step(room_bytes);
+        if let Step::Receive(socket) = &step {
+            match core.receive_directly(socket, buffer, room_bytes) {
+                Received::Bytes(bytes) => {
+                    began.forget();
+                    return Poll::Ready(Ok(bytes));
+                }
+                Received::Nothing => continue,
+                Received::End => step = Step::Leave,
+            }
         }
-        Found::Nothing => buffer.chunk_mut().len(),
-        Found::NotDirect => 0,
-    };
-    ready!(wait::poll_room(core, reader, room_bytes, began, cx))?;
-    Poll::Ready(Ok(take(core, reader, buffer)))
+        let polled = match step {
+            Step::Yield => {
+                user_code::wake(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Step::Leave => wait::poll_room(core, reader, 0, began, cx),
+            Step::Wait | Step::Receive(_) => wait::poll_room(core, reader, room_bytes, began, cx),
+        };
+        // An arrival that was reported before the wait was registered wakes nobody.
+        if polled.is_ready() || !core.may_receive() {
+            ready!(polled)?;
+            return Poll::Ready(Ok(take(core, reader, buffer)));
+        }
+    }
 }
 
 /// Copies buffered bytes to the next chunk of `buffer`. Returns their number.
@@ -93,38 +132,60 @@ pub(super) fn take(core: &Arc<Core>, reader: &mut Chain, buffer: &mut impl BufMu
 }
 
 impl Core {
-    /// Receives into `buffer`, if the reader may.
-    fn receive_directly(self: &Arc<Self>, buffer: &mut impl BufMut) -> Found {
+    fn next_step(&self, room_bytes: usize) -> Step {
         {
-            let input = lock(&self.input);
-            let Direct::Open { turn_bytes } = input.direct else { return Found::Nothing };
-            let has_room = buffer.chunk_mut().len() >= DIRECT_ROOM_MIN;
-            if !has_room || self.life.is_closed() || input.end.is_some() {
-                return Found::NotDirect;
+            let mut input = lock(&self.input);
+            let inbox_bytes = input.inbox_len();
+            let Direct::Open(turn) = &mut input.direct else { return Step::Wait };
+            if turn.slow_turns >= DIRECT_SLOW_MAX
+                || room_bytes < DIRECT_ROOM_MIN
+                || self.life.is_closed()
+            {
+                return Step::Leave;
             }
-            // Other connections of the poller are served now.
-            if turn_bytes >= DIRECT_TURN_BYTES || input.inbox_len() > 0 {
-                return Found::Nothing;
+            // The bytes of the inbox came first.
+            if turn.is_empty || inbox_bytes > 0 {
+                return Step::Wait;
             }
+            if turn.received_bytes >= DIRECT_TURN_BYTES {
+                turn.received_bytes = 0;
+                return Step::Yield;
+            }
+            // An arrival that the poller reports from here on is not forgotten.
+            turn.is_empty = true;
         }
-        let Some(socket) = lock(&self.output).socket.clone() else { return Found::NotDirect };
-        let received = socket.receive_into(buffer);
+        lock(&self.output).socket.clone().map_or(Step::Leave, Step::Receive)
+    }
+
+    /// Whether the reader receives, and the socket may have bytes.
+    fn may_receive(&self) -> bool {
+        matches!(lock(&self.input).direct, Direct::Open(turn) if !turn.is_empty)
+    }
+
+    /// Receives into `buffer`.
+    fn receive_directly(
+        self: &Arc<Self>,
+        socket: &Socket,
+        buffer: &mut impl BufMut,
+        room_bytes: usize,
+    ) -> Received {
+        let bytes_max = room_bytes.min(DIRECT_BYTES_MAX);
         self.remote.counters.add(|counters| &counters.direct_receives, 1);
-        match received {
-            Ok(0) => Found::NotDirect,
-            Ok(bytes) => {
+        match socket.receive_into(buffer, bytes_max) {
+            Ok(bytes) if bytes > 0 => {
                 self.remote.counters.add(|counters| &counters.received_bytes, bytes as u64);
                 if self.idle_timeout.is_set() {
                     self.timeouts.touch(now_ns());
                 }
-                lock(&self.input).received_directly(bytes);
-                Found::Bytes(bytes)
+                let has_emptied = bytes < bytes_max && socket.is_tcp();
+                lock(&self.input).received_directly(bytes, has_emptied);
+                Received::Bytes(bytes)
             }
+            Ok(_) => Received::End,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let direct = lock(&self.input).direct;
-                let is_slow = matches!(direct, Direct::Open { turn_bytes }
-                    if (1..DIRECT_BYTES_MIN).contains(&turn_bytes));
-                if is_slow { Found::NotDirect } else { Found::Nothing }
+                let input = lock(&self.input);
+                // If the end is known and does not come, every wait would be over at once.
+                if input.has_hung_up() { Received::End } else { Received::Nothing }
             }
             Err(error) => {
                 // The kernel reports a failure once. The poller will find the end of the stream,
@@ -136,12 +197,12 @@ impl Core {
                     output.take_flusher()
                 };
                 self.wake(None, flusher);
-                Found::NotDirect
+                Received::End
             }
         }
     }
 
-    /// Decides who receives for a reader that waits for one byte and has room for `room_bytes`.
+    /// Decides who receives for a reader that wants one byte and has room for `room_bytes`.
     pub(super) fn ask_if_direct(
         self: &Arc<Self>,
         mut input: MutexGuard<'_, Input>,
@@ -151,13 +212,19 @@ impl Core {
         if !self.is_direct(&input, room_bytes) {
             return self.resume_if_room(input, 1);
         }
-        if !waits || input.direct == Direct::Asked {
+        if !waits {
             return;
         }
-        let number = input.ask();
-        self.paused.store(true, Ordering::Relaxed);
-        drop(input);
-        self.remote.send(Command::AwaitReadable(Arc::clone(self), number));
+        match &mut input.direct {
+            Direct::Off => {
+                let number = input.ask();
+                self.paused.store(true, Ordering::Relaxed);
+                drop(input);
+                self.remote.send(Command::WatchReadable(Arc::clone(self), number));
+            }
+            Direct::Asked => {}
+            Direct::Open(turn) => turn.end(),
+        }
     }
 
     /// Whether a reader with room for `room_bytes` receives by itself, now or when it waits next.
@@ -181,21 +248,70 @@ impl Core {
     }
 }
 
+impl Turn {
+    fn end(&mut self) {
+        match std::mem::take(&mut self.received_bytes) {
+            0 => {}
+            1..DIRECT_BYTES_MIN => self.slow_turns += 1,
+            _ => self.slow_turns = 0,
+        }
+    }
+}
+
 impl Input {
-    /// Begins a wait until the socket is readable. Returns its number.
+    /// The reader begins to receive by itself. Returns the number for the poller's reports.
     fn ask(&mut self) -> u32 {
         self.direct = Direct::Asked;
-        self.asked = self.asked.wrapping_add(1);
-        self.asked
+        self.direct_number = self.direct_number.wrapping_add(1);
+        self.direct_number
     }
 
-    /// The poller reports that the socket is readable. Returns `false` if this wait is not the last
-    /// one, or if reception was resumed.
-    pub(super) fn open(&mut self, number: u32) -> bool {
-        let is_current = self.direct == Direct::Asked && self.asked == number;
-        if is_current {
-            self.direct = Direct::Open { turn_bytes: 0 };
+    /// The poller receives again.
+    pub(super) fn end_direct(&mut self) {
+        if self.direct != Direct::Off {
+            self.direct = Direct::Off;
+            self.took_many = false;
         }
-        is_current
+    }
+
+    /// The poller reports an arrival. Returns the waker of a reader that waits. A report may come
+    /// late, after the poller was asked to resume; its number is an old one, or the state is `Off`.
+    pub(super) fn on_readable(&mut self, number: u32, is_urgent: bool) -> Option<Waker> {
+        if self.direct_number != number {
+            return None;
+        }
+        match &mut self.direct {
+            Direct::Off => return None,
+            Direct::Asked => {
+                self.direct = Direct::Open(Turn { is_urgent, ..Turn::default() });
+            }
+            Direct::Open(turn) => {
+                turn.is_empty = false;
+                turn.is_urgent |= is_urgent;
+            }
+        }
+        self.take_waker()
+    }
+
+    /// The peer has ended its side. Returns the waker of a reader that is to receive the end.
+    pub(super) fn end_is_readable(&mut self) -> Option<Waker> {
+        let Direct::Open(turn) = &mut self.direct else { return None };
+        turn.is_empty = false;
+        self.take_waker()
+    }
+
+    /// Notes bytes that the reader has received by itself. `has_emptied`: a receive has found fewer
+    /// bytes than there was room for.
+    fn received_directly(&mut self, bytes: usize, has_emptied: bool) {
+        self.received += bytes as u64;
+        let hung_up = self.has_hung_up();
+        if let Direct::Open(turn) = &mut self.direct {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            turn.received_bytes = turn.received_bytes.saturating_add(bytes);
+            // The event of an end, or of an urgent byte, may have been that of the bytes before.
+            if !has_emptied || turn.is_urgent || hung_up {
+                turn.is_empty = false;
+            }
+        }
     }
 }

@@ -117,14 +117,16 @@ impl Endpoint for Core {
                 input.connected = Some(result);
                 Wanted { reader: input.take_waker(), ..Wanted::default() }
             }
-            Completion::Readable(number) => {
-                let mut input = lock(&self.input);
-                let reader = if input.open(number) { input.take_waker() } else { None };
+            Completion::Readable(number, is_urgent) => {
+                let reader = lock(&self.input).on_readable(number, is_urgent);
                 Wanted { reader, ..Wanted::default() }
             }
             Completion::HungUp => {
                 let mut wanted = self.on_peer_gone();
-                wanted.start = lock(&self.input).hang_up();
+                let mut input = lock(&self.input);
+                wanted.start = input.hang_up();
+                wanted.reader = input.end_is_readable();
+                drop(input);
                 wanted
             }
             Completion::Ended(result) => self.on_ended(result),
@@ -378,13 +380,13 @@ impl Core {
     /// buffer. If it holds none, a thread of the kernel may have received them since the last pass.
     /// So such a timer fires only after one more pass.
     fn looks_again_at(&self, now_ns: u64) -> Option<u64> {
-        let (read_ns, has_ended, is_asked) = {
+        let (read_ns, has_ended, is_direct) = {
             let input = lock(&self.input);
-            (input.until_ns(), input.end.is_some(), input.direct == Direct::Asked)
+            (input.until_ns(), input.end.is_some(), input.direct != Direct::Off)
         };
         let due_ns = read_ns.min(self.idle_at());
         let is_due = due_ns <= now_ns && now_ns - due_ns < config::UNSEEN_INPUT_MAX_NS;
-        let is_paused = self.paused.load(Ordering::Relaxed) && !is_asked;
+        let is_paused = self.paused.load(Ordering::Relaxed) && !is_direct;
         let receives = !is_paused && !self.life.is_closed();
         let had_nothing = self.kernel_had_nothing.swap(false, Ordering::Relaxed);
         if !is_due || !receives || has_ended {

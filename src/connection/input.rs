@@ -21,7 +21,7 @@ use super::state::{Kind, Runs};
 pub(super) struct Input {
     pub(super) runs: Runs,
     /// Bytes ever received.
-    received: u64,
+    pub(super) received: u64,
     /// How many bytes the reader has. While a run has the reader, this is the number when the
     /// reader last took the inbox; the run may have consumed some since.
     held_bytes: usize,
@@ -46,8 +46,8 @@ pub(super) struct Input {
     pub(super) wait: Option<Wait>,
     /// Who receives.
     pub(super) direct: Direct,
-    /// The number of the last wait until the socket is readable.
-    pub(super) asked: u32,
+    /// How often the reader has begun to receive by itself.
+    pub(super) direct_number: u32,
     /// The reader found many bytes in the inbox the last time.
     pub(super) took_many: bool,
     /// How connecting ended.
@@ -114,7 +114,7 @@ impl Input {
             writer: None,
             disconnect_owed: false,
             direct: Direct::Off,
-            asked: 0,
+            direct_number: 0,
             took_many: false,
             connected: None,
         }
@@ -336,14 +336,6 @@ impl Input {
 
     pub(super) fn received(&self) -> u64 {
         self.received
-    }
-
-    /// Notes bytes that the reader has received by itself.
-    pub(super) fn received_directly(&mut self, bytes: usize) {
-        self.received += bytes as u64;
-        if let Direct::Open { turn_bytes } = &mut self.direct {
-            *turn_bytes = turn_bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        }
     }
 
     /// Takes out all buffered bytes. The caller drops them without the lock, because the writer may

@@ -22,9 +22,8 @@ pub(crate) enum Command<E: Endpoint> {
     Unlisten(Arc<dyn Accept>),
     /// Receive again after a pause.
     Resume(Arc<E>),
-    /// Stop receiving, and report when there is something to receive. The number tells this wait
-    /// from others.
-    AwaitReadable(Arc<E>, u32),
+    /// Stop receiving, and report when there is something to receive. The reports have this number.
+    WatchReadable(Arc<E>, u32),
     /// Set the endpoint's timer to this time (see [`now_ns`](crate::clock::now_ns)).
     Timer(Arc<E>, u64),
     /// Ring at this time.
@@ -55,7 +54,7 @@ impl<E: Endpoint> Command<E> {
             // The end of the poller has removed these endpoints and listeners.
             Command::Continue(_)
             | Command::Resume(_)
-            | Command::AwaitReadable(..)
+            | Command::WatchReadable(..)
             | Command::Timer(..)
             | Command::Unlisten(_)
             | Command::Stop => {}

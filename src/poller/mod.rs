@@ -101,11 +101,20 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.wait()?;
             self.dispatcher.remote.relief.count_progress();
             self.dispatcher.fire_timers(&mut self.backend);
+            let mut has_woken = !self.dispatcher.round.wakers.is_empty();
             self.dispatcher.run_round();
             // Commands come last, so they do not delay the wake-ups and handlers of received bytes.
-            if !self.commands.is_empty() {
+            for _ in 0..config::COMMAND_PASSES_MAX {
+                if has_woken && self.commands.is_empty() {
+                    // Tasks of this poller that were woken run without a system call before.
+                    self.dispatcher.remote.mailbox().take_commands(&mut self.commands);
+                }
+                if self.commands.is_empty() {
+                    break;
+                }
                 self.obey_all();
                 self.dispatcher.run_round();
+                has_woken = true;
             }
         }
         Ok(())
@@ -253,8 +262,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 }
             }
             Command::Resume(endpoint) => self.backend.resume(endpoint.token()),
-            Command::AwaitReadable(endpoint, number) => {
-                self.backend.await_readable(endpoint.token(), number);
+            Command::WatchReadable(endpoint, number) => {
+                self.backend.watch_readable(endpoint.token(), number);
             }
             Command::Timer(endpoint, at_ns) => {
                 dispatcher.arm(at_ns, Whom::Slot(endpoint.token()));

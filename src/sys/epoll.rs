@@ -54,8 +54,8 @@ struct Entry {
     /// reports ERR and HUP for every registered socket.
     watched: EventFlags,
     paused: bool,
-    /// The number of the wait of `await_readable`. Set only while `paused`.
-    awaits: Option<u32>,
+    /// The number of `watch_readable`, until `resume`. The entry is paused meanwhile.
+    direct: Option<u32>,
     /// The peer ended its side while reception was paused.
     hung_up: bool,
     /// `Ended` was reported.
@@ -136,18 +136,18 @@ impl Backend for Epoll {
     fn resume(&mut self, token: Token) {
         if let Some(entry) = find(&mut self.entries, token) {
             entry.paused = false;
-            entry.awaits = None;
-            watch(&self.epoll, &self.counters, entry);
+            match entry.direct.take() {
+                Some(_) => watch_again(&self.epoll, &self.counters, entry),
+                None => watch(&self.epoll, &self.counters, entry),
+            }
         }
     }
 
-    fn await_readable(&mut self, token: Token, number: u32) {
+    fn watch_readable(&mut self, token: Token, number: u32) {
         if let Some(entry) = find(&mut self.entries, token) {
             entry.paused = true;
-            entry.awaits = Some(number);
-            // The kernel reports a socket that is readable already: after `epoll_ctl`, or because
-            // the event of the edge is not handled yet.
-            watch(&self.epoll, &self.counters, entry);
+            entry.direct = Some(number);
+            watch_again(&self.epoll, &self.counters, entry);
         }
     }
 
@@ -247,7 +247,7 @@ impl Epoll {
             role,
             watched: EventFlags::empty(),
             paused: false,
-            awaits: None,
+            direct: None,
             hung_up: false,
             ended: false,
             buffer_size: SizeChoice::new(Size::Small),
@@ -283,7 +283,15 @@ impl Epoll {
                         self.unfinished.push((token, EventFlags::IN));
                     }
                 } else if !entry.ended {
-                    report_readable(entry, flags, sink);
+                    if let Some(number) = entry.direct
+                        && flags.intersects(READ | GONE)
+                    {
+                        let is_urgent = flags.contains(EventFlags::PRI);
+                        if is_urgent {
+                            entry.socket.discard_urgent();
+                        }
+                        sink.complete(token, Completion::Readable(number, is_urgent));
+                    }
                     if flags.intersects(GONE) && !entry.hung_up {
                         entry.hung_up = true;
                         sink.complete(token, Completion::HungUp);
@@ -336,18 +344,6 @@ impl Receiver {
                 return is_full || flags.contains(EventFlags::PRI);
             }
         }
-    }
-}
-
-/// Ends the wait of `await_readable`, if the events say that a receive finds something.
-fn report_readable(entry: &mut Entry, flags: EventFlags, sink: &mut impl Sink) {
-    if flags.intersects(READ | GONE)
-        && let Some(number) = entry.awaits.take()
-    {
-        if flags.contains(EventFlags::PRI) {
-            entry.socket.discard_urgent();
-        }
-        sink.complete(entry.token, Completion::Readable(number));
     }
 }
 
@@ -413,8 +409,16 @@ fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
 /// kernel memory. The connection then misses events, and the events that are still watched or its
 /// timeouts end the connection.
 fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
+    if wanted(entry) != entry.watched {
+        watch_again(epoll, counters, entry);
+    }
+}
+
+/// [`watch`], also where the events are the same: the kernel then reports again what it has
+/// reported before.
+fn watch_again(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
     let want = wanted(entry);
-    if want == entry.watched {
+    if want.is_empty() && entry.watched.is_empty() {
         return;
     }
     counters.control_calls.add_owned(1);
@@ -433,19 +437,22 @@ fn watch(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
 }
 
 fn wanted(entry: &Entry) -> EventFlags {
+    let is_direct = entry.direct.is_some();
     let mut want = match entry.role {
         Role::Listener if entry.paused => EventFlags::empty(),
         Role::Listener => EventFlags::IN,
         Role::Connecting => EventFlags::OUT,
         Role::Stream if entry.ended => EventFlags::empty(),
-        Role::Stream if !entry.paused || entry.awaits.is_some() => READ,
+        Role::Stream if !entry.paused || is_direct => READ,
         Role::Stream if !entry.hung_up => EventFlags::RDHUP,
         Role::Stream => EventFlags::empty(),
     };
     if entry.sending.is_some() {
         want |= EventFlags::OUT;
     }
-    if entry.role == Role::Stream && entry.socket.is_tcp() && !want.is_empty() {
+    // The reader that receives by itself empties a Unix socket as well.
+    let is_edge = is_direct || entry.socket.is_tcp();
+    if entry.role == Role::Stream && is_edge && !want.is_empty() {
         want |= EventFlags::ET;
     }
     want

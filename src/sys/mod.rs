@@ -1,7 +1,7 @@
 //! The kernel interface: descriptors, bytes and tokens.
 //!
 //! A [`Backend`] carries out operations and reports completed operations. It reports readiness only
-//! where the sink receives by itself: see [`Backend::await_readable`]. One poller thread owns a
+//! where the sink receives by itself: see [`Backend::watch_readable`]. One poller thread owns a
 //! backend and makes all calls to it. Other threads use only [`Socket`], [`Wake`] and
 //! [`SendRings`].
 //!
@@ -77,8 +77,9 @@ pub(crate) enum Completion<'a> {
     /// An outgoing connection is established and receives from now on, or connecting failed.
     Connected(io::Result<()>),
     Received(Received<'a>),
-    /// The wait of this number is over: see [`Backend::await_readable`].
-    Readable(u32),
+    /// A receive finds something: see [`Backend::watch_readable`]. `true`: an urgent byte has come,
+    /// and a receive stops before it.
+    Readable(u32, bool),
     /// The peer ended its side while reception was paused. The kernel may still hold bytes.
     HungUp,
     /// Reception is over: end of stream, or an error.
@@ -152,13 +153,14 @@ pub(crate) trait Backend: Sized {
     /// Starts connecting. Reports `Connected`, and then receives as after `attach`.
     fn connect(&mut self, token: Token, socket: Arc<Socket>, peer: &PeerAddr, at_once: usize);
 
-    /// Receives or accepts again after a pause, or after [`await_readable`](Self::await_readable).
+    /// Receives or accepts again after a pause, or after
+    /// [`watch_readable`](Self::watch_readable).
     fn resume(&mut self, token: Token);
 
-    /// Stops receiving. Reports `Readable(number)` once, when no receive of the backend is in
-    /// flight and the socket has bytes, an end or an error. From then until the next call for the
-    /// token, the caller may receive. A later wait of the same token replaces this one.
-    fn await_readable(&mut self, token: Token, number: u32);
+    /// Stops receiving, until `resume`. Then reports `Readable(number, _)` once the backend has no
+    /// receive in flight and the socket has bytes, an end or an error, and again after each further
+    /// arrival. The caller may receive from the first report on.
+    fn watch_readable(&mut self, token: Token, number: u32);
 
     /// Sends all of `gather`, waiting for room in the socket as often as needed. Reports `Sent`.
     fn send(&mut self, token: Token, gather: Chain);

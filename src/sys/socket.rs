@@ -145,13 +145,19 @@ impl Socket {
         Ok(received)
     }
 
-    /// Receives into the next chunk of `buffer`, which must have room. `Ok(0)`: the end of the
-    /// stream.
-    pub(crate) fn receive_into(&self, buffer: &mut impl BufMut) -> io::Result<usize> {
+    /// Receives at most `bytes_max` into the next chunk of `buffer`. `Ok(0)`: the end of the stream.
+    ///
+    /// # Panics
+    /// When the chunk has no room for `bytes_max`.
+    pub(crate) fn receive_into(
+        &self,
+        buffer: &mut impl BufMut,
+        bytes_max: usize,
+    ) -> io::Result<usize> {
         let bytes = retry_on_intr(|| {
             // SAFETY: the kernel writes only initialized bytes to this memory.
             let chunk = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
-            recv(&self.fd, chunk, RecvFlags::empty()).map(|(_, bytes)| bytes)
+            recv(&self.fd, &mut chunk[..bytes_max], RecvFlags::empty()).map(|(_, bytes)| bytes)
         })?;
         // SAFETY: the kernel has written so many bytes to the chunk.
         unsafe { buffer.advance_mut(bytes) };

@@ -80,7 +80,7 @@ macro_rules! mount {
                 unix_sockets socket_options user_code wakers promises server_promises draining
                 rpc_calls rpc_chaos rpc_lost_peers rpc_pool rpc_serving poller_tasks);
             at!(inline: $backend, Placement::Inline, Side::Server =>
-                failures runtime clients unblock turns fairness mux spawning user_code wakers
+                direct failures runtime clients unblock turns fairness mux spawning user_code wakers
                 draining rpc_serving);
             at!(pool, $others: $backend, Placement::Pool { workers: 2 }, Side::Server =>
                 data_path direct frames writing flushing copying files pipelining requests close events

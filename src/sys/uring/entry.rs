@@ -50,9 +50,9 @@ pub(super) struct Entry {
     /// When the connection found no buffer. `None` after the next received bytes.
     pub(super) starved_since: Option<Instant>,
     pub(super) paused: bool,
-    /// The number of the wait of `await_readable`. Set only while `paused`.
-    pub(super) awaits: Option<u32>,
-    /// A poll for something to receive is in flight.
+    /// The number of `watch_readable`, until `resume`. The entry is paused meanwhile.
+    pub(super) direct: Option<u32>,
+    /// A poll for something to receive is in flight. It completes many times.
     pub(super) awaiting: bool,
     /// The peer has ended its side, so the remaining bytes are received without the ring. A
     /// multishot receive that finds bytes and the end together may report only the bytes;
@@ -104,7 +104,7 @@ impl Entry {
             budget_bytes: budget_bytes.clamp(1, i32::MAX as usize) as u32,
             starved_since: None,
             paused: false,
-            awaits: None,
+            direct: None,
             awaiting: false,
             peer_ended: false,
             watches_end: true,
@@ -166,23 +166,24 @@ impl Entry {
 
     /// The entry needs a poll for something to receive.
     pub(super) fn is_to_await(&self) -> bool {
-        self.awaits.is_some()
+        self.direct.is_some()
             && self.reception == Reception::Off
             && !self.awaiting
             && !self.ended
             && !self.removing
     }
 
-    /// Takes the completion of the poll for something to receive. A poll of an earlier wait also
-    /// tells this one, but not while a receive is in flight.
-    pub(super) fn readable(&mut self, result: i32, sink: &mut impl Sink) {
-        self.awaiting = false;
-        if result > 0
+    /// Takes a completion of the poll for something to receive.
+    pub(super) fn readable(&mut self, cqe: Cqe, sink: &mut impl Sink) {
+        self.awaiting = !cqe.is_last();
+        // A poll that is to end may complete once more, while a receive is in flight.
+        if cqe.result > 0
             && self.reception == Reception::Off
             && !self.removing
-            && let Some(number) = self.awaits.take()
+            && let Some(number) = self.direct
         {
-            sink.complete(self.token, Completion::Readable(number));
+            let is_urgent = cqe.result & i32::from(libc::POLLPRI) != 0;
+            sink.complete(self.token, Completion::Readable(number, is_urgent));
         }
     }
 

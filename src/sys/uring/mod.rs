@@ -122,15 +122,17 @@ impl Backend for Uring {
     fn resume(&mut self, token: Token) {
         if let Some(entry) = self.entries.find(token) {
             entry.paused = false;
-            entry.awaits = None;
+            if entry.direct.take().is_some() {
+                self.operations.forget_readable(entry);
+            }
             self.operations.follow(entry);
         }
     }
 
-    fn await_readable(&mut self, token: Token, number: u32) {
+    fn watch_readable(&mut self, token: Token, number: u32) {
         if let Some(entry) = self.entries.find(token) {
             entry.paused = true;
-            entry.awaits = Some(number);
+            entry.direct = Some(number);
             if entry.reception == Reception::Starved {
                 entry.reception = Reception::Off;
             }

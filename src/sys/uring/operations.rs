@@ -80,7 +80,8 @@ impl Operations {
             entry.awaiting = true;
             self.in_flight += 1;
             let user_data = Op::Readable.with_token(entry.token);
-            self.ring.poll(entry.fd(), libc::POLLIN | libc::POLLRDHUP, false, user_data);
+            let events = libc::POLLIN | libc::POLLPRI | libc::POLLRDHUP;
+            self.ring.poll(entry.fd(), events, true, user_data);
         }
     }
 
@@ -182,13 +183,18 @@ impl Operations {
         if entry.watching {
             self.cancel(Op::Watch, entry.token);
         }
-        if entry.awaiting {
-            self.cancel(Op::Readable, entry.token);
-        }
+        self.forget_readable(entry);
         if entry.sending.is_some() {
             self.cancel(Op::Send, entry.token);
         }
         self.follow(entry);
+    }
+
+    /// Ends the poll for something to receive.
+    pub(super) fn forget_readable(&mut self, entry: &Entry) {
+        if entry.awaiting {
+            self.cancel(Op::Readable, entry.token);
+        }
     }
 
     fn cancel(&mut self, op: Op, token: Token) {
@@ -231,9 +237,9 @@ impl Operations {
         self.follow(entry);
     }
 
-    /// Takes a completion of the poll for something to receive.
+    /// Takes a completion of the poll for something to receive, and polls again where it has ended.
     pub(super) fn on_readable(&mut self, entry: &mut Entry, cqe: Cqe, sink: &mut impl Sink) {
-        entry.readable(cqe.result, sink);
+        entry.readable(cqe, sink);
         self.follow(entry);
     }
 

@@ -21,7 +21,7 @@ pub(super) enum Op {
     /// A send of a record: a send of `sqpoll`, which any thread may have started, or a zero-copy
     /// send.
     SendRecord = 7,
-    /// A poll of the socket for something to receive.
+    /// A multishot poll of the socket for something to receive.
     Readable = 8,
 }
 

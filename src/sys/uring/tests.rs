@@ -49,7 +49,7 @@ impl Sink for Notes {
             Completion::Accepted(socket, _) => self.accepted.push(socket),
             Completion::Removed => self.removed.push(token),
             Completion::HungUp => self.hung_up.push(token),
-            Completion::AcceptFailed(_) | Completion::Connected(_) | Completion::Readable(_) => {}
+            Completion::AcceptFailed(_) | Completion::Connected(_) | Completion::Readable(..) => {}
         }
         let is_full = self.pauses_at.is_some_and(|bytes| self.of(token).len() >= bytes);
         if is_full { Flow::Pause } else { Flow::Continue }
