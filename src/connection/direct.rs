@@ -37,6 +37,7 @@ use crate::error::Result;
 use crate::poller::{Command, Socket};
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, lock};
+use crate::task;
 use crate::user_code;
 
 /// Who receives: see the module's documentation.
@@ -171,7 +172,7 @@ impl Core {
     ) -> Received {
         let bytes_max = room_bytes.min(DIRECT_BYTES_MAX);
         self.remote.counters.add(|counters| &counters.direct_receives, 1);
-        match socket.receive_into(buffer, bytes_max) {
+        match task::leave_out(|| socket.receive_into(buffer, bytes_max)) {
             Ok(bytes) if bytes > 0 => {
                 self.remote.counters.add(|counters| &counters.received_bytes, bytes as u64);
                 if self.idle_timeout.is_set() {

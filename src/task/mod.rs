@@ -19,7 +19,9 @@ pub(crate) use async_task::Runnable;
 use crate::user_code;
 
 pub use placement::PlacementStats;
-pub(crate) use placement::{Executor, Host, RuntimeContext, Spent, Used, Watched, next_part};
+pub(crate) use placement::{
+    Executor, Host, RuntimeContext, Spent, Used, Watched, leave_out, next_part,
+};
 pub(crate) use queue::{Queued, Start, Workers, is_worker};
 pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run, waits_for_flush};
 pub(crate) use set::TaskSet;

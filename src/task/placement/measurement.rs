@@ -74,6 +74,17 @@ pub(crate) fn next_part() {
     THREAD.with_borrow_mut(ThreadRecord::next_part);
 }
 
+/// Runs `code`, whose time is not the handler's: the poller would do the same work for a handler on
+/// a worker.
+#[inline]
+pub(crate) fn leave_out<T>(code: impl FnOnce() -> T) -> T {
+    let began_ns = now_ns();
+    let done = code();
+    let took_ns = now_ns().saturating_sub(began_ns);
+    THREAD.with_borrow_mut(|thread| thread.left_out_ns += took_ns);
+    done
+}
+
 /// Has the calling thread let the running thread finish its time slice, or not, as the policy at
 /// address `policy` decides. A thread that runs handlers of several policies follows one of them:
 /// a change takes two system calls.
@@ -106,6 +117,8 @@ thread_local! {
 struct ThreadRecord {
     /// The parts of the present poll, if that is measured in parts.
     parts: Option<Parts>,
+    /// The time of the present poll that is not the handler's.
+    left_out_ns: u64,
     /// The latest reading of the thread's run queue wait.
     queue_wait: Option<QueueWait>,
     /// Read at the end of the latest poll, if that took [`CHECKED_NS_MIN`] or more.
@@ -117,6 +130,7 @@ struct ThreadRecord {
 impl ThreadRecord {
     const NEW: ThreadRecord = ThreadRecord {
         parts: None,
+        left_out_ns: 0,
         queue_wait: None,
         spent: None,
         batch: Batch::NEW,
@@ -125,6 +139,7 @@ impl ThreadRecord {
 
     fn begin(&mut self, in_parts: bool) -> u64 {
         let began_ns = now_ns();
+        self.left_out_ns = 0;
         // A poll that panicked has left its parts here.
         self.parts = in_parts.then_some(Parts { began_ns, count: 1, longest_ns: 0 });
         began_ns
@@ -141,7 +156,7 @@ impl ThreadRecord {
 
     fn end(&mut self, host: &Host, began_ns: u64) -> Measurement {
         let ended_ns = now_ns();
-        let wall_ns = ended_ns.saturating_sub(began_ns);
+        let wall_ns = ended_ns.saturating_sub(began_ns + self.left_out_ns);
         let preempted_ns = self.preempted_ns(host, wall_ns, ended_ns);
         let took_ns = wall_ns - preempted_ns;
         let (parts, longest_ns) = match self.parts.take() {

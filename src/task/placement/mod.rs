@@ -11,7 +11,7 @@ mod policy;
 mod relief;
 
 pub(crate) use executor::{Executor, RuntimeContext};
-pub(crate) use measurement::{Host, Spent, next_part};
+pub(crate) use measurement::{Host, Spent, leave_out, next_part};
 pub use policy::PlacementStats;
 pub(super) use policy::{Policy, Timed};
 pub(crate) use relief::{Used, Watched};
