@@ -542,6 +542,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_of_a_poll_is_not_its_time() {
+        let long = Duration::from_millis(20);
+        let began = Instant::now();
+        let ((), poll) = time(&HOST, false, || leave_out(|| thread::sleep(long)));
+        let other = began.elapsed() - Duration::from_nanos(poll.took_ns);
+        assert!(other >= long, "{poll:?}");
+        leave_out(|| thread::sleep(long));
+        let ((), poll) = time(&HOST, false, || thread::sleep(long));
+        assert!(poll.took_ns >= long.as_nanos() as u64, "the time before this poll counts");
+    }
+
+    #[test]
     fn a_part_bears_its_share_of_the_preemption() {
         let mut thread = ThreadRecord::NEW;
         // Reads the run queue wait, which the next poll counts from.
