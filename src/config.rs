@@ -211,7 +211,8 @@ pub(crate) const EVENTS_MAX: usize = 512;
 /// than 16 at 100 connections and 3 % slower at 1000; 3 was slower at both.
 pub(crate) const EVENTS_PER_ROUND: usize = 32;
 
-/// How often a round runs what its commands have added, before the poller checks for events.
+/// How often a round obeys commands, and runs what they have added, before the poller checks for
+/// events again.
 pub(crate) const COMMAND_PASSES_MAX: usize = 4;
 
 /// Connections accepted for one event. It bounds how long a burst of new connections delays the

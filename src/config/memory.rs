@@ -94,19 +94,23 @@ pub(crate) const SPARE_PARTS_MAX: usize = 256;
 /// The queue of an empty chain keeps its memory up to this many pieces.
 pub(crate) const CHAIN_PIECES_KEPT: usize = 16;
 
-/// A reader receives into the memory of its user if there is room for so many bytes, and if so many
-/// have come at once before. Below it, a system call for each receive costs more than the copy that
-/// it saves.
+/// A reader receives into the memory of its user if there is room for so many bytes. hyper's
+/// smallest buffer has so much room.
 pub(crate) const DIRECT_ROOM_MIN: usize = 8 << 10;
+
+/// A reader begins to receive into the memory of its user after so many bytes have come at once.
+/// For fewer bytes, a system call for each receive costs more than the copy that it saves.
 pub(crate) const DIRECT_BYTES_MIN: u32 = 16 << 10;
 
 /// Bytes that one such receive takes at most. More of them would not stay in the CPU cache until
 /// they are used.
 pub(crate) const DIRECT_BYTES_MAX: usize = 128 << 10;
 
-/// After so many waits in sequence that brought fewer bytes, the poller receives again.
+/// After so many waits in sequence that brought fewer bytes than [`DIRECT_BYTES_MIN`], the poller
+/// receives again.
 pub(crate) const DIRECT_SLOW_MAX: u8 = 8;
 
-/// Bytes that one reader may receive into the memory of its user before other connections of its
-/// poller are served.
-pub(crate) const DIRECT_TURN_BYTES: u32 = 1 << 20;
+/// Bytes that one reader may receive into the memory of its user before other tasks of its poller
+/// run. The poller checks for events after [`COMMAND_PASSES_MAX`](super::COMMAND_PASSES_MAX) such
+/// turns at most.
+pub(crate) const DIRECT_TURN_BYTES: u32 = 256 << 10;

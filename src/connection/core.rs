@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::Service;
+use super::direct::Direct;
 use super::handle::Handle;
 use super::input::Input;
 use super::output::{Flusher, Output};
@@ -187,7 +188,9 @@ impl Core {
             return;
         }
         let buffered = input.buffered_bytes();
-        if buffered <= self.limits.input_low_bytes || wanted_bytes > buffered {
+        // A reader that received by itself was not paused because of the high watermark.
+        let has_room = input.direct != Direct::Off && buffered < self.limits.input_high_bytes;
+        if has_room || buffered <= self.limits.input_low_bytes || wanted_bytes > buffered {
             self.paused.store(false, Ordering::Relaxed);
             input.end_direct();
             drop(input);

@@ -16,8 +16,9 @@
 //! * `Open`: only the reader receives. It waits when the socket is empty, until the poller reports
 //!   an arrival.
 //!
-//! While the state is not `Off`, reception is paused for the poller. Everything that resumes it
-//! also leads back to `Off`.
+//! While the state is not `Off`, reception is paused for the poller. Only the owner of the reader
+//! resumes it, and the state is `Off` then. A close resumes it as well: from then on nobody takes
+//! the bytes.
 
 use std::io;
 use std::sync::Arc;
@@ -56,7 +57,7 @@ pub(super) struct Turn {
     slow_turns: u8,
     /// A receive has emptied the socket, and the poller has reported no arrival since.
     is_empty: bool,
-    /// An urgent byte has come at some time. A receive stops before it, and more may be behind it.
+    /// An urgent byte may have come. A receive stops before it, and more may be behind it.
     is_urgent: bool,
 }
 
@@ -75,12 +76,12 @@ enum Step {
 enum Received {
     Bytes(usize),
     Nothing,
-    /// Nothing more will come. The poller finds that once more, and reports it.
+    /// Nothing more will come. The poller then receives, finds the same end, and reports it.
     End,
 }
 
-/// Polls until `buffer` has some of the received bytes. The reader has none, and `buffer` has room.
-/// Returns the number of bytes.
+/// Polls until `buffer` has some of the received bytes. The reader holds no bytes, and `buffer` has
+/// room. Returns the number of bytes.
 pub(super) fn poll_read(
     core: &Arc<Core>,
     reader: &mut Chain,
@@ -110,7 +111,7 @@ pub(super) fn poll_read(
             Step::Wait | Step::Receive(_) => wait::poll_room(core, reader, room_bytes, began, cx),
         };
         // An arrival that was reported before the wait was registered wakes nobody.
-        if polled.is_ready() || !core.may_receive() {
+        if polled.is_ready() || !core.ends_wait() {
             ready!(polled)?;
             return Poll::Ready(Ok(take(core, reader, buffer)));
         }
@@ -149,18 +150,29 @@ impl Core {
                 return Step::Wait;
             }
             if turn.received_bytes >= DIRECT_TURN_BYTES {
-                turn.received_bytes = 0;
+                turn.end();
                 return Step::Yield;
             }
-            // An arrival that the poller reports from here on is not forgotten.
+            // From here on, a report of the poller sets it to `false` again.
             turn.is_empty = true;
         }
         lock(&self.output).socket.clone().map_or(Step::Leave, Step::Receive)
     }
 
-    /// Whether the reader receives, and the socket may have bytes.
-    fn may_receive(&self) -> bool {
-        matches!(lock(&self.input).direct, Direct::Open(turn) if !turn.is_empty)
+    /// Whether the poller has reported an arrival meanwhile. If so, the reader waits no longer.
+    fn ends_wait(&self) -> bool {
+        let mut input = lock(&self.input);
+        let has_news = matches!(input.direct, Direct::Open(turn) if !turn.is_empty);
+        let waker = if has_news { input.take_waker() } else { None };
+        drop(input);
+        user_code::discard(waker);
+        has_news
+    }
+
+    /// Whether the kernel has bytes that nobody has received.
+    pub(super) fn has_unreceived(&self) -> bool {
+        let socket = lock(&self.output).socket.clone();
+        socket.is_some_and(|socket| socket.arrived_bytes().is_ok_and(|bytes| bytes > 0))
     }
 
     /// Receives into `buffer`.
@@ -172,7 +184,8 @@ impl Core {
     ) -> Received {
         let bytes_max = room_bytes.min(DIRECT_BYTES_MAX);
         self.remote.counters.add(|counters| &counters.direct_receives, 1);
-        match task::leave_out(|| socket.receive_into(buffer, bytes_max)) {
+        match task::leave_out(|| socket.receive_into(buffer, bytes_max, || !self.life.is_closed()))
+        {
             Ok(bytes) if bytes > 0 => {
                 self.remote.counters.add(|counters| &counters.received_bytes, bytes as u64);
                 if self.idle_timeout.is_set() {
@@ -185,7 +198,8 @@ impl Core {
             Ok(_) => Received::End,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let input = lock(&self.input);
-                // If the end is known and does not come, every wait would be over at once.
+                // The end is known, but no receive finds it. Each wait for it would be over at
+                // once, and this task would never rest.
                 if input.has_hung_up() { Received::End } else { Received::Nothing }
             }
             Err(error) => {
@@ -222,6 +236,10 @@ impl Core {
                 self.paused.store(true, Ordering::Relaxed);
                 drop(input);
                 self.remote.send(Command::WatchReadable(Arc::clone(self), number));
+                // The `Resume` of a close may have come before this command.
+                if self.life.is_closed() {
+                    self.remote.send(Command::Resume(Arc::clone(self)));
+                }
             }
             Direct::Asked => {}
             Direct::Open(turn) => turn.end(),
@@ -309,7 +327,8 @@ impl Input {
         if let Direct::Open(turn) = &mut self.direct {
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
             turn.received_bytes = turn.received_bytes.saturating_add(bytes);
-            // The event of an end, or of an urgent byte, may have been that of the bytes before.
+            // One event may have reported these bytes together with an end, or with bytes behind an
+            // urgent byte. No second event comes.
             if !has_emptied || turn.is_urgent || hung_up {
                 turn.is_empty = false;
             }

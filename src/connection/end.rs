@@ -133,13 +133,14 @@ impl Core {
         self.close_if_idle();
     }
 
-    /// Closes if no run is active and no bytes are left to read or to send.
+    /// Closes if no run is active and no bytes are left to read or to send. Bytes in the kernel are
+    /// a request that the poller is about to receive; the connection closes after that.
     pub(super) fn close_if_idle(self: &Arc<Self>) {
-        let idle = {
+        let (is_idle, serves) = {
             let input = lock(&self.input);
-            input.runs == Runs::Idle && input.buffered_bytes() == 0
+            (input.runs == Runs::Idle && input.buffered_bytes() == 0, input.serves)
         };
-        if idle && lock(&self.output).is_settled() {
+        if is_idle && lock(&self.output).is_settled() && !(serves && self.has_unreceived()) {
             self.close();
         }
     }

@@ -46,33 +46,51 @@ impl Core {
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
     ) {
+        // During a shutdown: a request that came before it may still be in the kernel.
+        let is_unreceived = self.life.ends_when_idle() && self.has_unreceived();
         let mut input = lock(&self.input);
         let stale_waker = input.take_back(reader, writer);
         let is_over = input.runs.give_back(parts);
         let is_usual = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
         // Usually there is nothing to do, or nothing but to wait for the next bytes.
         if !is_usual || is_over && !input.rest() {
-            self.follow_release(input, is_over);
+            // A reader that is still out may be receiving.
+            let has_reader = is_over || parts & READER != 0;
+            self.follow_release(input, is_over, has_reader, is_unreceived);
         } else {
             drop(input);
         }
         user_code::discard(stale_waker);
     }
 
-    /// Does what follows when parts of a run are back.
-    fn follow_release(self: &Arc<Self>, mut input: MutexGuard<'_, Input>, is_over: bool) {
+    /// Does what follows when parts of a run are back. `has_reader`: the reader is one of them.
+    /// `is_unreceived`: the kernel has bytes that nobody has received.
+    fn follow_release(
+        self: &Arc<Self>,
+        mut input: MutexGuard<'_, Input>,
+        is_over: bool,
+        has_reader: bool,
+        is_unreceived: bool,
+    ) {
         let mut unread = Discarded::default();
         if self.life.drops_input() {
             // A handle may keep the connection's core for long, so free its bytes now.
             unread = input.discard();
         }
-        let next = if is_over { self.next_after_run(&mut input) } else { Next::Rest };
+        let next = match is_over {
+            true => self.next_after_run(&mut input, is_unreceived),
+            false => Next::Rest,
+        };
         let again = (next == Next::Again).then(|| {
             self.took_arrivals();
             input.start(Kind::Request)
         });
         let disconnected = is_over && input.take_disconnect_owed();
-        self.resume_if_room(input, 0);
+        if has_reader {
+            self.resume_if_room(input, 0);
+        } else {
+            drop(input);
+        }
         drop(unread);
         if disconnected {
             self.tell_disconnected();
@@ -88,7 +106,7 @@ impl Core {
     }
 
     /// Decides what follows a run. All its parts are back.
-    fn next_after_run(&self, input: &mut Input) -> Next {
+    fn next_after_run(&self, input: &mut Input, is_unreceived: bool) -> Next {
         input.join_inbox();
         let found = Found {
             unread: input.buffered_bytes() > 0,
@@ -97,7 +115,7 @@ impl Core {
             hung_up: input.has_hung_up(),
             closed: self.life.is_closed(),
             removed: input.removed,
-            ends_when_idle: self.life.ends_when_idle(),
+            ends_when_idle: self.life.ends_when_idle() && !is_unreceived,
             serves_requests: input.serves,
         };
         input.runs.end(found)

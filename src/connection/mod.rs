@@ -42,6 +42,7 @@ use crate::address::PeerAddr;
 use crate::buffer::{Chain, Found, Frames, LinkBuffer, Pool, ReservedBuf, Slice, Source, Staging};
 use crate::error::{Error, Result};
 use crate::poller::{Command, Socket};
+use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::user_code;
 
@@ -51,7 +52,7 @@ use reader::impl_reader;
 pub use service::ShutdownBegun;
 pub use sleep::Sleep;
 use state::{READER, WRITER};
-use wait::Began;
+use wait::{Began, Withdraw};
 use writer::impl_writer;
 
 pub(crate) use self::core::{Core, Remote};

@@ -144,10 +144,12 @@ macro_rules! impl_reader {
             /// [`BufMut::chunk_mut`]) as far as bytes have come. Returns the number of bytes, 0 at
             /// the end of the stream or if `buffer` has no room.
             ///
-            /// A chunk of 16 KiB or more takes a stream of many bytes straight from the kernel,
-            /// where [`read`](Self::read) copies them once more. Give the room that one read may
-            /// fill: 64 KiB or more. With kernel threads that receive
-            /// ([`Backend::Sqpoll`](crate::Backend::Sqpoll)) bytes are always copied.
+            /// A stream of many bytes goes straight from the kernel into a chunk of 8 KiB or more,
+            /// where [`read`](Self::read) copies them once more. Offer 64 KiB or more. With
+            /// [`Backend::Sqpoll`](crate::Backend::Sqpoll) bytes are always copied.
+            ///
+            /// While a stream goes this way, its bytes come only to a reader that waits. Methods
+            /// that never wait, such as [`try_next`](Self::try_next), find none.
             ///
             /// # Examples
             /// ```
@@ -168,7 +170,15 @@ macro_rules! impl_reader {
             /// As for every read that waits, except the end of the stream.
             pub async fn read_buf(&mut self, buffer: &mut impl BufMut) -> Result<usize> {
                 self.read_began.forget();
-                poll_fn(|cx| self.poll_read_buf(cx, buffer)).await
+                let mut withdraw = None;
+                let read = poll_fn(|cx| {
+                    let polled = self.poll_read_buf(cx, buffer);
+                    if polled.is_pending() && withdraw.is_none() {
+                        withdraw = Some(Withdraw(Arc::clone(&self.handle.0)));
+                    }
+                    polled
+                });
+                read.await
             }
 
             /// [`read_buf`](Self::read_buf) as a poll method. What
@@ -185,6 +195,9 @@ macro_rules! impl_reader {
                     return Poll::Ready(Ok(0));
                 }
                 if !self.reader.is_empty() {
+                    if !self.handle.0.paused.load(Ordering::Relaxed) {
+                        self.refill_below(buffer.chunk_mut().len());
+                    }
                     return Poll::Ready(Ok(direct::take(&self.handle.0, &mut self.reader, buffer)));
                 }
                 let kept: &Began = &self.read_began;

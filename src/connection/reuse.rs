@@ -5,6 +5,7 @@
 
 use super::Connection;
 use super::timeout::Stall;
+use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::user_code;
 
@@ -16,7 +17,9 @@ impl Connection {
             return false;
         }
         let core = &self.handle.0;
-        if lock(&core.input).end.is_some() {
+        if lock(&core.input).end.is_some()
+            || core.paused.load(Ordering::Relaxed) && core.has_unreceived()
+        {
             return false;
         }
         let output = lock(&core.output);
@@ -42,7 +45,13 @@ impl Connection {
         if core.idle_timeout.is_set() || core.limits.idle_timeout.is_some() {
             self.set_idle_timeout(core.limits.idle_timeout);
         }
-        let reader = lock(&core.input).take_waker();
+        let reader = {
+            let mut input = lock(&core.input);
+            let reader = input.take_waker();
+            // The poller receives, so that it notices what comes between two callers.
+            core.resume_if_room(input, 0);
+            reader
+        };
         let flusher = {
             let mut output = lock(&core.output);
             output.stall = Stall::new(core.limits.write_stall_timeout);

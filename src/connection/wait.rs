@@ -6,6 +6,7 @@
 //! caller has stopped polling, so its registration stays. That does no harm: it asks for one byte,
 //! for one frame at most, or for output to be sent, and the next wait replaces it.
 
+use std::borrow::Borrow;
 use std::future::poll_fn;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -221,11 +222,11 @@ impl Began {
 
 /// Withdraws a reader's registration when its future is done or dropped. A registration that stayed
 /// would let the input grow to the bytes that it asks for.
-struct Withdraw<'a>(&'a Arc<Core>);
+pub(super) struct Withdraw<C: Borrow<Arc<Core>>>(pub(super) C);
 
-impl Drop for Withdraw<'_> {
+impl<C: Borrow<Arc<Core>>> Drop for Withdraw<C> {
     fn drop(&mut self) {
-        let waker = lock(&self.0.input).take_waker();
+        let waker = lock(&self.0.borrow().input).take_waker();
         user_code::discard(waker);
     }
 }

@@ -106,7 +106,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             // Commands come last, so they do not delay the wake-ups and handlers of received bytes.
             for _ in 0..config::COMMAND_PASSES_MAX {
                 if has_woken && self.commands.is_empty() {
-                    // Tasks of this poller that were woken run without a system call before.
+                    // Tasks of this poller that were woken run before the next system call.
                     self.dispatcher.remote.mailbox().take_commands(&mut self.commands);
                 }
                 if self.commands.is_empty() {

@@ -56,6 +56,8 @@ struct Entry {
     paused: bool,
     /// The number of `watch_readable`, until `resume`. The entry is paused meanwhile.
     direct: Option<u32>,
+    /// An urgent byte has come at some time.
+    had_urgent: bool,
     /// The peer ended its side while reception was paused.
     hung_up: bool,
     /// `Ended` was reported.
@@ -248,6 +250,7 @@ impl Epoll {
             watched: EventFlags::empty(),
             paused: false,
             direct: None,
+            had_urgent: false,
             hung_up: false,
             ended: false,
             buffer_size: SizeChoice::new(Size::Small),
@@ -286,11 +289,8 @@ impl Epoll {
                     if let Some(number) = entry.direct
                         && flags.intersects(READ | GONE)
                     {
-                        let is_urgent = flags.contains(EventFlags::PRI);
-                        if is_urgent {
-                            entry.socket.discard_urgent();
-                        }
-                        sink.complete(token, Completion::Readable(number, is_urgent));
+                        discard_urgent(entry, flags);
+                        sink.complete(token, Completion::Readable(number, entry.had_urgent));
                     }
                     if flags.intersects(GONE) && !entry.hung_up {
                         entry.hung_up = true;
@@ -318,9 +318,7 @@ impl Receiver {
         if !flags.intersects(READ | GONE) {
             return false;
         }
-        if flags.contains(EventFlags::PRI) {
-            entry.socket.discard_urgent();
-        }
+        discard_urgent(entry, flags);
         loop {
             counters.receive_calls.add_owned(1);
             let size = entry.buffer_size.size();
@@ -344,6 +342,13 @@ impl Receiver {
                 return is_full || flags.contains(EventFlags::PRI);
             }
         }
+    }
+}
+
+fn discard_urgent(entry: &mut Entry, flags: EventFlags) {
+    if flags.contains(EventFlags::PRI) {
+        entry.had_urgent = true;
+        entry.socket.discard_urgent();
     }
 }
 
@@ -450,7 +455,8 @@ fn wanted(entry: &Entry) -> EventFlags {
     if entry.sending.is_some() {
         want |= EventFlags::OUT;
     }
-    // The reader that receives by itself empties a Unix socket as well.
+    // A reader that receives by itself empties a Unix socket before it waits, so that
+    // edge-triggered events lose nothing.
     let is_edge = is_direct || entry.socket.is_tcp();
     if entry.role == Role::Stream && is_edge && !want.is_empty() {
         want |= EventFlags::ET;

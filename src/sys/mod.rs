@@ -77,8 +77,8 @@ pub(crate) enum Completion<'a> {
     /// An outgoing connection is established and receives from now on, or connecting failed.
     Connected(io::Result<()>),
     Received(Received<'a>),
-    /// A receive finds something: see [`Backend::watch_readable`]. `true`: an urgent byte has come,
-    /// and a receive stops before it.
+    /// A receive would find bytes, the end or an error: see [`Backend::watch_readable`]. `true`: an
+    /// urgent byte may have come, and a receive stops before it.
     Readable(u32, bool),
     /// The peer ended its side while reception was paused. The kernel may still hold bytes.
     HungUp,

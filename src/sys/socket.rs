@@ -145,20 +145,24 @@ impl Socket {
         Ok(received)
     }
 
-    /// Receives at most `bytes_max` into the next chunk of `buffer`. `Ok(0)`: the end of the stream.
-    ///
-    /// # Panics
-    /// When the chunk has no room for `bytes_max`.
+    /// Receives at most `bytes_max` into the next chunk of `buffer`, which has room. `Ok(0)`: the
+    /// end of the stream, or `keeps` is `false` after the receive, and the bytes are dropped.
     pub(crate) fn receive_into(
         &self,
         buffer: &mut impl BufMut,
         bytes_max: usize,
+        keeps: impl FnOnce() -> bool,
     ) -> io::Result<usize> {
         let bytes = retry_on_intr(|| {
+            let chunk = buffer.chunk_mut();
+            let bytes_max = bytes_max.min(chunk.len());
             // SAFETY: the kernel writes only initialized bytes to this memory.
-            let chunk = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
-            recv(&self.fd, &mut chunk[..bytes_max], RecvFlags::empty()).map(|(_, bytes)| bytes)
+            let chunk = unsafe { &mut chunk.as_uninit_slice_mut()[..bytes_max] };
+            recv(&self.fd, chunk, RecvFlags::DONTWAIT).map(|(_, bytes)| bytes)
         })?;
+        if !keeps() {
+            return Ok(0);
+        }
         // SAFETY: the kernel has written so many bytes to the chunk.
         unsafe { buffer.advance_mut(bytes) };
         Ok(bytes)

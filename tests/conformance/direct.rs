@@ -25,6 +25,9 @@ macro_rules! cases {
             the_next_run_gets_what_a_direct_reader_left
             one_stream_does_not_hold_up_its_poller
             a_half_reads_as_the_connection_does
+            a_writing_half_that_goes_disturbs_no_reader
+            a_read_that_is_dropped_waits_no_longer
+            a_request_behind_a_stream_is_answered_before_a_shutdown
             a_poll_that_is_given_up_loses_nothing
             urgent_bytes_stop_no_stream
         }
@@ -333,6 +336,104 @@ pub(crate) fn a_half_reads_as_the_connection_does(t: &Fixture) -> Check {
     sent.wait();
     assert_eq!(read_exactly(&peer, 3)?, b"end");
     assert_was_direct(t);
+    Ok(())
+}
+
+/// The writing half is dropped on another thread while the reading half receives.
+pub(crate) fn a_writing_half_that_goes_disturbs_no_reader(t: &Fixture) -> Check {
+    let mut random = t.random();
+    for _ in 0..20 {
+        let after = Duration::from_micros(random.within(0..2000) as u64);
+        let (peer, read) = t.drive(move |conn| async move {
+            let (mut reader, writer) = conn.split();
+            let drops = on_thread(move || {
+                std::thread::sleep(after);
+                drop(writer);
+                Ok(())
+            });
+            let (mut at, mut buffer) = (0, Vec::with_capacity(ROOM));
+            while reader.read_buf(&mut buffer).await? > 0 {
+                assert_pattern(&buffer, at);
+                at += buffer.len();
+                buffer.clear();
+            }
+            drops.wait();
+            Ok(at)
+        })?;
+        let sent = send(&peer, pattern(0, STREAM_BYTES / 4))?;
+        assert_eq!(read.wait(), STREAM_BYTES / 4);
+        sent.wait();
+    }
+    Ok(())
+}
+
+/// A handler that stays registered as waiting for its peer would be cut as idle.
+pub(crate) fn a_read_that_is_dropped_waits_no_longer(t: &Fixture) -> Check {
+    let (mut peer, read) = t.drive(|mut conn| async move {
+        read_directly(&mut conn, STREAM_BYTES).await?;
+        let waker = Arc::new(AtomicU64::new(0));
+        struct Counted(Arc<AtomicU64>);
+        impl std::task::Wake for Counted {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let counted = Arc::new(Counted(Arc::clone(&waker)));
+        {
+            let mut buffer = Vec::with_capacity(ROOM);
+            let mut read = Box::pin(conn.read_buf(&mut buffer));
+            let waker = std::task::Waker::from(Arc::clone(&counted));
+            let polled = read.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+            assert!(polled.is_pending());
+        }
+        assert_eq!(Arc::strong_count(&counted), 1, "a dropped read leaves its waker");
+        conn.write_copy(b"!")?;
+        conn.flush().await?;
+        let mut rest = Vec::with_capacity(ROOM);
+        conn.read_buf(&mut rest).await?;
+        assert_eq!(waker.load(Ordering::SeqCst), 0);
+        Ok(rest)
+    })?;
+    peer.write_all(&pattern(0, STREAM_BYTES))?;
+    read_exactly(&peer, 1)?;
+    peer.write_all(b"more")?;
+    assert_eq!(read.wait(), b"more");
+    Ok(())
+}
+
+/// The next request is in the kernel when the shutdown begins, because the first handler receives
+/// by itself and has read no further.
+pub(crate) fn a_request_behind_a_stream_is_answered_before_a_shutdown(t: &Fixture) -> Check {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let (opened, begun) = (Arc::clone(&gate), Arc::new(AtomicU64::new(0)));
+    let runs = Arc::clone(&begun);
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        let (gate, runs) = (Arc::clone(&opened), Arc::clone(&runs));
+        async move {
+            if runs.fetch_add(1, Ordering::SeqCst) == 0 {
+                read_directly(&mut conn, STREAM_BYTES).await?;
+                runs.fetch_add(10, Ordering::SeqCst);
+                let _ = gate.acquire().await.expect("the gate stays");
+            } else {
+                conn.next(4).await?;
+            }
+            conn.write_copy(b"done")?;
+            conn.flush().await
+        }
+    }));
+    let mut peer = dial(&server)?;
+    peer.write_all(&pattern(0, STREAM_BYTES))?;
+    eventually("the stream is read", || begun.load(Ordering::SeqCst) == 11);
+    peer.write_all(b"next")?;
+    let ending = {
+        let server = server.clone();
+        on_thread(move || Ok(server.shutdown(DEADLINE)?))
+    };
+    eventually("the shutdown has begun", || server.is_shutting_down());
+    gate.add_permits(1);
+    assert_eq!(read_exactly(&peer, 8)?, b"donedone");
+    ending.wait();
+    assert_eq!(server.stats().cut, 0);
     Ok(())
 }
 

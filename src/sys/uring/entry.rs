@@ -176,14 +176,16 @@ impl Entry {
     /// Takes a completion of the poll for something to receive.
     pub(super) fn readable(&mut self, cqe: Cqe, sink: &mut impl Sink) {
         self.awaiting = !cqe.is_last();
-        // A poll that is to end may complete once more, while a receive is in flight.
+        // A cancelled poll may complete once more while a receive is in flight. That is not
+        // reported, because two receivers would mix up the bytes.
         if cqe.result > 0
             && self.reception == Reception::Off
             && !self.removing
             && let Some(number) = self.direct
         {
-            let is_urgent = cqe.result & i32::from(libc::POLLPRI) != 0;
-            sink.complete(self.token, Completion::Readable(number, is_urgent));
+            // The result does not tell: the kernel reports `POLLPRI` for ordinary bytes as well.
+            let may_be_urgent = true;
+            sink.complete(self.token, Completion::Readable(number, may_be_urgent));
         }
     }
 

@@ -80,8 +80,7 @@ impl Operations {
             entry.awaiting = true;
             self.in_flight += 1;
             let user_data = Op::Readable.with_token(entry.token);
-            let events = libc::POLLIN | libc::POLLPRI | libc::POLLRDHUP;
-            self.ring.poll(entry.fd(), events, true, user_data);
+            self.ring.poll(entry.fd(), libc::POLLIN | libc::POLLRDHUP, true, user_data);
         }
     }
 

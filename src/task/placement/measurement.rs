@@ -74,14 +74,14 @@ pub(crate) fn next_part() {
     THREAD.with_borrow_mut(ThreadRecord::next_part);
 }
 
-/// Runs `code`, whose time is not the handler's: the poller would do the same work for a handler on
-/// a worker.
+/// Runs `code`, and does not count its time as the handler's: the poller would do the same work for
+/// a handler on a worker.
 #[inline]
 pub(crate) fn leave_out<T>(code: impl FnOnce() -> T) -> T {
     let began_ns = now_ns();
     let done = code();
     let took_ns = now_ns().saturating_sub(began_ns);
-    THREAD.with_borrow_mut(|thread| thread.left_out_ns += took_ns);
+    THREAD.with_borrow_mut(|thread| thread.leave_out(took_ns));
     done
 }
 
@@ -151,6 +151,13 @@ impl ThreadRecord {
         if now_ns.saturating_sub(parts.began_ns) >= PART_NS_MIN {
             let longest_ns = parts.longest_by(now_ns);
             *parts = Parts { began_ns: now_ns, count: parts.count + 1, longest_ns };
+        }
+    }
+
+    fn leave_out(&mut self, took_ns: u64) {
+        self.left_out_ns += took_ns;
+        if let Some(parts) = &mut self.parts {
+            parts.began_ns += took_ns;
         }
     }
 
