@@ -74,7 +74,8 @@ macro_rules! mount {
     ($name:ident, $others:ident: $backend:expr $(; rings: $($group:ident)+)?) => {
         mod $name {
             at!(server_side: $backend, Placement::Auto, Side::Server =>
-                data_path direct frames writing flushing copying files pipelining requests timeouts close
+                data_path direct frames writing flushing copying files pipelining requests timeouts
+                close
                 events failures server shutdown races listeners dial eyeballs backpressure hostile
                 blocking runtime placement clients unblock turns fairness polls mux spawning
                 unix_sockets socket_options user_code wakers promises server_promises draining
@@ -83,14 +84,16 @@ macro_rules! mount {
                 direct failures runtime clients unblock turns fairness mux spawning user_code wakers
                 draining rpc_serving);
             at!(pool, $others: $backend, Placement::Pool { workers: 2 }, Side::Server =>
-                data_path direct frames writing flushing copying files pipelining requests close events
+                data_path direct frames writing flushing copying files pipelining requests close
+                events
                 failures server shutdown races runtime clients unblock turns fairness backlog polls
                 mux spawning user_code draining rpc_serving);
             at!(tokio, $others: $backend, Placement::Tokio, Side::Server =>
                 data_path direct frames flushing copying files pipelining requests events failures
                 shutdown races runtime clients unblock turns mux spawning draining rpc_serving);
             at!(client_side, $others: $backend, Placement::Auto, Side::Client =>
-                data_path direct frames writing flushing copying files pipelining timeouts close races
+                data_path direct frames writing flushing copying files pipelining timeouts close
+                races
                 polls mux promises wakers);
             $(at!(rings: $backend, Placement::Auto, Side::Server => $($group)+);)?
         }
