@@ -2,8 +2,8 @@
 //!
 //! The poller calls it through `endpoint.rs`. Users reach it through [`Handle`],
 //! [`super::Connection`] and its halves. A thread holds one lock at a time, and never while it runs
-//! user code. One exception: a flush takes the lock of the poller's mailbox while it holds the
-//! output lock.
+//! user code. Two exceptions: a flush takes the lock of the poller's mailbox while it holds the
+//! output lock, and whoever changes who receives does so while it holds the input lock.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -193,7 +193,7 @@ impl Core {
         if has_room || buffered <= self.limits.input_low_bytes || wanted_bytes > buffered {
             self.paused.store(false, Ordering::Relaxed);
             input.end_direct();
-            drop(input);
+            // Under the lock, so that the poller obeys such commands in their order.
             self.remote.send(Command::Resume(Arc::clone(self)));
         }
     }

@@ -234,12 +234,8 @@ impl Core {
             Direct::Off => {
                 let number = input.ask();
                 self.paused.store(true, Ordering::Relaxed);
-                drop(input);
+                // Under the lock, so that the poller obeys such commands in their order.
                 self.remote.send(Command::WatchReadable(Arc::clone(self), number));
-                // The `Resume` of a close may have come before this command.
-                if self.life.is_closed() {
-                    self.remote.send(Command::Resume(Arc::clone(self)));
-                }
             }
             Direct::Asked => {}
             Direct::Open(turn) => turn.end(),

@@ -121,6 +121,8 @@ impl Core {
     }
 
     fn resume(self: &Arc<Self>) {
+        // Under the lock, so that the poller obeys such commands in their order.
+        let _input = lock(&self.input);
         if self.paused.swap(false, Ordering::Relaxed) {
             self.remote.send(Command::Resume(Arc::clone(self)));
         }
@@ -133,14 +135,13 @@ impl Core {
         self.close_if_idle();
     }
 
-    /// Closes if no run is active and no bytes are left to read or to send. Bytes in the kernel are
-    /// a request that the poller is about to receive; the connection closes after that.
+    /// Closes if no run is active and no bytes are left to read or to send.
     pub(super) fn close_if_idle(self: &Arc<Self>) {
-        let (is_idle, serves) = {
+        let idle = {
             let input = lock(&self.input);
-            (input.runs == Runs::Idle && input.buffered_bytes() == 0, input.serves)
+            input.runs == Runs::Idle && input.buffered_bytes() == 0
         };
-        if is_idle && lock(&self.output).is_settled() && !(serves && self.has_unreceived()) {
+        if idle && lock(&self.output).is_settled() {
             self.close();
         }
     }

@@ -46,8 +46,6 @@ impl Core {
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
     ) {
-        // During a shutdown: a request that came before it may still be in the kernel.
-        let is_unreceived = self.life.ends_when_idle() && self.has_unreceived();
         let mut input = lock(&self.input);
         let stale_waker = input.take_back(reader, writer);
         let is_over = input.runs.give_back(parts);
@@ -56,7 +54,7 @@ impl Core {
         if !is_usual || is_over && !input.rest() {
             // A reader that is still out may be receiving.
             let has_reader = is_over || parts & READER != 0;
-            self.follow_release(input, is_over, has_reader, is_unreceived);
+            self.follow_release(input, is_over, has_reader);
         } else {
             drop(input);
         }
@@ -64,13 +62,11 @@ impl Core {
     }
 
     /// Does what follows when parts of a run are back. `has_reader`: the reader is one of them.
-    /// `is_unreceived`: the kernel has bytes that nobody has received.
     fn follow_release(
         self: &Arc<Self>,
         mut input: MutexGuard<'_, Input>,
         is_over: bool,
         has_reader: bool,
-        is_unreceived: bool,
     ) {
         let mut unread = Discarded::default();
         if self.life.drops_input() {
@@ -78,7 +74,7 @@ impl Core {
             unread = input.discard();
         }
         let next = match is_over {
-            true => self.next_after_run(&mut input, is_unreceived),
+            true => self.next_after_run(&mut input),
             false => Next::Rest,
         };
         let again = (next == Next::Again).then(|| {
@@ -106,7 +102,7 @@ impl Core {
     }
 
     /// Decides what follows a run. All its parts are back.
-    fn next_after_run(&self, input: &mut Input, is_unreceived: bool) -> Next {
+    fn next_after_run(&self, input: &mut Input) -> Next {
         input.join_inbox();
         let found = Found {
             unread: input.buffered_bytes() > 0,
@@ -115,7 +111,7 @@ impl Core {
             hung_up: input.has_hung_up(),
             closed: self.life.is_closed(),
             removed: input.removed,
-            ends_when_idle: self.life.ends_when_idle() && !is_unreceived,
+            ends_when_idle: self.life.ends_when_idle(),
             serves_requests: input.serves,
         };
         input.runs.end(found)

@@ -27,7 +27,6 @@ macro_rules! cases {
             a_half_reads_as_the_connection_does
             a_writing_half_that_goes_disturbs_no_reader
             a_read_that_is_dropped_waits_no_longer
-            a_request_behind_a_stream_is_answered_before_a_shutdown
             a_poll_that_is_given_up_loses_nothing
             urgent_bytes_stop_no_stream
         }
@@ -398,42 +397,6 @@ pub(crate) fn a_read_that_is_dropped_waits_no_longer(t: &Fixture) -> Check {
     read_exactly(&peer, 1)?;
     peer.write_all(b"more")?;
     assert_eq!(read.wait(), b"more");
-    Ok(())
-}
-
-/// The next request is in the kernel when the shutdown begins, because the first handler receives
-/// by itself and has read no further.
-pub(crate) fn a_request_behind_a_stream_is_answered_before_a_shutdown(t: &Fixture) -> Check {
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let (opened, begun) = (Arc::clone(&gate), Arc::new(AtomicU64::new(0)));
-    let runs = Arc::clone(&begun);
-    let server = t.spawn(t.server().on_request(move |mut conn| {
-        let (gate, runs) = (Arc::clone(&opened), Arc::clone(&runs));
-        async move {
-            if runs.fetch_add(1, Ordering::SeqCst) == 0 {
-                read_directly(&mut conn, STREAM_BYTES).await?;
-                runs.fetch_add(10, Ordering::SeqCst);
-                let _ = gate.acquire().await.expect("the gate stays");
-            } else {
-                conn.next(4).await?;
-            }
-            conn.write_copy(b"done")?;
-            conn.flush().await
-        }
-    }));
-    let mut peer = dial(&server)?;
-    peer.write_all(&pattern(0, STREAM_BYTES))?;
-    eventually("the stream is read", || begun.load(Ordering::SeqCst) == 11);
-    peer.write_all(b"next")?;
-    let ending = {
-        let server = server.clone();
-        on_thread(move || Ok(server.shutdown(DEADLINE)?))
-    };
-    eventually("the shutdown has begun", || server.is_shutting_down());
-    gate.add_permits(1);
-    assert_eq!(read_exactly(&peer, 8)?, b"donedone");
-    ending.wait();
-    assert_eq!(server.stats().cut, 0);
     Ok(())
 }
 
