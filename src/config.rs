@@ -213,7 +213,7 @@ pub(crate) const EVENTS_PER_ROUND: usize = 32;
 
 /// How often a round obeys commands, and runs what they have added, before the poller checks for
 /// events again.
-pub(crate) const COMMAND_PASSES_MAX: usize = 4;
+pub(crate) const COMMAND_PASSES_MAX: usize = 2;
 
 /// Connections accepted for one event. It bounds how long a burst of new connections delays the
 /// existing ones.

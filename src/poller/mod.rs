@@ -101,12 +101,12 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.wait()?;
             self.dispatcher.remote.relief.count_progress();
             self.dispatcher.fire_timers(&mut self.backend);
-            let mut has_woken = !self.dispatcher.round.wakers.is_empty();
+            let has_woken = !self.dispatcher.round.wakers.is_empty();
             self.dispatcher.run_round();
             // Commands come last, so they do not delay the wake-ups and handlers of received bytes.
             for _ in 0..config::COMMAND_PASSES_MAX {
                 if has_woken && self.commands.is_empty() {
-                    // Tasks of this poller that were woken run before the next system call.
+                    // Tasks of this poller that the round has woken run before the next wait.
                     self.dispatcher.remote.mailbox().take_commands(&mut self.commands);
                 }
                 if self.commands.is_empty() {
@@ -114,7 +114,6 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 }
                 self.obey_all();
                 self.dispatcher.run_round();
-                has_woken = true;
             }
         }
         Ok(())
