@@ -64,7 +64,7 @@ fn calling<C: Codec<In = Slice>>(
 pub(crate) fn a_call_ends_at_its_deadline_and_its_late_answer_is_dropped(t: &Fixture) -> Check {
     let server = Played::new()?;
     let client = client_of(t, server.addr)?;
-    let late = client.call_within(body("late"), Duration::from_millis(20));
+    let late = client.call_within(body("late"), Duration::from_millis(300));
     let late = on_task(async { Ok(late.await) });
     let mut line = server.accept()?;
     let (number, _) = line.request()?;
