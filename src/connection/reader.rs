@@ -200,12 +200,7 @@ macro_rules! impl_reader {
                     }
                     return Poll::Ready(Ok(direct::take(&self.handle.0, &mut self.reader, buffer)));
                 }
-                let kept: &Began = &self.read_began;
-                let mut began = *kept;
-                let submitted = self.poll_output(1, &mut began, cx);
-                let kept: &mut Began = &mut self.read_began;
-                *kept = began;
-                ready!(submitted)?;
+                ready!(self.poll_output_first(cx))?;
                 let core = &self.handle.0;
                 let began = &mut self.read_began;
                 match ready!(direct::poll_read(core, &mut self.reader, buffer, began, cx)) {
@@ -302,12 +297,7 @@ macro_rules! impl_reader {
             #[inline]
             pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
                 if self.reader.is_empty() {
-                    let kept: &Began = &self.read_began;
-                    let mut began = *kept;
-                    let submitted = self.poll_output(1, &mut began, cx);
-                    let kept: &mut Began = &mut self.read_began;
-                    *kept = began;
-                    ready!(submitted)?;
+                    ready!(self.poll_output_first(cx))?;
                     let core = &self.handle.0;
                     let began = &mut self.read_began;
                     match ready!(wait::poll_readable(core, &mut self.reader, began, cx)) {
@@ -331,6 +321,16 @@ macro_rules! impl_reader {
             #[inline]
             pub fn is_empty(&self) -> bool {
                 self.reader.is_empty() && !self.handle.0.has_arrivals()
+            }
+
+            /// What a poll that has to wait for a byte does first.
+            fn poll_output_first(&mut self, cx: &Context<'_>) -> Poll<Result<()>> {
+                let kept: &Began = &self.read_began;
+                let mut began = *kept;
+                let submitted = self.poll_output(1, &mut began, cx);
+                let kept: &mut Began = &mut self.read_began;
+                *kept = began;
+                submitted
             }
 
             #[inline]

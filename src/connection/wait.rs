@@ -32,7 +32,7 @@ pub(super) async fn fill(
     check_length(core, operation, bytes)?;
     let _withdraw = Withdraw(core);
     let mut began = Began::default();
-    poll_fn(|cx| poll_fill(core, reader, operation, bytes, &mut began, cx)).await
+    poll_fn(|cx| poll_fill(core, reader, operation, bytes, 0, &mut began, cx)).await
 }
 
 /// Polls until `reader` has a byte, or until nothing more will come.
@@ -42,7 +42,7 @@ pub(super) fn poll_readable(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
-    let polled = poll_fill(core, reader, "readable", 1, began, cx);
+    let polled = poll_fill(core, reader, "readable", 1, 0, began, cx);
     if polled.is_ready() {
         began.forget();
     }
@@ -58,8 +58,7 @@ pub(super) fn poll_room(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
-    let wanted = Wanted { operation: "read_buf", bytes: 1, room_bytes };
-    let polled = poll_wanted(core, reader, wanted, began, cx);
+    let polled = poll_fill(core, reader, "read_buf", 1, room_bytes, began, cx);
     if polled.is_ready() {
         began.forget();
     }
@@ -75,7 +74,7 @@ pub(super) fn poll_frame(
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
     check_length(core, "frames", bytes)?;
-    let polled = poll_fill(core, reader, "frames", bytes, began, cx);
+    let polled = poll_fill(core, reader, "frames", bytes, 0, began, cx);
     if polled.is_ready() {
         began.forget();
     }
@@ -130,30 +129,14 @@ fn check_length(core: &Core, operation: &'static str, bytes: usize) -> Result<()
     Ok(())
 }
 
-/// What a reader waits for.
-struct Wanted {
-    operation: &'static str,
-    bytes: usize,
-    /// Room for bytes that the reader receives by itself.
-    room_bytes: usize,
-}
-
-/// Polls once until `reader` has `bytes`.
+/// Polls once until `reader` has `bytes`. A reader with `room_bytes` may receive by itself; other
+/// reads have 0.
 fn poll_fill(
     core: &Arc<Core>,
     reader: &mut Chain,
     operation: &'static str,
     bytes: usize,
-    began: &mut Began,
-    cx: &Context<'_>,
-) -> Poll<Result<()>> {
-    poll_wanted(core, reader, Wanted { operation, bytes, room_bytes: 0 }, began, cx)
-}
-
-fn poll_wanted(
-    core: &Arc<Core>,
-    reader: &mut Chain,
-    Wanted { operation, bytes, room_bytes }: Wanted,
+    room_bytes: usize,
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<()>> {
