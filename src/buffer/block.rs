@@ -266,7 +266,22 @@ impl Block {
     /// When `bytes` is more than the spare.
     #[inline]
     pub(crate) fn finish(mut self, bytes: usize) -> Slice {
-        self.take(bytes)
+        let slice = self.take(bytes);
+        self.leave_to(&slice);
+        slice
+    }
+
+    /// Drops the block. Needs no locked instruction if `slice` has the only other reference.
+    #[inline]
+    pub(crate) fn leave_to(self, slice: &Slice) {
+        // SAFETY: `self` holds references, which keep the header alive.
+        let refs = unsafe { &self.header.as_ref().refs };
+        // If the caller holds all references, no other thread can change their number. Acquire, as
+        // in `release`.
+        if slice.owner == Some(self.header) && refs.load(Ordering::Acquire) == self.refs + 1 {
+            refs.store(1, Ordering::Relaxed);
+            std::mem::forget(self);
+        }
     }
 
     /// Appends the first `bytes` of the spare to `slice`, if `slice` ends where the spare begins.

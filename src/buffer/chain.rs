@@ -382,12 +382,15 @@ impl Chain {
     }
 
     /// Removes the first piece. It is empty only if the chain is empty.
-    #[inline]
+    #[inline(always)]
     fn pop_front(&mut self) -> Slice {
         let next = self.rest.pop_front().unwrap_or_default();
         let piece = std::mem::replace(&mut self.head, next);
         self.len -= piece.len();
         if self.len == 0 {
+            if let Some(tail) = self.tail.take() {
+                tail.leave_to(&piece);
+            }
             self.release();
         }
         piece

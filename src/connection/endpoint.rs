@@ -18,7 +18,8 @@ use crate::clock::now_ns;
 use crate::config;
 use crate::poller::timers::NEVER;
 use crate::poller::{
-    Action, Attached, Command, Completion, Endpoint, Flow, Job, Reaction, Received, Side, Token,
+    Action, Attached, Command, Completion, Endpoint, Flow, Job, Reaction, Receipt, Received, Side,
+    Token,
 };
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
@@ -78,12 +79,16 @@ impl Endpoint for Core {
     }
 
     #[inline]
-    fn on_received(self: &Arc<Self>, bytes: Received<'_>, share_bytes: Option<usize>) -> Wanted {
+    fn on_received(
+        self: &Arc<Self>,
+        bytes: Received<'_>,
+        share_bytes: Option<usize>,
+    ) -> Receipt<Started> {
         let mut input = lock(&self.input);
         // Check under the lock: a close sets the bit first, and then discards the input under the
         // lock.
         if self.life.drops_input() {
-            return Wanted::default();
+            return Receipt::Filed(Wanted::default());
         }
         if self.idle_timeout.is_set() {
             // The round's clock is too old: it was read before the wait that received these bytes.
@@ -96,17 +101,15 @@ impl Endpoint for Core {
                 self.paused.store(true, Ordering::Relaxed);
             }
             drop(input);
-            return self.follow(filed);
+            return Receipt::Filed(self.follow(filed));
         }
         let started = input.start_with(bytes, &self.remote.pool);
         self.took_arrivals();
-        let mut wanted = Wanted::default();
-        if started.reader.len() >= self.limits.input_bytes_max(share_bytes) {
+        let is_full = started.reader.len() >= self.limits.input_bytes_max(share_bytes);
+        if is_full {
             self.paused.store(true, Ordering::Relaxed);
-            wanted.flow = Flow::Pause;
         }
-        wanted.start = Some(started);
-        wanted
+        Receipt::Starts(started, if is_full { Flow::Pause } else { Flow::Continue })
     }
 
     fn on_completion(self: &Arc<Self>, completion: Completion<'_>) -> Wanted {
@@ -202,8 +205,7 @@ impl Endpoint for Core {
             self.begin_elsewhere(started);
             return Polled::Done;
         };
-        let poll = || self.start_run(started).map_or(Polled::Done, task::poll_run);
-        user_code::call("handler", || here.time(poll)).unwrap_or(Polled::Done)
+        here.time(|| self.start_run(started).map_or(Polled::Done, task::poll_run))
     }
 
     fn make_task(self: &Arc<Self>, run: Run) {

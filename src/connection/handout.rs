@@ -6,15 +6,19 @@ use super::Connection;
 use super::core::Core;
 use super::input::{Discarded, Input, Started};
 use super::parts;
-use super::state::{Found, Kind, Next, READER, WRITER};
+use super::state::{FUTURE, Found, Kind, Next, READER, WRITER};
 use crate::buffer::{Chain, Staging};
 use crate::poller::{Command, Job};
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, lock};
+use crate::task;
 use crate::user_code;
 
-/// The parts that a run has at first.
+/// The parts of the connection that a run has at first.
 pub(super) const BOTH: u8 = READER | WRITER;
+
+/// All parts of a run.
+pub(super) const ALL: u8 = BOTH | FUTURE;
 
 impl Core {
     /// Makes the connection for a run. It has all bytes that have come so far.
@@ -37,8 +41,21 @@ impl Core {
         Connection::with_parts(Arc::clone(self), reader, writer)
     }
 
-    /// Takes parts of a run back. If all parts are back, the run is over, and this does what
-    /// follows.
+    /// A run drops its connection.
+    ///
+    /// Most runs end in the same poll. So while this thread polls the run, empty parts are only
+    /// noted as returned, and the end of the run gives all parts back at once.
+    pub(super) fn take_home(self: &Arc<Self>, reader: Box<Chain>, writer: Box<Staging>) {
+        if reader.is_empty() && writer.is_empty() && task::returns_parts(self.owner()) {
+            // Both are kept, since they are empty.
+            let _ = (parts::keep_reader(reader), parts::keep_writer(writer));
+        } else {
+            self.release(BOTH, Some(reader), Some(writer));
+        }
+    }
+
+    /// Takes parts of a run back; `None` stands for an empty reader or writer. If all parts are
+    /// back, the run is over, and this does what follows.
     #[inline]
     pub(super) fn release(
         self: &Arc<Self>,
@@ -47,7 +64,7 @@ impl Core {
         writer: Option<Box<Staging>>,
     ) {
         let mut input = lock(&self.input);
-        let stale_waker = input.take_back(reader, writer);
+        let stale_waker = input.take_back(parts, reader, writer);
         let is_over = input.runs.give_back(parts);
         let is_usual = self.life.is_undisturbed() && !self.paused.load(Ordering::Relaxed);
         // Usually there is nothing to do, or nothing but to wait for the next bytes.
@@ -58,7 +75,9 @@ impl Core {
         } else {
             drop(input);
         }
-        user_code::discard(stale_waker);
+        if let Some(waker) = stale_waker {
+            user_code::discard(waker);
+        }
     }
 
     /// Does what follows when parts of a run are back. `has_reader`: the reader is one of them.

@@ -16,7 +16,7 @@ use crate::poller::timers::NEVER;
 
 use super::direct::Direct;
 use super::parts;
-use super::state::{Kind, Runs};
+use super::state::{Kind, READER, Runs};
 
 pub(super) struct Input {
     pub(super) runs: Runs,
@@ -261,20 +261,23 @@ impl Input {
         is_quiet
     }
 
-    /// Takes back a reader, a writer, or both. Returns the waker that the reader had registered, to
-    /// be dropped without the lock.
+    /// Takes back the reader, the writer, or both, as `parts` says; `None` is an empty one. Returns
+    /// the waker that the reader had registered, to be dropped without the lock.
     #[inline]
     pub(super) fn take_back(
         &mut self,
+        parts: u8,
         reader: Option<Box<Chain>>,
         writer: Option<Box<Staging>>,
     ) -> Option<Waker> {
         if let Some(writer) = writer {
             self.writer = parts::keep_writer(writer);
         }
-        let reader = reader?;
-        self.held_bytes = reader.len();
-        self.reader = parts::keep_reader(reader);
+        if parts & READER == 0 {
+            return None;
+        }
+        self.held_bytes = reader.as_ref().map_or(0, |reader| reader.len());
+        self.reader = reader.and_then(parts::keep_reader);
         self.take_waker()
     }
 

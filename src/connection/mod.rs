@@ -348,7 +348,7 @@ impl Drop for Connection {
         if !core.is_serving() {
             core.close();
         } else {
-            core.release(handout::BOTH, Some(reader), Some(writer));
+            core.take_home(reader, writer);
         }
     }
 }

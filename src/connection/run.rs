@@ -3,11 +3,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use super::Connection;
 use super::core::Core;
 use super::handle::Handle;
+use super::handout::{ALL, BOTH};
 use super::input::Started;
 use super::span;
 use super::state::FUTURE;
@@ -42,19 +43,19 @@ where
 {
     #[inline]
     fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Option<Run> {
-        let what = end.what();
-        let mut end = Some(end);
-        let made = user_code::attempt(what, || {
+        let mut run = Box::pin(Running { future: Guarded::none(), context: context.clone(), end });
+        let called = user_code::attempt(Kind::Handler.what(), || {
             let future = context.run(|| self(connection));
-            end.take().map(|end| Box::pin(Running::new(future, context, end)) as Run)
+            run.as_mut().project().future.set(future);
         });
-        made.unwrap_or_else(|message| {
-            // The unwinding has dropped the connection.
-            if let Some(end) = &mut end {
-                end.panicked(&message);
+        match called {
+            Ok(()) => Some(run),
+            Err(message) => {
+                // The unwinding has dropped the connection.
+                run.as_mut().project().end.panicked(&message);
+                None
             }
-            None
-        })
+        }
     }
 }
 
@@ -70,25 +71,29 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F: Future<Output = Result<()>>> Running<F> {
-    fn new(future: F, context: &RuntimeContext, end: RunEnd) -> Running<F> {
-        Running { future: Guarded::new(future), context: context.clone(), end }
-    }
-}
-
 impl<F: Future<Output = Result<()>>> Future for Running<F> {
     type Output = ();
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let owner = match this.end.kind {
-            Kind::Handler => this.end.core.owner(),
-            Kind::Spawned => 0,
+        let mut this = self.project();
+        let what = this.end.kind.what();
+        let poll = || {
+            let polled = this.future.as_mut().poll(cx);
+            if polled.is_ready() {
+                this.future.finish();
+            }
+            polled
         };
-        let poll = || task::poll_for(owner, || this.future.poll(cx));
-        match user_code::attempt(this.end.what(), || this.context.run(poll)) {
-            Ok(polled) => this.end.outcome = Some(ready!(polled)),
+        let poll = || user_code::attempt(what, || this.context.run(poll));
+        let (polled, has_returned) = task::poll_for(this.end.owner(), poll);
+        this.end.has_returned = has_returned;
+        match polled {
+            Ok(Poll::Ready(outcome)) => this.end.outcome = Some(outcome),
+            Ok(Poll::Pending) => {
+                this.end.return_parts();
+                return Poll::Pending;
+            }
             Err(message) => this.end.panicked(&message),
         }
         Poll::Ready(())
@@ -101,6 +106,8 @@ pub(crate) struct RunEnd {
     core: Arc<Core>,
     kind: Kind,
     outcome: Option<Result<()>>,
+    /// The run has dropped its connection in its last poll. See [`task::returns_parts`].
+    has_returned: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,20 +117,37 @@ enum Kind {
     Spawned,
 }
 
-impl RunEnd {
-    fn new(core: Arc<Core>, kind: Kind) -> RunEnd {
-        RunEnd { core, kind, outcome: None }
-    }
-
-    fn what(&self) -> &'static str {
-        match self.kind {
+impl Kind {
+    fn what(self) -> &'static str {
+        match self {
             Kind::Handler => "handler",
             Kind::Spawned => "spawned future",
         }
     }
+}
+
+impl RunEnd {
+    fn new(core: Arc<Core>, kind: Kind) -> RunEnd {
+        RunEnd { core, kind, outcome: None, has_returned: false }
+    }
+
+    /// Identifies the run to the thread that polls it; 0 for a future that has no parts.
+    fn owner(&self) -> usize {
+        match self.kind {
+            Kind::Handler => self.core.owner(),
+            Kind::Spawned => 0,
+        }
+    }
+
+    /// The run goes on without its connection.
+    fn return_parts(&mut self) {
+        if std::mem::take(&mut self.has_returned) {
+            self.core.release(BOTH, None, None);
+        }
+    }
 
     fn panicked(&mut self, message: &str) {
-        let error = Error::panicked(format!("{} panicked: {message}", self.what()));
+        let error = Error::panicked(format!("{} panicked: {message}", self.kind.what()));
         self.outcome = Some(Err(error));
     }
 }
@@ -133,10 +157,11 @@ impl Drop for RunEnd {
         let failure = match self.outcome.take() {
             Some(outcome) => outcome.err(),
             // The threads that would poll the future have ended.
-            None => Some(Error::closed(&format!("{} given up", self.what()))),
+            None => Some(Error::closed(&format!("{} given up", self.kind.what()))),
         };
+        let parts = if self.has_returned { ALL } else { FUTURE };
         match self.kind {
-            Kind::Handler => self.core.end_run(failure),
+            Kind::Handler => self.core.end_run(parts, failure),
             Kind::Spawned => self.core.end_spawned(failure),
         }
     }
@@ -200,7 +225,8 @@ impl Core {
         service.hooks.spawned();
         let executor = &service.executor;
         let end = RunEnd::new(Arc::clone(self), Kind::Spawned);
-        let running = Running::new(future, executor.context(), end);
+        let context = executor.context().clone();
+        let running = Running { future: Guarded::new(future), context, end };
         executor.spawn(running, self.schedule_on_poller());
         Ok(())
     }
@@ -215,12 +241,12 @@ impl Core {
     /// Ends a run that has started and that no thread will begin.
     pub(super) fn give_up_run(self: &Arc<Self>, started: Started) {
         let Started { reader, writer, .. } = started;
-        self.release(super::handout::BOTH, Some(reader), writer);
-        self.end_run(Some(Error::closed("handler given up")));
+        self.release(BOTH, Some(reader), writer);
+        self.end_run(FUTURE, Some(Error::closed("handler given up")));
     }
 
-    /// The future of a run is done.
-    fn end_run(self: &Arc<Self>, failure: Option<Error>) {
+    /// The future of a run is done. `parts` come back with it.
+    fn end_run(self: &Arc<Self>, parts: u8, failure: Option<Error>) {
         if let Some(error) = failure {
             self.report(&error);
             // A write timeout says that the peer was too slow, so unsent output is dropped now.
@@ -231,7 +257,7 @@ impl Core {
             }
             user_code::discard(error);
         }
-        self.release(FUTURE, None, None);
+        self.release(parts, None, None);
     }
 
     /// A spawned future is done.

@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 use super::Handle;
 use super::core::Core;
 use crate::task::Run;
+use crate::user_code;
 
 /// Puts a run of a handler of `core` into a span of its own, if a subscriber wants it.
 #[inline]
@@ -42,6 +43,8 @@ impl Future for Spanned {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Spanned { run, span } = &mut *self;
-        span.in_scope(|| run.as_mut().poll(cx))
+        // The subscriber is user code. If it panics, the run is given up.
+        let poll = || span.in_scope(|| run.as_mut().poll(cx));
+        user_code::call("subscriber", poll).unwrap_or(Poll::Ready(()))
     }
 }

@@ -12,7 +12,7 @@ use super::job::Job;
 use super::memory::Budget;
 use super::slots::Slots;
 use super::timers::{self, Timers, Whom};
-use super::{Accept, Endpoint, Reaction, Remote};
+use super::{Accept, Endpoint, Reaction, Receipt, Remote};
 use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
@@ -129,8 +129,7 @@ impl<E: Endpoint> Dispatcher<E> {
         let Some(run) = held.kept.take() else { return };
         let endpoint = Arc::clone(&held.endpoint);
         self.remote.relief.count_progress();
-        // A panic ends the run.
-        let polled = user_code::call("handler", || task::poll_run(run)).unwrap_or(Polled::Done);
+        let polled = task::poll_run(run);
         self.follow_run(&endpoint, polled);
         // `follow_run` has put a run that waits again into `kept`.
         if self.leaving.get(&token).is_some_and(|held| held.kept.is_none()) {
@@ -318,8 +317,13 @@ impl<E: Endpoint> Sink for Dispatcher<E> {
         self.round.completions += 1;
         match (self.slots.get(token), completion) {
             (Some(Slot::Endpoint(held)), Completion::Received(bytes)) => {
-                let reaction = held.endpoint.on_received(bytes, self.share_bytes);
-                return self.follow(token, reaction);
+                return match held.endpoint.on_received(bytes, self.share_bytes) {
+                    Receipt::Starts(started, flow) => {
+                        self.round.jobs.push(Job::Begin(Arc::clone(&held.endpoint), started));
+                        flow
+                    }
+                    Receipt::Filed(reaction) => self.follow(token, reaction),
+                };
             }
             (_, Completion::Removed) => self.removed(token),
             (Some(Slot::Endpoint(held)), completion) => {

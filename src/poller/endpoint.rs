@@ -30,7 +30,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
         self: &Arc<Self>,
         bytes: Received<'_>,
         share_bytes: Option<usize>,
-    ) -> Reaction<Self::Started>;
+    ) -> Receipt<Self::Started>;
 
     /// Another operation of the endpoint is done.
     fn on_completion(self: &Arc<Self>, completion: Completion<'_>) -> Reaction<Self::Started>;
@@ -78,6 +78,14 @@ pub(crate) struct Attached<H> {
     /// Bytes that were submitted before the endpoint had a slot.
     pub(crate) output: Option<Box<Chain>>,
     pub(crate) start: Option<H>,
+}
+
+/// The answer of an endpoint to received bytes.
+pub(crate) enum Receipt<H> {
+    /// Begin this run when the round has collected everything.
+    Starts(H, Flow),
+    /// The bytes wait for a run that has started before.
+    Filed(Reaction<H>),
 }
 
 /// What an endpoint asks of its poller after a completion or a timer.

@@ -38,7 +38,7 @@ pub(crate) use crate::sys::{Completion, Flow, Outlet, Received, Token};
 pub(crate) use alarm::Alarm;
 pub(crate) use command::Command;
 use dispatch::{Dispatcher, Slot};
-pub(crate) use endpoint::{Accept, Action, Attached, Endpoint, Reaction, Watcher};
+pub(crate) use endpoint::{Accept, Action, Attached, Endpoint, Reaction, Receipt, Watcher};
 pub(crate) use job::Job;
 use memory::Budget;
 use remote::Parcel;

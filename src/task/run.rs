@@ -33,6 +33,7 @@ thread_local! {
             owner: Cell::new(0),
             waker: Cell::new(0),
             waits_for_flush: Cell::new(false),
+            has_returned: Cell::new(false),
             spare: Cell::new(None),
         }
     };
@@ -46,51 +47,63 @@ struct Current {
     waker: Cell<usize>,
     /// Whether the run waits for its own flush.
     waits_for_flush: Cell<bool>,
+    /// Whether the run has dropped its connection in this poll.
+    has_returned: Cell<bool>,
     /// A waker for the next poll.
     spare: Cell<Option<Noticing>>,
 }
 
-/// Sets a cell of [`CURRENT`]. Dropping this restores the value before, because a run may poll
+/// Sets two cells of [`CURRENT`]. Dropping this restores the values before, because a run may poll
 /// another run.
-struct Set<T: Copy + 'static> {
-    cell: fn(&Current) -> &Cell<T>,
-    outer: T,
+struct Polling<'a> {
+    address: &'a Cell<usize>,
+    flag: &'a Cell<bool>,
+    outer: (usize, bool),
 }
 
-impl<T: Copy> Set<T> {
+impl<'a> Polling<'a> {
     #[inline]
-    fn to(value: T, cell: fn(&Current) -> &Cell<T>) -> Set<T> {
-        Set { cell, outer: CURRENT.with(|current| cell(current).replace(value)) }
+    fn begin(address: &'a Cell<usize>, value: usize, flag: &'a Cell<bool>) -> Polling<'a> {
+        let outer = (address.replace(value), flag.replace(false));
+        Polling { address, flag, outer }
     }
 }
 
-impl<T: Copy> Drop for Set<T> {
+impl Drop for Polling<'_> {
     #[inline]
     fn drop(&mut self) {
-        CURRENT.with(|current| (self.cell)(current).set(self.outer));
+        self.address.set(self.outer.0);
+        self.flag.set(self.outer.1);
     }
 }
 
-/// Calls `poll`, which polls a run of `owner`: the address of a connection, or 0.
+/// Calls `poll`, which polls a run of `owner`: the address of a connection, or 0. Returns as well
+/// whether the run has called [`returns_parts`].
 #[inline]
-pub(crate) fn poll_for<T>(owner: usize, poll: impl FnOnce() -> T) -> T {
-    let _owner = Set::to(owner, |current| &current.owner);
-    poll()
+pub(crate) fn poll_for<T>(owner: usize, poll: impl FnOnce() -> T) -> (T, bool) {
+    CURRENT.with(|current| {
+        let _polling = Polling::begin(&current.owner, owner, &current.has_returned);
+        let polled = poll();
+        (polled, current.has_returned.get())
+    })
 }
 
 /// Polls a run on its poller, once. A run that is done is dropped.
 #[inline(always)]
 pub(crate) fn poll_run(mut run: Run) -> Polled {
-    let noticing = CURRENT.with(|current| current.spare.take()).unwrap_or_else(Noticing::new);
-    let waker = Set::to(noticing.waker.data().addr(), |current| &current.waker);
-    let flag = Set::to(false, |current| &current.waits_for_flush);
-    let polled = run.as_mut().poll(&mut Context::from_waker(&noticing.waker));
-    let waits_for_flush = CURRENT.with(|current| current.waits_for_flush.get());
-    drop((waker, flag));
-    let was_noticed = noticing.was_noticed();
-    if !was_noticed {
-        CURRENT.with(|current| current.spare.set(Some(noticing)));
-    }
+    let (polled, waits_for_flush, was_noticed) = CURRENT.with(|current| {
+        let noticing = current.spare.take().unwrap_or_else(Noticing::new);
+        let address = noticing.waker.data().addr();
+        let polling = Polling::begin(&current.waker, address, &current.waits_for_flush);
+        let polled = run.as_mut().poll(&mut Context::from_waker(&noticing.waker));
+        let waits_for_flush = current.waits_for_flush.get();
+        drop(polling);
+        let was_noticed = noticing.was_noticed();
+        if !was_noticed {
+            current.spare.set(Some(noticing));
+        }
+        (polled, waits_for_flush, was_noticed)
+    });
     match polled {
         Poll::Ready(()) => Polled::Done,
         Poll::Pending if waits_for_flush && !was_noticed => Polled::WaitsForFlush(run),
@@ -115,6 +128,20 @@ pub(crate) fn waits_for_flush(waker: &Waker, owner: usize) -> bool {
             current.owner.get() == owner && current.waker.get() == waker.data().addr();
         if is_polled_here {
             current.waits_for_flush.set(true);
+        }
+        is_polled_here
+    });
+    noted.unwrap_or(false)
+}
+
+/// Called where the connection of a run is dropped. `true`: this thread polls a run of `owner`, and
+/// gives the run's parts back after the poll.
+#[inline]
+pub(crate) fn returns_parts(owner: usize) -> bool {
+    let noted = CURRENT.try_with(|current| {
+        let is_polled_here = current.owner.get() == owner;
+        if is_polled_here {
+            current.has_returned.set(true);
         }
         is_polled_here
     });
@@ -169,7 +196,10 @@ pin_project_lite::pin_project! {
 
     impl<F> PinnedDrop for Guarded<F> {
         fn drop(this: Pin<&mut Self>) {
-            user_code::call("destructor", || this.project().future.set(None));
+            let mut future = this.project().future;
+            if future.is_some() {
+                user_code::call("destructor", || future.set(None));
+            }
         }
     }
 }
@@ -177,6 +207,21 @@ pin_project_lite::pin_project! {
 impl<F> Guarded<F> {
     pub(crate) fn new(future: F) -> Guarded<F> {
         Guarded { future: Some(future) }
+    }
+
+    /// A place for a future.
+    pub(crate) fn none() -> Guarded<F> {
+        Guarded { future: None }
+    }
+
+    /// Puts `future` in its place.
+    pub(crate) fn set(self: Pin<&mut Self>, future: F) {
+        self.project().future.set(Some(future));
+    }
+
+    /// Drops the future, which is done. A panic of its destructor is the caller's.
+    pub(crate) fn finish(self: Pin<&mut Self>) {
+        self.project().future.set(None);
     }
 }
 
@@ -203,7 +248,7 @@ mod tests {
 
     fn polled(owner: usize, future: impl Future<Output = ()> + Send + 'static) -> Ended {
         let mut future = Box::pin(future);
-        let run = poll_fn(move |cx| poll_for(owner, || future.as_mut().poll(cx)));
+        let run = poll_fn(move |cx| poll_for(owner, || future.as_mut().poll(cx)).0);
         match poll_run(Box::pin(run)) {
             Polled::Done => Ended::Done,
             Polled::WaitsForFlush(_) => Ended::WaitsForFlush,
