@@ -205,7 +205,7 @@ impl Endpoint for Core {
             self.begin_elsewhere(started);
             return Polled::Done;
         };
-        here.time(|| self.start_run(started).map_or(Polled::Done, task::poll_run))
+        here.time(|| task::poll_run(|cx| self.begin_run(started, cx)))
     }
 
     fn make_task(self: &Arc<Self>, run: Run) {

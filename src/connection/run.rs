@@ -31,9 +31,15 @@ impl Handle {
 
 /// A handler, whatever the type of its futures.
 pub(crate) trait Handler: Send + Sync {
-    /// Makes a run: calls the handler inside `context`. The run is polled inside `context` as well.
-    /// `None`: the handler panicked, and the run has ended.
-    fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Option<Run>;
+    /// Begins a run of `core`: calls the handler inside `context`, and polls its future once. Later
+    /// polls are inside `context` as well. Returns the run if it waits; `None` if it is over.
+    fn begin(
+        &self,
+        core: &Arc<Core>,
+        connection: Connection,
+        context: &RuntimeContext,
+        cx: &mut Context<'_>,
+    ) -> Option<Run>;
 }
 
 impl<H, F> Handler for H
@@ -41,72 +47,106 @@ where
     H: Fn(Connection) -> F + Send + Sync,
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    #[inline]
-    fn start(&self, connection: Connection, context: &RuntimeContext, end: RunEnd) -> Option<Run> {
-        let mut run = Box::pin(Running { future: Guarded::none(), context: context.clone(), end });
-        let called = user_code::attempt(Kind::Handler.what(), || {
-            let future = context.run(|| self(connection));
-            run.as_mut().project().future.set(future);
-        });
-        match called {
-            Ok(()) => Some(run),
-            Err(message) => {
-                // The unwinding has dropped the connection.
-                run.as_mut().project().end.panicked(&message);
-                None
-            }
+    fn begin(
+        &self,
+        core: &Arc<Core>,
+        connection: Connection,
+        context: &RuntimeContext,
+        cx: &mut Context<'_>,
+    ) -> Option<Run> {
+        let mut run = Box::pin(Running { future: Guarded::none(), end: None });
+        let mut this = run.as_mut().project();
+        let begin = |mut future: Pin<&mut Guarded<F>>| {
+            future.as_mut().set(self(connection));
+            future.poll(cx)
+        };
+        let (outcome, has_returned) =
+            poll_user(this.future.as_mut(), core.owner(), Kind::Handler, context, begin);
+        if let Some(outcome) = outcome {
+            core.end_run(has_returned, outcome.err());
+            return None;
         }
+        if has_returned {
+            core.release(BOTH, None, None);
+        }
+        *this.end = Some(RunEnd::new(Arc::clone(core), Kind::Handler, context.clone()));
+        Some(run)
     }
 }
 
+/// Polls a future of the user with `poll`: a handler's future, or a spawned one. `owner` identifies
+/// the run, see [`task::poll_for`]. Returns the outcome if the future is over, and whether the run
+/// has dropped its connection in this poll. A future that is over is dropped.
+#[inline]
+fn poll_user<F>(
+    mut future: Pin<&mut Guarded<F>>,
+    owner: usize,
+    kind: Kind,
+    context: &RuntimeContext,
+    poll: impl FnOnce(Pin<&mut Guarded<F>>) -> Poll<Result<()>>,
+) -> (Option<Result<()>>, bool) {
+    task::poll_for(owner, || {
+        let polled = user_code::attempt(kind.what(), || {
+            context.run(|| {
+                let polled = poll(future.as_mut());
+                if polled.is_ready() {
+                    future.as_mut().finish();
+                }
+                polled
+            })
+        });
+        match polled {
+            Ok(Poll::Ready(outcome)) => Some(outcome),
+            Ok(Poll::Pending) => None,
+            Err(message) => {
+                future.as_mut().clear();
+                Some(Err(Error::panicked(format!("{} panicked: {message}", kind.what()))))
+            }
+        }
+    })
+}
+
 pin_project_lite::pin_project! {
-    /// A future of a handler, or a spawned future, with its context and its end.
+    /// A future of a handler, or a spawned future, and its end.
     struct Running<F> {
         #[pin]
         future: Guarded<F>,
-        context: RuntimeContext,
-        // Declared after `future`, so `end` is dropped when everything in the future has been
-        // dropped.
-        end: RunEnd,
+        // `None` during the first poll of a run. Declared after `future`, so `end` is dropped when
+        // everything in the future has been dropped.
+        end: Option<RunEnd>,
     }
 }
 
 impl<F: Future<Output = Result<()>>> Future for Running<F> {
     type Output = ();
 
-    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        let what = this.end.kind.what();
-        let poll = || {
-            let polled = this.future.as_mut().poll(cx);
-            if polled.is_ready() {
-                this.future.finish();
-            }
-            polled
-        };
-        let poll = || user_code::attempt(what, || this.context.run(poll));
-        let (polled, has_returned) = task::poll_for(this.end.owner(), poll);
-        this.end.has_returned = has_returned;
-        match polled {
-            Ok(Poll::Ready(outcome)) => this.end.outcome = Some(outcome),
-            Ok(Poll::Pending) => {
-                this.end.return_parts();
-                return Poll::Pending;
-            }
-            Err(message) => this.end.panicked(&message),
+        let this = self.project();
+        let Some(end) = this.end else { return Poll::Ready(()) };
+        let poll = |future: Pin<&mut Guarded<F>>| future.poll(cx);
+        let (outcome, has_returned) =
+            poll_user(this.future, end.owner(), end.kind, &end.context, poll);
+        let is_over = outcome.is_some();
+        end.outcome = outcome;
+        if is_over {
+            end.has_returned = has_returned;
+            return Poll::Ready(());
         }
-        Poll::Ready(())
+        if has_returned {
+            end.core.release(BOTH, None, None);
+        }
+        Poll::Pending
     }
 }
 
-/// The end of a run or of a spawned future. Dropping this ends the run: when the future is done,
-/// has panicked, or is given up. A future that is given up has no outcome.
-pub(crate) struct RunEnd {
+/// The end of a run that has waited, or of a spawned future. Dropping this ends the run: when the
+/// future is over, or is given up. A future that is given up has no outcome.
+struct RunEnd {
     core: Arc<Core>,
     kind: Kind,
+    context: RuntimeContext,
     outcome: Option<Result<()>>,
-    /// The run has dropped its connection in its last poll. See [`task::returns_parts`].
+    /// The run has dropped its connection in its last poll.
     has_returned: bool,
 }
 
@@ -127,8 +167,8 @@ impl Kind {
 }
 
 impl RunEnd {
-    fn new(core: Arc<Core>, kind: Kind) -> RunEnd {
-        RunEnd { core, kind, outcome: None, has_returned: false }
+    fn new(core: Arc<Core>, kind: Kind, context: RuntimeContext) -> RunEnd {
+        RunEnd { core, kind, context, outcome: None, has_returned: false }
     }
 
     /// Identifies the run to the thread that polls it; 0 for a future that has no parts.
@@ -137,18 +177,6 @@ impl RunEnd {
             Kind::Handler => self.core.owner(),
             Kind::Spawned => 0,
         }
-    }
-
-    /// The run goes on without its connection.
-    fn return_parts(&mut self) {
-        if std::mem::take(&mut self.has_returned) {
-            self.core.release(BOTH, None, None);
-        }
-    }
-
-    fn panicked(&mut self, message: &str) {
-        let error = Error::panicked(format!("{} panicked: {message}", self.kind.what()));
-        self.outcome = Some(Err(error));
     }
 }
 
@@ -159,18 +187,17 @@ impl Drop for RunEnd {
             // The threads that would poll the future have ended.
             None => Some(Error::closed(&format!("{} given up", self.kind.what()))),
         };
-        let parts = if self.has_returned { ALL } else { FUTURE };
         match self.kind {
-            Kind::Handler => self.core.end_run(parts, failure),
+            Kind::Handler => self.core.end_run(self.has_returned, failure),
             Kind::Spawned => self.core.end_spawned(failure),
         }
     }
 }
 
 impl Start for Core {
-    fn start(self: Arc<Self>) -> Option<Run> {
+    fn begin(self: Arc<Self>, cx: &mut Context<'_>) -> Option<Run> {
         let started = lock(&self.input).take_started()?;
-        self.start_run(started)
+        self.begin_run(started, cx)
     }
 
     fn give_up(self: Arc<Self>) {
@@ -182,16 +209,19 @@ impl Start for Core {
 }
 
 impl Core {
-    /// Calls the handler for a run that has started. `None`: the handler panicked, or the
-    /// connection has no server.
+    /// Begins a run that has started: calls the handler, and polls its future once. Returns the run
+    /// if it waits.
     #[inline]
-    pub(super) fn start_run(self: &Arc<Self>, started: Started) -> Option<Run> {
+    pub(super) fn begin_run(
+        self: &Arc<Self>,
+        started: Started,
+        cx: &mut Context<'_>,
+    ) -> Option<Run> {
         let service = self.service.as_ref()?;
         let handler = service.handler(started.kind);
-        let end = RunEnd::new(Arc::clone(self), Kind::Handler);
         let connection = self.hand_out(started);
-        let run = handler.start(connection, service.executor.context(), end)?;
-        Some(span::spanned(run, self))
+        let context = service.executor.context();
+        span::begin(self, || handler.begin(self, connection, context, cx))
     }
 
     /// Queues a run that has started, for a worker or a runtime.
@@ -224,9 +254,9 @@ impl Core {
         };
         service.hooks.spawned();
         let executor = &service.executor;
-        let end = RunEnd::new(Arc::clone(self), Kind::Spawned);
         let context = executor.context().clone();
-        let running = Running { future: Guarded::new(future), context, end };
+        let end = Some(RunEnd::new(Arc::clone(self), Kind::Spawned, context));
+        let running = Running { future: Guarded::new(future), end };
         executor.spawn(running, self.schedule_on_poller());
         Ok(())
     }
@@ -242,11 +272,12 @@ impl Core {
     pub(super) fn give_up_run(self: &Arc<Self>, started: Started) {
         let Started { reader, writer, .. } = started;
         self.release(BOTH, Some(reader), writer);
-        self.end_run(FUTURE, Some(Error::closed("handler given up")));
+        self.end_run(false, Some(Error::closed("handler given up")));
     }
 
-    /// The future of a run is done. `parts` come back with it.
-    fn end_run(self: &Arc<Self>, parts: u8, failure: Option<Error>) {
+    /// The future of a run is over. `has_returned`: the run dropped its connection in the last poll,
+    /// see [`task::returns_parts`].
+    fn end_run(self: &Arc<Self>, has_returned: bool, failure: Option<Error>) {
         if let Some(error) = failure {
             self.report(&error);
             // A write timeout says that the peer was too slow, so unsent output is dropped now.
@@ -257,7 +288,7 @@ impl Core {
             }
             user_code::discard(error);
         }
-        self.release(parts, None, None);
+        self.release(if has_returned { ALL } else { FUTURE }, None, None);
     }
 
     /// A spawned future is done.

@@ -17,25 +17,48 @@ use super::core::Core;
 use crate::task::Run;
 use crate::user_code;
 
-/// Puts a run of a handler of `core` into a span of its own, if a subscriber wants it.
+/// Begins a run of a handler of `core` with `begin`, in a span of its own if a subscriber wants it.
 #[inline]
-pub(super) fn spanned(run: Run, core: &Arc<Core>) -> Run {
+pub(super) fn begin(core: &Arc<Core>, begin: impl FnOnce() -> Option<Run>) -> Option<Run> {
     if LevelFilter::current() < LevelFilter::DEBUG {
-        return run;
+        return begin();
     }
-    with_span(run, core)
+    begin_in_span(core, begin)
 }
 
 #[cold]
-fn with_span(run: Run, core: &Arc<Core>) -> Run {
+fn begin_in_span(core: &Arc<Core>, begin: impl FnOnce() -> Option<Run>) -> Option<Run> {
     let id = Handle::of(core).id();
-    let span = tracing::debug_span!("handler", peer = %core.peer, id);
-    if span.is_disabled() { run } else { Box::pin(Spanned { run, span }) }
+    let make = || tracing::debug_span!("handler", peer = %core.peer, id);
+    let span = user_code::call(SUBSCRIBER, make).unwrap_or_else(Span::none);
+    if span.is_disabled() {
+        return begin();
+    }
+    let run = in_scope(&span, begin);
+    let span = Some(span);
+    match run {
+        Some(run) => Some(Box::pin(Spanned { run, span })),
+        None => {
+            user_code::discard(span);
+            None
+        }
+    }
 }
+
+/// Runs `code` inside of `span`.
+fn in_scope<T>(span: &Span, code: impl FnOnce() -> T) -> T {
+    let entered = user_code::call(SUBSCRIBER, || span.enter());
+    let done = code();
+    user_code::discard(entered);
+    done
+}
+
+/// The subscriber of the process is user code, and may panic.
+const SUBSCRIBER: &str = "subscriber";
 
 struct Spanned {
     run: Run,
-    span: Span,
+    span: Option<Span>,
 }
 
 impl Future for Spanned {
@@ -43,8 +66,16 @@ impl Future for Spanned {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Spanned { run, span } = &mut *self;
-        // The subscriber is user code. If it panics, the run is given up.
-        let poll = || span.in_scope(|| run.as_mut().poll(cx));
-        user_code::call("subscriber", poll).unwrap_or(Poll::Ready(()))
+        let mut poll = || run.as_mut().poll(cx);
+        match span {
+            Some(span) => in_scope(span, poll),
+            None => poll(),
+        }
+    }
+}
+
+impl Drop for Spanned {
+    fn drop(&mut self) {
+        user_code::discard(self.span.take());
     }
 }

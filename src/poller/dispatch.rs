@@ -129,7 +129,7 @@ impl<E: Endpoint> Dispatcher<E> {
         let Some(run) = held.kept.take() else { return };
         let endpoint = Arc::clone(&held.endpoint);
         self.remote.relief.count_progress();
-        let polled = task::poll_run(run);
+        let polled = task::poll_run(|cx| task::poll_again(run, cx));
         self.follow_run(&endpoint, polled);
         // `follow_run` has put a run that waits again into `kept`.
         if self.leaving.get(&token).is_some_and(|held| held.kept.is_none()) {

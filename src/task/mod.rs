@@ -23,7 +23,7 @@ pub(crate) use placement::{
     Executor, Host, RuntimeContext, Spent, Used, Watched, leave_out, next_part,
 };
 pub(crate) use queue::{Queued, Start, Workers, is_worker};
-pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_for, poll_run};
+pub(crate) use run::{Guarded, Polled, Run, is_polled, poll_again, poll_for, poll_run};
 pub(crate) use run::{returns_parts, waits_for_flush};
 pub(crate) use set::TaskSet;
 pub(crate) use signal::{Signal, WaitSignal};

@@ -12,7 +12,10 @@
 //! other workers, half of them at a time, even while the shared queue is never empty.
 
 use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker};
@@ -54,36 +57,49 @@ enum Work {
     Poll(Runnable),
 }
 
-/// Starts a run that waits in a queue. Implemented by a connection.
+/// Begins a run that waits in a queue. Implemented by a connection.
 pub(crate) trait Start: Send + Sync {
-    /// Calls the handler. `None`: there is nothing to run.
-    fn start(self: Arc<Self>) -> Option<Run>;
+    /// Calls the handler, and polls its future once. Returns the run if it waits.
+    fn begin(self: Arc<Self>, cx: &mut Context<'_>) -> Option<Run>;
 
     /// Ends the run, which no thread will begin.
     fn give_up(self: Arc<Self>);
 }
 
-/// A run that waits in a queue. The handler is called by the thread that takes the run from the
-/// queue, so that thread allocates and frees the memory of the run. Dropping this ends the run.
-pub(crate) struct Queued(Option<Arc<dyn Start>>);
+/// A run that waits in a queue. The handler is called in the first poll, so the thread that takes
+/// the run from the queue allocates and frees the memory of the run. Dropping this ends the run.
+pub(crate) struct Queued(Stage);
+
+enum Stage {
+    InQueue(Arc<dyn Start>),
+    Begun(Run),
+    Over,
+}
 
 impl Queued {
     pub(crate) fn new(run: Arc<dyn Start>) -> Queued {
-        Queued(Some(run))
+        Queued(Stage::InQueue(run))
     }
+}
 
-    /// Calls the handler, and runs its future.
-    pub(super) async fn run(mut self) {
-        let run = self.0.take().and_then(|queued| queued.start());
-        if let Some(run) = run {
-            run.await;
-        }
+impl Future for Queued {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let run = match std::mem::replace(&mut self.0, Stage::Over) {
+            Stage::InQueue(queued) => queued.begin(cx),
+            Stage::Begun(run) => super::poll_again(run, cx),
+            Stage::Over => None,
+        };
+        let Some(run) = run else { return Poll::Ready(()) };
+        self.0 = Stage::Begun(run);
+        Poll::Pending
     }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        if let Some(queued) = self.0.take() {
+        if let Stage::InQueue(queued) = std::mem::replace(&mut self.0, Stage::Over) {
             user_code::call("handler", || queued.give_up());
         }
     }
@@ -180,8 +196,8 @@ impl Workers {
     fn run(&self, work: Work) {
         super::run(match work {
             Work::Poll(task) => task,
-            Work::Begin(run, None) => self.task(run.run()),
-            Work::Begin(run, Some(policy)) => self.task(Timed::new(run.run(), &policy)),
+            Work::Begin(run, None) => self.task(run),
+            Work::Begin(run, Some(policy)) => self.task(Timed::new(run, &policy)),
         });
     }
 
@@ -425,9 +441,9 @@ mod tests {
             given_up: AtomicUsize,
         }
         impl Start for Counts {
-            fn start(self: Arc<Self>) -> Option<Run> {
+            fn begin(self: Arc<Self>, _: &mut Context<'_>) -> Option<Run> {
                 self.started.fetch_add(1, Ordering::Relaxed);
-                Some(Box::pin(async {}))
+                None
             }
             fn give_up(self: Arc<Self>) {
                 self.given_up.fetch_add(1, Ordering::Relaxed);
@@ -448,7 +464,7 @@ mod tests {
         // No worker is left.
         workers.begin(Queued::new(Arc::clone(&run) as _), None);
         assert_eq!(counts(), (10, 1));
-        drop(Queued::new(Arc::clone(&run) as _).run());
+        drop(Queued::new(Arc::clone(&run) as _));
         assert_eq!(counts(), (10, 2));
     }
 

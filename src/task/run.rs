@@ -88,27 +88,31 @@ pub(crate) fn poll_for<T>(owner: usize, poll: impl FnOnce() -> T) -> (T, bool) {
     })
 }
 
-/// Polls a run on its poller, once. A run that is done is dropped.
-#[inline(always)]
-pub(crate) fn poll_run(mut run: Run) -> Polled {
-    let (polled, waits_for_flush, was_noticed) = CURRENT.with(|current| {
+/// Polls a run on its poller with `poll`, which returns the run if it waits.
+#[inline]
+pub(crate) fn poll_run(poll: impl FnOnce(&mut Context<'_>) -> Option<Run>) -> Polled {
+    CURRENT.with(|current| {
         let noticing = current.spare.take().unwrap_or_else(Noticing::new);
         let address = noticing.waker.data().addr();
         let polling = Polling::begin(&current.waker, address, &current.waits_for_flush);
-        let polled = run.as_mut().poll(&mut Context::from_waker(&noticing.waker));
+        let run = poll(&mut Context::from_waker(&noticing.waker));
         let waits_for_flush = current.waits_for_flush.get();
         drop(polling);
         let was_noticed = noticing.was_noticed();
         if !was_noticed {
             current.spare.set(Some(noticing));
         }
-        (polled, waits_for_flush, was_noticed)
-    });
-    match polled {
-        Poll::Ready(()) => Polled::Done,
-        Poll::Pending if waits_for_flush && !was_noticed => Polled::WaitsForFlush(run),
-        Poll::Pending => Polled::Waits(run),
-    }
+        match run {
+            None => Polled::Done,
+            Some(run) if waits_for_flush && !was_noticed => Polled::WaitsForFlush(run),
+            Some(run) => Polled::Waits(run),
+        }
+    })
+}
+
+/// Polls a run that has waited. Returns the run if it waits again. A run that is over is dropped.
+pub(crate) fn poll_again(mut run: Run, cx: &mut Context<'_>) -> Option<Run> {
+    run.as_mut().poll(cx).is_pending().then_some(run)
 }
 
 /// Whether this thread polls a run of `owner`.
@@ -196,10 +200,7 @@ pin_project_lite::pin_project! {
 
     impl<F> PinnedDrop for Guarded<F> {
         fn drop(this: Pin<&mut Self>) {
-            let mut future = this.project().future;
-            if future.is_some() {
-                user_code::call("destructor", || future.set(None));
-            }
+            this.clear();
         }
     }
 }
@@ -222,6 +223,14 @@ impl<F> Guarded<F> {
     /// Drops the future, which is done. A panic of its destructor is the caller's.
     pub(crate) fn finish(self: Pin<&mut Self>) {
         self.project().future.set(None);
+    }
+
+    /// Drops the future, if it is still there.
+    pub(crate) fn clear(self: Pin<&mut Self>) {
+        let mut future = self.project().future;
+        if future.is_some() {
+            user_code::call("destructor", || future.set(None));
+        }
     }
 }
 
@@ -249,7 +258,7 @@ mod tests {
     fn polled(owner: usize, future: impl Future<Output = ()> + Send + 'static) -> Ended {
         let mut future = Box::pin(future);
         let run = poll_fn(move |cx| poll_for(owner, || future.as_mut().poll(cx)).0);
-        match poll_run(Box::pin(run)) {
+        match poll_run(|cx| poll_again(Box::pin(run), cx)) {
             Polled::Done => Ended::Done,
             Polled::WaitsForFlush(_) => Ended::WaitsForFlush,
             Polled::Waits(_) => Ended::Waits,

@@ -207,7 +207,7 @@ impl Executor {
                 policy.follow();
                 workers.begin(run, Some(policy));
             }
-            Target::Tokio => self.context.spawn(run.run()),
+            Target::Tokio => self.context.spawn(run),
         }
     }
 
