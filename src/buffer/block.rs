@@ -229,6 +229,14 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    /// The index of its size class in its pool.
+    #[inline]
+    pub(super) fn class(&self) -> usize {
+        // SAFETY: `self` holds references, which keep the header alive, and nothing writes `class`
+        // after the allocation.
+        unsafe { self.header.as_ref() }.class
+    }
+
     /// Length of the spare in bytes.
     #[inline]
     pub(crate) fn capacity_left(&self) -> usize {
@@ -401,11 +409,31 @@ impl FreeBlock {
         self.0.memory.len()
     }
 
-    /// Puts the block to use. It returns to `home` when the block and all its slices are dropped.
+    /// The pool that the block returned from, or will return to. `None` in the lists that a pool
+    /// shares: a pool that refers to itself would never be freed.
     #[inline]
-    pub(super) fn lend(self, home: Home) -> Block {
+    pub(super) fn home(&self) -> Option<&Arc<FreeLists>> {
+        match &self.0.home {
+            Some(Home::Lists(lists)) => Some(lists),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(super) fn take_home(&mut self) -> Option<Home> {
+        self.0.home.take()
+    }
+
+    /// Makes the block return to `home`, when it and all its slices are dropped.
+    #[inline]
+    pub(super) fn set_home(&mut self, home: Home) {
+        self.0.home = Some(home);
+    }
+
+    /// Puts the block to use.
+    #[inline]
+    pub(super) fn lend(self) -> Block {
         let header = Box::leak(self.0);
-        header.home = Some(home);
         let bytes = header.memory.bytes();
         let (start, capacity_left) = (NonNull::from(&mut *bytes).cast(), bytes.len());
         let refs = capacity_left + 1;
@@ -475,8 +503,8 @@ unsafe fn release(header: NonNull<Header>, count: usize) {
 unsafe fn retire(header: NonNull<Header>) {
     // SAFETY: every header comes from `Box::leak`, and no reference to this one exists.
     let mut header = unsafe { Box::from_raw(header.as_ptr()) };
-    match header.home.take() {
-        Some(Home::Lists(lists)) => lists.give_back(FreeBlock(header)),
+    match &header.home {
+        Some(Home::Lists(_)) => FreeLists::give_back(FreeBlock(header)),
         #[cfg(loom)]
         Some(Home::Model(given_back)) => given_back(),
         None => {

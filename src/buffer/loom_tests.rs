@@ -23,7 +23,9 @@ impl Witness {
         let has_read = (0..readers).map(|_| AtomicBool::new(false)).collect();
         let witness = Arc::new(Witness { has_read, returns: AtomicUsize::new(0) });
         let sees = Arc::clone(&witness);
-        let block = FreeBlock::new(8, 0).lend(Home::Model(Arc::new(move || sees.give_back())));
+        let mut block = FreeBlock::new(8, 0);
+        block.set_home(Home::Model(Arc::new(move || sees.give_back())));
+        let block = block.lend();
         (witness, block)
     }
 

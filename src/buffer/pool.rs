@@ -77,11 +77,24 @@ impl Pool {
     /// A block of at least `bytes_min`. Blocks larger than the largest class are not recycled.
     #[inline]
     pub(crate) fn allocate(&self, bytes_min: usize) -> Block {
-        let class = self.0.class(bytes_min);
-        match with_local(Arc::as_ptr(&self.0), |local| local?.pop(class)) {
-            Some(entry) => entry.block.lend(Home::Lists(entry.home)),
-            None => self.0.pop(class, bytes_min).lend(Home::Lists(Arc::clone(&self.0))),
-        }
+        self.allocate_class(self.0.class(bytes_min), bytes_min)
+    }
+
+    /// A block of the same size as `block`, which comes from this pool and is unused.
+    #[inline]
+    pub(crate) fn allocate_like(&self, block: &Block) -> Block {
+        self.allocate_class(block.class(), block.capacity_left())
+    }
+
+    #[inline]
+    fn allocate_class(&self, class: usize, bytes_min: usize) -> Block {
+        let kept = with_local(Arc::as_ptr(&self.0), |local| local?.pop(class));
+        let block = kept.unwrap_or_else(|| {
+            let mut block = self.0.pop(class, bytes_min);
+            block.set_home(Home::Lists(Arc::clone(&self.0)));
+            block
+        });
+        block.lend()
     }
 
     /// The largest block to allocate in advance, before its bytes are known.
@@ -234,17 +247,17 @@ impl FreeLists {
         with_header_room(1 << (self.bytes_min_log2 as usize + class))
     }
 
-    /// Returns a block that was lent. `self` is the reference to its home that the block held.
-    pub(super) fn give_back(self: Arc<Self>, block: FreeBlock) {
-        let class = block.class();
-        let lists = Arc::as_ptr(&self);
-        let entry = LocalBlock { block, home: self };
-        let rejected = with_local(lists, |local| match local {
-            Some(local) => local.push(class, entry),
-            None => Some(entry),
+    /// Returns a block that was lent to its home.
+    pub(super) fn give_back(block: FreeBlock) {
+        let Some(home) = block.home().map(Arc::as_ptr) else { return };
+        let rejected = with_local(home, |local| match local {
+            Some(local) => local.push(block),
+            None => Some(block),
         });
-        if let Some(LocalBlock { block, home }) = rejected {
-            home.push(class, block);
+        if let Some(mut block) = rejected
+            && let Some(Home::Lists(home)) = block.take_home()
+        {
+            home.push(block.class(), block);
         }
     }
 
@@ -319,13 +332,8 @@ impl Drop for Attached {
 /// The free lists of an attached thread.
 struct Local {
     pool: Arc<FreeLists>,
-    lists: Box<[Vec<LocalBlock>]>,
-}
-
-/// A free block, with the reference to its pool that it needs when it is lent again.
-struct LocalBlock {
-    block: FreeBlock,
-    home: Arc<FreeLists>,
+    /// Free blocks, which keep their reference to the pool.
+    lists: Box<[Vec<FreeBlock>]>,
 }
 
 impl Local {
@@ -338,31 +346,32 @@ impl Local {
     }
 
     #[inline]
-    fn pop(&mut self, class: usize) -> Option<LocalBlock> {
+    fn pop(&mut self, class: usize) -> Option<FreeBlock> {
         let list = self.lists.get_mut(class)?;
-        let entry = list.pop()?;
+        let block = list.pop()?;
         self.pool.local_counts[class].store(list.len(), Ordering::Relaxed);
-        Some(entry)
+        Some(block)
     }
 
-    /// Returns `entry` if its list is full.
+    /// Returns `block` if its list is full.
     #[inline]
-    fn push(&mut self, class: usize, entry: LocalBlock) -> Option<LocalBlock> {
+    fn push(&mut self, block: FreeBlock) -> Option<FreeBlock> {
+        let class = block.class();
         match self.lists.get_mut(class) {
             Some(list) if list.len() < list.capacity() => {
-                list.push(entry);
+                list.push(block);
                 self.pool.local_counts[class].store(list.len(), Ordering::Relaxed);
                 None
             }
-            _ => Some(entry),
+            _ => Some(block),
         }
     }
 
     /// Frees all blocks.
     fn clear(&mut self) {
         for (class, list) in self.lists.iter_mut().enumerate() {
-            for entry in list.drain(..) {
-                self.pool.destroy(entry.block);
+            for block in list.drain(..) {
+                self.pool.destroy(block);
             }
             self.pool.local_counts[class].store(0, Ordering::Relaxed);
         }

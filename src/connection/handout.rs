@@ -45,6 +45,7 @@ impl Core {
     ///
     /// Most runs end in the same poll. So while this thread polls the run, empty parts are only
     /// noted as returned, and the end of the run gives all parts back at once.
+    #[inline]
     pub(super) fn take_home(self: &Arc<Self>, reader: Box<Chain>, writer: Box<Staging>) {
         if reader.is_empty() && writer.is_empty() && task::returns_parts(self.owner()) {
             // Both are kept, since they are empty.

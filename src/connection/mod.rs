@@ -341,6 +341,7 @@ impl WriteHalf {
 }
 
 impl Drop for Connection {
+    #[inline]
     fn drop(&mut self) {
         // A connection that was split has no parts: its halves have them.
         let (Some(reader), Some(writer)) = (self.reader.take(), self.writer.take()) else { return };

@@ -34,9 +34,10 @@ thread_local! {
             waker: Cell::new(0),
             waits_for_flush: Cell::new(false),
             has_returned: Cell::new(false),
-            spare: Cell::new(None),
         }
     };
+    /// A waker for the next poll.
+    static SPARE: Cell<Option<Noticing>> = const { Cell::new(None) };
 }
 
 /// The run that this thread polls.
@@ -49,8 +50,6 @@ struct Current {
     waits_for_flush: Cell<bool>,
     /// Whether the run has dropped its connection in this poll.
     has_returned: Cell<bool>,
-    /// A waker for the next poll.
-    spare: Cell<Option<Noticing>>,
 }
 
 /// Sets two cells of [`CURRENT`]. Dropping this restores the values before, because a run may poll
@@ -92,7 +91,7 @@ pub(crate) fn poll_for<T>(owner: usize, poll: impl FnOnce() -> T) -> (T, bool) {
 #[inline]
 pub(crate) fn poll_run(poll: impl FnOnce(&mut Context<'_>) -> Option<Run>) -> Polled {
     CURRENT.with(|current| {
-        let noticing = current.spare.take().unwrap_or_else(Noticing::new);
+        let noticing = SPARE.take().unwrap_or_else(Noticing::new);
         let address = noticing.waker.data().addr();
         let polling = Polling::begin(&current.waker, address, &current.waits_for_flush);
         let run = poll(&mut Context::from_waker(&noticing.waker));
@@ -100,7 +99,7 @@ pub(crate) fn poll_run(poll: impl FnOnce(&mut Context<'_>) -> Option<Run>) -> Po
         drop(polling);
         let was_noticed = noticing.was_noticed();
         if !was_noticed {
-            current.spare.set(Some(noticing));
+            SPARE.set(Some(noticing));
         }
         match run {
             None => Polled::Done,
@@ -118,8 +117,7 @@ pub(crate) fn poll_again(mut run: Run, cx: &mut Context<'_>) -> Option<Run> {
 /// Whether this thread polls a run of `owner`.
 #[inline]
 pub(crate) fn is_polled(owner: usize) -> bool {
-    // A thread that ends may have freed the record: it polls nothing then.
-    CURRENT.try_with(|current| current.owner.get() == owner).unwrap_or(false)
+    CURRENT.with(|current| current.owner.get() == owner)
 }
 
 /// Called by a flush of connection `owner`. Notes that the run polled by this thread waits for its
@@ -127,29 +125,27 @@ pub(crate) fn is_polled(owner: usize) -> bool {
 /// caller need not keep the waker.
 #[inline]
 pub(crate) fn waits_for_flush(waker: &Waker, owner: usize) -> bool {
-    let noted = CURRENT.try_with(|current| {
+    CURRENT.with(|current| {
         let is_polled_here =
             current.owner.get() == owner && current.waker.get() == waker.data().addr();
         if is_polled_here {
             current.waits_for_flush.set(true);
         }
         is_polled_here
-    });
-    noted.unwrap_or(false)
+    })
 }
 
 /// Called where the connection of a run is dropped. `true`: this thread polls a run of `owner`, and
 /// gives the run's parts back after the poll.
 #[inline]
 pub(crate) fn returns_parts(owner: usize) -> bool {
-    let noted = CURRENT.try_with(|current| {
+    CURRENT.with(|current| {
         let is_polled_here = current.owner.get() == owner;
         if is_polled_here {
             current.has_returned.set(true);
         }
         is_polled_here
-    });
-    noted.unwrap_or(false)
+    })
 }
 
 /// A waker that does nothing but notice.
