@@ -178,9 +178,14 @@ impl Server {
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
                 Arc::new(Acceptor { inner: Arc::clone(&inner), file: Mutex::new(bound.file) });
-            lock(&inner.acceptors).push(Arc::clone(&acceptor));
             let remote = &remotes[index % remotes.len()];
-            remote.send(Command::Listen(acceptor, bound.socket));
+            remote.send(Command::Listen(Arc::clone(&acceptor), bound.socket));
+            // Only now, because a poller ignores an `Unlisten` that comes before its `Listen`.
+            lock(&inner.acceptors).push(acceptor);
+        }
+        // A shutdown that began meanwhile may have missed some of the listeners.
+        if inner.state.progress.is_ending() {
+            inner.unlisten();
         }
         Ok(ServerHandle(inner))
     }

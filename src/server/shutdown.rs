@@ -90,6 +90,11 @@ impl Progress {
         wake_all(waiting);
     }
 
+    /// Whether the shutdown has begun.
+    pub(super) fn is_ending(&self) -> bool {
+        self.lock().ending
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,14 +316,11 @@ impl ServerHandle {
     /// Begins the shutdown.
     fn drain(&self) {
         self.0.state.progress.lock().ending = true;
-        for acceptor in std::mem::take(&mut *lock(&self.0.acceptors)) {
-            for remote in self.0.pollers.remotes() {
-                remote.send(Command::Unlisten(Arc::clone(&acceptor)));
-            }
-        }
-        // The listeners come first: handlers that wait for this signal close their connections.
-        self.0.state.shutdown.raise();
+        self.0.unlisten();
+        self.0.state.shutdown.set();
         self.0.visit(|connection| connection.end_when_idle());
+        // The wakers come last. They are user code, and may block.
+        self.0.state.shutdown.wake();
     }
 
     /// Cuts all connections. Returns their number.
@@ -399,6 +401,15 @@ fn refuse_on_own_threads(operation: &str) -> Result<()> {
 }
 
 impl Inner {
+    /// Closes the listeners that run.
+    pub(super) fn unlisten(&self) {
+        for acceptor in std::mem::take(&mut *lock(&self.acceptors)) {
+            for remote in self.pollers.remotes() {
+                remote.send(Command::Unlisten(Arc::clone(&acceptor)));
+            }
+        }
+    }
+
     /// Lets every poller call `visit` for each connection of this server.
     fn visit(&self, visit: impl Fn(&Arc<Core>) + Clone + Send + 'static) {
         for remote in self.pollers.remotes() {

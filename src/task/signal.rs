@@ -28,7 +28,17 @@ impl Signal {
 
     /// Raises the signal, and wakes every future that waits for it.
     pub(crate) fn raise(&self) {
+        self.set();
+        self.wake();
+    }
+
+    /// Raises the signal. The caller then calls [`wake`](Self::wake).
+    pub(crate) fn set(&self) {
         self.is_raised.store(true, Ordering::SeqCst);
+    }
+
+    /// Wakes every future that waits for the signal, which is raised. Wakers may block.
+    pub(crate) fn wake(&self) {
         let waiting = lock(&self.waiters).take();
         wake_all(waiting);
     }

@@ -23,6 +23,8 @@ macro_rules! cases {
             futures_that_stop_waiting_for_the_shutdown_leave_no_waker
             wakers_of_the_shutdown_may_panic_and_call_anything
             listeners_stop_before_handlers_hear_of_the_shutdown
+            idle_connections_end_before_handlers_hear_of_the_shutdown
+            a_shutdown_ends_listeners_that_start_meanwhile
             a_connection_without_a_server_waits_for_no_shutdown
             a_handler_that_awaits_the_shutdown_of_its_server_gets_it_at_the_deadline
             a_handler_that_forces_the_shutdown_of_its_server_ends_it
@@ -218,6 +220,38 @@ pub(crate) fn listeners_stop_before_handlers_hear_of_the_shutdown(t: &Fixture) -
     assert!(!poll(&mut begun, &Waker::from(Arc::new(waits))));
     server.shutdown(DEADLINE)?;
     seen.try_recv().expect("a handler heard of the shutdown while the server accepted");
+    Ok(())
+}
+
+/// As above: the waker blocks the shutdown until an idle connection has ended.
+pub(crate) fn idle_connections_end_before_handlers_hear_of_the_shutdown(t: &Fixture) -> Check {
+    let (server, _handles) = exposing(t);
+    let peer = dial(&server)?;
+    eventually("the connection is open", || server.stats().open == 1);
+    let (ended, seen) = channel();
+    let waits = Calls(Box::new(move || {
+        let _ = ended.send(read_all(&peer).is_ok_and(|bytes| bytes.is_empty()));
+    }));
+    let mut begun = server.shutdown_begun();
+    assert!(!poll(&mut begun, &Waker::from(Arc::new(waits))));
+    server.shutdown(DEADLINE)?;
+    assert_eq!(seen.try_recv(), Ok(true), "an idle connection waits for the wakers of others");
+    Ok(())
+}
+
+pub(crate) fn a_shutdown_ends_listeners_that_start_meanwhile(t: &Fixture) -> Check {
+    for _ in 0..50 {
+        let mut builder = t.server().on_request(|_| async { Ok(()) });
+        for _ in 0..4 {
+            builder = builder.listen("127.0.0.1:0")?;
+        }
+        let server = builder.build()?;
+        let handle = server.handle();
+        let ends = std::thread::spawn(move || handle.shutdown(DEADLINE));
+        // The shutdown may come first: then the server does not start.
+        let _ = server.spawn();
+        ends.join().expect("does not panic")?;
+    }
     Ok(())
 }
 
