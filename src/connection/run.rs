@@ -77,7 +77,7 @@ where
 /// Polls a future of the user with `poll`: a handler's future, or a spawned one. `owner` identifies
 /// the run, see [`task::poll_for`]. Returns the outcome if the future is over, and whether the run
 /// has dropped its connection in this poll. A future that is over is dropped.
-#[inline]
+#[inline(always)]
 fn poll_user<F>(
     mut future: Pin<&mut Guarded<F>>,
     owner: usize,
@@ -211,7 +211,7 @@ impl Start for Core {
 impl Core {
     /// Begins a run that has started: calls the handler, and polls its future once. Returns the run
     /// if it waits.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin_run(
         self: &Arc<Self>,
         started: Started,

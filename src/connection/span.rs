@@ -18,7 +18,7 @@ use crate::task::Run;
 use crate::user_code;
 
 /// Begins a run of a handler of `core` with `begin`, in a span of its own if a subscriber wants it.
-#[inline]
+#[inline(always)]
 pub(super) fn begin(core: &Arc<Core>, begin: impl FnOnce() -> Option<Run>) -> Option<Run> {
     if LevelFilter::current() < LevelFilter::DEBUG {
         return begin();

@@ -52,61 +52,53 @@ struct Current {
     has_returned: Cell<bool>,
 }
 
-/// Sets two cells of [`CURRENT`]. Dropping this restores the values before, because a run may poll
-/// another run.
-struct Polling<'a> {
-    address: &'a Cell<usize>,
-    flag: &'a Cell<bool>,
-    outer: (usize, bool),
-}
+/// Restores values of [`CURRENT`] when dropped, because a run may poll another run.
+struct Restore<F: Fn(&Current)>(F);
 
-impl<'a> Polling<'a> {
-    #[inline]
-    fn begin(address: &'a Cell<usize>, value: usize, flag: &'a Cell<bool>) -> Polling<'a> {
-        let outer = (address.replace(value), flag.replace(false));
-        Polling { address, flag, outer }
-    }
-}
-
-impl Drop for Polling<'_> {
+impl<F: Fn(&Current)> Drop for Restore<F> {
     #[inline]
     fn drop(&mut self) {
-        self.address.set(self.outer.0);
-        self.flag.set(self.outer.1);
+        CURRENT.with(&self.0);
     }
 }
 
 /// Calls `poll`, which polls a run of `owner`: the address of a connection, or 0. Returns as well
 /// whether the run has called [`returns_parts`].
-#[inline]
+#[inline(always)]
 pub(crate) fn poll_for<T>(owner: usize, poll: impl FnOnce() -> T) -> (T, bool) {
-    CURRENT.with(|current| {
-        let _polling = Polling::begin(&current.owner, owner, &current.has_returned);
-        let polled = poll();
-        (polled, current.has_returned.get())
-    })
+    let (outer, flag) =
+        CURRENT.with(|current| (current.owner.replace(owner), current.has_returned.replace(false)));
+    let _restore = Restore(|current| {
+        current.owner.set(outer);
+        current.has_returned.set(flag);
+    });
+    let polled = poll();
+    (polled, CURRENT.with(|current| current.has_returned.get()))
 }
 
 /// Polls a run on its poller with `poll`, which returns the run if it waits.
-#[inline]
+#[inline(always)]
 pub(crate) fn poll_run(poll: impl FnOnce(&mut Context<'_>) -> Option<Run>) -> Polled {
-    CURRENT.with(|current| {
-        let noticing = SPARE.take().unwrap_or_else(Noticing::new);
-        let address = noticing.waker.data().addr();
-        let polling = Polling::begin(&current.waker, address, &current.waits_for_flush);
-        let run = poll(&mut Context::from_waker(&noticing.waker));
-        let waits_for_flush = current.waits_for_flush.get();
-        drop(polling);
-        let was_noticed = noticing.was_noticed();
-        if !was_noticed {
-            SPARE.set(Some(noticing));
-        }
-        match run {
-            None => Polled::Done,
-            Some(run) if waits_for_flush && !was_noticed => Polled::WaitsForFlush(run),
-            Some(run) => Polled::Waits(run),
-        }
-    })
+    let noticing = SPARE.take().unwrap_or_else(Noticing::new);
+    let waker = noticing.waker.data().addr();
+    let (outer, flag) = CURRENT
+        .with(|current| (current.waker.replace(waker), current.waits_for_flush.replace(false)));
+    let restore = Restore(|current| {
+        current.waker.set(outer);
+        current.waits_for_flush.set(flag);
+    });
+    let run = poll(&mut Context::from_waker(&noticing.waker));
+    let waits_for_flush = CURRENT.with(|current| current.waits_for_flush.get());
+    drop(restore);
+    let was_noticed = noticing.was_noticed();
+    if !was_noticed {
+        SPARE.set(Some(noticing));
+    }
+    match run {
+        None => Polled::Done,
+        Some(run) if waits_for_flush && !was_noticed => Polled::WaitsForFlush(run),
+        Some(run) => Polled::Waits(run),
+    }
 }
 
 /// Polls a run that has waited. Returns the run if it waits again. A run that is over is dropped.
@@ -233,6 +225,7 @@ impl<F> Guarded<F> {
 impl<F: Future> Future for Guarded<F> {
     type Output = F::Output;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let future = self.project().future.as_pin_mut();
         future.expect("the future is there until it is dropped").poll(cx)

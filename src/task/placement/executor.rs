@@ -70,12 +70,14 @@ pub(crate) struct Here<'a> {
 impl Here<'_> {
     /// Runs `code`, the first poll of the handler, and records how long it takes if a policy
     /// decides where handlers run.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
-        match self.policy {
-            Some(policy) => policy.time(code),
-            None => code(),
+        let began_ns = self.policy.map(Policy::begin_poll);
+        let done = code();
+        if let (Some(policy), Some(began_ns)) = (self.policy, began_ns) {
+            policy.end_poll(began_ns);
         }
+        done
     }
 }
 

@@ -57,12 +57,17 @@ pub(super) struct Measurement {
     pub(super) longest_ns: u64,
 }
 
-/// Runs `code`, one poll of a handler, and measures it. With `in_parts`, [`next_part`] divides it.
+/// Begins to measure one poll of a handler. With `in_parts`, [`next_part`] divides it. Returns the
+/// time.
 #[inline]
-pub(super) fn time<T>(host: &Host, in_parts: bool, code: impl FnOnce() -> T) -> (T, Measurement) {
-    let began_ns = THREAD.with_borrow_mut(|thread| thread.begin(in_parts));
-    let done = code();
-    (done, THREAD.with_borrow_mut(|thread| thread.end(host, began_ns)))
+pub(super) fn begin(in_parts: bool) -> u64 {
+    THREAD.with_borrow_mut(|thread| thread.begin(in_parts))
+}
+
+/// Ends the measurement of a poll that began at `began_ns`.
+#[inline]
+pub(super) fn end(host: &Host, began_ns: u64) -> Measurement {
+    THREAD.with_borrow_mut(|thread| thread.end(host, began_ns))
 }
 
 /// The run that is polled on this thread takes in bytes that arrived after the run had begun.
@@ -479,6 +484,12 @@ mod tests {
         spent: || NOW.get().1,
         used: || Duration::ZERO,
     };
+
+    fn time<T>(host: &Host, in_parts: bool, code: impl FnOnce() -> T) -> (T, Measurement) {
+        let began_ns = begin(in_parts);
+        let done = code();
+        (done, end(host, began_ns))
+    }
 
     #[test]
     fn a_thread_between_two_policies_follows_one_until_the_other_is_alone() {

@@ -231,23 +231,27 @@ impl Policy {
         measurement::let_finish(std::ptr::from_ref(self).addr(), &self.host, lets);
     }
 
-    /// Runs `code`, the first poll of a handler on its poller, and records its length.
+    /// Runs `code`, a poll of a handler, and records its length.
     #[inline]
     pub(super) fn time<T>(&self, code: impl FnOnce() -> T) -> T {
-        self.follow();
-        let (done, poll) = measurement::time(&self.host, false, code);
-        self.record(&poll);
+        let began_ns = self.begin_poll();
+        let done = code();
+        self.end_poll(began_ns);
         done
     }
 
-    /// Runs `code`, a poll of a handler in a task, and records its length. On a worker, input that
-    /// the handler takes in meanwhile divides the poll into several runs. A poller receives no
-    /// input meanwhile.
-    fn time_in_parts<T>(&self, code: impl FnOnce() -> T) -> T {
+    /// Called before a poll of a handler. On a worker, input that the handler takes in meanwhile
+    /// divides the poll into several runs. A poller receives no input meanwhile.
+    #[inline]
+    pub(super) fn begin_poll(&self) -> u64 {
         self.follow();
-        let (done, poll) = measurement::time(&self.host, is_worker(), code);
-        self.record(&poll);
-        done
+        measurement::begin(is_worker())
+    }
+
+    /// Called after a poll that began at `began_ns`. Records its length.
+    #[inline]
+    pub(super) fn end_poll(&self, began_ns: u64) {
+        self.record(&measurement::end(&self.host, began_ns));
     }
 
     fn record(&self, poll: &Measurement) {
@@ -403,7 +407,7 @@ impl<F: Future<Output = ()>> Future for Timed<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let run = this.run;
-        this.policy.time_in_parts(|| run.poll(cx))
+        this.policy.time(|| run.poll(cx))
     }
 }
 
