@@ -89,6 +89,12 @@ pub(super) fn poll_read(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
+    // Only this reader leaves `Off`.
+    if !core.paused.load(Ordering::Relaxed) {
+        let room_bytes = buffer.chunk_mut().len();
+        ready!(wait::poll_room(core, reader, room_bytes, began, cx))?;
+        return Poll::Ready(Ok(take(core, reader, buffer)));
+    }
     loop {
         let room_bytes = buffer.chunk_mut().len();
         let mut step = core.next_step(room_bytes);

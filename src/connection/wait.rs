@@ -14,12 +14,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::core::Core;
-use super::input::End;
+use super::input::{End, Input};
 use crate::buffer::Chain;
 use crate::clock::now_ns;
 use crate::error::{Error, Result};
 use crate::poller::timers::NEVER;
-use crate::sync::lock;
+use crate::sync::{MutexGuard, lock};
 use crate::user_code;
 
 /// Waits until `reader` has `bytes`, or until nothing more will come.
@@ -142,6 +142,13 @@ fn poll_fill(
 ) -> Poll<Result<()>> {
     if core.has_arrivals() {
         core.begins_part();
+        let mut input = lock(&core.input);
+        input.refill(reader);
+        core.took_arrivals();
+        if reader.len() >= bytes {
+            core.follow_refill(input, bytes, room_bytes, false);
+            return Poll::Ready(Ok(()));
+        }
     }
     // Clone before locking: a waker's clone is user code.
     let waker = cx.waker().clone();
@@ -156,29 +163,50 @@ fn poll_fill(
     } else if let Some(end) = input.end {
         Some(Err(ended(operation, end, bytes, reader.len())))
     } else {
-        let now_ns = now_ns();
-        let began_ns = began.at_or(|| now_ns);
-        until_ns = core.timeouts.read.end_of_wait(|| began_ns);
+        until_ns = core.timeouts.read.end_of_wait(|| began.at_or(now_ns));
         if core.limits.request_timeout.is_some() {
             until_ns = until_ns.min(core.timeouts.end_of_request());
         }
-        let late = now_ns >= until_ns;
-        late.then(|| Err(Error::read_timeout(operation, began.elapsed(now_ns))))
+        // The clock is read only where there is a timeout or a deadline.
+        match until_ns {
+            NEVER => None,
+            _ => {
+                let now_ns = now_ns();
+                let began_ns = began.at_or(|| now_ns);
+                let waited = Duration::from_nanos(now_ns.saturating_sub(began_ns));
+                (now_ns >= until_ns).then(|| Err(Error::read_timeout(operation, waited)))
+            }
+        }
     };
     let unneeded = match done {
         Some(_) => Some(waker),
         None => input.wait_for(bytes, until_ns, waker),
     };
-    match room_bytes {
-        0 => core.resume_if_room(input, bytes),
-        _ => core.ask_if_direct(input, room_bytes, done.is_none()),
+    core.follow_refill(input, bytes, room_bytes, done.is_none());
+    if let Some(waker) = unneeded {
+        user_code::discard(waker);
     }
-    user_code::discard(unneeded);
     match done {
         Some(done) => Poll::Ready(done),
         None => {
             core.arm(until_ns);
             Poll::Pending
+        }
+    }
+}
+
+impl Core {
+    /// Decides who receives, after a reader that wants `bytes` has taken what was there.
+    fn follow_refill(
+        self: &Arc<Self>,
+        input: MutexGuard<'_, Input>,
+        bytes: usize,
+        room_bytes: usize,
+        waits: bool,
+    ) {
+        match room_bytes {
+            0 => self.resume_if_room(input, bytes),
+            _ => self.ask_if_direct(input, room_bytes, waits),
         }
     }
 }
