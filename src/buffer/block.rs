@@ -229,14 +229,6 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// The index of its size class in its pool.
-    #[inline]
-    pub(super) fn class(&self) -> usize {
-        // SAFETY: `self` holds references, which keep the header alive, and nothing writes `class`
-        // after the allocation.
-        unsafe { self.header.as_ref() }.class
-    }
-
     /// Length of the spare in bytes.
     #[inline]
     pub(crate) fn capacity_left(&self) -> usize {
@@ -284,8 +276,7 @@ impl Block {
     pub(crate) fn leave_to(self, slice: &Slice) {
         // SAFETY: `self` holds references, which keep the header alive.
         let refs = unsafe { &self.header.as_ref().refs };
-        // If the caller holds all references, no other thread can change their number. Acquire, as
-        // in `release`.
+        // The caller holds all references, as in `release`.
         if slice.owner == Some(self.header) && refs.load(Ordering::Acquire) == self.refs + 1 {
             refs.store(1, Ordering::Relaxed);
             std::mem::forget(self);
@@ -409,16 +400,6 @@ impl FreeBlock {
         self.0.memory.len()
     }
 
-    /// The pool that the block returned from, or will return to. `None` in the lists that a pool
-    /// shares: a pool that refers to itself would never be freed.
-    #[inline]
-    pub(super) fn home(&self) -> Option<&Arc<FreeLists>> {
-        match &self.0.home {
-            Some(Home::Lists(lists)) => Some(lists),
-            _ => None,
-        }
-    }
-
     #[inline]
     pub(super) fn take_home(&mut self) -> Option<Home> {
         self.0.home.take()
@@ -504,7 +485,7 @@ unsafe fn retire(header: NonNull<Header>) {
     // SAFETY: every header comes from `Box::leak`, and no reference to this one exists.
     let mut header = unsafe { Box::from_raw(header.as_ptr()) };
     match &header.home {
-        Some(Home::Lists(_)) => FreeLists::give_back(FreeBlock(header)),
+        Some(Home::Lists(lists)) => FreeLists::give_back(Arc::as_ptr(lists), FreeBlock(header)),
         #[cfg(loom)]
         Some(Home::Model(given_back)) => given_back(),
         None => {

@@ -77,17 +77,7 @@ impl Pool {
     /// A block of at least `bytes_min`. Blocks larger than the largest class are not recycled.
     #[inline]
     pub(crate) fn allocate(&self, bytes_min: usize) -> Block {
-        self.allocate_class(self.0.class(bytes_min), bytes_min)
-    }
-
-    /// A block of the same size as `block`, which comes from this pool and is unused.
-    #[inline]
-    pub(crate) fn allocate_like(&self, block: &Block) -> Block {
-        self.allocate_class(block.class(), block.capacity_left())
-    }
-
-    #[inline]
-    fn allocate_class(&self, class: usize, bytes_min: usize) -> Block {
+        let class = self.0.class(bytes_min);
         let kept = with_local(Arc::as_ptr(&self.0), |local| local?.pop(class));
         let block = kept.unwrap_or_else(|| {
             let mut block = self.0.pop(class, bytes_min);
@@ -247,9 +237,8 @@ impl FreeLists {
         with_header_room(1 << (self.bytes_min_log2 as usize + class))
     }
 
-    /// Returns a block that was lent to its home.
-    pub(super) fn give_back(block: FreeBlock) {
-        let Some(home) = block.home().map(Arc::as_ptr) else { return };
+    /// Returns a block that was lent. Its home is at `home`.
+    pub(super) fn give_back(home: *const FreeLists, block: FreeBlock) {
         let rejected = with_local(home, |local| match local {
             Some(local) => local.push(block),
             None => Some(block),

@@ -275,8 +275,8 @@ impl Core {
         self.end_run(false, Some(Error::closed("handler given up")));
     }
 
-    /// The future of a run is over. `has_returned`: the run dropped its connection in the last poll,
-    /// see [`task::returns_parts`].
+    /// The future of a run is over. `has_returned`: the run has dropped its connection in its last
+    /// poll, see [`task::returns_parts`].
     fn end_run(self: &Arc<Self>, has_returned: bool, failure: Option<Error>) {
         if let Some(error) = failure {
             self.report(&error);

@@ -19,7 +19,6 @@ pub(super) fn lend_or_copy<'a>(block: &'a mut Block, bytes: usize, pool: &Pool) 
     if !is_lent(bytes, block_bytes) {
         return Received::Copied(&block.spare()[..bytes]);
     }
-    let next = pool.allocate_like(block);
-    let filled = std::mem::replace(block, next);
+    let filled = std::mem::replace(block, pool.allocate(block_bytes));
     Received::Lent(filled.finish(bytes))
 }
