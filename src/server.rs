@@ -175,17 +175,20 @@ impl Server {
         let remotes = inner.pollers.remotes();
         let watcher: Arc<dyn Watcher> = Arc::clone(&inner.state) as _;
         remotes.iter().for_each(|remote| remote.tell_of_failure(&watcher));
+        let mut acceptors = Vec::new();
         for (index, bound) in self.listeners.into_iter().enumerate() {
             let acceptor: Arc<dyn Accept> =
                 Arc::new(Acceptor { inner: Arc::clone(&inner), file: Mutex::new(bound.file) });
+            acceptors.push(Arc::clone(&acceptor));
+            lock(&inner.acceptors).push(Arc::clone(&acceptor));
             let remote = &remotes[index % remotes.len()];
-            remote.send(Command::Listen(Arc::clone(&acceptor), bound.socket));
-            // Only now, because a poller ignores an `Unlisten` that comes before its `Listen`.
-            lock(&inner.acceptors).push(acceptor);
+            remote.send(Command::Listen(acceptor, bound.socket));
         }
-        // A shutdown that began meanwhile may have missed some of the listeners.
+        // A shutdown that began meanwhile may have ended listeners before their pollers had them,
+        // or may have missed some.
         if inner.state.progress.is_ending() {
-            inner.unlisten();
+            lock(&inner.acceptors).clear();
+            inner.unlisten(acceptors);
         }
         Ok(ServerHandle(inner))
     }
@@ -330,7 +333,7 @@ impl Accept for Acceptor {
         if SHORT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
             let before = inner.state.counts.pauses.fetch_add(1, Ordering::Relaxed);
             if before == 0 {
-                tracing::warn!(%error, "accept: pausing until there is room");
+                user_code::log(|| tracing::warn!(%error, "accept: pausing until there is room"));
             }
             return true;
         }

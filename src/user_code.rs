@@ -40,6 +40,23 @@ pub(crate) fn discard<T>(value: T) {
     }
 }
 
+/// Passes an event to the subscriber of the process, which is code of the user: a panic of it ends
+/// here, and is not reported, because reporting would call the subscriber again.
+#[inline]
+pub(crate) fn log(event: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(event)) {
+        forget(panic);
+    }
+}
+
+/// Drops what a panic carries, which is a value of the user's as well. One that panics once more,
+/// as it is dropped, is leaked.
+fn forget(panic: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(second);
+    }
+}
+
 /// The message of a panic. A literal is carried as a `&str`, a formatted message as a `String`.
 pub(crate) fn message_of(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
@@ -53,12 +70,8 @@ const NO_TEXT: &str = "a value that is no text";
 #[cold]
 fn report(what: &str, panic: Box<dyn Any + Send>) -> String {
     let message = message_of(&*panic).to_owned();
-    tracing::error!("{what} panicked: {message}");
-    // What the panic carries is a value of the user's as well. One that panics once more, as it is
-    // dropped, is leaked.
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(second);
-    }
+    log(|| tracing::error!("{what} panicked: {message}"));
+    forget(panic);
     message
 }
 

@@ -266,14 +266,14 @@ impl Block {
     /// When `bytes` is more than the spare.
     #[inline]
     pub(crate) fn finish(mut self, bytes: usize) -> Slice {
-        let slice = self.take(bytes);
-        self.leave_to(&slice);
+        let mut slice = self.take(bytes);
+        self.leave_to(&mut slice);
         slice
     }
 
     /// Drops the block. Needs no locked instruction if `slice` has the only other reference.
     #[inline]
-    pub(crate) fn leave_to(self, slice: &Slice) {
+    pub(crate) fn leave_to(self, slice: &mut Slice) {
         // SAFETY: `self` holds references, which keep the header alive.
         let refs = unsafe { &self.header.as_ref().refs };
         // The caller holds all references, as in `release`.
@@ -378,7 +378,8 @@ impl fmt::Debug for ReservedBuf<'_> {
     }
 }
 
-/// A block that is not in use: it has no spare, no slices and no home.
+/// A block that is not in use: it has no spare and no slices. It keeps its home only in the lists of
+/// a thread: a pool whose own lists refer to it would never be freed.
 pub(crate) struct FreeBlock(Box<Header>);
 
 impl FreeBlock {

@@ -385,11 +385,11 @@ impl Chain {
     #[inline(always)]
     fn pop_front(&mut self) -> Slice {
         let next = self.rest.pop_front().unwrap_or_default();
-        let piece = std::mem::replace(&mut self.head, next);
+        let mut piece = std::mem::replace(&mut self.head, next);
         self.len -= piece.len();
         if self.len == 0 {
             if let Some(tail) = self.tail.take() {
-                tail.leave_to(&piece);
+                tail.leave_to(&mut piece);
             }
             self.release();
         }

@@ -89,7 +89,7 @@ pub(super) fn poll_read(
     began: &mut Began,
     cx: &Context<'_>,
 ) -> Poll<Result<usize>> {
-    // Only this reader leaves `Off`.
+    // The state is `Off` while reception is not paused, and only this reader leaves `Off`.
     if !core.paused.load(Ordering::Relaxed) {
         let room_bytes = buffer.chunk_mut().len();
         ready!(wait::poll_room(core, reader, room_bytes, began, cx))?;

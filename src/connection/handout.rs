@@ -44,7 +44,7 @@ impl Core {
     /// A run drops its connection.
     ///
     /// Most runs end in the same poll. So while this thread polls the run, empty parts are only
-    /// noted as returned, and the end of the run gives all parts back at once.
+    /// noted as returned. They are given back after the poll, together with the run if it is over.
     #[inline]
     pub(super) fn take_home(self: &Arc<Self>, reader: Box<Chain>, writer: Box<Staging>) {
         if reader.is_empty() && writer.is_empty() && task::returns_parts(self.owner()) {

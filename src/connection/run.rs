@@ -86,23 +86,23 @@ fn poll_user<F>(
     poll: impl FnOnce(Pin<&mut Guarded<F>>) -> Poll<Result<()>>,
 ) -> (Option<Result<()>>, bool) {
     task::poll_for(owner, || {
+        // Not inside of the closure: if a destructor panics, the outcome stays.
+        let mut outcome = None;
         let polled = user_code::attempt(kind.what(), || {
             context.run(|| {
-                let polled = poll(future.as_mut());
-                if polled.is_ready() {
+                if let Poll::Ready(ready) = poll(future.as_mut()) {
+                    outcome = Some(ready);
                     future.as_mut().finish();
                 }
-                polled
             })
         });
-        match polled {
-            Ok(Poll::Ready(outcome)) => Some(outcome),
-            Ok(Poll::Pending) => None,
-            Err(message) => {
-                future.as_mut().clear();
-                Some(Err(Error::panicked(format!("{} panicked: {message}", kind.what()))))
-            }
+        if let Err(message) = polled {
+            future.as_mut().clear();
+            outcome.get_or_insert_with(|| {
+                Err(Error::panicked(format!("{} panicked: {message}", kind.what())))
+            });
         }
+        outcome
     })
 }
 

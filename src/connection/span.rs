@@ -14,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::Handle;
 use super::core::Core;
-use crate::task::Run;
+use crate::task::{self, Run};
 use crate::user_code;
 
 /// Begins a run of a handler of `core` with `begin`, in a span of its own if a subscriber wants it.
@@ -30,14 +30,13 @@ pub(super) fn begin(core: &Arc<Core>, begin: impl FnOnce() -> Option<Run>) -> Op
 fn begin_in_span(core: &Arc<Core>, begin: impl FnOnce() -> Option<Run>) -> Option<Run> {
     let id = Handle::of(core).id();
     let make = || tracing::debug_span!("handler", peer = %core.peer, id);
-    let span = user_code::call(SUBSCRIBER, make).unwrap_or_else(Span::none);
+    let mut span = Span::none();
+    user_code::log(|| span = make());
     if span.is_disabled() {
         return begin();
     }
-    let run = in_scope(&span, begin);
-    let span = Some(span);
-    match run {
-        Some(run) => Some(Box::pin(Spanned { run, span })),
+    match in_scope(&span, begin) {
+        Some(run) => Some(Box::pin(Spanned { run: Some(run), span: Some(span) })),
         None => {
             user_code::discard(span);
             None
@@ -45,37 +44,45 @@ fn begin_in_span(core: &Arc<Core>, begin: impl FnOnce() -> Option<Run>) -> Optio
     }
 }
 
-/// Runs `code` inside of `span`.
+/// Runs `code` inside of `span`. The subscriber of the process is user code, and may panic.
 fn in_scope<T>(span: &Span, code: impl FnOnce() -> T) -> T {
-    let entered = user_code::call(SUBSCRIBER, || span.enter());
+    let mut entered = None;
+    user_code::log(|| entered = Some(span.enter()));
     let done = code();
-    user_code::discard(entered);
+    user_code::log(|| drop(entered));
     done
 }
 
-/// The subscriber of the process is user code, and may panic.
-const SUBSCRIBER: &str = "subscriber";
-
+/// A run with its span. The end of the run is inside of the span as well.
 struct Spanned {
-    run: Run,
+    run: Option<Run>,
     span: Option<Span>,
+}
+
+impl Spanned {
+    /// Passes the run to `code`, inside of the span.
+    fn enter<T>(&mut self, code: impl FnOnce(&mut Option<Run>) -> T) -> Option<T> {
+        let Spanned { run, span } = self;
+        span.as_ref().map(|span| in_scope(span, || code(run)))
+    }
 }
 
 impl Future for Spanned {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Spanned { run, span } = &mut *self;
-        let mut poll = || run.as_mut().poll(cx);
-        match span {
-            Some(span) => in_scope(span, poll),
-            None => poll(),
-        }
+        let polled = self.enter(|run| {
+            *run = run.take().and_then(|run| task::poll_again(run, cx));
+            if run.is_some() { Poll::Pending } else { Poll::Ready(()) }
+        });
+        polled.unwrap_or(Poll::Ready(()))
     }
 }
 
 impl Drop for Spanned {
     fn drop(&mut self) {
-        user_code::discard(self.span.take());
+        self.enter(|run| drop(run.take()));
+        let span = self.span.take();
+        user_code::log(|| drop(span));
     }
 }

@@ -44,19 +44,13 @@ impl<E: Endpoint> Alarm<E> {
 
     /// Ready when the time has come, or earlier if the poller ends before.
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        // The clock is read only where no bell is going to wake this task.
-        if let Some(bell) = &self.bell
-            && let State::Set(registered) = &*lock(&bell.shared)
-            && registered.will_wake(cx.waker())
-        {
-            return Poll::Pending;
-        }
         if now_ns() >= self.at_ns {
             return Poll::Ready(());
         }
         let Some(bell) = &self.bell else { return self.hang(cx) };
         let state = lock(&bell.shared);
         match &*state {
+            State::Set(registered) if registered.will_wake(cx.waker()) => return Poll::Pending,
             State::Set(_) => {}
             State::Rung | State::Dead if bell.rings_at_ns < self.at_ns => {
                 drop(state);

@@ -1,7 +1,7 @@
 //! A connection or a listener, as its poller sees it.
 //!
-//! The poller calls an [`Endpoint`], and the endpoint answers with a [`Reaction`]. An endpoint
-//! never runs user code in such a call: the poller decides when user code runs.
+//! The poller calls an [`Endpoint`], and the endpoint answers with a [`Reaction`] or, for received
+//! bytes, with a [`Receipt`]. An endpoint never runs user code in such a call: the poller decides when user code runs.
 
 use std::io;
 use std::task::Waker;
@@ -84,7 +84,7 @@ pub(crate) struct Attached<H> {
 pub(crate) enum Receipt<H> {
     /// Begin this run when the round has collected everything.
     Starts(H, Flow),
-    /// The bytes wait for a run that has started before.
+    /// The bytes are filed for the reader, or dropped because the connection is closed.
     Filed(Reaction<H>),
 }
 

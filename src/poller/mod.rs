@@ -241,7 +241,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                 if let Some((token, at_once_bytes)) = self.attach(&endpoint)
                     && let Err(error) = self.backend.attach(token, socket, at_once_bytes)
                 {
-                    tracing::warn!(%error, "attach connection");
+                    user_code::log(|| tracing::warn!(%error, "attach connection"));
                     self.dispatcher.refuse(token);
                 }
             }

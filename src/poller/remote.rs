@@ -13,6 +13,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::{Outlet, Wake};
 use crate::task::TaskSet;
+use crate::user_code;
 
 /// Bytes that a poller is to send, and their endpoint.
 pub(super) type Parcel<E> = (Arc<E>, Chain);
@@ -143,7 +144,7 @@ impl<E: Endpoint> Remote<E> {
 
     /// Tells the watchers that the poller has failed.
     pub(super) fn fail(&self, why: &str) {
-        tracing::error!("a poller has ended: {why}");
+        user_code::log(|| tracing::error!("a poller has ended: {why}"));
         let known = {
             let mut watchers = lock(&self.watchers);
             watchers.failure = Some(why.to_owned());

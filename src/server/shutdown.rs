@@ -16,7 +16,7 @@ use crate::config;
 use crate::connection::{Core, ShutdownBegun, current_poller};
 use crate::error::{Error, Result};
 use crate::poller::timers::ns_at;
-use crate::poller::{Alarm, Command};
+use crate::poller::{Accept, Alarm, Command};
 use crate::sync::lock;
 use crate::task;
 use crate::task::waiters::{Number, Waiters};
@@ -316,7 +316,8 @@ impl ServerHandle {
     /// Begins the shutdown.
     fn drain(&self) {
         self.0.state.progress.lock().ending = true;
-        self.0.unlisten();
+        let acceptors = std::mem::take(&mut *lock(&self.0.acceptors));
+        self.0.unlisten(acceptors);
         self.0.state.shutdown.set();
         self.0.visit(|connection| connection.end_when_idle());
         // The wakers come last. They are user code, and may block.
@@ -401,9 +402,9 @@ fn refuse_on_own_threads(operation: &str) -> Result<()> {
 }
 
 impl Inner {
-    /// Closes the listeners that run.
-    pub(super) fn unlisten(&self) {
-        for acceptor in std::mem::take(&mut *lock(&self.acceptors)) {
+    /// Closes listeners, whichever pollers have them.
+    pub(super) fn unlisten(&self, acceptors: Vec<Arc<dyn Accept>>) {
+        for acceptor in acceptors {
             for remote in self.pollers.remotes() {
                 remote.send(Command::Unlisten(Arc::clone(&acceptor)));
             }

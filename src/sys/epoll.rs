@@ -28,6 +28,7 @@ use crate::address::PeerAddr;
 use crate::buffer::{Block, Chain, Pool, Spent};
 use crate::config;
 use crate::counters::Counters;
+use crate::user_code;
 
 const READ: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::PRI);
 const GONE: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
@@ -437,7 +438,7 @@ fn watch_again(epoll: &OwnedFd, counters: &Counters, entry: &mut Entry) {
     };
     match done {
         Ok(()) => entry.watched = want,
-        Err(error) => tracing::error!(%error, "epoll_ctl"),
+        Err(error) => user_code::log(|| tracing::error!(%error, "epoll_ctl")),
     }
 }
 

@@ -30,6 +30,7 @@ macro_rules! cases {
             a_panicking_waker_costs_its_own_connection_at_most
             a_forced_shutdown_gets_past_a_panicking_waker
             a_panicking_destructor_costs_its_own_connection_at_most
+            a_panicking_destructor_of_a_future_that_is_done_costs_nothing
             a_panic_beside_the_handlers_costs_its_own_connection_at_most
             handlers_and_callbacks_may_call_anything
             wakers_may_call_anything
@@ -73,6 +74,34 @@ pub(crate) fn a_forced_shutdown_gets_past_a_panicking_waker(t: &Fixture) -> Chec
 
 pub(crate) fn a_panicking_destructor_costs_its_own_connection_at_most(t: &Fixture) -> Check {
     try_all(t, Deed::Panic, pieces::DESTRUCTORS)
+}
+
+/// A future whose destructor panics.
+struct Bomb<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for Bomb<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl<F> Drop for Bomb<F> {
+    fn drop(&mut self) {
+        panic!("a destructor {ON_PURPOSE}");
+    }
+}
+
+pub(crate) fn a_panicking_destructor_of_a_future_that_is_done_costs_nothing(t: &Fixture) -> Check {
+    let server = t.spawn(t.server().on_request(|conn| Bomb(Box::pin(echo_frame(conn)))));
+    let peer = dial(&server)?;
+    for tag in 0..3 {
+        exchange_frame(&peer, tag, 100)?;
+    }
+    server.shutdown(DEADLINE)?;
+    assert_eq!((server.stats().handler_panics, server.stats().handler_errors), (0, 0));
+    Ok(())
 }
 
 pub(crate) fn a_panic_beside_the_handlers_costs_its_own_connection_at_most(t: &Fixture) -> Check {

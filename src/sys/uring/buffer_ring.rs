@@ -21,6 +21,7 @@ use crate::buffer::{Block, Pool};
 use crate::config::uring as config;
 use crate::sys::Received;
 use crate::sys::lending::is_lent;
+use crate::user_code;
 
 pub(super) struct BufferRing {
     /// `None` after the ring was unregistered or leaked.
@@ -253,7 +254,7 @@ impl BufferRing {
     /// be in flight.
     pub(super) fn unregister(&mut self, ring: &Ring, pool: &Pool) {
         if let Err(error) = ring.io().submitter().unregister_buf_ring(self.shape.group) {
-            tracing::error!(%error, "unregister receive buffers");
+            user_code::log(|| tracing::error!(%error, "unregister receive buffers"));
             return self.leak();
         }
         self.account(0, pool);

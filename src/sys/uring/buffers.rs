@@ -16,6 +16,7 @@ use crate::config::uring::BUFFERS_MAX;
 use crate::config::{self, RingTier, UringOptions};
 use crate::sys::Token;
 use crate::sys::buffer_size::Size;
+use crate::user_code;
 
 /// The buffers of one size.
 pub(super) struct SizeClass {
@@ -93,7 +94,7 @@ impl Buffers {
                 size
             }
             Err(error) => {
-                tracing::warn!(%error, ?size, "receive buffers: doing without");
+                user_code::log(|| tracing::warn!(%error, ?size, "receive buffers: doing without"));
                 self.first_size
             }
         }

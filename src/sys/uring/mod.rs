@@ -42,6 +42,7 @@ use crate::buffer::{Chain, Pool};
 use crate::config::UringOptions;
 use crate::config::uring::COMPLETIONS_PER_ROUND;
 use crate::counters::Counters;
+use crate::user_code;
 
 use entries::Entries;
 use entry::{Entry, Reception, Role};
@@ -359,7 +360,9 @@ impl Uring {
     /// Starts again with a new ring. The kernel had no memory for completions and lost some of
     /// them, and nothing tells whose. So every connection fails. The listeners continue.
     fn rebuild(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        tracing::error!("io_uring: completions were lost; a new ring, without its connections");
+        user_code::log(|| {
+            tracing::error!("io_uring: completions were lost; a new ring, without its connections")
+        });
         let options =
             RingOptions { uring: self.operations.options.clone(), engine: self.engine.clone() };
         let pool = self.operations.buffers.pool();

@@ -21,6 +21,7 @@ use crate::config::uring::TEARDOWN;
 use crate::config::{UringOptions, ZeroCopyRule};
 use crate::counters::Counters;
 use crate::sys::{Completion, Sink, Token, Wake};
+use crate::user_code;
 
 pub(super) struct Operations {
     pub(super) ring: Ring,
@@ -290,10 +291,17 @@ impl Operations {
         if self.zero_copy_in_flight > 0 {
             // The kernel still sends from the memory of the records, which is never freed.
             let sends = self.zero_copy_in_flight;
-            tracing::warn!(sends, "ring closed before its zero-copy sends were acknowledged");
+            user_code::log(|| {
+                tracing::warn!(sends, "ring closed before its zero-copy sends were acknowledged")
+            });
         }
         if self.in_flight > 0 {
-            tracing::error!(operations = self.in_flight, "ring closed with operations in flight");
+            user_code::log(|| {
+                tracing::error!(
+                    operations = self.in_flight,
+                    "ring closed with operations in flight"
+                )
+            });
             self.buffers.leak();
             return false;
         }

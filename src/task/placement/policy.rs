@@ -97,6 +97,7 @@ use super::measurement::{self, Blocking, Host, Measurement, OUTLIERS_MAX, Tally}
 use crate::clock::now_ns;
 use crate::sync::{Mutex, lock, try_lock};
 use crate::task::queue::is_worker;
+use crate::user_code;
 
 /// What [`Placement::Auto`](crate::Placement) has decided for the handlers of a server, and the
 /// figures that it decided by.
@@ -275,7 +276,7 @@ impl Policy {
         drop(window);
         if has_moved {
             // Without the lock: a subscriber is code of the user, and may ask for the statistics.
-            tracing::debug!(?stats, "handlers move");
+            user_code::log(|| tracing::debug!(?stats, "handlers move"));
         }
     }
 
