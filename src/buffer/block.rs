@@ -378,8 +378,8 @@ impl fmt::Debug for ReservedBuf<'_> {
     }
 }
 
-/// A block that is not in use: it has no spare and no slices. It keeps its home only in the lists of
-/// a thread: a pool whose own lists refer to it would never be freed.
+/// A block that is not in use: it has no spare and no slices. It keeps its home only in the lists
+/// of a thread: a pool whose own lists refer to it would never be freed.
 pub(crate) struct FreeBlock(Box<Header>);
 
 impl FreeBlock {

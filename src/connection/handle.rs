@@ -150,7 +150,8 @@ impl Handle {
     }
 
     /// Sets the longest time that one wait of a read may take; `None` or zero is no limit. Clears
-    /// the read deadline. A wait that has begun without a limit counts from when one is set. A read of a known length waits once, for all its bytes.
+    /// the read deadline. A wait that has begun without a limit counts from when one is set. A read
+    /// of a known length waits once, for all its bytes.
     /// [`until`](crate::Connection::until) starts a new wait after each byte that comes.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
         self.0.timeouts.read.set_timeout(timeout);

@@ -1,7 +1,8 @@
 //! A connection or a listener, as its poller sees it.
 //!
 //! The poller calls an [`Endpoint`], and the endpoint answers with a [`Reaction`] or, for received
-//! bytes, with a [`Receipt`]. An endpoint never runs user code in such a call: the poller decides when user code runs.
+//! bytes, with a [`Receipt`]. An endpoint never runs user code in such a call: the poller decides
+//! when user code runs.
 
 use std::io;
 use std::task::Waker;
