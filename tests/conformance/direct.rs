@@ -180,11 +180,12 @@ pub(crate) fn small_messages_after_a_stream_come_through_the_poller(t: &Fixture)
         }
     })?;
     peer.write_all(&pattern(0, STREAM_BYTES))?;
-    // A reader that finds each message at once goes on by itself.
+    // A reader that finds each message at once goes on by itself. So it gets the time to wait.
     let mut sent = STREAM_BYTES;
     let mut some = |messages: usize| -> Check<u64> {
         for _ in 0..messages {
             read_exactly(&peer, 1)?;
+            std::thread::sleep(Duration::from_millis(1));
             peer.write_all(&pattern(sent, 10))?;
             sent += 10;
         }
