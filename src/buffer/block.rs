@@ -276,7 +276,7 @@ impl Block {
     pub(crate) fn leave_to(self, slice: &mut Slice) {
         // SAFETY: `self` holds references, which keep the header alive.
         let refs = unsafe { &self.header.as_ref().refs };
-        // The caller holds all references, as in `release`.
+        // If these two hold all references, no other thread changes them. Acquire as in `release`.
         if slice.owner == Some(self.header) && refs.load(Ordering::Acquire) == self.refs + 1 {
             refs.store(1, Ordering::Relaxed);
             std::mem::forget(self);

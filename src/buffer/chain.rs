@@ -45,7 +45,7 @@ impl Chain {
     }
 
     /// Adds `slice` at the end, without copying.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn push(&mut self, slice: Slice) {
         let bytes = slice.len();
         if bytes == 0 {
@@ -265,7 +265,7 @@ impl Chain {
     ///
     /// # Panics
     /// When the spare is shorter.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn extend(&mut self, bytes: usize) {
         assert!(bytes <= self.capacity_left(), "extend {bytes} of {}", self.capacity_left());
         if let Some(tail) = &mut self.tail {
@@ -368,7 +368,7 @@ impl Chain {
     }
 
     /// Removes the first `bytes`. Calls `each` with every whole piece among them.
-    #[inline(always)]
+    #[inline]
     fn remove_front(&mut self, bytes: usize, mut each: impl FnMut(Slice)) {
         assert!(bytes <= self.len, "remove {bytes} of {} bytes", self.len);
         let mut left = bytes;
@@ -382,7 +382,7 @@ impl Chain {
     }
 
     /// Removes the first piece. It is empty only if the chain is empty.
-    #[inline(always)]
+    #[inline]
     fn pop_front(&mut self) -> Slice {
         let next = self.rest.pop_front().unwrap_or_default();
         let mut piece = std::mem::replace(&mut self.head, next);

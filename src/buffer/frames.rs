@@ -119,7 +119,6 @@ impl<'a, S: Source, F: FnMut(&[u8]) -> Result<Option<usize>>> Frames<'a, S, F> {
     }
 
     /// Looks for a frame that does not lie in the first piece.
-    #[inline(never)]
     fn find_further(&mut self) -> Result<Found> {
         self.consume();
         if !self.source.join(1, 1) {

@@ -351,7 +351,7 @@ impl Input {
 }
 
 /// Adds received bytes to a chain. Returns their number.
-#[inline(always)]
+#[inline]
 fn add(bytes: Received<'_>, into: &mut Chain, pool: &Pool) -> usize {
     let before = into.len();
     match bytes {

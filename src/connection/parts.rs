@@ -71,21 +71,21 @@ static READERS: LazyLock<ArrayQueue<Box<Chain>>> =
 const SHARED_PARTS_MAX: usize = 1024;
 
 /// An empty reader.
-#[inline(always)]
+#[inline]
 pub(super) fn reader() -> Box<Chain> {
     let kept = EMPTY.try_with(|empty| empty.borrow_mut().readers.pop());
     kept.ok().flatten().or_else(|| READERS.pop()).unwrap_or_default()
 }
 
 /// An empty writer.
-#[inline(always)]
+#[inline]
 pub(super) fn writer() -> Box<Staging> {
     let kept = EMPTY.try_with(|empty| empty.borrow_mut().writers.pop());
     kept.ok().flatten().unwrap_or_default()
 }
 
 /// Keeps `reader` for another run if it is empty. Otherwise returns it.
-#[inline(always)]
+#[inline]
 pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
     if !reader.is_empty() {
         return Some(reader);
@@ -100,7 +100,7 @@ pub(super) fn keep_reader(mut reader: Box<Chain>) -> Option<Box<Chain>> {
 }
 
 /// Keeps `writer` for another run if it is empty. Otherwise returns it.
-#[inline(always)]
+#[inline]
 pub(super) fn keep_writer(mut writer: Box<Staging>) -> Option<Box<Staging>> {
     if !writer.is_empty() {
         return Some(writer);

@@ -27,6 +27,7 @@ use super::line::{Line, Place};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::threads;
+use crate::user_code;
 use crate::user_code::{discard, message_of, wake_all};
 
 /// Runs `work` on a thread where it may block, and returns its result.
@@ -153,6 +154,7 @@ impl Threads {
 
     /// Queues a call, and starts a thread if there is none to take it and the bound allows one.
     fn push(&'static self, queued: Queued) -> Result<()> {
+        let mut failed = None;
         let mut state = lock(&self.state);
         if state.idle <= state.queue.len() && state.threads < self.bounds.threads_max {
             // With the lock held, so that every thread in the count has been started.
@@ -162,12 +164,15 @@ impl Threads {
                     drop(state);
                     return Err(Error::io("start thread ringpoll-b", error));
                 }
-                Err(error) => tracing::debug!(%error, "start thread ringpoll-b"),
+                Err(error) => failed = Some(error),
             }
         }
         state.queue.push_back(queued);
         drop(state);
         self.pushed.notify_one();
+        if let Some(error) = failed {
+            user_code::log(|| tracing::debug!(%error, "start thread ringpoll-b"));
+        }
         Ok(())
     }
 

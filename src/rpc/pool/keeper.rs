@@ -18,6 +18,7 @@ use crate::connection::Remote;
 use crate::poller::timers::{NEVER, ns_after};
 use crate::random::{scramble, seed};
 use crate::sync::Arc;
+use crate::user_code;
 
 /// Starts the keeper. The state says already that it runs.
 pub(super) fn start(shared: &Arc<Shared>) {
@@ -28,7 +29,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
             home.spawn(keeper);
         }
         // Without pollers there is no connection to keep.
-        Err(error) => tracing::debug!(%error, "start the keeper of a pool"),
+        Err(error) => user_code::log(|| tracing::debug!(%error, "start the keeper of a pool")),
     }
 }
 
@@ -95,7 +96,8 @@ async fn dial(shared: Arc<Shared>, home: Arc<Remote>, place: Place) {
             place.give_back(Member::new(connection, &shared.settings));
         }
         Limited::Done(Err(error)) => {
-            tracing::debug!(address = &*place.address, %error, "a pool dials in the background");
+            let address = &*place.address;
+            user_code::log(|| tracing::debug!(address, %error, "a pool dials in the background"));
             let failures_max = if error.is_invalid() { 1 } else { config::WARM_FAILURES_MAX };
             failed(&shared, &place.address, failures_max);
         }
