@@ -296,9 +296,6 @@ impl<E: Endpoint> Dispatcher<E> {
             };
             slots.iter().map(|(_, slot)| unread(slot)).sum()
         });
-        if self.slots.count() == self.remote.listeners.load(Ordering::Relaxed) {
-            pool.trim();
-        }
         self.decay_at_ns = (pool.has_large_blocks() || backend.has_grown()).then(|| {
             let (now_ns, due_ns) = (now_ns(), self.decay_at_ns.unwrap_or(0));
             if now_ns < due_ns {
@@ -308,6 +305,10 @@ impl<E: Endpoint> Dispatcher<E> {
             pool.decay();
             now_ns.saturating_add(config::DECAY_INTERVAL_NS)
         });
+        // After the backend has given buffers back.
+        if self.slots.count() == self.remote.listeners.load(Ordering::Relaxed) {
+            pool.trim();
+        }
     }
 }
 

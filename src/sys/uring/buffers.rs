@@ -23,6 +23,10 @@ pub(super) struct SizeClass {
     pub(super) ring: BufferRing,
     /// Connections that found no buffer, and since when. The longest wait comes first.
     pub(super) starved: VecDeque<(Token, Instant)>,
+    /// Receives in flight that use these buffers.
+    receives: usize,
+    /// A receive was started since the last [`Buffers::shrink`].
+    was_used: bool,
 }
 
 pub(super) struct Buffers {
@@ -119,14 +123,24 @@ impl Buffers {
     /// Whether the kernel has more buffers than it needs without traffic, and
     /// [`shrink`](Self::shrink) can take them back.
     pub(super) fn have_grown(&self) -> bool {
-        self.can_shrink && self.classes.iter().flatten().any(|class| class.ring.has_grown())
+        self.classes.iter().enumerate().any(|(size, class)| {
+            class.as_ref().is_some_and(|class| {
+                let is_unneeded = size != self.first_size as usize && !class.is_in_use();
+                is_unneeded || self.can_shrink && class.ring.has_grown()
+            })
+        })
     }
 
-    /// Takes buffers back that were not needed since the last call. Every completion must have been
-    /// taken.
-    pub(super) fn shrink(&mut self) {
-        if self.can_shrink {
-            for class in self.classes.iter_mut().flatten() {
+    /// Takes buffers back that were not needed since the last call: all buffers of a size that no
+    /// receive used, and some of the other sizes if `has_all` completions were taken.
+    pub(super) fn shrink(&mut self, ring: &Ring, has_all: bool) {
+        for (size, place) in self.classes.iter_mut().enumerate() {
+            let Some(class) = place else { continue };
+            let was_used = std::mem::take(&mut class.was_used) || class.is_in_use();
+            if !was_used && size != self.first_size as usize {
+                class.ring.unregister(ring, &self.pool);
+                *place = None;
+            } else if self.can_shrink && has_all {
                 class.ring.shrink(&self.pool);
             }
         }
@@ -158,7 +172,28 @@ impl Buffers {
 
 impl SizeClass {
     fn new(ring: &Ring, shape: Shape, pool: &Pool) -> io::Result<SizeClass> {
-        Ok(SizeClass { ring: BufferRing::new(ring, shape, pool)?, starved: VecDeque::new() })
+        Ok(SizeClass {
+            ring: BufferRing::new(ring, shape, pool)?,
+            starved: VecDeque::new(),
+            receives: 0,
+            was_used: true,
+        })
+    }
+
+    /// Notes that a receive is started that uses these buffers.
+    pub(super) fn start_receive(&mut self) {
+        self.receives += 1;
+        self.was_used = true;
+    }
+
+    /// Notes the last completion of such a receive.
+    pub(super) fn end_receive(&mut self) {
+        self.receives -= 1;
+    }
+
+    /// Whether the kernel may fill these buffers, or connections wait for one.
+    fn is_in_use(&self) -> bool {
+        self.receives > 0 || !self.starved.is_empty()
     }
 
     /// Queues a connection that has found no buffer since then. A connection that was served and

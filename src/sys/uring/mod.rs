@@ -202,10 +202,9 @@ impl Backend for Uring {
     fn shrink(&mut self) {
         let ring = &mut self.operations.ring;
         // A completion that is not taken yet, or was lost, may name any buffer.
-        let has_all = ring.completion_count() == 0 && !ring.has_overflowed();
-        if has_all && !ring.has_lost_completions() {
-            self.operations.buffers.shrink();
-        }
+        let has_all =
+            ring.completion_count() == 0 && !ring.has_overflowed() && !ring.has_lost_completions();
+        self.operations.buffers.shrink(ring, has_all);
     }
 }
 

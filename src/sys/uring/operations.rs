@@ -95,6 +95,7 @@ impl Operations {
             if entry.armed_size != size {
                 entry.buffer_size.set(entry.armed_size);
             }
+            self.buffers.class(entry.armed_size).start_receive();
             // Without a budget, one socket may fill every buffer before the sink can pause it.
             let budget_bytes = if self.options.has_budget { entry.budget_bytes } else { 0 };
             let receive = Receive {
@@ -212,6 +213,9 @@ impl Operations {
             entry.accepted(cqe.result, &self.counters, sink);
         } else {
             let class = self.buffers.class(entry.armed_size);
+            if cqe.is_last() {
+                class.end_receive();
+            }
             let size = entry.buffer_size.size();
             entry.received(cqe, &mut class.ring, &self.counters, sink);
             if entry.buffer_size.size() != size {

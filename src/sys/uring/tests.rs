@@ -309,6 +309,38 @@ fn buffers_that_a_burst_needed_go_back_and_the_others_serve_on() {
 }
 
 #[test]
+fn buffers_of_a_size_go_back_when_no_receive_uses_them() {
+    let options = UringOptions::new();
+    let with_kernel_thread = Bench::polled(shared_sends::SHARED, &options).map(|(bench, _)| bench);
+    for bench in [Bench::new(&options), with_kernel_thread].into_iter().flatten() {
+        buffers_go_back(bench);
+    }
+}
+
+fn buffers_go_back(mut bench: Bench) {
+    let ready = |bench: &Bench| bench.uring.operations.buffers.ready(Size::Large);
+    for round in 0..2 {
+        let (token, mut peer) = bench.attach(round, 0);
+        let mut sent = 0;
+        while bench.uring.entries.find(token).expect("attached").armed_size != Size::Large {
+            peer.write_all(&[7; 100_000]).expect("written");
+            sent += 100_000;
+            bench.until("the bytes", |notes| notes.of(token).len() == sent);
+        }
+        for _ in 0..4 {
+            bench.uring.shrink();
+        }
+        assert!(ready(&bench) > 0, "the kernel may fill these");
+        bench.remove(token);
+        assert!(bench.uring.has_grown(), "shrinking gives them back");
+        bench.uring.shrink();
+        bench.uring.shrink();
+        assert_eq!((ready(&bench), bench.uring.has_grown()), (0, false));
+        assert_eq!(bench.pool.stats().blocks, 0);
+    }
+}
+
+#[test]
 fn a_paused_connection_receives_nothing_until_it_resumes() {
     let Some(mut bench) = Bench::new(&UringOptions::new()) else { return };
     bench.notes.pauses_at = Some(1);

@@ -12,7 +12,7 @@ pub(super) const ENGINES: [SqpollOptions; 4] = [
     SHARED,
     SHARED.send_rings(2),
 ];
-const SHARED: SqpollOptions = SqpollOptions::new().preset(SqpollPreset::Shared);
+pub(super) const SHARED: SqpollOptions = SqpollOptions::new().preset(SqpollPreset::Shared);
 
 /// More bytes than a socket pair holds.
 const MUCH: usize = 4 << 20;
