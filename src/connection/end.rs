@@ -12,7 +12,6 @@ use super::core::Core;
 use super::handle::Handle;
 use super::input::Discarded;
 use super::output::Ending;
-use super::state::Runs;
 use crate::buffer::Spent;
 use crate::clock::now_ns;
 use crate::config;
@@ -128,20 +127,23 @@ impl Core {
         }
     }
 
-    /// Closes as soon as no run is active and no bytes are left to read or to send.
-    pub(crate) fn end_when_idle(self: &Arc<Self>) {
-        // Set the bit before the check: a run that the check still finds busy will see the bit.
+    /// Begins the end of an idle connection: its server shuts down. [`close_if_idle`] follows when
+    /// the poller has filed everything that it had received by now.
+    ///
+    /// [`close_if_idle`]: Self::close_if_idle
+    pub(crate) fn begin_end(self: &Arc<Self>) {
         self.life.end_when_idle();
-        self.close_if_idle();
+        let socket = lock(&self.output).socket.clone();
+        let in_kernel = socket.and_then(|socket| socket.arrived_bytes().ok()).unwrap_or_default();
+        if in_kernel > 0 {
+            lock(&self.input).expect_request();
+        }
     }
 
-    /// Closes if no run is active and no bytes are left to read or to send.
-    pub(super) fn close_if_idle(self: &Arc<Self>) {
-        let idle = {
-            let input = lock(&self.input);
-            input.runs == Runs::Idle && input.buffered_bytes() == 0
-        };
-        if idle && lock(&self.output).is_settled() {
+    /// Closes if no run is active, none will start for bytes that have come, and no bytes are left
+    /// to read or to send.
+    pub(crate) fn close_if_idle(self: &Arc<Self>) {
+        if lock(&self.input).is_idle() && lock(&self.output).is_settled() {
             self.close();
         }
     }

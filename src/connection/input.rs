@@ -39,6 +39,8 @@ pub(super) struct Input {
     pub(super) removed: bool,
     /// The peer has gone during `on_connect`. `on_disconnect` is called after it.
     disconnect_owed: bool,
+    /// While the server shuts down: the kernel has bytes that will start a run.
+    expects_request: bool,
     /// The peer has ended its side. Bytes may be left in the kernel while reception is paused.
     hung_up: bool,
     /// Why nothing more will be received; `None` while more may come.
@@ -113,6 +115,7 @@ impl Input {
             reader: None,
             writer: None,
             disconnect_owed: false,
+            expects_request: false,
             direct: Direct::Off,
             direct_number: 0,
             took_many: false,
@@ -124,6 +127,16 @@ impl Input {
     #[inline]
     pub(super) fn may_start(&self) -> bool {
         self.serves && self.runs == Runs::Idle
+    }
+
+    /// Notes that the kernel has bytes while the server shuts down.
+    pub(super) fn expect_request(&mut self) {
+        self.expects_request = self.serves;
+    }
+
+    /// No run is active, and none will start for bytes that have come.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs == Runs::Idle && self.buffered_bytes() == 0 && !self.expects_request
     }
 
     /// Starts a run with the received bytes, and with the bytes left unread before.

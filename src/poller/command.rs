@@ -32,12 +32,14 @@ pub(crate) enum Command<E: Endpoint> {
     Remove(Arc<E>),
     /// Call this for every endpoint.
     Visit(Visit<E>),
+    /// Call this for every endpoint, after it has everything that has arrived until now.
+    VisitLater(Visit<E>),
     /// Close everything, then end the thread.
     Stop,
 }
 
 /// Called for each endpoint.
-type Visit<E> = Box<dyn FnMut(&Arc<E>) + Send>;
+pub(crate) type Visit<E> = Box<dyn FnMut(&Arc<E>) + Send>;
 
 impl<E: Endpoint> Command<E> {
     /// Drops a command that no poller will obey.
@@ -50,7 +52,7 @@ impl<E: Endpoint> Command<E> {
             Command::Listen(listener, _) => listener.on_removed(),
             // A bell that is dropped rings.
             Command::WakeAt(_, bell) => drop(bell),
-            Command::Visit(visit) => drop(visit),
+            Command::Visit(visit) | Command::VisitLater(visit) => drop(visit),
             // The end of the poller has removed these endpoints and listeners.
             Command::Continue(_)
             | Command::Resume(_)

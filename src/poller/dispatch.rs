@@ -12,7 +12,7 @@ use super::job::Job;
 use super::memory::Budget;
 use super::slots::Slots;
 use super::timers::{self, Timers, Whom};
-use super::{Accept, Endpoint, Reaction, Receipt, Remote};
+use super::{Accept, Endpoint, Reaction, Receipt, Remote, Visit};
 use crate::clock::now_ns;
 use crate::config;
 use crate::sync::Arc;
@@ -184,6 +184,14 @@ impl<E: Endpoint> Dispatcher<E> {
             self.timers.arm(at_ns, Whom::Slot(token));
         }
         reaction.flow
+    }
+
+    pub(super) fn visit(&self, mut visit: Visit<E>) {
+        for (_, slot) in self.slots.iter() {
+            if let Slot::Endpoint(held) = slot {
+                visit(&held.endpoint);
+            }
+        }
     }
 
     /// Gives the endpoint a slot. `None`: the endpoint refuses.

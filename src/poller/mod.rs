@@ -22,6 +22,7 @@ mod remote;
 mod slots;
 pub(crate) mod timers;
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use crate::user_code;
 pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Completion, Flow, Outlet, Received, Token};
 pub(crate) use alarm::Alarm;
-pub(crate) use command::Command;
+pub(crate) use command::{Command, Visit};
 use dispatch::{Dispatcher, Slot};
 pub(crate) use endpoint::{Accept, Action, Attached, Endpoint, Reaction, Receipt, Watcher};
 pub(crate) use job::Job;
@@ -55,6 +56,10 @@ pub(crate) struct Poller<B, E: Endpoint> {
     outbox: Vec<Parcel<E>>,
     /// When the current pass over the kernel's events began. `None`: no pass is under way.
     pass_began_ns: Option<u64>,
+    /// How many passes are complete.
+    passes: u64,
+    /// Visits that wait until so many passes are complete.
+    visits: VecDeque<(u64, Visit<E>)>,
     is_stopping: bool,
 }
 
@@ -73,6 +78,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             commands: Vec::new(),
             outbox: Vec::new(),
             pass_began_ns: None,
+            passes: 0,
+            visits: VecDeque::new(),
             is_stopping: false,
         })
     }
@@ -103,6 +110,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
             self.dispatcher.fire_timers(&mut self.backend);
             let has_woken = !self.dispatcher.round.wakers.is_empty();
             self.dispatcher.run_round();
+            self.make_visits();
             // Commands come last, so they do not delay the wake-ups and handlers of received bytes.
             for _ in 0..config::COMMAND_PASSES_MAX {
                 if has_woken && self.commands.is_empty() {
@@ -157,13 +165,18 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         self.dispatcher.round.completions = 0;
         self.dispatcher.tidy_memory(&mut self.backend);
         self.send_outbox();
-        if self.spin.is_enabled() && self.spin()? {
+        let may_rest = self.visits.is_empty();
+        if may_rest && self.spin.is_enabled() && self.spin()? {
             self.dispatcher.remote.mailbox().take_commands(&mut self.commands);
             self.dispatcher.read_clock();
             return Ok(());
         }
         let began_ns = self.spin.is_enabled().then(now_ns);
-        let sleeps = self.dispatcher.remote.mailbox().prepare_sleep(&mut self.commands);
+        let mailbox = self.dispatcher.remote.mailbox();
+        let sleeps = may_rest && mailbox.prepare_sleep(&mut self.commands);
+        if !may_rest {
+            mailbox.take_commands(&mut self.commands);
+        }
         let timeout = if sleeps { self.dispatcher.due_in() } else { Some(Duration::ZERO) };
         let waited = self.poll_backend(timeout);
         if sleeps {
@@ -191,6 +204,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         if self.backend.wait(timeout, &mut self.dispatcher)? {
             self.dispatcher.looked_ns = began_ns;
             self.pass_began_ns = None;
+            self.passes += 1;
         }
         Ok(())
     }
@@ -278,14 +292,23 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
                     _ => endpoint.on_removed(),
                 }
             }
-            Command::Visit(mut visit) => {
-                for (_, slot) in dispatcher.slots.iter() {
-                    if let Slot::Endpoint(held) = slot {
-                        visit(&held.endpoint);
-                    }
-                }
+            Command::Visit(visit) => dispatcher.visit(visit),
+            Command::VisitLater(visit) => {
+                // A pass that is under way has looked at some events already.
+                let passes = if self.pass_began_ns.is_some() { 2 } else { 1 };
+                self.visits.push_back((self.passes + passes, visit));
             }
             Command::Stop => self.stop(),
+        }
+    }
+
+    /// Makes the visits whose passes are complete. The runs that these passes began are under way.
+    fn make_visits(&mut self) {
+        let is_due = |(passes, _): &(u64, Visit<E>)| *passes <= self.passes;
+        while self.visits.front().is_some_and(is_due)
+            && let Some((_, visit)) = self.visits.pop_front()
+        {
+            self.dispatcher.visit(visit);
         }
     }
 

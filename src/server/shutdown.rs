@@ -16,7 +16,7 @@ use crate::config;
 use crate::connection::{Core, ShutdownBegun, current_poller};
 use crate::error::{Error, Result};
 use crate::poller::timers::ns_at;
-use crate::poller::{Accept, Alarm, Command};
+use crate::poller::{Accept, Alarm, Command, Visit};
 use crate::sync::lock;
 use crate::task;
 use crate::task::waiters::{Number, Waiters};
@@ -178,7 +178,7 @@ impl ServerHandle {
         }
     }
 
-    /// Stops accepting and closes idle connections. Then waits, for `deadline` at most, until the
+    /// Stops accepting, serves the requests that have come, and closes idle connections. Then waits, for `deadline` at most, until the
     /// busy connections and the futures of [`Handle::spawn`](crate::Handle::spawn) have ended.
     /// Blocks the calling thread.
     ///
@@ -319,7 +319,9 @@ impl ServerHandle {
         let acceptors = std::mem::take(&mut *lock(&self.0.acceptors));
         self.0.unlisten(acceptors);
         self.0.state.shutdown.set();
-        self.0.visit(|connection| connection.end_when_idle());
+        self.0.visit(Command::Visit, Core::begin_end);
+        // Requests that came before the shutdown are served first.
+        self.0.visit(Command::VisitLater, Core::close_if_idle);
         // The wakers come last. They are user code, and may block.
         self.0.state.shutdown.wake();
     }
@@ -328,7 +330,7 @@ impl ServerHandle {
     fn cut(&self) -> usize {
         let cut = self.open_count();
         self.0.state.counts.cut.fetch_add(cut as u64, Ordering::Relaxed);
-        self.0.visit(Core::cut);
+        self.0.visit(Command::Visit, Core::cut);
         cut
     }
 
@@ -411,11 +413,15 @@ impl Inner {
         }
     }
 
-    /// Lets every poller call `visit` for each connection of this server.
-    fn visit(&self, visit: impl Fn(&Arc<Core>) + Clone + Send + 'static) {
+    /// Lets every poller call `visit` for each connection of this server. `command` says when.
+    fn visit(
+        &self,
+        command: fn(Visit<Core>) -> Command<Core>,
+        visit: impl Fn(&Arc<Core>) + Clone + Send + 'static,
+    ) {
         for remote in self.pollers.remotes() {
             let (service, visit) = (Arc::clone(&self.service), visit.clone());
-            remote.send(Command::Visit(Box::new(move |connection| {
+            remote.send(command(Box::new(move |connection| {
                 if connection.belongs_to(&service) {
                     visit(connection);
                 }

@@ -24,6 +24,7 @@ macro_rules! cases {
             wakers_of_the_shutdown_may_panic_and_call_anything
             listeners_stop_before_handlers_hear_of_the_shutdown
             idle_connections_end_before_handlers_hear_of_the_shutdown
+            requests_that_came_before_the_shutdown_are_answered
             a_shutdown_ends_listeners_that_start_meanwhile
             a_connection_without_a_server_waits_for_no_shutdown
             a_handler_that_awaits_the_shutdown_of_its_server_gets_it_at_the_deadline
@@ -236,6 +237,49 @@ pub(crate) fn idle_connections_end_before_handlers_hear_of_the_shutdown(t: &Fixt
     assert!(!poll(&mut begun, &Waker::from(Arc::new(waits))));
     server.shutdown(DEADLINE)?;
     assert_eq!(seen.try_recv(), Ok(true), "an idle connection waits for the wakers of others");
+    Ok(())
+}
+
+/// One handler holds up its poller. Meanwhile requests come on more connections than a poller looks
+/// at in one round, and then the shutdown begins.
+pub(crate) fn requests_that_came_before_the_shutdown_are_answered(t: &Fixture) -> Check {
+    const PEERS: usize = 300;
+    let (release, released) = channel();
+    let released = Arc::new(Mutex::new(released));
+    let (entered, has_entered) = channel();
+    let server = t.spawn(t.server().pollers(1).on_request(move |mut conn| {
+        let (released, entered) = (Arc::clone(&released), entered.clone());
+        async move {
+            let bytes = conn.next(1).await?;
+            if &bytes[..] == b"!" {
+                let _ = entered.send(());
+                let _ = released.lock().expect("nobody panics here").recv_timeout(DEADLINE);
+            }
+            conn.write(bytes)?;
+            conn.flush().await
+        }
+    }));
+    let mut peers = (0..PEERS).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+    for peer in &peers {
+        assert_eq!(exchange(peer, b"?")?, b"?");
+    }
+    peers[0].write_all(b"!")?;
+    has_entered.recv_timeout(DEADLINE)?;
+    for peer in &mut peers[1..] {
+        peer.write_all(b"?")?;
+    }
+    let begun = server.shutdown_begun();
+    let ends = {
+        let server = server.clone();
+        std::thread::spawn(move || server.shutdown(DEADLINE))
+    };
+    block_on(async { Ok(begun.await) })?;
+    release.send(())?;
+    ends.join().expect("does not panic")?;
+    for peer in &peers[1..] {
+        assert_eq!(read_all(peer)?, b"?");
+    }
+    assert_eq!(read_all(&peers[0])?, b"!");
     Ok(())
 }
 
