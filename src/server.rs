@@ -253,7 +253,7 @@ impl Hooks for ServerState {
     fn failed(&self, handle: &Handle, error: &Error) {
         let count = if error.is_panicked() { &self.counts.panics } else { &self.counts.errors };
         count.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(peer = %handle.peer_addr(), %error, "handler failed");
+        user_code::log(|| tracing::debug!(peer = %handle.peer_addr(), %error, "handler failed"));
         if let Some(report) = &self.callbacks.error {
             report(handle, error);
         }

@@ -167,7 +167,21 @@ impl Chain {
     /// Index of the first `byte` whose index is `from` or more.
     pub(crate) fn find(&self, byte: u8, from: usize) -> Option<usize> {
         let mut piece_start = 0;
-        for piece in self.slices() {
+        let mut searched = 0;
+        if from > 0 {
+            // A reader searches anew after each arrival, so few pieces are new: counts these.
+            let (mut fresh_start, mut fresh) = (self.len, 0);
+            for piece in self.slices().rev() {
+                if fresh_start <= from {
+                    break;
+                }
+                fresh_start -= piece.len();
+                fresh += 1;
+            }
+            let pieces = usize::from(self.len > 0) + self.rest.len();
+            (piece_start, searched) = (fresh_start, pieces - fresh);
+        }
+        for piece in self.slices().skip(searched) {
             let skipped = from.saturating_sub(piece_start).min(piece.len());
             if let Some(index) = memchr::memchr(byte, &piece[skipped..]) {
                 return Some(piece_start + skipped + index);
@@ -291,7 +305,7 @@ impl Chain {
     }
 
     /// The pieces in order.
-    pub(crate) fn slices(&self) -> impl Iterator<Item = &Slice> {
+    pub(crate) fn slices(&self) -> impl DoubleEndedIterator<Item = &Slice> {
         let head = (self.len > 0).then_some(&self.head);
         head.into_iter().chain(&self.rest)
     }

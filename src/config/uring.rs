@@ -350,6 +350,13 @@ pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;
 /// is leaked.
 pub(crate) const TEARDOWN: Duration = Duration::from_secs(2);
 
+/// The same for a ring that has lost completions. Its poller goes on with another ring meanwhile
+/// only after this time.
+pub(crate) const TEARDOWN_AFTER_LOSS: Duration = Duration::from_millis(50);
+
+/// How long a poller does without receive buffers of a size that could not be made.
+pub(crate) const BUFFERS_RETRY: Duration = Duration::from_secs(1);
+
 /// Receives in a row that suit a larger buffer, after which a connection moves to it. Moving takes
 /// a cancellation and another receive operation.
 pub(crate) const FILLED_TO_GROW: i8 = 2;

@@ -283,6 +283,7 @@ impl Input {
     /// The reader begins to receive by itself. Returns the number for the poller's reports.
     fn ask(&mut self) -> u32 {
         self.direct = Direct::Asked;
+        self.expects_request = false;
         self.direct_number = self.direct_number.wrapping_add(1);
         self.direct_number
     }

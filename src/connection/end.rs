@@ -32,12 +32,13 @@ impl Core {
             let mut output = lock(&self.output);
             let lingers = !output.is_settled();
             if lingers {
+                // Before the state can be seen: a timer that fires now must find the new time.
+                self.timeouts.start_linger(now_ns());
                 output.ending = Ending::Lingers;
             }
             (output.take_flusher(), lingers)
         };
         if lingers {
-            self.timeouts.start_linger(now_ns());
             // Resets the mark: only bytes that the peer takes from now on extend the linger time.
             let _ = self.taken_ago();
             self.idle_timeout.cap(config::LINGER);

@@ -116,7 +116,11 @@ impl Endpoint for Core {
         match completion {
             Completion::Sent(result) => self.on_sent(result),
             Completion::Connected(result) => {
+                if self.idle_timeout.is_set() {
+                    self.timeouts.touch(now_ns());
+                }
                 let mut input = lock(&self.input);
+                input.connects = false;
                 input.connected = Some(result);
                 Wanted { reader: input.take_waker(), ..Wanted::default() }
             }
@@ -414,7 +418,7 @@ impl Core {
             if self.timeouts.lingers_too_long(now_ns) {
                 return None;
             }
-        } else if self.is_occupied() {
+        } else if self.is_occupied() || lock(&self.input).connects {
             return Some(now_ns);
         }
         let moved_ns = now_ns.saturating_sub(self.taken_ago()?.as_nanos() as u64);

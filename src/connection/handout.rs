@@ -123,15 +123,17 @@ impl Core {
 
     /// Decides what follows a run. All its parts are back.
     fn next_after_run(&self, input: &mut Input) -> Next {
+        let unseen = input.inbox_len() > 0;
         input.join_inbox();
         let found = Found {
             unread: input.buffered_bytes() > 0,
+            unseen,
             consumed: input.consumed(),
             peer_gone: input.end.is_some(),
             hung_up: input.has_hung_up(),
             closed: self.life.is_closed(),
             removed: input.removed,
-            ends_when_idle: self.life.ends_when_idle(),
+            ends_when_idle: self.life.ends_when_idle() && !input.expects_request,
             serves_requests: input.serves,
         };
         input.runs.end(found)

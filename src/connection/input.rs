@@ -40,7 +40,7 @@ pub(super) struct Input {
     /// The peer has gone during `on_connect`. `on_disconnect` is called after it.
     disconnect_owed: bool,
     /// While the server shuts down: the kernel has bytes that will start a run.
-    expects_request: bool,
+    pub(super) expects_request: bool,
     /// The peer has ended its side. Bytes may be left in the kernel while reception is paused.
     hung_up: bool,
     /// Why nothing more will be received; `None` while more may come.
@@ -52,6 +52,8 @@ pub(super) struct Input {
     pub(super) direct_number: u32,
     /// The reader found many bytes in the inbox the last time.
     pub(super) took_many: bool,
+    /// The connection is being made.
+    pub(super) connects: bool,
     /// How connecting ended.
     pub(super) connected: Option<io::Result<()>>,
 }
@@ -119,6 +121,7 @@ impl Input {
             direct: Direct::Off,
             direct_number: 0,
             took_many: false,
+            connects: false,
             connected: None,
         }
     }
@@ -129,9 +132,10 @@ impl Input {
         self.serves && self.runs == Runs::Idle
     }
 
-    /// Notes that the kernel has bytes while the server shuts down.
+    /// Notes that the kernel has bytes while the server shuts down. A reader that receives by
+    /// itself may have taken them.
     pub(super) fn expect_request(&mut self) {
-        self.expects_request = self.serves;
+        self.expects_request = self.serves && self.direct == Direct::Off;
     }
 
     /// No run is active, and none will start for bytes that have come.
@@ -142,6 +146,7 @@ impl Input {
     /// Starts a run with the received bytes, and with the bytes left unread before.
     #[inline]
     pub(super) fn start_with(&mut self, bytes: Received<'_>, pool: &Pool) -> Started {
+        self.expects_request = false;
         let reader = self.reader.get_or_insert_with(parts::reader);
         self.received += add(bytes, reader, pool) as u64;
         self.held_bytes = reader.len();
@@ -156,6 +161,7 @@ impl Input {
         limits: &Limits,
         share_bytes: Option<usize>,
     ) -> Filed {
+        self.expects_request = false;
         let inbox = self.inbox.get_or_insert_with(parts::reader);
         self.received += add(bytes, inbox, pool) as u64;
         let buffered = self.buffered_bytes();

@@ -431,6 +431,7 @@ const _: () = {
 
 /// Starts to connect. [`wait_connected`] returns the result.
 pub(crate) fn start_connect(core: &Arc<Core>, socket: Arc<Socket>, peer: PeerAddr) {
+    lock(&core.input).connects = true;
     core.remote.send(Command::Connect(Arc::clone(core), socket, peer));
 }
 

@@ -38,7 +38,8 @@ impl Life {
     /// Closes, but keeps the socket and all bytes that come. Returns `true` to the first caller
     /// only.
     pub(super) fn detach(&self) -> bool {
-        self.0.fetch_or(CLOSED | DETACHED, Ordering::AcqRel) & CLOSED == 0
+        let detached = |bits| (bits & CLOSED == 0).then_some(bits | CLOSED | DETACHED);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, detached).is_ok()
     }
 
     /// Ends detaching. The connection is closed from now on.
@@ -124,6 +125,8 @@ pub(super) enum Runs {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
     pub(super) unread: bool,
+    /// Some unread bytes came during the run, and its reader has not taken them.
+    pub(super) unseen: bool,
     pub(super) consumed: u64,
     pub(super) peer_gone: bool,
     /// The peer has ended its side while reception is paused.
@@ -196,7 +199,8 @@ impl Runs {
         let Runs::Active { kind, parts: 0, news, consumed_before } = *self else {
             unreachable!("a run that ends has nothing out: {self:?}");
         };
-        let progress = news || kind == Kind::Connect || found.consumed > consumed_before;
+        let consumes = found.consumed > consumed_before;
+        let progress = news || found.unseen || consumes || kind == Kind::Connect;
         *self = Runs::Idle;
         match found {
             Found { closed: true, removed: true, .. } => Next::Finish,
@@ -225,6 +229,7 @@ mod tests {
 
     const SERVING: Found = Found {
         unread: false,
+        unseen: false,
         consumed: 0,
         peer_gone: false,
         hung_up: false,
@@ -262,6 +267,7 @@ mod tests {
         assert_eq!(ended(false, unread), Next::Rest);
         assert_eq!(ended(true, unread), Next::Again);
         assert_eq!(ended(false, Found { consumed: 11, ..unread }), Next::Again);
+        assert_eq!(ended(false, Found { unseen: true, ..unread }), Next::Again);
     }
 
     #[test]
@@ -323,5 +329,8 @@ mod tests {
         assert!(!life.is_active() && !life.is_closed());
         assert!(life.close());
         assert!(!life.close());
+        assert!(!life.detach() && !life.is_detached(), "whoever closed does what follows");
+        let life = Life::new();
+        assert!(life.detach() && life.is_detached() && !life.close());
     }
 }

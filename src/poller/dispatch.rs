@@ -42,6 +42,9 @@ pub(super) struct Dispatcher<E: Endpoint> {
 /// Work that a round has collected. It runs in the order of the fields.
 pub(super) struct Round<E: Endpoint> {
     pub(super) wakers: Vec<Waker>,
+    /// Owners of slots that are free now. They are told in the round: a close callback and the
+    /// waker of a shutdown are user code.
+    pub(super) removed: Vec<Owner<E>>,
     /// Endpoints whose kept runs continue.
     pub(super) continues: Vec<Token>,
     pub(super) jobs: Vec<Job<E>>,
@@ -51,6 +54,22 @@ pub(super) struct Round<E: Endpoint> {
 pub(super) enum Slot<E> {
     Endpoint(Held<E>),
     Listener(Arc<dyn Accept>),
+}
+
+/// The owner of a slot.
+pub(super) enum Owner<E> {
+    Endpoint(Arc<E>),
+    Listener(Arc<dyn Accept>),
+}
+
+impl<E: Endpoint> Owner<E> {
+    /// Tells the owner that its slot is free.
+    pub(super) fn tell_removed(self) {
+        match self {
+            Owner::Endpoint(endpoint) => endpoint.on_removed(),
+            Owner::Listener(listener) => listener.on_removed(),
+        }
+    }
 }
 
 /// An endpoint, and its run if that waits for a flush.
@@ -68,6 +87,7 @@ impl<E: Endpoint> Dispatcher<E> {
             timers: Timers::new(),
             round: Round {
                 wakers: Vec::new(),
+                removed: Vec::new(),
                 continues: Vec::new(),
                 jobs: Vec::new(),
                 completions: 0,
@@ -89,6 +109,9 @@ impl<E: Endpoint> Dispatcher<E> {
             self.remote.relief.offer(self.round.jobs.drain(..));
         }
         user_code::wake_all(self.round.wakers.drain(..));
+        for owner in std::mem::take(&mut self.round.removed) {
+            owner.tell_removed();
+        }
         let mut continues = std::mem::take(&mut self.round.continues);
         for token in continues.drain(..) {
             self.continue_run(token);
@@ -216,14 +239,14 @@ impl<E: Endpoint> Dispatcher<E> {
     pub(super) fn removed(&mut self, token: Token) {
         match self.slots.remove(token) {
             Some(Slot::Endpoint(held)) => {
-                held.endpoint.on_removed();
+                self.round.removed.push(Owner::Endpoint(Arc::clone(&held.endpoint)));
                 if held.kept.is_some() {
                     self.leaving.insert(token, held);
                 }
             }
             Some(Slot::Listener(listener)) => {
                 self.remote.listeners.fetch_sub(1, Ordering::Relaxed);
-                listener.on_removed();
+                self.round.removed.push(Owner::Listener(listener));
             }
             None => {}
         }

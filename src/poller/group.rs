@@ -20,6 +20,7 @@ use crate::sys::epoll::Epoll;
 use crate::sys::uring::{self, Engine, RingOptions, Uring};
 use crate::sys::{Backend, Outlet, SendRings, Wake};
 use crate::threads;
+use crate::user_code;
 
 /// The settings of a group.
 #[derive(Clone, Debug)]
@@ -317,12 +318,19 @@ fn start<B: Backend, E: Endpoint>(
 /// See [`crate::capabilities`].
 pub(crate) fn capabilities() -> &'static Capabilities {
     static FOUND: OnceLock<Capabilities> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let found = probe_apart();
+    let mut is_first = false;
+    let found = FOUND.get_or_init(|| {
+        is_first = true;
+        probe_apart()
+    });
+    if is_first {
+        // Not inside: a subscriber may ask for the capabilities as well.
         let (backend, reason) = (found.backend(), &found.reason);
-        tracing::info!(%backend, tier = ?found.tier, reason, "probed io_uring");
-        found
-    })
+        user_code::log(|| {
+            tracing::info!(%backend, tier = ?found.tier, reason, "probed io_uring");
+        });
+    }
+    found
 }
 
 /// Probes on a thread of its own. The kernel frees a ring some milliseconds after its close. A

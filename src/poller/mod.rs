@@ -38,7 +38,7 @@ pub(crate) use crate::sys::socket::{Side, Socket};
 pub(crate) use crate::sys::{Completion, Flow, Outlet, Received, Token};
 pub(crate) use alarm::Alarm;
 pub(crate) use command::{Command, Visit};
-use dispatch::{Dispatcher, Slot};
+use dispatch::{Dispatcher, Owner, Slot};
 pub(crate) use endpoint::{Accept, Action, Attached, Endpoint, Reaction, Receipt, Watcher};
 pub(crate) use job::Job;
 use memory::Budget;
@@ -132,6 +132,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
     fn end(self) {
         let Dispatcher { remote, mut slots, leaving, mut round, .. } = self.dispatcher;
         user_code::wake_all(round.wakers.drain(..));
+        round.removed.drain(..).for_each(Owner::tell_removed);
         remote.relief.take_jobs().into_iter().chain(round.jobs.drain(..)).for_each(Job::abandon);
         // A task that is dropped may wake another one. The mailbox is open, so that one is dropped
         // after the first, and not inside its drop: a chain of them would take all of the stack.

@@ -178,9 +178,9 @@ impl ServerHandle {
         }
     }
 
-    /// Stops accepting, serves the requests that have come, and closes idle connections. Then waits, for `deadline` at most, until the
-    /// busy connections and the futures of [`Handle::spawn`](crate::Handle::spawn) have ended.
-    /// Blocks the calling thread.
+    /// Stops accepting, and closes idle connections; requests that have come are served before.
+    /// Then waits, for `deadline` at most, until the busy connections and the futures of
+    /// [`Handle::spawn`](crate::Handle::spawn) have ended. Blocks the calling thread.
     ///
     /// After `Ok` the threads that the server started have ended, and its addresses can be bound
     /// again.

@@ -40,7 +40,7 @@ pub(crate) struct Epoll {
     handled: usize,
     entries: Vec<Option<Entry>>,
     /// Connections whose turn has ended with work left, and the events to handle them with again.
-    unfinished: Vec<(Token, EventFlags)>,
+    unfinished: Unfinished,
     /// Completions that needed no wait. The next `wait` reports them.
     completed: Vec<(Token, Completion<'static>)>,
     receiver: Receiver,
@@ -65,7 +65,11 @@ struct Entry {
     ended: bool,
     buffer_size: SizeChoice,
     sending: Option<Box<Sending>>,
+    /// The events with which the connection is on `unfinished`.
+    unfinished: EventFlags,
 }
+
+type Unfinished = Vec<(Token, EventFlags)>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -192,6 +196,9 @@ impl Backend for Epoll {
             if busy {
                 // An unfinished connection gets one turn in each pass over the events.
                 for (token, flags) in std::mem::take(&mut self.unfinished) {
+                    if let Some(entry) = find(&mut self.entries, token) {
+                        entry.unfinished.remove(flags);
+                    }
                     self.handle(token, flags, sink);
                 }
             }
@@ -256,6 +263,7 @@ impl Epoll {
             ended: false,
             buffer_size: SizeChoice::new(Size::Small),
             sending: None,
+            unfinished: EventFlags::empty(),
         };
         entry.watched = wanted(&entry);
         self.counters.control_calls.add_owned(1);
@@ -268,6 +276,8 @@ impl Epoll {
     fn handle(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
         // The event may name a token that was removed after the kernel queued the event.
         let Some(entry) = find(&mut self.entries, token) else { return };
+        // What is unfinished has its turn in the next pass.
+        let flags = flags.difference(entry.unfinished);
         match entry.role {
             Role::Listener => accept(entry, &self.counters, sink),
             Role::Connecting => {
@@ -284,7 +294,7 @@ impl Epoll {
                 }
                 if !entry.ended && !entry.paused {
                     if self.receiver.receive(entry, flags, &self.counters, sink) {
-                        self.unfinished.push((token, EventFlags::IN));
+                        leave_unfinished(entry, EventFlags::IN, &mut self.unfinished);
                     }
                 } else if !entry.ended {
                     if let Some(number) = entry.direct
@@ -387,7 +397,7 @@ fn accept(entry: &mut Entry, counters: &Counters, sink: &mut impl Sink) {
 /// kernel reports room in the socket, or the send is put on `unfinished`.
 fn advance_send(
     entry: &mut Entry,
-    unfinished: &mut Vec<(Token, EventFlags)>,
+    unfinished: &mut Unfinished,
     counters: &Counters,
 ) -> Option<io::Result<usize>> {
     let sending = entry.sending.as_mut()?;
@@ -397,7 +407,7 @@ fn advance_send(
         Ok(TurnEnd::Done) => Ok(sending.sent_bytes),
         Ok(TurnEnd::Full) => return None,
         Ok(TurnEnd::Unfinished) => {
-            unfinished.push((entry.token, EventFlags::OUT));
+            leave_unfinished(entry, EventFlags::OUT, unfinished);
             return None;
         }
         Err(error) => Err(error),
@@ -405,6 +415,14 @@ fn advance_send(
     entry.sending = None;
     counters.sends_in_flight.add_owned(1u64.wrapping_neg());
     Some(result)
+}
+
+/// Puts the connection on `unfinished`, if it is not there for the same reason.
+fn leave_unfinished(entry: &mut Entry, flag: EventFlags, unfinished: &mut Unfinished) {
+    if !entry.unfinished.contains(flag) {
+        entry.unfinished.insert(flag);
+        unfinished.push((entry.token, flag));
+    }
 }
 
 fn find(entries: &mut [Option<Entry>], token: Token) -> Option<&mut Entry> {
@@ -526,5 +544,25 @@ mod tests {
             assert_eq!(receive(lent), (vec![], vec![lent], 0));
         }
         assert_eq!(receive(lent), (vec![lent], vec![], small));
+    }
+
+    #[test]
+    fn a_connection_that_has_more_gets_one_turn_in_a_pass() {
+        let (pool, wake) = (Pool::new(), Arc::new(Wake::new().expect("an eventfd")));
+        let counters = Arc::new(Counters::default());
+        let mut epoll = Epoll::new(&wake, &pool, &counters, &()).expect("an epoll");
+        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        theirs.set_nonblocking(true).expect("a flag");
+        let socket = Arc::new(Socket::adopt(ours.into()).expect("a stream"));
+        epoll.attach(Token::new(0, 0), socket, 1 << 20).expect("attached");
+        for pass in 0..20 {
+            // Until the socket is full: more than a turn receives.
+            while theirs.write(&[7; 4096]).is_ok() {}
+            let before = counters.receive_calls.read();
+            epoll.wait(Some(Duration::from_secs(10)), &mut Kept::default()).expect("a wait");
+            let calls = counters.receive_calls.read() - before;
+            // The first receives fill smaller blocks.
+            assert!(calls == 1 || pass < 2, "{calls} receives in pass {pass}");
+        }
     }
 }

@@ -171,15 +171,18 @@ impl Workers {
 
     /// Queues a task.
     pub(crate) fn schedule(&self, runnable: Runnable) {
-        let for_shared_queue = LOCAL.with(|local| match &*local.borrow() {
-            Some((shared, queue)) if Arc::ptr_eq(shared, &self.0) => {
-                queue.push(Work::Poll(runnable));
-                None
+        let mut work = Some(Work::Poll(runnable));
+        // A destructor of a user's thread-local may wake a task when `LOCAL` has gone.
+        let _ = LOCAL.try_with(|local| {
+            if let Some((shared, queue)) = &*local.borrow()
+                && Arc::ptr_eq(shared, &self.0)
+                && let Some(work) = work.take()
+            {
+                queue.push(work);
             }
-            _ => Some(runnable),
         });
-        if let Some(runnable) = for_shared_queue {
-            self.0.injector.push(Work::Poll(runnable));
+        if let Some(work) = work {
+            self.0.injector.push(work);
         }
         self.notify();
     }
@@ -221,7 +224,7 @@ impl Workers {
 
 /// Whether the calling thread is a worker.
 pub(crate) fn is_worker() -> bool {
-    LOCAL.with(|local| local.borrow().is_some())
+    LOCAL.try_with(|local| local.borrow().is_some()).unwrap_or(false)
 }
 
 impl Shared {
@@ -377,9 +380,41 @@ fn with_queue<T>(f: impl FnOnce(&Worker<Work>) -> Option<T>) -> Option<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc;
+    use std::task::Waker;
     use std::time::Duration;
+
+    /// The destructor of a thread-local wakes a task when this module's own thread-local has gone.
+    #[test]
+    fn a_thread_that_ends_may_wake_a_task() {
+        struct WakesLate(Waker);
+        impl Drop for WakesLate {
+            fn drop(&mut self) {
+                self.0.wake_by_ref();
+            }
+        }
+        thread_local!(static LATE: Cell<Option<WakesLate>> = const { Cell::new(None) });
+        let workers = Workers::start(1, &[], Spin::NEVER, TaskSet::new(), || {}).unwrap();
+        let ((tells, told), (polls, polled)) = (mpsc::channel(), mpsc::channel());
+        workers.spawn(std::future::poll_fn(move |cx| {
+            let _ = (tells.send(cx.waker().clone()), polls.send(()));
+            Poll::Pending
+        }));
+        let waker: Waker = told.recv_timeout(Duration::from_secs(10)).unwrap();
+        thread::spawn(move || {
+            // Destructors run in the reverse order of these first uses.
+            LATE.set(Some(WakesLate(waker.clone())));
+            waker.wake();
+        })
+        .join()
+        .expect("a destructor that panics would abort the process");
+        for _ in 0..2 {
+            polled.recv_timeout(Duration::from_secs(10)).expect("each wake-up polls the task");
+        }
+        workers.stop(true);
+    }
 
     #[test]
     fn every_task_runs_once_although_workers_sleep_in_between() {

@@ -24,6 +24,7 @@ macro_rules! cases {
             dials_with_a_tiny_timeout_succeed_or_time_out
             a_dial_without_an_answer_times_out_and_not_early
             a_time_limit_of_the_kernel_is_no_limit_of_the_dialer
+            the_idle_timeout_is_no_limit_of_the_dialer
             dropping_a_dial_gives_up_without_a_leak
             any_stream_fd_can_be_adopted
             what_is_no_stream_socket_is_not_adopted
@@ -193,6 +194,18 @@ pub(crate) fn a_time_limit_of_the_kernel_is_no_limit_of_the_dialer(t: &Fixture) 
 }
 
 /// Fix row 15: the fixture counts what is left.
+/// A connection that is being made is not idle.
+pub(crate) fn the_idle_timeout_is_no_limit_of_the_dialer(t: &Fixture) -> Check {
+    const IDLE: Duration = Duration::from_millis(30);
+    let deaf = DeafListener::new()?;
+    let dialer = t.dialer().idle_timeout(IDLE).timeout(10 * IDLE);
+    block_on(async {
+        let error = dialer.connect(&deaf.addr.to_string()).await.expect_err("no answer");
+        assert!(error.is_dial_timeout(), "{error:?}");
+        Ok(())
+    })
+}
+
 pub(crate) fn dropping_a_dial_gives_up_without_a_leak(t: &Fixture) -> Check {
     let deaf = DeafListener::new()?;
     let addr = deaf.addr.to_string();

@@ -268,6 +268,7 @@ pub(crate) fn requests_that_came_before_the_shutdown_are_answered(t: &Fixture) -
     for peer in &mut peers[1..] {
         peer.write_all(b"?")?;
     }
+    peers.iter().for_each(until_arrived);
     let begun = server.shutdown_begun();
     let ends = {
         let server = server.clone();
@@ -276,8 +277,8 @@ pub(crate) fn requests_that_came_before_the_shutdown_are_answered(t: &Fixture) -
     block_on(async { Ok(begun.await) })?;
     release.send(())?;
     ends.join().expect("does not panic")?;
-    for peer in &peers[1..] {
-        assert_eq!(read_all(peer)?, b"?");
+    for (index, peer) in peers.iter().enumerate().skip(1) {
+        assert_eq!(read_all(peer)?, b"?", "peer {index}");
     }
     assert_eq!(read_all(&peers[0])?, b"!");
     Ok(())

@@ -20,6 +20,7 @@ macro_rules! cases {
             a_handler_is_called_where_it_runs
             threads_that_never_sleep_wake_nobody
             workers_do_what_a_poller_that_is_held_up_has_not_come_to
+            workers_do_what_a_close_callback_keeps_its_poller_from
             what_was_flushed_before_a_poller_is_held_up_leaves_without_it
             tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
             a_long_round_is_taken_over_as_a_whole
@@ -264,6 +265,48 @@ pub(crate) fn workers_do_what_a_poller_that_is_held_up_has_not_come_to(t: &Fixtu
     all_but_one_are_served(&keeper, peers)?;
     assert_eq!(server.stats().pollers.moved_runs, others);
     Ok(())
+}
+
+/// One pass brings the end of a connection, whose callback does not return, and requests.
+pub(crate) fn workers_do_what_a_close_callback_keeps_its_poller_from(t: &Fixture) -> Check {
+    if let Some(reason) = no_rounds(t) {
+        return skip("workers_do_what_a_close_callback_keeps_its_poller_from", reason);
+    }
+    let ((before, keeper_before), (stop, keeper)) = (Stop::new(), Stop::new());
+    let stops_newcomers = Arc::new(AtomicBool::new(false));
+    let stops = Arc::clone(&stops_newcomers);
+    let (prepared, handles) = channel();
+    let builder = t.server().pollers(1).on_prepare(move |handle| {
+        // Fails for connections after the end of the test.
+        let _ = prepared.send(handle.clone());
+        if stops.load(Ordering::SeqCst) {
+            before.stand();
+        }
+        Ok(())
+    });
+    let server = t.spawn(builder.on_request(echo));
+    let closed = dial(&server)?;
+    assert_eq!(exchange(&closed, b"?")?, b"?");
+    let handle = handles.recv_timeout(DEADLINE)?;
+    let mut peers = (0..8).map(|_| dial(&server)).collect::<Check<Vec<_>>>()?;
+    for peer in &peers {
+        assert_eq!(exchange(peer, b"?")?, b"?");
+    }
+    stops_newcomers.store(true, Ordering::SeqCst);
+    let _newcomer = dial(&server)?;
+    keeper_before.arrived.recv_timeout(DEADLINE)?;
+    stops_newcomers.store(false, Ordering::SeqCst);
+    handle.on_close(move |_| stop.stand());
+    handle.close();
+    for peer in &mut peers {
+        peer.write_all(b"?")?;
+    }
+    keeper_before.leave.send(())?;
+    keeper.arrived.recv_timeout(DEADLINE)?;
+    for peer in &mut peers {
+        peer.read_exact(&mut [0; 1])?;
+    }
+    Ok(keeper.leave.send(())?)
 }
 
 pub(crate) fn what_was_flushed_before_a_poller_is_held_up_leaves_without_it(t: &Fixture) -> Check {

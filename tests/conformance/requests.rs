@@ -1,9 +1,11 @@
 //! Requests: the handler runs whenever there is input, one run at a time, and none is forgotten.
 
+use std::future::{Future, poll_fn};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use ringpoll::{Connection, Handle, Result};
 use tokio::sync::Semaphore;
@@ -25,6 +27,7 @@ macro_rules! cases {
             a_handler_that_consumes_nothing_runs_once_per_arrival
             a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_connection
             bytes_that_arrive_during_a_wait_that_is_given_up_are_handled
+            bytes_that_end_a_wait_that_is_given_up_are_handled
             a_connection_may_move_to_a_spawned_task
             the_next_run_waits_for_both_halves
             the_next_run_waits_for_the_future_although_the_connection_is_back
@@ -391,6 +394,39 @@ pub(crate) fn bytes_that_arrive_during_a_wait_that_is_given_up_are_handled(t: &F
     peer.write_all(&[7; 10])?;
     eventually("all is received", || received.load(Ordering::SeqCst) == 11);
     gives_up.add_permits(1);
+    peer.read_exact(&mut [0; 11])?;
+    Ok(())
+}
+
+/// The handler is woken because all bytes have come, and does not look at its read again.
+pub(crate) fn bytes_that_end_a_wait_that_is_given_up_are_handled(t: &Fixture) -> Check {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&runs);
+    let server = t.spawn(t.server().on_request(move |mut conn| {
+        let run = counts.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if run > 0 {
+                let all = conn.next(11).await?;
+                conn.write(all)?;
+                return conn.flush().await;
+            }
+            let handle = conn.handle();
+            let mut read = Box::pin(conn.next(11));
+            poll_fn(|cx| {
+                if handle.stats().received_bytes == 11 {
+                    return Poll::Ready(());
+                }
+                assert!(read.as_mut().poll(cx).is_pending());
+                Poll::Pending
+            })
+            .await;
+            Ok(())
+        }
+    }));
+    let mut peer = dial(&server)?;
+    peer.write_all(&[7])?;
+    eventually("a run waits", || runs.load(Ordering::SeqCst) == 1);
+    peer.write_all(&[7; 10])?;
     peer.read_exact(&mut [0; 11])?;
     Ok(())
 }

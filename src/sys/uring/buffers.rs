@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::buffer_ring::{BufferRing, Shape};
 use super::ring::Ring;
 use crate::buffer::Pool;
-use crate::config::uring::BUFFERS_MAX;
+use crate::config::uring::{BUFFERS_MAX, BUFFERS_RETRY};
 use crate::config::{self, RingTier, UringOptions};
 use crate::sys::Token;
 use crate::sys::buffer_size::Size;
@@ -35,6 +35,8 @@ pub(super) struct Buffers {
     /// By [`Size`]. The class of the first size exists from the start.
     classes: [Option<SizeClass>; Size::ALL.len()],
     shapes: [Shape; Size::ALL.len()],
+    /// When buffers of a size could not be made. By [`Size`].
+    failed_at: [Option<Instant>; Size::ALL.len()],
     /// The kernel takes buffers only while the poller's thread is in an `enter` of the ring.
     can_shrink: bool,
     pool: Pool,
@@ -69,8 +71,10 @@ impl Buffers {
         let first_size = if is_incremental { Size::Large } else { Size::Small };
         let classes = Size::ALL.map(|_| None);
         let can_shrink = ring.collector().is_none() && ring.tier() == RingTier::Defer;
-        let mut buffers = Buffers { first_size, classes, shapes, can_shrink, pool: pool.clone() };
-        let first = SizeClass::new(ring, shapes[first_size as usize], pool)?;
+        let failed_at = [None; Size::ALL.len()];
+        let pool = pool.clone();
+        let mut buffers = Buffers { first_size, classes, shapes, failed_at, can_shrink, pool };
+        let first = SizeClass::new(ring, shapes[first_size as usize], &buffers.pool)?;
         buffers.classes[first_size as usize] = Some(first);
         Ok(buffers)
     }
@@ -89,7 +93,9 @@ impl Buffers {
         if self.classes[size as usize].is_some() {
             return size;
         }
-        if size < self.first_size {
+        let failed_at = &mut self.failed_at[size as usize];
+        let fails_still = failed_at.is_some_and(|at| at.elapsed() < BUFFERS_RETRY);
+        if size < self.first_size || fails_still {
             return self.first_size;
         }
         match SizeClass::new(ring, self.shapes[size as usize], &self.pool) {
@@ -98,6 +104,7 @@ impl Buffers {
                 size
             }
             Err(error) => {
+                *failed_at = Some(Instant::now());
                 user_code::log(|| tracing::warn!(%error, ?size, "receive buffers: doing without"));
                 self.first_size
             }

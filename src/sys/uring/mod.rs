@@ -90,6 +90,7 @@ impl Backend for Uring {
         let mut uring = Uring::without_send_rings(wake, pool, counters, options)?;
         if let Some(engine) = &options.engine {
             uring.shared_sends = Some(SharedSends::open(engine, &uring.operations.ring, wake)?);
+            engine.tell_unranked();
         }
         Ok(uring)
     }
@@ -217,7 +218,11 @@ impl Uring {
         RingOptions { uring: options, engine }: &RingOptions,
     ) -> io::Result<Uring> {
         let ring = match engine {
-            Some(engine) => engine.receive_ring(options, counters)?,
+            Some(engine) => {
+                let ring = engine.receive_ring(options, counters)?;
+                engine.tell_unranked();
+                ring
+            }
             None => Ring::new(options)?,
         };
         let mut operations = Operations::new(ring, options, pool, counters)?;
@@ -272,9 +277,13 @@ impl Uring {
         }
         let mut cqes = std::mem::take(&mut self.cqes);
         ring.collect(&mut cqes, COMPLETIONS_PER_ROUND);
-        let mut collected = Ok(());
+        // The kernel reports a loss only to a thread that waits. A poller may spin for ever.
+        let mut collected = match ring.has_lost_completions() {
+            true => Err(io::Error::from_raw_os_error(libc::EBADR)),
+            false => Ok(()),
+        };
         if let Some(sends) = &mut self.shared_sends {
-            collected = sends.collect(&mut cqes, &self.counters);
+            collected = collected.and(sends.collect(&mut cqes, &self.counters));
         }
         self.counters.ring_completions.add_owned(cqes.len() as u64);
         for cqe in cqes.drain(..) {

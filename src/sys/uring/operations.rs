@@ -17,7 +17,7 @@ use super::send_record::{self, Outcome, SendRecord};
 use super::sending::{Progress, Sending};
 use super::tag::Op;
 use crate::buffer::{Chain, Pool};
-use crate::config::uring::TEARDOWN;
+use crate::config::uring::{TEARDOWN, TEARDOWN_AFTER_LOSS};
 use crate::config::{UringOptions, ZeroCopyRule};
 use crate::counters::Counters;
 use crate::sys::{Completion, Sink, Token, Wake};
@@ -278,13 +278,18 @@ impl Operations {
     pub(super) fn end(&mut self) -> bool {
         self.ring.cancel_all(Op::Cancel.with_token(Token::NONE));
         let begun = Instant::now();
+        let limit = match self.ring.has_lost_completions() {
+            // The last completion of some operation may never come.
+            true => TEARDOWN_AFTER_LOSS,
+            false => TEARDOWN,
+        };
         let mut cqes = Vec::new();
         let is_used = |operations: &Operations| {
             operations.in_flight + operations.zero_copy_in_flight > 0
                 || operations.ring.sends_in_flight() > 0
         };
-        while is_used(self) && begun.elapsed() < TEARDOWN {
-            if self.ring.enter(Until::Timeout(TEARDOWN / 20), &self.counters).is_err() {
+        while is_used(self) && begun.elapsed() < limit {
+            if self.ring.enter(Until::Timeout(limit / 20), &self.counters).is_err() {
                 break;
             }
             self.ring.collect(&mut cqes, usize::MAX);

@@ -227,7 +227,7 @@ impl Ring {
     pub(super) fn has_lost_completions(&mut self) -> bool {
         match &mut self.driver {
             Driver::Owner(io) => io.completion().overflow() > 0,
-            Driver::Thread(..) => true,
+            Driver::Thread(collector, _) => collector.lost_completions() > 0,
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use ringpoll::{Error, Handle};
 use rustix::net::sockopt;
 
-use super::DEADLINE;
+use super::{DEADLINE, eventually};
 
 /// Connects to `addr`; no call on the stream waits longer than [`DEADLINE`].
 pub(crate) fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
@@ -96,6 +97,16 @@ pub(crate) fn shrink_receive_buffer(stream: &TcpStream) -> io::Result<()> {
 /// Makes the kernel take little at once from this connection of ours.
 pub(crate) fn shrink_send_buffer(conn: &Handle) -> ringpoll::Result<()> {
     conn.with_fd(|fd| sockopt::set_socket_send_buffer_size(fd, 4096))?.map_err(Error::other)
+}
+
+/// Waits until the other side's kernel has all bytes.
+pub(crate) fn until_arrived(stream: &TcpStream) {
+    eventually("the bytes arrive", || {
+        let mut unacknowledged: libc::c_int = 0;
+        // SAFETY: the request writes one integer (tcp(7), SIOCOUTQ).
+        let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut unacknowledged) };
+        done == 0 && unacknowledged == 0
+    });
 }
 
 /// A listener whose accept queue is full: a connect to it gets no answer.

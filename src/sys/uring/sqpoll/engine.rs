@@ -12,6 +12,7 @@ use crate::counters::Counters;
 use crate::sync::{Mutex, lock};
 use crate::sys::Wake;
 use crate::sys::uring::ring::Ring;
+use crate::user_code;
 
 /// The engine, as one poller sees it.
 #[derive(Clone)]
@@ -109,6 +110,17 @@ impl Engine {
 
     fn with_new_thread(&self, shape: Shape) -> io::Result<Collector> {
         lock(self.rings.threads()).start(shape, self.plan.nice)
+    }
+
+    /// Tells of kernel threads that have kept their niceness. A subscriber is code of the user, so
+    /// the caller holds no lock.
+    pub(in crate::sys::uring) fn tell_unranked(&self) {
+        let unranked = lock(self.rings.threads()).take_unranked();
+        if let (Some(error), Some(nice)) = (unranked, self.plan.nice) {
+            user_code::log(|| {
+                tracing::warn!(%error, nice, "a kernel thread that polls keeps its niceness");
+            });
+        }
     }
 
     /// The CPU of the poller's kernel thread of that number. `None`: any CPU.

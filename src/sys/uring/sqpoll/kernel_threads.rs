@@ -24,6 +24,8 @@ pub(crate) struct ThreadUse {
 pub(super) struct KernelThreads {
     living: Vec<KernelThread>,
     ended: ThreadUse,
+    /// Why a thread has kept its niceness, until the poller tells.
+    unranked: Option<io::Error>,
 }
 
 struct KernelThread {
@@ -46,7 +48,7 @@ impl KernelThreads {
         let id = newcomer(&before);
         drop(starting);
         if let Some(nice) = nice {
-            rank(id, nice);
+            self.unranked = rank(id, nice).err().or(self.unranked.take());
         }
         self.living.push(KernelThread {
             id,
@@ -54,6 +56,11 @@ impl KernelThreads {
             used: ThreadUse::default(),
         });
         Ok(collector)
+    }
+
+    /// Why a thread has kept its niceness, if it has since the last call.
+    pub(super) fn take_unranked(&mut self) -> Option<io::Error> {
+        self.unranked.take()
     }
 
     /// Notes that `new` replaces the ring of the only thread.
@@ -132,16 +139,11 @@ fn ids() -> Vec<u32> {
     found.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
-fn rank(id: Option<u32>, nice: i8) {
-    let done = match id {
-        // SAFETY: the call takes numbers only, and changes the niceness of one thread.
-        Some(id) => match unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice.into()) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        },
-        None => Err(io::ErrorKind::NotFound.into()),
-    };
-    if let Err(error) = done {
-        tracing::warn!(%error, "a kernel thread that polls keeps its niceness, instead of {nice}");
+fn rank(id: Option<u32>, nice: i8) -> io::Result<()> {
+    let id = id.ok_or(io::ErrorKind::NotFound)?;
+    // SAFETY: the call takes numbers only, and changes the niceness of one thread.
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice.into()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -96,6 +96,10 @@ impl SharedSends {
                 fetched = fetched.and(collector.enter(WaitFor::Completion(Until::Now), counters));
             }
             collector.collect(cqes, COMPLETIONS_PER_ROUND);
+            // The kernel reports a loss only to a thread that waits, and these rings have none.
+            if collector.has_lost_more() {
+                fetched = fetched.and(Err(io::Error::from_raw_os_error(libc::EBADR)));
+            }
         }
         fetched
     }
@@ -162,7 +166,8 @@ impl SharedSends {
         for queue in self.rings.queues() {
             queue.close();
         }
-        self.waiting.clear();
+        let given_up = std::mem::take(&mut self.waiting).len() as u64;
+        counters.sends_in_flight.add_owned(given_up.wrapping_neg());
         let mut cqes = Vec::new();
         for (collector, queue) in self.collectors.iter_mut().zip(self.rings.queues()) {
             collector.cancel_all(queue);
