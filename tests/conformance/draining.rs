@@ -274,7 +274,10 @@ pub(crate) fn requests_that_came_before_the_shutdown_are_answered(t: &Fixture) -
         let server = server.clone();
         std::thread::spawn(move || server.shutdown(DEADLINE))
     };
-    block_on(async { Ok(begun.await) })?;
+    block_on(async {
+        begun.await;
+        Ok(())
+    })?;
     release.send(())?;
     ends.join().expect("does not panic")?;
     for (index, peer) in peers.iter().enumerate().skip(1) {
