@@ -508,16 +508,22 @@ mod tests {
         }
     }
 
-    /// A lent slice keeps at most four times its bytes, after large receives too.
-    #[test]
-    fn a_receive_is_lent_from_a_block_that_it_fills_well_and_copied_otherwise() {
+    /// A backend with one connection, and the peer of this connection.
+    fn attached() -> (Epoll, UnixStream) {
         let (pool, wake) = (Pool::new(), Arc::new(Wake::new().expect("an eventfd")));
         let counters = Arc::new(Counters::default());
         let mut epoll = Epoll::new(&wake, &pool, &counters, &()).expect("an epoll");
-        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
-        let token = Token::new(0, 0);
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let socket = Arc::new(Socket::adopt(ours.into()).expect("a stream"));
-        epoll.attach(token, socket, 1 << 20).expect("attached");
+        epoll.attach(Token::new(0, 0), socket, 1 << 20).expect("attached");
+        (epoll, theirs)
+    }
+
+    /// A lent slice keeps at most four times its bytes, after large receives too.
+    #[test]
+    fn a_receive_is_lent_from_a_block_that_it_fills_well_and_copied_otherwise() {
+        let (mut epoll, mut theirs) = attached();
+        let pool = epoll.receiver.pool.clone();
         let small = config::SMALL_BUFFER_BYTES;
         let mut receive = |bytes: usize| {
             theirs.write_all(&vec![7; bytes]).expect("room in the socket");
@@ -548,13 +554,9 @@ mod tests {
 
     #[test]
     fn a_connection_that_has_more_gets_one_turn_in_a_pass() {
-        let (pool, wake) = (Pool::new(), Arc::new(Wake::new().expect("an eventfd")));
-        let counters = Arc::new(Counters::default());
-        let mut epoll = Epoll::new(&wake, &pool, &counters, &()).expect("an epoll");
-        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        let (mut epoll, mut theirs) = attached();
+        let counters = Arc::clone(&epoll.counters);
         theirs.set_nonblocking(true).expect("a flag");
-        let socket = Arc::new(Socket::adopt(ours.into()).expect("a stream"));
-        epoll.attach(Token::new(0, 0), socket, 1 << 20).expect("attached");
         for pass in 0..20 {
             // Until the socket is full: more than a turn receives.
             while theirs.write(&[7; 4096]).is_ok() {}
