@@ -169,7 +169,8 @@ impl Chain {
         let mut piece_start = 0;
         let mut searched = 0;
         if from > 0 {
-            // A reader searches anew after each arrival, so few pieces are new: counts these.
+            // A reader repeats its search after each arrival, and few pieces are new. So this
+            // counts the new pieces from the back.
             let (mut fresh_start, mut fresh) = (self.len, 0);
             for piece in self.slices().rev() {
                 if fresh_start <= from {

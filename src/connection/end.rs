@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::core::Core;
+use super::direct::Direct;
 use super::handle::Handle;
 use super::input::Discarded;
 use super::output::Ending;
@@ -128,21 +129,28 @@ impl Core {
         }
     }
 
-    /// Begins the end of an idle connection: its server shuts down. [`close_if_idle`] follows when
-    /// the poller has filed everything that it had received by now.
-    ///
-    /// [`close_if_idle`]: Self::close_if_idle
-    pub(crate) fn begin_end(self: &Arc<Self>) {
-        self.life.end_when_idle();
-        let socket = lock(&self.output).socket.clone();
-        let in_kernel = socket.and_then(|socket| socket.arrived_bytes().ok()).unwrap_or_default();
-        if in_kernel > 0 {
-            lock(&self.input).expect_request();
-        }
+    /// The server begins to shut down: notes whether the kernel has bytes for this connection. The
+    /// poller calls [`end_when_idle`](Self::end_when_idle) after it has filed all completions of
+    /// the current pass. On the poller.
+    pub(crate) fn look_for_request(self: &Arc<Self>) {
+        let Some(socket) = lock(&self.output).socket.clone() else { return };
+        // Under the lock: no reader begins to receive by itself meanwhile.
+        let mut input = lock(&self.input);
+        let is_received_here = input.serves && input.direct == Direct::Off;
+        input.expects_request =
+            is_received_here && socket.arrived_bytes().is_ok_and(|bytes| bytes > 0);
     }
 
-    /// Closes if no run is active, none will start for bytes that have come, and no bytes are left
-    /// to read or to send.
+    /// Closes as soon as no run is active, none will start for bytes that have arrived, and no
+    /// bytes are left to read or to send.
+    pub(crate) fn end_when_idle(self: &Arc<Self>) {
+        // Set the bit before the check: a run that the check still finds busy will see the bit.
+        self.life.end_when_idle();
+        self.close_if_idle();
+    }
+
+    /// Closes if no run is active, none will start for bytes that have arrived, and no bytes are
+    /// left to read or to send.
     pub(crate) fn close_if_idle(self: &Arc<Self>) {
         if lock(&self.input).is_idle() && lock(&self.output).is_settled() {
             self.close();

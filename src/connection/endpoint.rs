@@ -120,7 +120,7 @@ impl Endpoint for Core {
                     self.timeouts.touch(now_ns());
                 }
                 let mut input = lock(&self.input);
-                input.connects = false;
+                input.is_connecting = false;
                 input.connected = Some(result);
                 Wanted { reader: input.take_waker(), ..Wanted::default() }
             }
@@ -418,7 +418,7 @@ impl Core {
             if self.timeouts.lingers_too_long(now_ns) {
                 return None;
             }
-        } else if self.is_occupied() || lock(&self.input).connects {
+        } else if self.is_occupied() || lock(&self.input).is_connecting {
             return Some(now_ns);
         }
         let moved_ns = now_ns.saturating_sub(self.taken_ago()?.as_nanos() as u64);

@@ -39,7 +39,8 @@ pub(super) struct Input {
     pub(super) removed: bool,
     /// The peer has gone during `on_connect`. `on_disconnect` is called after it.
     disconnect_owed: bool,
-    /// While the server shuts down: the kernel has bytes that will start a run.
+    /// Set while the server shuts down: the kernel had bytes for this connection, and the poller
+    /// has received none since.
     pub(super) expects_request: bool,
     /// The peer has ended its side. Bytes may be left in the kernel while reception is paused.
     hung_up: bool,
@@ -52,8 +53,8 @@ pub(super) struct Input {
     pub(super) direct_number: u32,
     /// The reader found many bytes in the inbox the last time.
     pub(super) took_many: bool,
-    /// The connection is being made.
-    pub(super) connects: bool,
+    /// The connect has begun and has not ended.
+    pub(super) is_connecting: bool,
     /// How connecting ended.
     pub(super) connected: Option<io::Result<()>>,
 }
@@ -121,7 +122,7 @@ impl Input {
             direct: Direct::Off,
             direct_number: 0,
             took_many: false,
-            connects: false,
+            is_connecting: false,
             connected: None,
         }
     }
@@ -130,12 +131,6 @@ impl Input {
     #[inline]
     pub(super) fn may_start(&self) -> bool {
         self.serves && self.runs == Runs::Idle
-    }
-
-    /// Notes that the kernel has bytes while the server shuts down. A reader that receives by
-    /// itself may have taken them.
-    pub(super) fn expect_request(&mut self) {
-        self.expects_request = self.serves && self.direct == Direct::Off;
     }
 
     /// No run is active, and none will start for bytes that have come.

@@ -125,7 +125,7 @@ pub(super) enum Runs {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
     pub(super) unread: bool,
-    /// Some unread bytes came during the run, and its reader has not taken them.
+    /// The inbox has bytes: they came during the run, and the handler has not seen them.
     pub(super) unseen: bool,
     pub(super) consumed: u64,
     pub(super) peer_gone: bool,

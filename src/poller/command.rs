@@ -32,7 +32,8 @@ pub(crate) enum Command<E: Endpoint> {
     Remove(Arc<E>),
     /// Call this for every endpoint.
     Visit(Visit<E>),
-    /// Call this for every endpoint, after it has everything that has arrived until now.
+    /// Call this for every endpoint, after the poller has passed on everything that had arrived
+    /// when it took this command.
     VisitLater(Visit<E>),
     /// Close everything, then end the thread.
     Stop,

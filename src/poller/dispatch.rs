@@ -3,7 +3,7 @@
 //! A dispatcher is a poller without its backend. The backend calls the dispatcher as its [`Sink`].
 //! Everything here runs on the poller's thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -42,9 +42,9 @@ pub(super) struct Dispatcher<E: Endpoint> {
 /// Work that a round has collected. It runs in the order of the fields.
 pub(super) struct Round<E: Endpoint> {
     pub(super) wakers: Vec<Waker>,
-    /// Owners of slots that are free now. They are told in the round: a close callback and the
-    /// waker of a shutdown are user code.
-    pub(super) removed: Vec<Owner<E>>,
+    /// Owners of slots that are free now. They are told in the round and not while completions are
+    /// filed: close callbacks and wakers are user code, and may block.
+    pub(super) removed: VecDeque<Owner<E>>,
     /// Endpoints whose kept runs continue.
     pub(super) continues: Vec<Token>,
     pub(super) jobs: Vec<Job<E>>,
@@ -87,7 +87,7 @@ impl<E: Endpoint> Dispatcher<E> {
             timers: Timers::new(),
             round: Round {
                 wakers: Vec::new(),
-                removed: Vec::new(),
+                removed: VecDeque::new(),
                 continues: Vec::new(),
                 jobs: Vec::new(),
                 completions: 0,
@@ -109,7 +109,7 @@ impl<E: Endpoint> Dispatcher<E> {
             self.remote.relief.offer(self.round.jobs.drain(..));
         }
         user_code::wake_all(self.round.wakers.drain(..));
-        for owner in std::mem::take(&mut self.round.removed) {
+        while let Some(owner) = self.round.removed.pop_front() {
             owner.tell_removed();
         }
         let mut continues = std::mem::take(&mut self.round.continues);
@@ -239,14 +239,14 @@ impl<E: Endpoint> Dispatcher<E> {
     pub(super) fn removed(&mut self, token: Token) {
         match self.slots.remove(token) {
             Some(Slot::Endpoint(held)) => {
-                self.round.removed.push(Owner::Endpoint(Arc::clone(&held.endpoint)));
+                self.round.removed.push_back(Owner::Endpoint(Arc::clone(&held.endpoint)));
                 if held.kept.is_some() {
                     self.leaving.insert(token, held);
                 }
             }
             Some(Slot::Listener(listener)) => {
                 self.remote.listeners.fetch_sub(1, Ordering::Relaxed);
-                self.round.removed.push(Owner::Listener(listener));
+                self.round.removed.push_back(Owner::Listener(listener));
             }
             None => {}
         }

@@ -58,7 +58,7 @@ pub(crate) struct Poller<B, E: Endpoint> {
     pass_began_ns: Option<u64>,
     /// How many passes are complete.
     passes: u64,
-    /// Visits that wait until so many passes are complete.
+    /// Visits, each with the value of `passes` at which it is due.
     visits: VecDeque<(u64, Visit<E>)>,
     is_stopping: bool,
 }
@@ -303,7 +303,8 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         }
     }
 
-    /// Makes the visits whose passes are complete. The runs that these passes began are under way.
+    /// Makes the visits that are due. Called after the round, so every run that their passes began
+    /// is active or over.
     fn make_visits(&mut self) {
         let is_due = |(passes, _): &(u64, Visit<E>)| *passes <= self.passes;
         while self.visits.front().is_some_and(is_due)

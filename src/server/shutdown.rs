@@ -178,7 +178,7 @@ impl ServerHandle {
         }
     }
 
-    /// Stops accepting, and closes idle connections; requests that have come are served before.
+    /// Stops accepting, serves requests that have already arrived, and closes idle connections.
     /// Then waits, for `deadline` at most, until the busy connections and the futures of
     /// [`Handle::spawn`](crate::Handle::spawn) have ended. Blocks the calling thread.
     ///
@@ -319,10 +319,9 @@ impl ServerHandle {
         let acceptors = std::mem::take(&mut *lock(&self.0.acceptors));
         self.0.unlisten(acceptors);
         self.0.state.shutdown.set();
-        self.0.visit(Command::Visit, Core::begin_end);
-        // Requests that came before the shutdown are served first.
-        self.0.visit(Command::VisitLater, Core::close_if_idle);
-        // The wakers come last. They are user code, and may block.
+        self.0.visit(Command::Visit, Core::look_for_request);
+        self.0.visit(Command::VisitLater, Core::end_when_idle);
+        // The wakers come last. They are user code, and may block this thread.
         self.0.state.shutdown.wake();
     }
 

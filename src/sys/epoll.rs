@@ -276,7 +276,7 @@ impl Epoll {
     fn handle(&mut self, token: Token, flags: EventFlags, sink: &mut impl Sink) {
         // The event may name a token that was removed after the kernel queued the event.
         let Some(entry) = find(&mut self.entries, token) else { return };
-        // What is unfinished has its turn in the next pass.
+        // The next pass handles the events for which the connection is on `unfinished`.
         let flags = flags.difference(entry.unfinished);
         match entry.role {
             Role::Listener => accept(entry, &self.counters, sink),
@@ -417,7 +417,7 @@ fn advance_send(
     Some(result)
 }
 
-/// Puts the connection on `unfinished`, if it is not there for the same reason.
+/// Puts the connection on `unfinished`, unless it is there with this flag.
 fn leave_unfinished(entry: &mut Entry, flag: EventFlags, unfinished: &mut Unfinished) {
     if !entry.unfinished.contains(flag) {
         entry.unfinished.insert(flag);

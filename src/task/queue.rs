@@ -386,9 +386,8 @@ mod tests {
     use std::task::Waker;
     use std::time::Duration;
 
-    /// The destructor of a thread-local wakes a task when this module's own thread-local has gone.
     #[test]
-    fn a_thread_that_ends_may_wake_a_task() {
+    fn the_destructor_of_a_thread_local_may_wake_a_task() {
         struct WakesLate(Waker);
         impl Drop for WakesLate {
             fn drop(&mut self) {

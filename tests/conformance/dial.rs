@@ -193,7 +193,6 @@ pub(crate) fn a_time_limit_of_the_kernel_is_no_limit_of_the_dialer(t: &Fixture) 
     Ok(())
 }
 
-/// Fix row 15: the fixture counts what is left.
 /// A connection that is being made is not idle.
 pub(crate) fn the_idle_timeout_is_no_limit_of_the_dialer(t: &Fixture) -> Check {
     const IDLE: Duration = Duration::from_millis(30);
@@ -206,6 +205,7 @@ pub(crate) fn the_idle_timeout_is_no_limit_of_the_dialer(t: &Fixture) -> Check {
     })
 }
 
+/// Fix row 15: the fixture counts what is left.
 pub(crate) fn dropping_a_dial_gives_up_without_a_leak(t: &Fixture) -> Check {
     let deaf = DeafListener::new()?;
     let addr = deaf.addr.to_string();

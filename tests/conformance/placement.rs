@@ -20,7 +20,7 @@ macro_rules! cases {
             a_handler_is_called_where_it_runs
             threads_that_never_sleep_wake_nobody
             workers_do_what_a_poller_that_is_held_up_has_not_come_to
-            workers_do_what_a_close_callback_keeps_its_poller_from
+            workers_serve_while_a_close_callback_blocks_their_poller
             what_was_flushed_before_a_poller_is_held_up_leaves_without_it
             tasks_that_wake_while_their_poller_is_held_up_go_on_elsewhere
             a_long_round_is_taken_over_as_a_whole
@@ -268,9 +268,9 @@ pub(crate) fn workers_do_what_a_poller_that_is_held_up_has_not_come_to(t: &Fixtu
 }
 
 /// One pass brings the end of a connection, whose callback does not return, and requests.
-pub(crate) fn workers_do_what_a_close_callback_keeps_its_poller_from(t: &Fixture) -> Check {
+pub(crate) fn workers_serve_while_a_close_callback_blocks_their_poller(t: &Fixture) -> Check {
     if let Some(reason) = no_rounds(t) {
-        return skip("workers_do_what_a_close_callback_keeps_its_poller_from", reason);
+        return skip("workers_serve_while_a_close_callback_blocks_their_poller", reason);
     }
     let ((before, keeper_before), (stop, keeper)) = (Stop::new(), Stop::new());
     let stops_newcomers = Arc::new(AtomicBool::new(false));

@@ -139,7 +139,7 @@ impl Buffers {
     }
 
     /// Takes buffers back that were not needed since the last call: all buffers of a size that no
-    /// receive used, and some of the other sizes if `has_all` completions were taken.
+    /// receive used, and some buffers of the other sizes if `has_all` completions were taken.
     pub(super) fn shrink(&mut self, ring: &Ring, has_all: bool) {
         for (size, place) in self.classes.iter_mut().enumerate() {
             let Some(class) = place else { continue };

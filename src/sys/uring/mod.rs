@@ -193,7 +193,8 @@ impl Backend for Uring {
         self.pass_left = self.pass_left.saturating_sub(COMPLETIONS_PER_ROUND);
         let collected = self.collect(sink);
         self.survive(collected, sink)?;
-        Ok(self.pass_left == 0)
+        // The kernel keeps further completions of this pass in a list while the queue is full.
+        Ok(self.pass_left == 0 && !self.operations.ring.has_overflowed())
     }
 
     fn has_grown(&self) -> bool {
@@ -378,6 +379,9 @@ impl Uring {
         // The send rings continue; a send that they lost is given up with its connection. Without
         // send rings, later sends go through the new receive ring.
         new.shared_sends = self.shared_sends.take();
+        if let Some(sends) = &mut new.shared_sends {
+            sends.forget_losses();
+        }
         let mut old = std::mem::replace(self, new);
         self.completed.append(&mut old.completed);
         // The old ring may use the sockets until it is dropped.

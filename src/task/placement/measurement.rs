@@ -403,7 +403,7 @@ impl Tally {
             squares -= square(sum_ns as f64) / f64::from(runs) * (1.0 + SPREAD_IGNORED);
         }
         let long_outliers_ns = outliers.iter().filter(|ns| **ns >= blocking_ns_min).sum::<u64>();
-        // A run was counted by the limit of its time, which may have been higher.
+        // `blocking_ns` used the limit that held when a run ended. That limit may have been higher.
         let blocking_ns = self.blocking_ns.saturating_sub(long_outliers_ns);
         let lasted_ns = lasted_ns.max(1) as f64;
         Blocking {

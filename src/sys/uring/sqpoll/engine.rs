@@ -112,8 +112,8 @@ impl Engine {
         lock(self.rings.threads()).start(shape, self.plan.nice)
     }
 
-    /// Tells of kernel threads that have kept their niceness. A subscriber is code of the user, so
-    /// the caller holds no lock.
+    /// Logs that a kernel thread could not be given its niceness. A subscriber is code of the user,
+    /// so the caller holds no lock.
     pub(in crate::sys::uring) fn tell_unranked(&self) {
         let unranked = lock(self.rings.threads()).take_unranked();
         if let (Some(error), Some(nice)) = (unranked, self.plan.nice) {

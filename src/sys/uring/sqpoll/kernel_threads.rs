@@ -24,7 +24,7 @@ pub(crate) struct ThreadUse {
 pub(super) struct KernelThreads {
     living: Vec<KernelThread>,
     ended: ThreadUse,
-    /// Why a thread has kept its niceness, until the poller tells.
+    /// Why a thread could not be given its niceness, until it is logged.
     unranked: Option<io::Error>,
 }
 
@@ -58,7 +58,7 @@ impl KernelThreads {
         Ok(collector)
     }
 
-    /// Why a thread has kept its niceness, if it has since the last call.
+    /// Why a thread could not be given its niceness, if that happened since the last call.
     pub(super) fn take_unranked(&mut self) -> Option<io::Error> {
         self.unranked.take()
     }

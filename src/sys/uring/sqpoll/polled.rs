@@ -80,7 +80,11 @@ impl Polled {
                     let _ = io.submitter().register_iowq_max_workers(&mut [1, 1]);
                     let flags = Flags::of(&io)?;
                     let ring = Polled { io, flags, without_array, sends: AtomicU64::new(0) };
-                    return Ok(Collector { ring: Arc::new(ring), ended_sends: 0, told_lost: 0 });
+                    return Ok(Collector {
+                        ring: Arc::new(ring),
+                        ended_sends: 0,
+                        reported_lost: 0,
+                    });
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
                 Err(error) => return Err(error),
@@ -276,8 +280,8 @@ pub(in crate::sys::uring) struct Collector {
     ring: Arc<Polled>,
     /// How many sends have ended.
     ended_sends: u64,
-    /// How many lost completions [`has_lost_more`](Self::has_lost_more) has told of.
-    told_lost: u32,
+    /// How many lost completions [`has_lost_more`](Self::has_lost_more) has reported.
+    reported_lost: u32,
 }
 
 impl Collector {
@@ -306,7 +310,7 @@ impl Collector {
     /// Whether the kernel has dropped completions since the last call.
     pub(super) fn has_lost_more(&mut self) -> bool {
         let lost = self.lost_completions();
-        std::mem::replace(&mut self.told_lost, lost) != lost
+        std::mem::replace(&mut self.reported_lost, lost) != lost
     }
 
     /// Moves at most `limit` completions to `into`, and counts the sends that ended with them.

@@ -104,6 +104,13 @@ impl SharedSends {
         fetched
     }
 
+    /// Forgets the losses so far: a new receive ring takes over.
+    pub(in crate::sys::uring) fn forget_losses(&mut self) {
+        for collector in &mut self.collectors {
+            collector.has_lost_more();
+        }
+    }
+
     /// Takes a completion of a send. Returns the token and the result when the send is over and its
     /// connection is not removed.
     pub(in crate::sys::uring) fn complete(
