@@ -224,6 +224,11 @@ fn iovs_cover_the_front_and_an_advance_may_end_anywhere() {
     assert_eq!(chain.find(3, 0), Some(13));
     assert_eq!(chain.find(3, 20), Some(20));
     assert_eq!(chain.find(3, 21), None);
+    let bytes: Vec<u8> = chain.slices().flat_map(|piece| piece.to_vec()).collect();
+    for (byte, from) in (0..5).flat_map(|byte| (0..=bytes.len()).map(move |from| (byte, from))) {
+        let index = bytes[from..].iter().position(|other| *other == byte);
+        assert_eq!(chain.find(byte, from), index.map(|index| from + index), "{byte} from {from}");
+    }
 }
 
 #[test]

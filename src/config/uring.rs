@@ -350,7 +350,7 @@ pub(crate) const COMPLETIONS_PER_ROUND: usize = 256;
 /// is leaked.
 pub(crate) const TEARDOWN: Duration = Duration::from_secs(2);
 
-/// The same for a ring that has lost completions: some of its operations never end. Its poller
+/// The same for a ring that has lost completions: some of its operations may never end. Its poller
 /// waits for the end before it uses a new ring, so the time is short. A zero-copy send that the
 /// peer has not acknowledged by then is leaked.
 pub(crate) const TEARDOWN_AFTER_LOSS: Duration = Duration::from_millis(50);

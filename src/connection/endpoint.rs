@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::core::Core;
 use super::direct::Direct;
 use super::handle::Handle;
-use super::input::{End, Filed, Started};
+use super::input::{Dial, End, Filed, Started};
 use super::output::{Ending, Output};
 use super::state::Kind;
 use crate::buffer::{Chain, Spent};
@@ -120,8 +120,7 @@ impl Endpoint for Core {
                     self.timeouts.touch(now_ns());
                 }
                 let mut input = lock(&self.input);
-                input.is_connecting = false;
-                input.connected = Some(result);
+                input.dial = Dial::Ended(result);
                 Wanted { reader: input.take_waker(), ..Wanted::default() }
             }
             Completion::Readable(number, is_urgent) => {
@@ -418,7 +417,7 @@ impl Core {
             if self.timeouts.lingers_too_long(now_ns) {
                 return None;
             }
-        } else if self.is_occupied() || lock(&self.input).is_connecting {
+        } else if self.is_occupied() || matches!(lock(&self.input).dial, Dial::Begun) {
             return Some(now_ns);
         }
         let moved_ns = now_ns.saturating_sub(self.taken_ago()?.as_nanos() as u64);

@@ -53,10 +53,15 @@ pub(super) struct Input {
     pub(super) direct_number: u32,
     /// The reader found many bytes in the inbox the last time.
     pub(super) took_many: bool,
-    /// The connect has begun and has not ended.
-    pub(super) is_connecting: bool,
-    /// How connecting ended.
-    pub(super) connected: Option<io::Result<()>>,
+    pub(super) dial: Dial,
+}
+
+/// How far the connect of a dialled connection has come.
+pub(super) enum Dial {
+    /// No connect was begun, or its result was taken.
+    None,
+    Begun,
+    Ended(io::Result<()>),
 }
 
 /// A reader that waits.
@@ -122,8 +127,7 @@ impl Input {
             direct: Direct::Off,
             direct_number: 0,
             took_many: false,
-            is_connecting: false,
-            connected: None,
+            dial: Dial::None,
         }
     }
 
@@ -131,6 +135,17 @@ impl Input {
     #[inline]
     pub(super) fn may_start(&self) -> bool {
         self.serves && self.runs == Runs::Idle
+    }
+
+    /// Takes the result of the connect, once that has ended.
+    pub(super) fn take_dialled(&mut self) -> Option<io::Result<()>> {
+        match std::mem::replace(&mut self.dial, Dial::None) {
+            Dial::Ended(result) => Some(result),
+            other => {
+                self.dial = other;
+                None
+            }
+        }
     }
 
     /// No run is active, and none will start for bytes that have come.

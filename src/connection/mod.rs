@@ -431,7 +431,7 @@ const _: () = {
 
 /// Starts to connect. [`wait_connected`] returns the result.
 pub(crate) fn start_connect(core: &Arc<Core>, socket: Arc<Socket>, peer: PeerAddr) {
-    lock(&core.input).is_connecting = true;
+    lock(&core.input).dial = input::Dial::Begun;
     core.remote.send(Command::Connect(Arc::clone(core), socket, peer));
 }
 

@@ -88,7 +88,7 @@ pub(super) async fn connected(core: &Arc<Core>) -> std::io::Result<()> {
         let waker = cx.waker().clone();
         let unneeded = {
             let mut input = lock(&core.input);
-            if let Some(result) = input.connected.take() {
+            if let Some(result) = input.take_dialled() {
                 return Poll::Ready(result);
             }
             if core.life.is_closed() {

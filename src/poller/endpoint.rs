@@ -1,8 +1,8 @@
 //! A connection or a listener, as its poller sees it.
 //!
 //! The poller calls an [`Endpoint`], and the endpoint answers with a [`Reaction`] or, for received
-//! bytes, with a [`Receipt`]. An endpoint never runs user code in such a call: the poller decides
-//! when user code runs.
+//! bytes, with a [`Receipt`]. An endpoint runs user code only in the calls that say so: the poller
+//! decides when.
 
 use std::io;
 use std::task::Waker;
@@ -42,7 +42,7 @@ pub(crate) trait Endpoint: Sized + Send + Sync + 'static {
     /// Whether the timer for `at_ns` is the current one.
     fn is_armed(&self, at_ns: u64) -> bool;
 
-    /// The slot is given up, and the backend has dropped the socket.
+    /// The slot is given up, and the backend has dropped the socket. Runs user code.
     fn on_removed(self: &Arc<Self>);
 
     /// Begins a run that has started: calls the handler and polls the run once. The run may also be

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! outbox → backend; wait: completions → endpoints; timers → endpoints
-//!        → run the round: wake-ups, kept runs, jobs → commands, and the jobs they add → outbox …
+//!        → run the round: wake-ups, freed slots, kept runs, jobs
+//!        → commands, and the jobs they add → outbox …
 //! ```
 
 mod alarm;
@@ -166,6 +167,7 @@ impl<B: Backend, E: Endpoint> Poller<B, E> {
         self.dispatcher.round.completions = 0;
         self.dispatcher.tidy_memory(&mut self.backend);
         self.send_outbox();
+        // A visit waits for the end of a pass, not for an event.
         let may_rest = self.visits.is_empty();
         if may_rest && self.spin.is_enabled() && self.spin()? {
             self.dispatcher.remote.mailbox().take_commands(&mut self.commands);

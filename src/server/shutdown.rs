@@ -1,8 +1,8 @@
 //! The shutdown of a server.
 //!
-//! It stops accepting, closes idle connections, then waits for the busy ones. The methods that
-//! block run on the thread that calls them; the futures run on any executor. Pollers report
-//! progress through [`Progress`].
+//! It stops accepting, serves requests that have already arrived, closes idle connections, then
+//! waits for the busy ones. The methods that block run on the thread that calls them; the futures
+//! run on any executor. Pollers report progress through [`Progress`].
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -358,6 +358,12 @@ pub(crate) fn a_handler_that_consumes_nothing_after_the_peer_closed_ends_the_con
     Ok(())
 }
 
+async fn echo_eleven(mut conn: Connection) -> Result<()> {
+    let all = conn.next(11).await?;
+    conn.write(all)?;
+    conn.flush().await
+}
+
 /// The bytes are too few for the waiting read, so they wake no task. They must still be handled.
 pub(crate) fn bytes_that_arrive_during_a_wait_that_is_given_up_are_handled(t: &Fixture) -> Check {
     let gives_up = Arc::new(Semaphore::new(0));
@@ -370,9 +376,7 @@ pub(crate) fn bytes_that_arrive_during_a_wait_that_is_given_up_are_handled(t: &F
         let run = counts.fetch_add(1, Ordering::SeqCst);
         async move {
             if run > 0 {
-                let all = conn.next(11).await?;
-                conn.write(all)?;
-                return conn.flush().await;
+                return echo_eleven(conn).await;
             }
             let handle = conn.handle();
             std::thread::spawn(move || {
@@ -406,9 +410,7 @@ pub(crate) fn bytes_that_end_a_wait_that_is_given_up_are_handled(t: &Fixture) ->
         let run = counts.fetch_add(1, Ordering::SeqCst);
         async move {
             if run > 0 {
-                let all = conn.next(11).await?;
-                conn.write(all)?;
-                return conn.flush().await;
+                return echo_eleven(conn).await;
             }
             let handle = conn.handle();
             let mut read = Box::pin(conn.next(11));

@@ -96,7 +96,7 @@ impl SharedSends {
                 fetched = fetched.and(collector.enter(WaitFor::Completion(Until::Now), counters));
             }
             collector.collect(cqes, COMPLETIONS_PER_ROUND);
-            // The kernel reports a loss only to a thread that waits, and these rings have none.
+            // The kernel reports a loss only to a thread that waits, and none waits on these rings.
             if collector.has_lost_more() {
                 fetched = fetched.and(Err(io::Error::from_raw_os_error(libc::EBADR)));
             }
